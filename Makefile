@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine: `make study` and `make test`.
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS ?= dev
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& echo $$name && break; done)
+
+.PHONY: study test test-slow env lint bench clean
+
+study: env  ## the whole study at the scale of params.yaml
+	$(BIN)/snakemake --cores all
+
+test: env lint  ## lint, types, and all tests with both engines' smoke runs
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: env  ## what takes minutes: every kernel for every architecture, two processes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: env  ## the benchmarks that run on a CPU
+	for script in $(filter-out %_gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+env: $(VENV)/.installed  ## the environment, in .venv; uses uv when it is there
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11-3.13 on PATH; install one, or name it: make env PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	if uv --version >/dev/null 2>&1; then \
+	  uv pip install --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'; \
+	else \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'; \
+	fi
+	touch $@
+
+clean:  ## what runs have written, not the environment
+	rm -rf results reports/mini reports/smoke .snakemake
