@@ -1,0 +1,37 @@
+"""The numerical kernels of sparse attention, one backend per kind of device."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+
+import torch
+
+from sf.attention.backends.base import Backend
+from sf.attention.backends.sdpa import SdpaBackend
+
+__all__ = ["Backend", "SdpaBackend", "backend_for"]
+
+_SDPA = SdpaBackend()
+
+
+def backend_for(device: torch.device) -> Backend:
+    """The fastest backend for tensors on `device`."""
+    return _cuda() if device.type == "cuda" else _SDPA
+
+
+@lru_cache
+def _cuda() -> Backend:
+    try:
+        from sf.attention.backends.cuda import CudaBackend
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.partition(".")[0] != "triton":
+            raise
+        warnings.warn(
+            "triton is not installed: selection on this GPU runs on PyTorch's operators, slower "
+            "and with more memory; install triton, which PyTorch's CUDA builds for Linux bring",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return _SDPA
+    return CudaBackend()

@@ -1,0 +1,187 @@
+"""CUDA: fused probe scores, variable-length flash attention on packed tokens, split decoding.
+
+Where a kernel does not apply (float64 or float32 inputs, gradients through decoding, several new
+tokens at once, dropout without flash-attn), PyTorch's own attention computes the same numbers.
+
+Shape suffixes: see `base` and `packed`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from inspect import signature
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sf.attention.backends.packed import (
+    Packing,
+    attend_rows,
+    attend_uniform,
+    gather_padded,
+    pack,
+)
+from sf.attention.backends.sdpa import SdpaBackend
+from sf.attention.kernels.decode import decode_attention
+from sf.attention.kernels.probe_scores import probe_mass
+
+__all__ = ["CudaBackend"]
+
+_HALF = (torch.float16, torch.bfloat16)
+_FUSED = (*_HALF, torch.float32)
+# The kernels' largest head; Qwen2 and Qwen2.5 have 128.
+_LARGEST_HEAD = 256
+# Shorter caches are read faster than the two kernels of the split form are launched.
+_LEAST_ENTRIES = 1024
+
+
+@dataclass(frozen=True)
+class CudaBackend(SdpaBackend):
+    """Device kernels where they apply, `SdpaBackend` where not.
+
+    Attributes:
+        ragged: how rows of unequal length attend. "packed" is one variable-length flash call over
+            all of them (flash-attn if it is installed, else PyTorch's); "rows" is one SDPA call a
+            row. Rows of equal length always share one SDPA call, whose kernel PyTorch chooses.
+    """
+
+    ragged: Literal["packed", "rows"] = "packed"
+
+    def probe_mass(
+        self,
+        query_BHLD: Tensor,
+        key_BGLD: Tensor,
+        column_BP: Tensor,
+        present_BP: Tensor,
+        valid_BL: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        parts = (query_BHLD, key_BGLD, column_BP, present_BP, valid_BL, scaling)
+        fits = query_BHLD.shape[-1] <= _LARGEST_HEAD and query_BHLD.dtype in _FUSED
+        return probe_mass(*parts) if fits else super().probe_mass(*parts)
+
+    def prefill(
+        self,
+        query_BHLD: Tensor,
+        key_BGLD: Tensor,
+        value_BGLD: Tensor,
+        index_BW: Tensor,
+        lengths: list[int],
+        scaling: float,
+        dropout: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        packing = pack(index_BW, lengths, query_BHLD.shape[2])
+        query_THD = packing.take(query_BHLD)
+        # The cache wants left-padded rows; without padding they are the packed ones already.
+        key_BWGD, value_BWGD = (gather_padded(part, index_BW) for part in (key_BGLD, value_BGLD))
+        key_TGD, value_TGD = key_BWGD.flatten(0, 1), value_BWGD.flatten(0, 1)
+        if packing.uniform:
+            attend = attend_uniform
+        else:
+            key_TGD, value_TGD = (
+                part.index_select(0, packing.slot_T) for part in (key_TGD, value_TGD)
+            )
+            attend = attend_packed if self._packs(query_THD, dropout) else attend_rows
+        out_THD = attend(query_THD, key_TGD, value_TGD, packing, scaling, dropout)
+        return packing.spread(out_THD), key_BWGD.transpose(1, 2), value_BWGD.transpose(1, 2)
+
+    def _packs(self, query_THD: Tensor, dropout: float) -> bool:
+        size = query_THD.shape[-1]
+        return (
+            self.ragged == "packed"
+            and query_THD.dtype in _HALF
+            and size % 8 == 0
+            and size <= _LARGEST_HEAD
+            and query_THD.shape[0] > 0
+            and _runs_flash(query_THD.device)
+            and (dropout == 0 or _flash_attn() is not None)
+        )
+
+    def decode(
+        self,
+        query_BHND: Tensor,
+        key_BGKD: Tensor,
+        value_BGKD: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+    ) -> Tensor:
+        needs_gradient = torch.is_grad_enabled() and any(
+            part.requires_grad for part in (query_BHND, key_BGKD, value_BGKD)
+        )
+        if (
+            query_BHND.shape[2] != 1
+            or key_BGKD.shape[2] < _LEAST_ENTRIES
+            or query_BHND.shape[-1] > _LARGEST_HEAD
+            or query_BHND.dtype not in _FUSED
+            or needs_gradient
+        ):
+            return super().decode(query_BHND, key_BGKD, value_BGKD, mask, scaling)
+        mask_BK = None if mask is None else mask[:, 0, 0]
+        return decode_attention(query_BHND[:, :, 0], key_BGKD, value_BGKD, mask_BK, scaling)[
+            :, None
+        ]
+
+
+def attend_packed(
+    query_THD: Tensor,
+    key_TGD: Tensor,
+    value_TGD: Tensor,
+    packing: Packing,
+    scaling: float,
+    dropout: float,
+) -> Tensor:
+    """Causal flash attention within each row, one call for all; (T, H, D), differentiable.
+
+    float16 or bfloat16, CUDA devices of compute capability 8.0 or more. Dropout needs flash-attn.
+    """
+    longest = max(packing.lengths)
+    places = (packing.ends_C, packing.ends_C, longest, longest)
+    flash = _flash_attn()
+    if flash is not None:
+        out: Tensor = flash(
+            query_THD,
+            key_TGD,
+            value_TGD,
+            *places,
+            dropout_p=dropout,
+            softmax_scale=scaling,
+            causal=True,
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+        )
+        return out
+    varlen, options = _torch_varlen()
+    out = varlen(
+        query_THD, key_TGD, value_TGD, *places, scale=scaling, window_size=(-1, 0), **options
+    )
+    return out
+
+
+@lru_cache
+def _flash_attn() -> Any:
+    """flash-attn's variable-length function, or None where the package is not installed."""
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ModuleNotFoundError:
+        return None
+    return flash_attn_varlen_func
+
+
+@lru_cache
+def _torch_varlen() -> tuple[Any, dict[str, bool]]:
+    """PyTorch's variable-length attention, and what it asks for when heads share keys."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    # The option came after the function; without it grouped heads were taken as they are.
+    grouped = "enable_gqa" in signature(varlen_attn).parameters
+    return varlen_attn, {"enable_gqa": True} if grouped else {}
+
+
+@lru_cache
+def _runs_flash(device: torch.device) -> bool:
+    return (
+        device.type == "cuda"
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )

@@ -1,0 +1,144 @@
+"""The active tokens of a batch in one buffer without padding, row after row.
+
+Shape suffixes: see `base`; T packed tokens, the sum of the rows' active columns. With two rows of
+three columns, of which one and two are active:
+
+    index    . . 2      lengths 1 2      place  2 3 5      ends  0 1 3
+             . 0 2
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+__all__ = ["Packing", "attend_rows", "attend_uniform", "pack"]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the packed tokens come from.
+
+    Attributes:
+        place_T: int64, row x columns + column of each packed token.
+        slot_T: int64, its place among the B x W entries of a left-padded buffer.
+        ends_C: int32 (B + 1,), where rows begin and end in the packed buffer ("cu_seqlens").
+        lengths: packed tokens of each row, known to the host.
+        width: W. columns: of a row in the unpacked tensors.
+    """
+
+    place_T: Tensor
+    slot_T: Tensor
+    ends_C: Tensor
+    lengths: list[int]
+    width: int
+    columns: int
+
+    @property
+    def uniform(self) -> bool:
+        """Whether no row is shorter than the widest one."""
+        return min(self.lengths) == self.width
+
+    def take(self, part_BHLD: Tensor) -> Tensor:
+        """The packed tokens of an unpacked tensor, (T, H, D); differentiable."""
+        return _lines(part_BHLD).index_select(0, self.place_T)
+
+    def spread(self, out_THD: Tensor) -> Tensor:
+        """(B, L, H, D) with zeros at columns that were not packed; differentiable."""
+        batch = len(self.lengths)
+        full = out_THD.new_zeros(batch * self.columns, *out_THD.shape[1:])
+        full.index_copy_(0, self.place_T, out_THD)
+        return full.view(batch, self.columns, *out_THD.shape[1:])
+
+
+def pack(index_BW: Tensor, lengths: list[int], columns: int) -> Packing:
+    """The packing of each row's last `lengths[row]` entries of `index_BW`.
+
+    The device is not waited for: the lengths are known to the host already.
+    """
+    batch, width = index_BW.shape
+    device = index_BW.device
+    row_B1 = torch.arange(batch, device=device)[:, None]
+    slot_BW = torch.arange(batch * width, device=device).view(batch, width)
+    ends = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32)
+    return Packing(
+        place_T=_last(index_BW + row_B1 * columns, lengths),
+        slot_T=_last(slot_BW, lengths),
+        ends_C=ends.to(device, non_blocking=True),
+        lengths=lengths,
+        width=width,
+        columns=columns,
+    )
+
+
+def gather_padded(part_BGLD: Tensor, index_BW: Tensor) -> Tensor:
+    """All W indexed columns of each row, (B, W, G, D) contiguous; differentiable."""
+    batch, groups, columns, size = part_BGLD.shape
+    row_B1 = torch.arange(batch, device=index_BW.device)[:, None]
+    place = (index_BW + row_B1 * columns).reshape(-1)
+    return _lines(part_BGLD).index_select(0, place).view(batch, -1, groups, size)
+
+
+def attend_uniform(
+    query_THD: Tensor,
+    key_TGD: Tensor,
+    value_TGD: Tensor,
+    packing: Packing,
+    scaling: float,
+    dropout: float,
+) -> Tensor:
+    """Causal attention when all rows are equally long, in one call; (T, H, D)."""
+    query, key, value = (
+        part.view(len(packing.lengths), packing.width, *part.shape[1:]).transpose(1, 2)
+        for part in (query_THD, key_TGD, value_TGD)
+    )
+    return _causal(query, key, value, scaling, dropout).transpose(1, 2).flatten(0, 1)
+
+
+def attend_rows(
+    query_THD: Tensor,
+    key_TGD: Tensor,
+    value_TGD: Tensor,
+    packing: Packing,
+    scaling: float,
+    dropout: float,
+) -> Tensor:
+    """Causal attention within each row, one call per row; (T, H, D). Any device and dtype."""
+    parts = (part.split(packing.lengths) for part in (query_THD, key_TGD, value_TGD))
+    pieces = []
+    for row in zip(*parts, strict=True):
+        query, key, value = (part.transpose(0, 1)[None] for part in row)
+        if query.shape[2]:
+            pieces.append(_causal(query, key, value, scaling, dropout)[0].transpose(0, 1))
+    return torch.cat(pieces) if pieces else query_THD
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+    shared = query.shape[1] != key.shape[1]
+    if shared and query.dtype not in (torch.float16, torch.bfloat16):
+        # Only the flash kernels know grouped queries; for others PyTorch would hold all scores.
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (part.repeat_interleave(repeats, dim=1) for part in (key, value))
+        shared = False
+    return scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=shared
+    )
+
+
+def _lines(part_BHLD: Tensor) -> Tensor:
+    """(B x L, H, D); a view for one row, and for tensors that lie as (B, L, H, D)."""
+    if part_BHLD.shape[0] == 1:
+        return part_BHLD[0].transpose(0, 1)
+    return part_BHLD.transpose(1, 2).flatten(0, 1)
+
+
+def _last(part_BW: Tensor, lengths: list[int]) -> Tensor:
+    """Each row's last entries, in one vector."""
+    width = part_BW.shape[1]
+    if min(lengths) == width:
+        return part_BW.reshape(-1)
+    return torch.cat([part_BW[row, width - length :] for row, length in enumerate(lengths)])

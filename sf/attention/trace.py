@@ -1,0 +1,62 @@
+"""What a sparse forward kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sf.errors import ConfigError
+
+__all__ = ["Trace"]
+
+
+@dataclass
+class Trace:
+    """The kept tokens of the last prefill (or training forward), and what decoding added to them.
+
+    Nothing here refers to keys, values or weights, so a trace may outlive its context.
+
+    Attributes:
+        kept: per layer, bool (batch, prompt) in the padded prompt's columns.
+        valid: bool (batch, prompt), False on padding.
+        appended: entries per layer that came after the prompt, the same for every row.
+    """
+
+    kept: list[Tensor] = field(default_factory=list)
+    valid: Tensor | None = None
+    appended: int = 0
+    whole_kv: bool = False
+
+    def _prompt(self) -> Tensor:
+        if self.valid is None:
+            raise ConfigError(
+                "trace", None, "nothing was recorded yet", "run the model inside the context first"
+            )
+        return self.valid
+
+    @property
+    def prompt_lengths(self) -> Tensor:
+        """int64 (batch,), tokens of each prompt."""
+        return self._prompt().sum(-1)
+
+    @property
+    def layer_ratios(self) -> Tensor:
+        """float32 (layers, batch), kept / prompt length; 1 for a row without tokens."""
+        lengths = self.prompt_lengths
+        kept = torch.stack([mask.sum(-1).to(lengths.device) for mask in self.kept])
+        return torch.where(lengths > 0, kept / lengths.clamp(min=1), 1.0).float()
+
+    @property
+    def token_ratio(self) -> Tensor:
+        """float32 (batch,), mean of `layer_ratios` over layers."""
+        return self.layer_ratios.mean(0)
+
+    @property
+    def kv_lengths(self) -> Tensor:
+        """int64 (layers, batch), keys that a new token can see in each layer's cache."""
+        lengths = self.prompt_lengths
+        if self.whole_kv:
+            return lengths.expand(len(self.kept), -1) + self.appended
+        return torch.stack([mask.sum(-1).to(lengths.device) for mask in self.kept]) + self.appended

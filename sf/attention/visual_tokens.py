@@ -1,0 +1,114 @@
+"""Where a prompt's visual tokens lie: prompt columns and the cells of the media they stand for.
+
+A cell is what one visual token sees: spatial_merge_size x spatial_merge_size patches of an image,
+over two neighbouring frames of a video. Placeholders follow each other row by row, time step by
+time step, in every model of the Qwen2-VL line.
+
+Shape suffixes: B rows of the batch, L prompt columns, J layers; T time steps, H rows and W columns
+of cells; M media.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sf.errors import DataError
+
+__all__ = ["VisualSpan", "locate", "visual_mask"]
+
+
+@dataclass(frozen=True)
+class VisualSpan:
+    """The tokens of one image or one video.
+
+    Attributes:
+        kind: "image" or "video".
+        row: row of the batch.
+        shape: (T, H, W) in cells; T is 1 for an image.
+        columns: int64 (T * H * W,), the prompt column of each cell, time first, then row by row.
+    """
+
+    kind: Literal["image", "video"]
+    row: int
+    shape: tuple[int, int, int]
+    columns: Tensor
+
+    def column(self, time: int, row: int, col: int) -> int:
+        """The prompt column of a cell."""
+        return int(self.columns.view(self.shape)[time, row, col])
+
+    def cells(self, kept: Sequence[Tensor]) -> Tensor:
+        """Which cells each layer kept.
+
+        Args:
+            kept: `Trace.kept`, per layer bool (B, L).
+
+        Returns:
+            bool (J, T, H, W) on the CPU.
+        """
+        layers = [mask[self.row].cpu()[self.columns] for mask in kept]
+        return torch.stack(layers).view(len(layers), *self.shape)
+
+
+def locate(inputs: Mapping[str, Any], config: Any) -> list[VisualSpan]:
+    """The images and videos of a batch: images first, each kind in the order of the prompts.
+
+    Args:
+        inputs: `input_ids` (B, L), padded on either side, with `image_grid_thw` and
+            `video_grid_thw` (M, 3) in patches where there are such media.
+        config: of the model: `image_token_id`, `video_token_id` and the vision tower's
+            `spatial_merge_size`.
+
+    Raises:
+        DataError: grids and placeholders do not fit together.
+    """
+    ids = inputs["input_ids"].cpu()
+    merge = int(config.vision_config.spatial_merge_size)
+    spans = _spans("image", ids == config.image_token_id, inputs.get("image_grid_thw"), merge)
+    return spans + _spans(
+        "video", ids == config.video_token_id, inputs.get("video_grid_thw"), merge
+    )
+
+
+def _spans(
+    kind: Literal["image", "video"], here_BL: Tensor, grids_M3: Tensor | None, merge: int
+) -> list[VisualSpan]:
+    places = here_BL.nonzero()  # row by row, each row from the left
+    shapes = (
+        [] if grids_M3 is None else [(t, h // merge, w // merge) for t, h, w in grids_M3.tolist()]
+    )
+    needed = sum(t * h * w for t, h, w in shapes)
+    if needed != len(places):
+        raise DataError(
+            f"{kind} placeholders",
+            len(places),
+            f"the {kind} grids {shapes} (time, rows, columns) need {needed}",
+            "encode the prompt and its media together",
+        )
+    spans, at = [], 0
+    for shape in shapes:
+        mine = places[at : at + shape[0] * shape[1] * shape[2]]
+        at += len(mine)
+        rows = mine[:, 0].unique().tolist()
+        if len(rows) != 1:
+            raise DataError(
+                f"{kind} placeholders",
+                None,
+                f"those of one {kind} of {shape} cells lie in the rows {rows} of the batch",
+                "encode the prompt and its media together",
+            )
+        spans.append(VisualSpan(kind, rows[0], shape, mine[:, 1]))
+    return spans
+
+
+def visual_mask(spans: Sequence[VisualSpan], shape: tuple[int, int]) -> Tensor:
+    """bool (B, L), True on the visual tokens of the prompts."""
+    mask = torch.zeros(shape, dtype=torch.bool)
+    for span in spans:
+        mask[span.row, span.columns] = True
+    return mask

@@ -1,0 +1,50 @@
+"""The error tree: an error that a user can cause is a `SparsityForcingError` and a stdlib error.
+
+A message holds the field, the value, the rule and the remedy, in that order.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "EnvironmentFault",
+    "OutputConflictError",
+    "SparsityForcingError",
+    "TrainingCollapse",
+    "UnsupportedModelError",
+]
+
+
+class SparsityForcingError(Exception):
+    """Base of all errors that a user of this package can cause or has to act on."""
+
+    def __init__(self, field: str, value: object = None, rule: str = "", remedy: str = "") -> None:
+        self.field, self.value, self.rule, self.remedy = field, value, rule, remedy
+        shown = f"{field} = {value!r}" if value is not None else field
+        parts = [shown, rule, remedy]
+        super().__init__(". ".join(part.rstrip(".") for part in parts if part) + ".")
+
+
+class ConfigError(SparsityForcingError, ValueError):
+    """A parameter is unknown, out of range or inconsistent with another one."""
+
+
+class DataError(SparsityForcingError, ValueError):
+    """Input rows or media cannot be used, or too many of them were rejected."""
+
+
+class UnsupportedModelError(SparsityForcingError, TypeError):
+    """A model cannot be run with sparse attention."""
+
+
+class OutputConflictError(SparsityForcingError, FileExistsError):
+    """An output folder holds something that this stage did not write."""
+
+
+class EnvironmentFault(SparsityForcingError, RuntimeError):
+    """The machine lacks something: a device, disk space, a package, a server."""
+
+
+class TrainingCollapse(SparsityForcingError, RuntimeError):
+    """Training was stopped because its figures left the range in which they mean anything."""

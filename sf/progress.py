@@ -1,0 +1,86 @@
+"""Progress of a long loop: a bar on a terminal, plain lines with an ETA elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Progress", "progress"]
+
+INTERVAL_S = 10.0
+
+
+@dataclass
+class Progress:
+    """Counts finished units and says so.
+
+    Args:
+        title: what is counted.
+        total: units until the end.
+        done: units that an earlier run finished; they do not enter the rate.
+    """
+
+    title: str
+    total: int
+    done: int = 0
+    _bar: Any = field(default=None, repr=False)
+    _started: float = field(default_factory=time.monotonic, repr=False)
+    _first: int = field(default=0, repr=False)
+    _shown: float = field(default=0.0, repr=False)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Report `count` more finished units, with a short note such as the current loss."""
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self.done, note=note)
+            return
+        now = time.monotonic()
+        if now - self._shown >= INTERVAL_S or self.done == self.total:
+            self._shown = now
+            print(self.line(now, note), file=sys.stderr, flush=True)
+
+    def line(self, now: float, note: str = "") -> str:
+        """One line: title, done/total, elapsed and remaining seconds, note."""
+        elapsed = now - self._started
+        fresh = self.done - self._first
+        left = f"{elapsed / fresh * (self.total - self.done):.0f} s left" if fresh else "? left"
+        text = f"{self.title}: {self.done}/{self.total}, {elapsed:.0f} s, {left}"
+        return f"{text}, {note}" if note else text
+
+
+@contextmanager
+def progress(title: str, total: int, done: int = 0) -> Iterator[Progress]:
+    """Show the progress of a loop on stderr.
+
+    Args:
+        title: what is counted.
+        total: units until the end.
+        done: units that an earlier run finished.
+
+    Yields:
+        A `Progress`; call `advance` on it.
+    """
+    counter = Progress(title, total, done, _first=done)
+    if not sys.stderr.isatty():
+        counter._shown = counter._started
+        yield counter
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        bar.add_task(title, total=total, completed=done, note="")
+        counter._bar = bar
+        yield counter

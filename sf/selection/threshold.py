@@ -1,0 +1,40 @@
+"""Threshold: every token whose score is large enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sf.selection.policy import Fraction, Policy, per_row
+from sf.selection.scores import Scores
+
+__all__ = ["Threshold"]
+
+
+@dataclass(frozen=True)
+class Threshold(Policy):
+    """Tokens whose normalised score is at least `value`.
+
+    The normalised score is the mean attention weight of a key among the probes that can see it, so
+    it lies in [0, 1], and 1/length is what uniform attention gives. The paper's Table 4 names this
+    selector without its formula: this one is ours.
+
+    Attributes:
+        value: least mean attention weight in [0, 1], or one per row. 0 keeps everything.
+    """
+
+    value: Fraction = 0.001
+
+    def __post_init__(self) -> None:
+        per_row("value", self.value)
+
+    @property
+    def dense(self) -> bool:
+        return bool((per_row("value", self.value) == 0).all())
+
+    def keep(self, scores: Scores, layer: int) -> Tensor:
+        least_B = per_row("value", self.value, scores.mass.shape[0]).to(
+            scores.mass.device, non_blocking=True
+        )
+        return scores.normalised >= least_B[:, None]

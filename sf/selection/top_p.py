@@ -1,0 +1,43 @@
+"""Top-p: as many tokens as hold a share p of the probes' attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sf.errors import ConfigError
+from sf.selection.policy import Fraction, Policy, per_row
+from sf.selection.scores import Scores
+
+__all__ = ["TopP"]
+
+
+@dataclass(frozen=True)
+class TopP(Policy):
+    """ZipVL's selection (arXiv 2410.08584), used by Sparsity Forcing (arXiv 2504.18579).
+
+    How many: the smallest count whose un-normalised masses, largest first, sum to at least
+    p x the number of probes. Which: that many tokens with the largest normalised score.
+
+    Attributes:
+        p: retention threshold in (0, 1], or one per row. 1 is full attention, exactly.
+    """
+
+    p: Fraction = 0.975
+
+    def __post_init__(self) -> None:
+        if not bool((per_row("p", self.p) > 0).all()):
+            raise ConfigError("p", self.p, "the retention threshold lies in (0, 1]")
+
+    @property
+    def dense(self) -> bool:
+        return bool((per_row("p", self.p) == 1).all())
+
+    def keep(self, scores: Scores, layer: int) -> Tensor:
+        p_B = per_row("p", self.p, scores.mass.shape[0]).to(scores.mass.device, non_blocking=True)
+        # float64: neighbouring sums differ by less than float32's rounding on long prompts.
+        held_BL = scores.mass.sort(dim=-1, descending=True).values.double().cumsum(-1)
+        count_B = (held_BL < (p_B * scores.num_probes)[:, None]).sum(-1) + 1
+        count_B = count_B.where(p_B < 1, scores.lengths).minimum(scores.lengths)
+        return scores.best(count_B)

@@ -1,0 +1,75 @@
+"""Packing and unpacking, and attention on packed tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from layer_inputs import DEVICE, draw
+
+from sf.attention.backends.packed import attend_rows, attend_uniform, gather_padded, pack
+
+
+def example():
+    """Two rows of three columns: the first keeps column 2, the second 0 and 2."""
+    return pack(torch.tensor([[1, 2], [0, 2]], device=DEVICE), [1, 2], 3)
+
+
+def test_places_and_ends():
+    packing = example()
+    assert packing.place_T.tolist() == [2, 3, 5]
+    assert packing.slot_T.tolist() == [1, 2, 3]
+    assert packing.ends_C.tolist() == [0, 1, 3]
+    assert packing.ends_C.dtype == torch.int32
+    assert not packing.uniform
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_take_and_spread_undo_each_other(transposed):
+    part = draw([3, 3], 3, 4, 8, torch.float32, 1, transposed)
+    packing = example()
+    taken = packing.take(part)
+    assert torch.equal(taken, torch.stack([part[0, :, 2], part[1, :, 0], part[1, :, 2]]))
+    back = packing.spread(taken)
+    assert back.shape == (2, 3, 4, 8)
+    kept = torch.tensor([[False, False, True], [True, False, True]], device=DEVICE)
+    assert torch.equal(back[kept], part.transpose(1, 2)[kept])
+    assert (back[~kept] == 0).all()
+
+
+def test_one_row_of_any_layout_is_not_copied_whole():
+    part = draw([5], 5, 2, 8, torch.float32, 2, transposed=False)
+    packing = pack(torch.tensor([[1, 4]], device=DEVICE), [2], 5)
+    assert torch.equal(packing.take(part), part[0, :, [1, 4]].transpose(0, 1))
+
+
+def test_an_empty_row_takes_no_room():
+    packing = pack(torch.tensor([[0, 1], [1, 2]], device=DEVICE), [0, 2], 3)
+    assert packing.place_T.tolist() == [4, 5]
+    assert packing.ends_C.tolist() == [0, 0, 2]
+
+
+def test_padded_rows_are_the_indexed_columns():
+    part = draw([3, 3], 3, 2, 8, torch.float32, 3)
+    padded = gather_padded(part, torch.tensor([[1, 2], [0, 2]], device=DEVICE))
+    assert torch.equal(padded[0], part[0, :, 1:].transpose(0, 1))
+    assert torch.equal(padded[1], part[1, :, [0, 2]].transpose(0, 1))
+
+
+def test_rows_and_one_call_agree():
+    """Equal lengths: a call per row and one for all are the same attention, gradients too."""
+    index = torch.tensor([[0, 2, 5, 6], [1, 2, 3, 7]], device=DEVICE)
+    packing = pack(index, [4, 4], 8)
+    parts = [
+        packing.take(draw([8, 8], 8, heads, 16, torch.float32, heads)).requires_grad_()
+        for heads in (6, 2, 2)
+    ]
+    whole = attend_uniform(*parts, packing, 0.25, 0.0)
+    rows = attend_rows(*parts, packing, 0.25, 0.0)
+    torch.testing.assert_close(whole, rows)
+    probe = torch.randn_like(whole)
+    for left, right in zip(
+        torch.autograd.grad((whole * probe).sum(), parts),
+        torch.autograd.grad((rows * probe).sum(), parts),
+        strict=True,
+    ):
+        torch.testing.assert_close(left, right)
