@@ -1,0 +1,85 @@
+"""What the right answer of a row is, and what a completion answers.
+
+A solution is "<answer>...</answer>". What stands inside is parsed by the rule of the problem type;
+rows whose solution does not follow it are refused with the rule as reason.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from sf.data.manifest import PROBLEM_TYPES
+from sf.errors import DataError
+
+__all__ = ["extract_answer", "option_letters", "parse_number", "parse_solution"]
+
+_ANSWER = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_LETTER = re.compile(r"\s*\(?([A-Z])(?:[.):\uff1a\uff0e\u3001]|\s*$)")
+
+
+def extract_answer(text: str) -> str:
+    """The stripped text of the first <answer>...</answer>; "" without one (Video-R1's rule)."""
+    found = _ANSWER.search(text)
+    return found.group(1).strip() if found else ""
+
+
+def parse_number(text: str) -> float | None:
+    """A finite number after stripping commas and outer spaces; None for anything else.
+
+    Stricter than `float`: "nan", "inf" and "1_0" are no numbers (a reward must not accept them).
+    """
+    bare = text.replace(",", "").strip()
+    if not _NUMBER.fullmatch(bare):
+        return None
+    value = float(bare)
+    return value if math.isfinite(value) else None
+
+
+def option_letters(options: Sequence[str]) -> tuple[str, ...]:
+    """The letter of each option: written in front of it, else by position (A, B, ...)."""
+    written = [_LETTER.match(option) for option in options]
+    letters = [found.group(1) if found else "" for found in written]
+    if all(letters) and len(set(letters)) == len(letters):
+        return tuple(letters)
+    return tuple(chr(ord("A") + index) for index in range(len(options)))
+
+
+def parse_solution(problem_type: str, solution: str, options: Sequence[str] = ()) -> str:
+    """The right answer, checked by the rule of its problem type.
+
+    Args:
+        problem_type: one of `PROBLEM_TYPES`.
+        solution: "<answer>...</answer>".
+        options: the row's options, for multiple choice.
+
+    Returns:
+        A letter, a number without commas, or a text.
+
+    Raises:
+        DataError: unknown problem type, no tags, an empty answer, a letter that no option has, or
+            no number where one is asked for.
+    """
+    if problem_type not in PROBLEM_TYPES:
+        rule = f"it must be one of {', '.join(PROBLEM_TYPES)}"
+        raise DataError("problem_type", problem_type, rule, "correct the row")
+    found = _ANSWER.search(solution)
+    if not found:
+        rule = "it must hold <answer>...</answer>"
+        raise DataError("solution", solution, rule, "correct the row")
+    answer = found.group(1).strip()
+    if not answer:
+        raise DataError("solution", solution, "its answer must not be empty", "correct the row")
+    if problem_type == "multiple choice":
+        letters = option_letters(options)
+        if answer not in letters:
+            rule = f"the options {', '.join(letters) or '(none)'} lack the answer's letter"
+            raise DataError("solution", answer, rule, "correct the row")
+    if problem_type in ("numerical", "regression"):
+        if parse_number(answer) is None:
+            rule = f"the answer of a {problem_type} problem must be a number"
+            raise DataError("solution", answer, rule, "correct the row")
+        return answer.replace(",", "").strip()
+    return answer

@@ -1,0 +1,130 @@
+"""The data card's pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sf.data.manifest import DATA_TYPES, PROBLEM_TYPES, Row
+from sf.report.style import figure, save
+
+__all__ = ["counts_picture", "example_pictures", "length_picture", "source_picture"]
+
+COLOURS = {"image": "#0072B2", "video": "#E69F00"}
+_THUMBNAIL = 160  # pixels, longest side
+_FRAMES_SHOWN = 4
+
+
+def counts_picture(splits: Mapping[str, Sequence[Row]], folder: Path) -> None:
+    """Rows by problem type and media, one panel a split: counts.png, counts.svg."""
+    fig, axes = figure(3.4 * len(splits), 3.2, columns=len(splits))
+    for panel, (split, rows) in zip(axes[0], splits.items(), strict=True):
+        counts = Counter((row.problem_type, row.data_type) for row in rows)
+        left = [0] * len(PROBLEM_TYPES)
+        for kind in DATA_TYPES:
+            widths = [counts[problem, kind] for problem in PROBLEM_TYPES]
+            panel.barh(PROBLEM_TYPES, widths, left=left, color=COLOURS[kind], label=kind)
+            left = [start + width for start, width in zip(left, widths, strict=True)]
+        panel.invert_yaxis()
+        panel.set_title(f"{split}: {len(rows):,} rows")
+        panel.set_xlabel("rows")
+    axes[0][-1].legend()
+    save(fig, folder, "counts")
+
+
+def source_picture(rows: Sequence[Row], folder: Path, most: int) -> None:
+    """Rows of the largest sources: sources.png, sources.svg."""
+    totals = Counter(row.data_source for row in rows).most_common(most)
+    counts = Counter((row.data_source, row.data_type) for row in rows)
+    fig, axes = figure(7.0, 1.2 + 0.26 * max(len(totals), 1))
+    panel = axes[0][0]
+    names = [name for name, _ in totals]
+    left = [0] * len(names)
+    for kind in DATA_TYPES:
+        widths = [counts[name, kind] for name in names]
+        panel.barh(names, widths, left=left, color=COLOURS[kind], label=kind)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    panel.invert_yaxis()
+    panel.set_xlabel("rows")
+    panel.set_title("Rows by source")
+    panel.legend()
+    save(fig, folder, "sources")
+
+
+def length_picture(rows: Sequence[Row], folder: Path) -> None:
+    """Histograms of visual tokens and of video durations: lengths.png, lengths.svg."""
+    fig, axes = figure(8.4, 3.2, columns=2)
+    tokens, seconds = axes[0]
+    for kind in DATA_TYPES:
+        values = [row.visual_tokens for row in rows if row.data_type == kind]
+        if values:
+            tokens.hist(values, bins=40, color=COLOURS[kind], alpha=0.75, label=kind)
+    tokens.set_title("Visual tokens a row")
+    tokens.set_xlabel("tokens")
+    tokens.set_ylabel("rows")
+    tokens.legend()
+    durations = [row.duration_s for row in rows if row.data_type == "video"]
+    if durations:
+        seconds.hist(durations, bins=40, color=COLOURS["video"])
+    seconds.set_title("Duration of videos")
+    seconds.set_xlabel("seconds")
+    seconds.set_ylabel("rows")
+    save(fig, folder, "lengths")
+
+
+def _strip(row: Row, root: Path, vision: Any) -> Any:
+    """The media of a row as one small picture: the image, or some frames side by side."""
+    import PIL.Image
+
+    from sf.data.vision import load_image, load_video
+
+    if row.data_type == "image":
+        pictures = [load_image(root / row.media)]
+    else:
+        frames, _ = load_video(root / row.media, vision)
+        step = max(1, len(frames) // _FRAMES_SHOWN)
+        pictures = [PIL.Image.fromarray(frame) for frame in frames[::step][:_FRAMES_SHOWN]]
+    for picture in pictures:
+        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    width = sum(picture.width for picture in pictures) + 4 * (len(pictures) - 1)
+    strip = PIL.Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        strip.paste(picture, (left, 0))
+        left += picture.width + 4
+    return strip
+
+
+def example_pictures(
+    rows: Sequence[Row], root: Path, folder: Path, vision: Any, seed: int
+) -> list[str]:
+    """One row of each problem type and media with its media, as Markdown lines.
+
+    Args:
+        rows: to choose from; the choice depends on ids and seed only.
+        root: the data root.
+        folder: figures folder; pictures are written to example_*.png.
+        vision: bounds and frame rule.
+        seed: of the choice.
+    """
+    from sf.data.split import unit_hash
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    for problem in PROBLEM_TYPES:
+        for kind in DATA_TYPES:
+            members = [r for r in rows if r.problem_type == problem and r.data_type == kind]
+            if not members:
+                continue
+            row = min(members, key=lambda member: unit_hash("example", seed, member.id))
+            name = f"example_{problem.replace(' ', '_').replace('-', '_').lower()}_{kind}.png"
+            strip = _strip(row, root, vision)
+            strip.save(folder / name)
+            cost = f", {row.visual_tokens} visual tokens" if row.visual_tokens else ""
+            lines += [f"### {problem}, {kind}", "", f"![{row.id}](figures/{name})", ""]
+            lines += [f"Row `{row.id}` from {row.data_source}{cost}.", ""]
+            lines += [f"> {line}" for line in (*row.problem.splitlines(), *row.options)]
+            lines += ["", f"Answer: {row.answer}", ""]
+    return lines

@@ -1,0 +1,254 @@
+"""Annotation files -> validated, deduplicated rows, and every rejected one with its reason."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sf.data import llava_video
+from sf.data.json_rows import RawRow, read_rows
+from sf.data.manifest import Row
+from sf.data.schema import RowError, parse_record
+from sf.errors import DataError
+from sf.progress import progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "ANNOTATIONS",
+    "Collected",
+    "Reject",
+    "annotation_files",
+    "collect",
+    "refuse_many",
+    "reject_table",
+]
+
+ANNOTATIONS = "Video-R1-260k.json"
+_PUNCTUATION = re.compile(r"[\W_]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that is not used.
+
+    Attributes:
+        file: annotation file, relative to the data root.
+        number: of the row in the file, from 1.
+        id: the row's id, if it has one.
+        kind: class of the reason.
+        reason: what is wrong.
+        media: the row's media path, if it has one.
+    """
+
+    file: str
+    number: int
+    id: str
+    kind: str
+    reason: str
+    media: str
+
+
+@dataclass(slots=True)
+class Collected:
+    """Rows so far, and what was left out.
+
+    Attributes:
+        rows: usable rows in the order of the files.
+        rejects: the others, with reasons.
+        num_read: rows read, used or not.
+        num_unselected: rows of data sources that were not asked for.
+        origins: file and number of a row by its id.
+        media: media path of a row by its id, as the source names it.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    num_read: int = 0
+    num_unselected: int = 0
+    origins: dict[str, tuple[str, int]] = field(default_factory=dict)
+    media: dict[str, str] = field(default_factory=dict)
+
+    def drop(self, faults: dict[str, RowError], rows: list[Row]) -> None:
+        """Go on with `rows`; the ones in `faults` become rejects."""
+        media = {row.id: row.media for row in self.rows if row.id in faults}
+        for identity, error in faults.items():
+            file, number = self.origins[identity]
+            reason = f"{error.value}: {error.rule}" if error.value else error.rule
+            self.rejects.append(Reject(file, number, identity, error.kind, reason, media[identity]))
+        self.rows = rows
+
+    def kinds(self) -> Counter[str]:
+        """Number of rejects by kind."""
+        return Counter(reject.kind for reject in self.rejects)
+
+
+def annotation_files(root: Path) -> list[Path]:
+    """The annotation files of a data root, in a fixed order.
+
+    Args:
+        root: a folder with `Video-R1-260k.json`, or one in LLaVA-Video-178K's layout
+            (`*/*_processed.json`), or one with both; or an annotation file itself.
+
+    Raises:
+        DataError: there is none.
+    """
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise DataError("source", str(root), "there is no such folder", "correct prepare.source")
+    found = [root / ANNOTATIONS] if (root / ANNOTATIONS).is_file() else []
+    found += sorted(path for path in root.glob("**/*_processed.json") if path.is_file())
+    if not found:
+        rule = f"it holds neither {ANNOTATIONS} nor */*_processed.json"
+        raise DataError("source", str(root), rule, "correct prepare.source")
+    return found
+
+
+def _records(raw: RawRow, folder: str) -> Iterator[dict[str, Any] | Any]:
+    if llava_video.is_llava_record(raw.value):
+        yield from llava_video.records(raw.value, folder)
+    else:
+        yield raw.value
+
+
+def _content(row: Row) -> tuple[object, ...]:
+    """Equal for rows that ask the same of the same media and give the same answer."""
+    texts = (row.problem, *row.options, row.answer)
+    return (row.media, row.problem_type, *(_normal(text) for text in texts))
+
+
+def _normal(text: str) -> str:
+    return _PUNCTUATION.sub(" ", text.casefold()).strip() or text
+
+
+def _known(record: Any, key: str) -> str:
+    value = record.get(key, "") if isinstance(record, dict) else ""
+    return str(value)[:200] if isinstance(value, str | int) else ""
+
+
+class _Collector:
+    def __init__(self, sources: Sequence[str]) -> None:
+        self.found = Collected()
+        self._sources = frozenset(sources)
+        self._alone: dict[str, Row] = {}  # media -> their only row so far
+        self._contents: dict[tuple[object, ...], str] = {}  # of media with several rows -> row id
+
+    def take(self, raw: RawRow, file: str, folder: str) -> None:
+        """Validate one raw row; it may hold several questions."""
+        if raw.kind:
+            self.found.num_read += 1
+            reject = Reject(file, raw.number, "", raw.kind, raw.reason, "")
+            self.found.rejects.append(reject)
+            return
+        record = raw.value
+        try:
+            for record in _records(raw, folder):
+                self.found.num_read += 1
+                self._one(record, file, raw.number)
+        except RowError as error:  # a LLaVA-Video record whose turns do not pair up
+            self.found.num_read += 1
+            self._reject(record, file, raw.number, error)
+
+    def _reject(self, record: Any, file: str, number: int, error: RowError) -> None:
+        identity = _known(record, "problem_id") or _known(record, "id")
+        media = _known(record, "path") or _known(record, "video")
+        self.found.rejects.append(Reject(file, number, identity, error.kind, str(error), media))
+
+    def _one(self, record: Any, file: str, number: int) -> None:
+        try:
+            row = parse_record(record)
+            if self._sources and not self._sources & {row.data_source, row.media.split("/")[0]}:
+                self.found.num_unselected += 1
+                return
+            self._refuse_twice(row)
+        except RowError as error:
+            self._reject(record, file, number, error)
+            return
+        self.found.rows.append(row)
+        self.found.origins[row.id] = (file, number)
+        self.found.media[row.id] = row.media
+
+    def _refuse_twice(self, row: Row) -> None:
+        if row.id in self.found.origins:
+            file, number = self.found.origins[row.id]
+            rule = f"row {number} of {file} has the same"
+            raise RowError("duplicate id", "problem_id", row.id, rule)
+        other = self._alone.setdefault(row.media, row)
+        if other is row:
+            return
+        self._contents.setdefault(_content(other), other.id)
+        same = self._contents.setdefault(_content(row), row.id)
+        if same != row.id:
+            rule = f"row {same} asks the same of the same media"
+            raise RowError("duplicate question", "problem", row.problem[:80], rule)
+
+
+def collect(files: Iterable[Path], root: Path, sources: Sequence[str] = ()) -> Collected:
+    """Read and validate annotation files without opening media.
+
+    Args:
+        files: annotation files (`annotation_files`).
+        root: the data root.
+        sources: take only rows whose `data_source` or top media folder is one of these; empty: all.
+
+    Returns:
+        Usable rows and rejects.
+
+    Raises:
+        DataError: a file cannot be read, or none holds a row.
+    """
+    collector = _Collector(sources)
+    for path in files:
+        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+        folder = path.parent.relative_to(root).as_posix() if path.is_relative_to(root) else ""
+        try:
+            with path.open("rb") as stream, progress(name, path.stat().st_size) as bar:
+                for raw in read_rows(stream):
+                    collector.take(raw, name, folder)
+                    if raw.number % 5000 == 0:
+                        bar.advance(stream.tell() - bar.done, f"{raw.number} rows")
+        except OSError as error:
+            raise DataError("source", str(path), f"cannot be read: {error}", "check it") from error
+    if not collector.found.num_read:
+        raise DataError(
+            "source", str(root), "its annotation files hold no rows", "fetch them again"
+        )
+    return collector.found
+
+
+def reject_table(rejects: Iterable[Reject]) -> pd.DataFrame:
+    """Every rejected row with its reason."""
+    import pandas as pd
+
+    names = ("file", "number", "id", "kind", "reason", "media")
+    return pd.DataFrame(
+        [[getattr(reject, name) for name in names] for reject in rejects], columns=list(names)
+    )
+
+
+def refuse_many(found: Collected, most: float, where: Path) -> None:
+    """Stop when too large a share of the rows was rejected.
+
+    Raises:
+        DataError: with the share, the limit and the commonest reasons.
+    """
+    share = len(found.rejects) / found.num_read
+    if share <= most:
+        if found.rows:
+            return
+        rule = f"none of the {found.num_read} rows read is left"
+        raise DataError("rows", 0, rule, "correct prepare.data_sources")
+    common = ", ".join(f"{kind}: {count}" for kind, count in found.kinds().most_common(3))
+    first = f"first: {found.rejects[0].reason}"
+    raise DataError(
+        "rejected rows",
+        f"{len(found.rejects)} of {found.num_read}",
+        f"at most a share of {most:g} may be rejected ({common}; {first})",
+        f"correct the data (all reasons: {where}) or raise prepare.max_reject_share",
+    )

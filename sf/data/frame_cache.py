@@ -1,0 +1,117 @@
+"""Decoded frames kept on disk, for media that are read again and again.
+
+Off by default. `SF_FRAME_CACHE=FOLDER` switches it on for every stage, `SF_FRAME_CACHE_GIB` bounds
+it (default 100). These are no parameters of a study: results are the same with and without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sf.data.media import MEMBER
+from sf.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sf.config import Vision
+
+__all__ = ["FrameCache"]
+
+DEFAULT_GIB = 100.0
+
+
+@dataclass(slots=True)
+class FrameCache:
+    """Frames by file, frame rule and pixel bounds.
+
+    When it is full nothing is dropped: in training every clip comes up once an epoch, and then
+    what was read least recently is what comes next.
+
+    Attributes:
+        folder: made when it is not there; several processes may share it.
+        max_bytes: nothing is added beyond that (each process counts what it has seen).
+    """
+
+    folder: Path
+    max_bytes: float
+    _used: int = field(default=-1, repr=False)
+
+    @staticmethod
+    def from_environment() -> FrameCache | None:
+        """The cache that the environment asks for, if any.
+
+        Raises:
+            ConfigError: `SF_FRAME_CACHE_GIB` is not a positive number.
+        """
+        folder = os.environ.get("SF_FRAME_CACHE", "")
+        limit = os.environ.get("SF_FRAME_CACHE_GIB", str(DEFAULT_GIB))
+        return _opened(folder, limit) if folder else None
+
+    def _place(self, path: Path | str, vision: Vision) -> Path | None:
+        try:
+            state = os.stat(str(path).partition(MEMBER)[0])
+        except OSError:
+            return None  # decoding says what is wrong
+        parts = (
+            os.path.abspath(path),
+            state.st_size,
+            state.st_mtime_ns,
+            vision.video_fps,
+            vision.video_max_frames,
+            vision.video_min_pixels,
+            vision.video_max_pixels,
+        )
+        name = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+        return self.folder / name[:2] / f"{name}.npz"
+
+    def get(self, path: Path | str, vision: Vision) -> tuple[np.ndarray, dict[str, Any]] | None:
+        """Frames uint8 [T, H, W, C] and metadata fields, or None."""
+        import numpy as np
+
+        place = self._place(path, vision)
+        if place is None or not place.is_file():
+            return None
+        try:
+            with np.load(place) as stored:
+                return stored["frames"], json.loads(str(stored["details"]))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None  # damaged: it is decoded and written again
+
+    def put(
+        self, path: Path | str, vision: Vision, frames: np.ndarray, details: dict[str, Any]
+    ) -> None:
+        """Keep frames if there is room; written beside, then renamed."""
+        import numpy as np
+
+        if self._used < 0:
+            self._used = sum(entry.stat().st_size for entry in self.folder.glob("*/*.npz"))
+        place = self._place(path, vision)
+        if place is None or self._used + frames.nbytes > self.max_bytes:
+            return
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=place.parent, suffix=".part", delete=False) as file:
+            np.savez(file, frames=frames, details=np.array(json.dumps(details)))
+        os.replace(file.name, place)
+        self._used += frames.nbytes
+
+
+@cache
+def _opened(folder: str, limit: str) -> FrameCache:
+    try:
+        gib = float(limit)
+    except ValueError:
+        gib = 0.0
+    if not gib > 0:
+        raise ConfigError(
+            "SF_FRAME_CACHE_GIB", limit, "it must be a positive number", "unset it for 100"
+        )
+    return FrameCache(Path(folder), gib * 2**30)

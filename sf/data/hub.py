@@ -1,0 +1,148 @@
+"""A dataset repository on a hub -> a local data root: pinned, resumable, only what is needed."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sf.data.archives import archive_stem, is_archive
+from sf.errors import ConfigError, EnvironmentFault
+
+__all__ = ["HubSource", "Repository", "needed_files", "parse_hub"]
+
+_SOURCE = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
+_PART = re.compile(r"([._-]?(part|videos|images|chunk|shard))?[._-]?\d*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """OWNER/NAME at a revision."""
+
+    name: str
+    revision: str
+
+
+def parse_hub(source: str) -> HubSource:
+    """Parse "hub:OWNER/NAME@REVISION".
+
+    Raises:
+        ConfigError: another form; the revision is not optional, so that a study can be repeated.
+    """
+    found = _SOURCE.fullmatch(source)
+    if not found:
+        rule = "it must be hub:OWNER/NAME@REVISION"
+        raise ConfigError("prepare.source", source, rule, "pin a commit of the repository")
+    return HubSource(found["name"], found["revision"])
+
+
+def needed_files(files: Sequence[str], media: Iterable[str]) -> list[str]:
+    """The files of a repository that hold the wanted media.
+
+    Media that lie in the repository as files are taken as such. For the others, archives are taken
+    that can hold them: those in one of their folders or named like one of their folders. Where
+    archives in one folder are named after sub-folders of the media, only the fitting ones are
+    taken.
+
+    Args:
+        files: all paths in the repository.
+        media: media paths relative to the data root.
+    """
+    present = set(files)
+    needed: set[str] = set()
+    folders: set[str] = set()
+    for path in media:
+        if path in present:
+            needed.add(path)
+        else:
+            folders.add(posixpath.dirname(path))
+    archives = [name for name in files if is_archive(name)]
+    for folder in folders:
+        needed.update(_archives_for(folder, archives))
+    return sorted(needed)
+
+
+def _archives_for(folder: str, archives: Sequence[str]) -> list[str]:
+    parts = folder.split("/")
+    fitting, general = [], []
+    for archive in archives:
+        home = posixpath.dirname(archive)
+        if home and parts[: len(home.split("/"))] != home.split("/"):
+            continue
+        stem = archive_stem(archive)
+        below = parts[len(home.split("/")) if home else 0 :]
+        if {stem, _PART.sub("", stem)} & set(below):
+            fitting.append(archive)
+        elif home:
+            general.append(archive)
+    return fitting or general
+
+
+class Repository:
+    """A pinned dataset repository, mirrored file by file into a local folder.
+
+    Files are downloaded by huggingface_hub: an interrupted download goes on where it was, a
+    finished file is not fetched again. `HF_ENDPOINT` and `HF_TOKEN` are respected.
+
+    Args:
+        source: name and revision; a branch or tag is resolved to its commit.
+        folder: parent of the local mirrors; None: below huggingface_hub's own home.
+
+    Raises:
+        EnvironmentFault: the hub does not answer, or has no such repository or revision.
+    """
+
+    def __init__(self, source: HubSource, folder: Path | None = None) -> None:
+        from huggingface_hub import HfApi, constants
+
+        self._api = HfApi()
+        self.source = source
+        with _hub_errors(source):
+            info = self._api.dataset_info(source.name, revision=source.revision)
+        self.commit = str(info.sha)
+        self.files = sorted(sibling.rfilename for sibling in info.siblings or ())
+        parent = folder or Path(constants.HF_HOME) / "sparsity-forcing"
+        self.root = parent / source.name.replace("/", "--") / self.commit
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Have these files below `root`.
+
+        Raises:
+            EnvironmentFault: a download fails for good.
+        """
+        from sf.progress import progress
+
+        wanted = list(names)
+        with progress(f"download {self.source.name}", len(wanted)) as bar:
+            for name in wanted:
+                with _hub_errors(self.source):
+                    self._api.hf_hub_download(
+                        self.source.name,
+                        name,
+                        repo_type="dataset",
+                        revision=self.commit,
+                        local_dir=self.root,
+                    )
+                bar.advance(1, name)
+
+
+@contextmanager
+def _hub_errors(source: HubSource) -> Iterator[None]:
+    """Turns what huggingface_hub raises into one clear error."""
+    from huggingface_hub import errors
+
+    hub = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
+    try:
+        yield
+    except Exception as error:
+        client = type(error).__module__.split(".")[0]  # huggingface_hub changed its HTTP library
+        if not isinstance(error, hub) and client not in ("httpx", "httpx2", "requests"):
+            raise
+        what = f"{source.name}@{source.revision}"
+        reason = str(error).strip().splitlines()[0]
+        raise EnvironmentFault(
+            "prepare.source", what, reason, "check name, revision and network; then run it again"
+        ) from error

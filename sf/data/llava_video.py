@@ -1,0 +1,93 @@
+"""LLaVA-Video-178K's records as records of Video-R1-260k's schema.
+
+Layout: folders such as `0_30_s_academic_v0_1/` with `*_processed.json` files. A record is
+{"id", "video", "data_source", "conversations": [{"from": "human" | "gpt", "value"}, ...]}; every
+human/gpt pair is a question. File names tell the kind: `_mc_` multiple choice, `_oe_` open ended,
+`_cap_` caption. Options stand inside the question, the answer is "B. text" or "B".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from sf.data.schema import RowError
+
+__all__ = ["is_llava_record", "records"]
+
+_OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s*(.+?)\s*$")
+_INSTRUCTION = re.compile(
+    r"^\s*(please (provide|respond|answer|select|choose)|answer with|respond with)", re.IGNORECASE
+)
+_MEDIA_TAG = re.compile(r"<(image|video)>\s*")
+_LETTER = re.compile(r"\(?([A-Z])(?:[.):\s]|$)")
+
+
+def is_llava_record(record: Any) -> bool:
+    """Whether a record has LLaVA-Video-178K's form rather than Video-R1-260k's."""
+    return isinstance(record, dict) and "conversations" in record and "problem" not in record
+
+
+def _pairs(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    turns = record["conversations"]
+    if not isinstance(turns, list) or len(turns) < 2 or len(turns) % 2:
+        raise RowError("bad conversation", "conversations", None, "they must be pairs of turns")
+    for question, reply in zip(turns[::2], turns[1::2], strict=True):
+        ours = isinstance(question, dict) and isinstance(reply, dict)
+        if not ours or question.get("from") != "human" or reply.get("from") != "gpt":
+            raise RowError(
+                "bad conversation", "conversations", None, "human and gpt must take turns"
+            )
+        if not isinstance(question.get("value"), str) or not isinstance(reply.get("value"), str):
+            raise RowError("bad conversation", "conversations", None, "a turn's value must be text")
+        yield question["value"], reply["value"]
+
+
+def records(record: dict[str, Any], folder: str) -> Iterator[dict[str, Any]]:
+    """One Video-R1 record for every question of a LLaVA-Video-178K record.
+
+    Args:
+        record: of LLaVA-Video-178K.
+        folder: of its JSON file relative to the data root; its `video` is relative to that.
+
+    Raises:
+        RowError: a missing key or turns that do not pair up.
+    """
+    missing = [key for key in ("id", "video", "conversations") if not record.get(key)]
+    if missing:
+        raise RowError("missing key", "row", None, f"it lacks {', '.join(missing)}")
+    video = str(record["video"])
+    path = video if folder in ("", ".") or video.startswith("/") else f"{folder}/{video}"
+    for turn, (question, reply) in enumerate(_pairs(record)):
+        problem, options = _split_options(_MEDIA_TAG.sub("", question))
+        answer = reply.strip()
+        if options:
+            letter = _LETTER.match(answer)
+            answer = letter.group(1) if letter else answer
+        yield {
+            "problem_id": f"{record['id']}#{turn}",
+            "problem": problem,
+            "data_type": "video",
+            "problem_type": "multiple choice" if options else "free-form",
+            "options": options,
+            "solution": f"<answer>{answer}</answer>",
+            "path": path,
+            "data_source": record.get("data_source") or folder or "LLaVA-Video-178K",
+        }
+
+
+def _split_options(question: str) -> tuple[str, list[str]]:
+    """The question proper and its lettered options, without the closing instruction."""
+    text: list[str] = []
+    options: list[str] = []
+    for line in question.splitlines():
+        found = _OPTION.match(line)
+        if found and found.group(1) == chr(ord("A") + len(options)):
+            options.append(f"{found.group(1)}. {found.group(2)}")
+        elif not _INSTRUCTION.match(line):
+            text.append(line)
+    if len(options) < 2:
+        lines = [line for line in question.splitlines() if not _INSTRUCTION.match(line)]
+        return "\n".join(lines).strip(), []
+    return "\n".join(text).strip(), options

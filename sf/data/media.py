@@ -1,0 +1,90 @@
+"""Opening media by reference: a file, or a member of a zip archive.
+
+A reference is a path, or "ARCHIVE.zip!/MEMBER". Members are read in place; nothing is unpacked.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+from sf.errors import DataError
+
+__all__ = ["MAX_MEDIA_BYTES", "MEMBER", "media_size", "num_decoders", "open_media"]
+
+MEMBER = "!/"
+MAX_MEDIA_BYTES = 4 * 2**30
+_SMALL_MEMBER = 64 * 2**20  # bytes that may grow by any factor
+_MOST_GROWTH = 50  # media are compressed already
+
+
+def num_decoders() -> int:
+    """Threads that decode media at once: the cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@lru_cache(maxsize=16)
+def _archive(path: str, process: int, changed_ns: int) -> zipfile.ZipFile:
+    """One handle for each process: a forked one would share, and disturb, the file position."""
+    return zipfile.ZipFile(path)
+
+
+def _member(reference: str) -> tuple[zipfile.ZipFile, zipfile.ZipInfo]:
+    archive, _, name = reference.partition(MEMBER)
+    try:
+        opened = _archive(archive, os.getpid(), os.stat(archive).st_mtime_ns)
+        return opened, opened.getinfo(name)
+    except (OSError, zipfile.BadZipFile, KeyError) as error:
+        raise DataError("media", reference, f"cannot be read: {error}", "drop the row") from error
+
+
+def media_size(reference: str | Path) -> int:
+    """Bytes of the media.
+
+    Raises:
+        DataError: there is no such file or archive member.
+    """
+    text = str(reference)
+    if MEMBER in text:
+        return _member(text)[1].file_size
+    try:
+        return Path(text).stat().st_size
+    except OSError as error:
+        raise DataError("media", text, f"cannot be read: {error.strerror}", "drop it") from error
+
+
+def open_media(reference: str | Path) -> IO[bytes]:
+    """A seekable binary stream of the media; the caller closes it.
+
+    Args:
+        reference: a path, or "ARCHIVE.zip!/MEMBER".
+
+    Raises:
+        DataError: missing, unreadable or empty, or an archive member that is a
+            decompression bomb.
+    """
+    text = str(reference)
+    size = media_size(text)
+    if size == 0:
+        raise DataError("media", text, "the file is empty (0 bytes)", "fetch it again")
+    if MEMBER not in text:
+        try:
+            return open(text, "rb")
+        except OSError as error:
+            raise DataError(
+                "media", text, f"cannot be read: {error.strerror}", "drop it"
+            ) from error
+    archive, info = _member(text)
+    grown = size / max(info.compress_size, 1)
+    if size > MAX_MEDIA_BYTES or (size > _SMALL_MEMBER and grown > _MOST_GROWTH):
+        rule = f"{size} bytes out of {info.compress_size} are a decompression bomb"
+        raise DataError("media", text, rule, "drop the row")
+    try:
+        return io.BytesIO(archive.read(info))
+    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise DataError("media", text, f"cannot be unpacked: {error}", "fetch it again") from error

@@ -1,0 +1,176 @@
+"""The steps from a source to rows that can be trusted; `sf.stages.prepare` runs them in order."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sf.data.check import MediaLog, apply_facts, check_media
+from sf.data.collect import ANNOTATIONS, Collected, annotation_files, collect
+from sf.data.hub import Repository, needed_files, parse_hub
+from sf.data.leakage import Leak, benchmark_names, find_leaks, leak_faults
+from sf.data.locate import MediaRoot, locate_rows
+from sf.data.manifest import Row
+from sf.data.media import num_decoders
+from sf.data.split import sample, unit_hash
+
+if TYPE_CHECKING:
+    from sf.config import Vision
+
+__all__ = ["Prepared", "Selection", "Source", "drop_leaks", "open_source", "use_media"]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows of a source are wanted.
+
+    Attributes:
+        sources: their `data_source` or top media folder; empty: all.
+        sample_rows: a stratified sample of so many; 0: all.
+        seed: of the sample.
+    """
+
+    sources: Sequence[str]
+    sample_rows: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Rows and the folder that their media paths are relative to.
+
+    Attributes:
+        root: the data root.
+        origin: for the data card: folder name, generator or hub repository with its commit.
+        found: rows and rejects.
+    """
+
+    root: Path
+    origin: str
+    found: Collected
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What came out.
+
+    Attributes:
+        source: with the rejects.
+        splits: rows of the manifests by split.
+        reserve: rows on held-out sides that no manifest holds.
+        leaks: media names shared with the benchmarks.
+        leakage: one sentence about that.
+        checked: whether media were opened.
+    """
+
+    source: Source
+    splits: dict[str, list[Row]]
+    reserve: list[Row]
+    leaks: list[Leak]
+    leakage: str
+    checked: bool
+
+
+def _select(found: Collected, selection: Selection) -> Collected:
+    if selection.sample_rows:
+        found.rows, rest = sample(
+            found.rows,
+            selection.sample_rows,
+            lambda row: unit_hash("sample", selection.seed, row.id),
+        )
+        found.num_unselected += len(rest)
+    return found
+
+
+def _from_folder(root: Path, selection: Selection, origin: str) -> Source:
+    files = annotation_files(root)
+    root = root.parent if root.is_file() else root
+    return Source(root, origin, _select(collect(files, root, selection.sources), selection))
+
+
+def _from_hub(source: str, selection: Selection) -> Source:
+    repository = Repository(parse_hub(source))
+    annotations = [
+        name for name in repository.files if name == ANNOTATIONS or name.endswith("_processed.json")
+    ]
+    repository.fetch(annotations)
+    origin = f"hub:{repository.source.name}@{repository.commit}"
+    opened = _from_folder(repository.root, selection, origin)
+    repository.fetch(needed_files(repository.files, {row.media for row in opened.found.rows}))
+    return opened
+
+
+def _from_generator(folder: Path, rows: int, seed: int, vision: Vision) -> None:
+    """Write the mini world's data set; a folder that an earlier call left unfinished is redone."""
+    from sf.mini.rows import write_dataset
+
+    if not (folder / ANNOTATIONS).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        write_dataset(folder, rows, seed, vision)
+
+
+def open_source(
+    source: str, selection: Selection, generated: Path, synthetic_rows: int, vision: Vision
+) -> Source:
+    """Read and validate the rows of a source; media are not opened.
+
+    Args:
+        source: "synthetic", a local folder or annotation file, or "hub:OWNER/NAME@REVISION".
+        selection: which rows.
+        generated: folder for a synthetic source's files.
+        synthetic_rows: how many rows a synthetic source has.
+        vision: bounds that synthetic media are made for.
+
+    Raises:
+        ConfigError: a malformed hub source.
+        DataError: nothing to read.
+        EnvironmentFault: the hub does not answer.
+    """
+    if source == "synthetic":
+        _from_generator(generated, synthetic_rows, selection.seed, vision)
+        return _from_folder(generated, selection, "synthetic")
+    if source.startswith("hub:"):
+        return _from_hub(source, selection)
+    return _from_folder(Path(source), selection, Path(source).name)
+
+
+def use_media(source: Source, vision: Vision, *, check: bool, log: MediaLog) -> None:
+    """Find the media of all rows and, with `check`, open each once; rows without become rejects.
+
+    Args:
+        source: its rows get media references, facts and visual tokens.
+        vision: pixel and frame bounds.
+        check: open media; else only their existence is checked.
+        log: facts that earlier calls found.
+    """
+    located = locate_rows(source.found.rows, MediaRoot(source.root))
+    source.found.drop(located.faults, located.rows)
+    if check:
+        rows = source.found.rows
+        facts = check_media(source.root, rows, vision, log, num_decoders())
+        good, faults = apply_facts(rows, facts, vision)
+        source.found.drop(faults, good)
+
+
+def drop_leaks(found: Collected, benchmarks: Path | None) -> tuple[list[Leak], str]:
+    """Reject rows whose media are benchmark media.
+
+    Returns:
+        The leaks, and one sentence for the data card.
+    """
+    if benchmarks is None:
+        return [], "Leakage was not checked: no folder with the benchmarks' data was given."
+    names = benchmark_names(benchmarks)
+    leaks = find_leaks(found.rows, names)
+    faults = leak_faults(leaks)
+    kept: list[Row] = [row for row in found.rows if row.id not in faults]
+    found.drop(faults, kept)
+    unsure = len(leaks) - len(faults)
+    return leaks, (
+        f"Leakage: {len(names):,} media names of the benchmarks were looked for; "
+        f"{len(faults):,} rows with one of them were rejected, {unsure:,} more share a name that "
+        "is too general to prove anything."
+    )

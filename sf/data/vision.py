@@ -1,0 +1,199 @@
+"""The one path from conversations to model inputs: media loading, resizing, left padding.
+
+Base training, calibration, rollouts, the training forward and the benchmarks all encode through
+`encode`, so that they see the same pixels, the same frames and the same time stamps. Resizing is
+done here and switched off in the processor: a processor's own saved `size` otherwise silently
+undoes the configured bounds. The grid that comes out is checked against the one expected.
+
+Shape legend: B rows, L prompt tokens, M media, T frames, H height, W width, C colour channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sf.data.budget import FACTOR, TEMPORAL_PATCH, pixel_bounds, resized_size
+from sf.data.frame_cache import FrameCache
+from sf.data.media import num_decoders, open_media
+from sf.data.video import load_video
+from sf.errors import DataError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import PIL.Image
+    from transformers import BatchFeature
+
+    from sf.config import Vision
+
+__all__ = ["MAX_IMAGE_PIXELS", "encode", "load_image", "load_video"]
+
+MAX_IMAGE_PIXELS = 178_956_970  # PIL's bomb limit, twice its warning limit
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # none that runs other programs
+
+Conversation = Sequence[dict[str, Any]]
+
+
+def load_image(path: Path | str) -> PIL.Image.Image:
+    """An image as RGB, turned as its EXIF says, transparent parts on white.
+
+    Raises:
+        DataError: missing, empty, truncated, not an image, or a decompression bomb.
+    """
+    return load_image_and_format(path)[0]
+
+
+def load_image_and_format(path: Path | str) -> tuple[PIL.Image.Image, str]:
+    """See `load_image`; also the file's format in lower case ("png", "jpeg", ...)."""
+    import PIL.Image
+    import PIL.ImageOps
+
+    def refuse(rule: str) -> DataError:
+        return DataError("image", str(path), rule, "fetch it again or drop the row")
+
+    with open_media(path) as stream:
+        try:
+            image = PIL.Image.open(stream, formats=IMAGE_FORMATS)
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise refuse(f"{image.width}x{image.height} pixels are a decompression bomb")
+            image.load()
+        except PIL.Image.DecompressionBombError as error:
+            raise refuse(f"it is a decompression bomb: {error}") from error
+        except DataError:
+            raise
+        except (OSError, SyntaxError, ValueError) as error:
+            raise refuse(f"it cannot be decoded: {error}") from error
+    return _rgb(PIL.ImageOps.exif_transpose(image)), (image.format or "").lower()
+
+
+def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    import PIL.Image
+
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", image.size, "white")
+        return PIL.Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _resized_image(image: PIL.Image.Image, vision: Vision) -> np.ndarray:
+    """Bicubic with antialiasing on uint8 [H, W, C], as transformers' image processor does."""
+    import numpy as np
+
+    from sf.data.video import _resized
+
+    size = resized_size(image.width, image.height, pixel_bounds("image", vision))
+    return _resized(np.array(image), size)
+
+
+def _media(
+    conversations: Sequence[Conversation], vision: Vision
+) -> tuple[list[np.ndarray], list[np.ndarray], list[Any]]:
+    """Images, videos and the videos' metadata in the order in which the text mentions them.
+
+    Several media are decoded in parallel. Each is resized as it is decoded, so no more than one
+    full-size frame a thread is in memory besides the results.
+    """
+    parts = [
+        part
+        for conversation in conversations
+        for turn in conversation
+        if not isinstance(turn["content"], str)
+        for part in turn["content"]
+    ]
+    pictures = [part for part in parts if part["type"] == "image"]
+    clips = [part for part in parts if part["type"] == "video"]
+    cache = FrameCache.from_environment()
+
+    def load_picture(part: dict[str, Any]) -> np.ndarray:
+        image = part["image"] if "image" in part else load_image(part["path"])
+        return _resized_image(_rgb(image), vision)
+
+    def load_clip(part: dict[str, Any]) -> tuple[np.ndarray, Any]:
+        return part.get("video") or load_video(part["path"], vision, cache)
+
+    if len(parts) == 1 + sum(part["type"] == "text" for part in parts):  # a thread would not help
+        images, found = [load_picture(p) for p in pictures], [load_clip(p) for p in clips]
+    else:
+        with ThreadPoolExecutor(num_decoders()) as pool:
+            images, found = (
+                list(pool.map(load_picture, pictures)),
+                list(pool.map(load_clip, clips)),
+            )
+    return images, [frames for frames, _ in found], [facts for _, facts in found]
+
+
+def _check_grid(name: str, grid: Any, media: Sequence[np.ndarray]) -> None:
+    """The produced grid [M, 3] (frames, rows, columns, in patches) must be the configured one."""
+    side = FACTOR // 2
+    expected = [
+        [
+            1 if array.ndim == 3 else -(-len(array) // TEMPORAL_PATCH),
+            array.shape[-3] // side,
+            array.shape[-2] // side,
+        ]
+        for array in media
+    ]
+    if grid.tolist() != expected:
+        raise UnsupportedModelError(
+            name,
+            grid.tolist(),
+            f"the configured pixel and frame bounds give {expected}",
+            "use a processor with patch size 14, merge size 2 and temporal patch size 2",
+        )
+
+
+def encode(
+    processor: Any, conversations: Sequence[Conversation], vision: Vision, device: str = "cpu"
+) -> BatchFeature:
+    """Left-padded model inputs of a batch of conversations.
+
+    Args:
+        processor: of Qwen2-VL or Qwen2.5-VL.
+        conversations: B lists of turns (`sf.data.prompts.messages`). Media parts hold a "path", or
+            what was loaded from it: a PIL "image", or as "video" what `load_video` returned for
+            the same `vision`. One that ends with the user gets the generation prompt.
+        vision: pixel and frame bounds; they hold whatever the processor was saved with.
+        device: where the tensors go.
+
+    Returns:
+        `input_ids`, `attention_mask`, `mm_token_type_ids` [B, L]; for images `pixel_values` and
+        `image_grid_thw` [M, 3]; for videos `pixel_values_videos`, `video_grid_thw` [M, 3] and, for
+        Qwen2.5-VL, `second_per_grid_ts` [M] in seconds.
+
+    Raises:
+        DataError: unreadable media.
+        UnsupportedModelError: the processor makes another grid than the bounds say.
+    """
+    images, videos, metadata = _media(conversations, vision)
+    texts = [
+        processor.apply_chat_template(
+            list(conversation),
+            tokenize=False,
+            add_generation_prompt=conversation[-1]["role"] == "user",
+        )
+        for conversation in conversations
+    ]
+    inputs = processor(
+        text=texts,
+        images=images or None,
+        videos=videos or None,
+        text_kwargs={"padding": True, "padding_side": "left", "return_tensors": "pt"},
+        images_kwargs={"do_resize": False, "input_data_format": "channels_last"},
+        videos_kwargs={
+            "do_resize": False,
+            "do_sample_frames": False,
+            "input_data_format": "channels_last",
+            "video_metadata": metadata,
+            "cap_pixels_per_frame": False,
+        },
+    )
+    if images:
+        _check_grid("image_grid_thw", inputs["image_grid_thw"], images)
+    if videos:
+        _check_grid("video_grid_thw", inputs["video_grid_thw"], videos)
+    return inputs.to(device)

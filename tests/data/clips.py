@@ -1,0 +1,69 @@
+"""Media files written on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def write_clip(
+    path: Path,
+    num_frames: int,
+    rate: int = 10,
+    size: tuple[int, int] = (64, 48),
+    codec: str = "mpeg4",
+    gop: int = 12,
+) -> Path:
+    """A clip whose frame n has brightness 4 n: frames can be told apart after decoding."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.gop_size = gop
+        for number in range(num_frames):
+            pixels = np.full((size[1], size[0], 3), min(255, 4 * number), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_audio(path: Path) -> Path:
+    """A file that holds sound only."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16_000, layout="mono")
+        for _ in range(8):
+            silence = np.zeros((1, 1024), dtype=np.float32)
+            frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+            frame.rate = 16_000
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def record(number: int, **changes: object) -> dict:
+    """A good row of Video-R1-260k's schema; `changes` replace or, if None, remove keys."""
+    row: dict = {
+        "problem_id": number,
+        "problem": f"Which colour is shape {number}?",
+        "data_type": "image",
+        "problem_type": "multiple choice",
+        "options": ["A. red", "B. blue"],
+        "solution": "<answer>B</answer>",
+        "path": f"./pictures/{number}.png",
+        "data_source": "shapes",
+        "process": "",
+    }
+    row.update(changes)
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def write_picture(path: Path, size: tuple[int, int] = (56, 56), shade: int = 90) -> Path:
+    """A picture with some detail, so that cutting it off loses pixels."""
+    import PIL.Image
+
+    noise = np.random.default_rng(shade).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(noise).save(path)
+    return path

@@ -1,0 +1,72 @@
+"""kill -9 during the media pass; the same call then goes on and ends with the same manifests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from clips import record, write_picture
+
+from sf.data import check
+from sf.data.manifest import SPLITS, read_manifest
+from sf.stages import prepare
+
+NUM_MEDIA = 200
+PROGRAM = """
+import sys
+from pathlib import Path
+from sf.stages.prepare import Parameters, write_manifests
+write_manifests(Parameters.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_killed_pass_ends_with_the_same_manifests(tmp_path, vision, monkeypatch):
+    root = tmp_path / "data"
+    picture = write_picture(root / "pictures/0.png", size=(500, 500))
+    for number in range(1, NUM_MEDIA):
+        os.link(picture, root / f"pictures/{number}.png")
+    (root / "Video-R1-260k.json").write_text(json.dumps([record(n) for n in range(NUM_MEDIA)]))
+    p = prepare.Parameters(
+        **vision.model_dump(),
+        source=str(root),
+        output=tmp_path / "result",
+        seed=0,
+        synthetic_rows=1,
+        data_sources=[],
+        sample_rows=0,
+        calibration_share=0.2,
+        heldout_share=0.2,
+        calibration_rows=30,
+        heldout_rows=30,
+        media_check=True,
+        max_reject_share=0.0,
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    log = out / "media.jsonl"
+    command = [sys.executable, "-c", PROGRAM, p.model_dump_json(), str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not (log.is_file() and log.stat().st_size) and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(log.read_bytes().splitlines())
+    assert 0 < done < NUM_MEDIA
+    assert not (out / "train.parquet").exists()
+
+    opened = []
+    real = check.inspect
+    monkeypatch.setattr(check, "inspect", lambda *given: (opened.append(given[1]), real(*given))[1])
+    prepare.write_manifests(p, out)
+    assert len(opened) == NUM_MEDIA - done
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    prepare.write_manifests(p, whole)
+    for split in SPLITS:
+        name = f"{split}.parquet"
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert sum(len(read_manifest(out / f"{split}.parquet")) for split in SPLITS) > 0

@@ -1,0 +1,64 @@
+"""Prompts by problem type: one user turn, media first, an instruction that fits the type."""
+
+from __future__ import annotations
+
+import pytest
+
+from sf.data.manifest import PROBLEM_TYPES, Row
+from sf.data.prompts import messages, question_text
+from sf.errors import ConfigError, DataError
+
+
+def row(problem_type: str, data_type: str = "image") -> Row:
+    options = ("A. red", "B. blue") if problem_type == "multiple choice" else ()
+    return Row(
+        "1", "Which {colour}?", problem_type, data_type, options, "", "", "a/b.png", "s", "/data"
+    )
+
+
+@pytest.mark.parametrize("template", ["answer", "think_answer"])
+@pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
+@pytest.mark.parametrize("data_type", ["image", "video"])
+def test_one_user_turn_media_first(template, problem_type, data_type):
+    (turn,) = messages(row(problem_type, data_type), template)
+    media, text = turn["content"]
+    assert turn["role"] == "user"
+    assert media == {"type": data_type, "path": "/data/a/b.png"}
+    assert text["text"].startswith("Which {colour}?\n")
+    assert "<answer> </answer>" in text["text"]
+    assert ("<think>" in text["text"]) == (template == "think_answer")
+
+
+@pytest.mark.parametrize("template", ["answer", "think_answer"])
+def test_options_follow_the_question_of_multiple_choice_only(template):
+    text = question_text(row("multiple choice"), template)
+    assert text.startswith("Which {colour}?\nOptions:\nA. red\nB. blue\n")
+    assert "Options:" not in question_text(row("OCR"), template)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "asked"),
+    [
+        ("multiple choice", "only the single option letter (e.g., A, B, C, D, etc.)"),
+        ("numerical", "the numerical value (e.g., 42 or 3.14)"),
+        ("OCR", "transcribe text from the image/video clearly"),
+        ("free-form", "your text answer"),
+        ("regression", "the numerical value (e.g., 42 or 3.14)"),
+    ],
+)
+def test_video_r1_suffix_by_type(problem_type, asked):
+    assert asked in question_text(row(problem_type), "think_answer")
+
+
+@pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
+def test_short_suffix_by_type(problem_type):
+    kinds = {"multiple choice": "letter", "numerical": "number", "regression": "number"}
+    last = question_text(row(problem_type), "answer").splitlines()[-1]
+    assert kinds.get(problem_type, "text") in last
+
+
+def test_unknown_template_and_type_are_refused():
+    with pytest.raises(ConfigError, match="answer, think_answer"):
+        question_text(row("OCR"), "loud")
+    with pytest.raises(DataError, match="essay"):
+        question_text(row("essay"), "answer")
