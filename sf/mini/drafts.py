@@ -1,0 +1,86 @@
+"""Questions in the five problem types of Video-R1-260k, before they are written to any file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sf.mini.questions import CLIP_KINDS, SCENE_KINDS, Kind, Question, ask, askable
+from sf.mini.world import Clip, Event, Glyph, Scene, sample_clip, sample_scene
+
+__all__ = ["CHOICE_SHARE", "Draft", "draft_questions", "sample_subject"]
+
+CHOICE_SHARE = 0.5
+"""Of the questions that can be put as multiple choice; in Video-R1-260k it is 64 % of all rows."""
+
+_OPEN_TYPE: dict[Kind, str] = {"count": "regression", "digit": "numerical", "letter": "OCR"}
+_READ: tuple[Kind, ...] = ("digit", "letter")  # never multiple choice: the options would tell
+_EVENTS: tuple[Event, ...] = ("still", "recolour")
+_GLYPHS: tuple[Glyph, ...] = ("digit", "letter")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A question with the fields of Video-R1's schema, about a scene or a clip in memory."""
+
+    problem: str
+    problem_type: str
+    options: tuple[str, ...]
+    answer: str
+    kind: Kind
+
+    @property
+    def solution(self) -> str:
+        """The solution as the data set writes it."""
+        return f"<answer>{self.answer}</answer>"
+
+
+def sample_subject(
+    rng: np.random.Generator,
+    data_type: str,
+    *,
+    rows: int = 6,
+    cols: int = 6,
+    frames: int = 4,
+    objects: tuple[int, int] = (1, 3),
+) -> Scene | Clip:
+    """A scene ("image") or a clip ("video") with a digit or a letter in it."""
+    glyph = _GLYPHS[int(rng.integers(len(_GLYPHS)))]
+    if data_type == "image":
+        return sample_scene(rng, rows, cols, objects, glyph)
+    event = _EVENTS[int(rng.integers(len(_EVENTS)))]
+    return sample_clip(rng, rows, cols, frames, objects, glyph, event)
+
+
+def draft_questions(
+    subject: Scene | Clip,
+    rng: np.random.Generator,
+    count: int,
+    kinds: tuple[Kind, ...] = (*SCENE_KINDS, *CLIP_KINDS),
+    choice_share: float = CHOICE_SHARE,
+) -> list[Draft]:
+    """`count` questions about one scene or clip, no two alike; fewer where it allows no more.
+
+    Kinds are taken in random rounds, so that they are balanced over many subjects; `choice_share`
+    of them are put as multiple choice, the others in the problem type of their kind.
+    """
+    drafts: dict[tuple[str, str], Draft] = {}
+    kinds = tuple(kind for kind in askable(subject) if kind in kinds)
+    for _ in range(4):
+        for index in rng.permutation(len(kinds)):
+            question = ask(subject, kinds[int(index)], rng)
+            if len(drafts) < count:
+                draft = _draft(question, rng, choice_share)
+                drafts.setdefault((draft.problem, draft.problem_type), draft)
+    return list(drafts.values())
+
+
+def _draft(question: Question, rng: np.random.Generator, choice_share: float) -> Draft:
+    """The question as multiple choice or in the open problem type of its kind."""
+    if question.kind not in _READ and rng.random() < choice_share:
+        texts, letter = question.options(rng)
+        options = tuple(f"{chr(ord('A') + i)}. {text}" for i, text in enumerate(texts))
+        return Draft(question.text, "multiple choice", options, letter, question.kind)
+    problem_type = _OPEN_TYPE.get(question.kind, "free-form")
+    return Draft(question.text, problem_type, (), question.answer, question.kind)

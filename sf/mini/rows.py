@@ -1,0 +1,106 @@
+"""A folder in the layout of Video-R1-260k: one JSON file of rows and the media that they name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sf.mini.drafts import Draft, draft_questions, sample_subject
+from sf.mini.drawing import render, write_video
+from sf.mini.world import CELL, Clip, Scene
+
+if TYPE_CHECKING:
+    from sf.config import Vision
+
+__all__ = ["ANNOTATIONS", "QUESTIONS_PER_MEDIA", "WorldSize", "write_dataset"]
+
+ANNOTATIONS = "Video-R1-260k.json"
+QUESTIONS_PER_MEDIA = 5
+_SOURCE = {"image": "mini-scenes", "video": "mini-clips"}
+
+
+@dataclass(frozen=True)
+class WorldSize:
+    """How large pictures and clips are: cells a side and frames."""
+
+    side: int = 6
+    frames: int = 4
+    fps: int = 1
+
+    @classmethod
+    def within(cls, vision: Vision) -> WorldSize:
+        """The default size, or less where the vision bounds would shrink it.
+
+        A picture that had to be resized would no longer have one cell per visual token.
+        """
+        room = min(vision.image_max_pixels, vision.video_max_pixels) // CELL**2
+        side = max(2, min(cls.side, int(room**0.5)))
+        frames = max(2, min(cls.frames, vision.video_max_frames))
+        return cls(side, frames, max(1, round(min(vision.video_fps, 4.0))))
+
+
+def _record(number: int, draft: Draft, data_type: str, path: str) -> dict[str, Any]:
+    return {
+        "problem_id": number,
+        "problem": draft.problem,
+        "data_type": data_type,
+        "problem_type": draft.problem_type,
+        "options": list(draft.options),
+        "process": "",
+        "solution": draft.solution,
+        "path": f"./{path}",
+        "data_source": _SOURCE[data_type],
+    }
+
+
+def _subjects(rng: np.random.Generator, size: WorldSize) -> Iterator[tuple[str, Scene | Clip]]:
+    """Scenes and clips in turn, without end."""
+    while True:
+        for data_type in ("image", "video"):
+            subject = sample_subject(
+                rng, data_type, rows=size.side, cols=size.side, frames=size.frames
+            )
+            yield data_type, subject
+
+
+def write_dataset(folder: Path, rows: int, seed: int, vision: Vision) -> Path:
+    """Write `rows` questions about scenes (PNG) and clips (MP4), several about each.
+
+    The same arguments write the same rows and pictures. All five problem types and both media
+    occur from about 40 rows on.
+
+    Args:
+        folder: created; `Video-R1-260k.json` and `mini-scenes/`, `mini-clips/` are written in it.
+        rows: how many rows.
+        seed: of everything.
+        vision: bounds that the pictures and clips keep within, so that nothing is resized.
+
+    Returns:
+        The JSON file.
+    """
+    rng = np.random.default_rng([seed, 260])
+    size = WorldSize.within(vision)
+    for name in _SOURCE.values():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    records: list[dict[str, Any]] = []
+    for number, (data_type, subject) in enumerate(_subjects(rng, size)):
+        if len(records) >= rows:
+            break
+        suffix = "png" if isinstance(subject, Scene) else "mp4"
+        path = f"{_SOURCE[data_type]}/{number:06d}.{suffix}"
+        if isinstance(subject, Scene):
+            render(subject).save(folder / path, compress_level=1)
+        else:
+            write_video(subject, folder / path, size.fps)
+        for draft in draft_questions(subject, rng, QUESTIONS_PER_MEDIA):
+            records.append(_record(len(records), draft, data_type, path))
+    target = folder / ANNOTATIONS
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps(records[:rows], indent=1), encoding="utf-8")
+    partial.replace(target)
+    return target

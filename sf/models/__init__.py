@@ -1,0 +1,8 @@
+"""Base models: loading of the supported families, and tiny ones built from configuration."""
+
+from __future__ import annotations
+
+from sf.models.load import FAMILIES, load_model, load_processor
+from sf.models.tiny import build_tiny
+
+__all__ = ["FAMILIES", "build_tiny", "load_model", "load_processor"]

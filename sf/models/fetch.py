@@ -1,0 +1,99 @@
+"""Real base models: from a local folder or a pinned hub revision into a result folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sf.errors import DataError, EnvironmentFault, UnsupportedModelError
+from sf.models.load import load_config
+
+__all__ = ["check_family", "fetch_checkpoint"]
+
+_KINDS = ("*.json", "*.txt", "*.jinja", "*.safetensors", "*.model")
+
+
+def check_family(folder: Path, family: str) -> Any:
+    """The configuration of a checkpoint that is of the declared family.
+
+    Raises:
+        DataError: no checkpoint in the folder.
+        UnsupportedModelError: another architecture than declared, or an unsupported one.
+    """
+    config = load_config(folder)
+    if config.model_type != family:
+        raise UnsupportedModelError(
+            "family",
+            family,
+            f"the checkpoint's architecture is {config.model_type}",
+            "correct `family` or `source` in the parameters",
+        )
+    return config
+
+
+def _hub_folder(name: str, revision: str) -> tuple[Path, str]:
+    """Download a hub repository's model files; (folder, commit)."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from requests.exceptions import RequestException
+
+    try:
+        commit = str(HfApi().model_info(name, revision=revision).sha)
+        folder = snapshot_download(name, revision=commit, allow_patterns=list(_KINDS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, RequestException, OSError) as error:
+        raise EnvironmentFault(
+            "source",
+            f"hub:{name}@{revision}",
+            f"the hub did not give it: {error}",
+            "check the name, the revision, HF_TOKEN and the connection, then run again",
+        ) from error
+    return Path(folder), commit
+
+
+def _place(source: Path, target: Path) -> None:
+    """Hard-link a file, which costs no space, or copy it across file systems."""
+    real = source.resolve()
+    target.unlink(missing_ok=True)
+    try:
+        os.link(real, target)
+    except OSError:
+        shutil.copy2(real, target)
+
+
+def fetch_checkpoint(source: str, family: str, target: Path) -> dict[str, str]:
+    """Put a checkpoint's files into `target`, unchanged.
+
+    Args:
+        source: a local folder, or "hub:OWNER/NAME@REVISION".
+        family: the model type that it must have.
+        target: existing folder.
+
+    Returns:
+        Where it came from: source, and for a hub the commit that the revision stands for.
+
+    Raises:
+        ConfigError: a malformed hub source.
+        DataError: no weights or configuration at the source.
+        EnvironmentFault: the hub does not answer.
+        UnsupportedModelError: another architecture than declared.
+    """
+    origin = {"source": source}
+    if source.startswith("hub:"):
+        from sf.data.hub import parse_hub
+
+        hub = parse_hub(source)
+        folder, origin["commit"] = _hub_folder(hub.name, hub.revision)
+    else:
+        folder = Path(source)
+    check_family(folder, family)
+    if not list(folder.glob("*.safetensors")):
+        raise DataError(
+            "source", source, "has no *.safetensors", "give a folder with a model's weights"
+        )
+    for kind in _KINDS:
+        for file in sorted(folder.glob(kind)):
+            if file.name != "stage.json":
+                _place(file, target / file.name)
+    return origin

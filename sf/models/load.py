@@ -1,0 +1,100 @@
+"""Loading checkpoints of the supported families."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLForConditionalGeneration,
+)
+
+from sf.errors import ConfigError, DataError, UnsupportedModelError
+
+__all__ = ["FAMILIES", "load_config", "load_model", "load_processor"]
+
+FAMILIES: dict[str, Any] = {
+    "qwen2_vl": Qwen2VLForConditionalGeneration,
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+}
+"""Model type in config.json -> class."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_config(path: Path | str, revision: str | None = None) -> Any:
+    """The configuration of a checkpoint, of a supported family.
+
+    Args:
+        path: a local folder, or a hub id.
+        revision: commit, tag or branch of a hub id.
+
+    Raises:
+        DataError: `path` is a local path without a config.json.
+        UnsupportedModelError: the architecture is not one of `FAMILIES`.
+    """
+    folder = Path(path)
+    local = isinstance(path, Path) or folder.is_dir() or str(path).startswith((".", "/"))
+    if local and not (folder / "config.json").is_file():
+        raise DataError(
+            "model path", str(path), "has no config.json", "give a folder of a saved model"
+        )
+    config = AutoConfig.from_pretrained(str(path), revision=revision or "main")
+    if config.model_type not in FAMILIES:
+        raise UnsupportedModelError(
+            "model type",
+            config.model_type,
+            f"must be one of {sorted(FAMILIES)}",
+            "choose a checkpoint of a supported family",
+        )
+    return config
+
+
+def load_model(
+    path: Path | str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    attn_implementation: str | dict[str, str] = "sdpa",
+    revision: str | None = None,
+) -> Any:
+    """Load a model for inference (evaluation mode).
+
+    Args:
+        path: a local folder, or a hub id.
+        dtype: "float32", "bfloat16" or "float16".
+        device: where the weights go.
+        attn_implementation: as transformers takes it; a dict names sub-configurations.
+        revision: commit, tag or branch of a hub id.
+
+    Raises:
+        ConfigError: the dtype is not known.
+        DataError: a local path without a model.
+        UnsupportedModelError: the architecture is not one of `FAMILIES`.
+    """
+    if dtype not in _DTYPES:
+        raise ConfigError("dtype", dtype, f"must be one of {sorted(_DTYPES)}")
+    config = load_config(path, revision)
+    model = FAMILIES[config.model_type].from_pretrained(
+        str(path),
+        revision=revision or "main",
+        dtype=_DTYPES[dtype],
+        attn_implementation=attn_implementation,
+    )
+    return model.to(device).eval()
+
+
+def load_processor(path: Path | str, *, revision: str | None = None) -> Any:
+    """The processor (image, video, text) saved beside a model; its tokenizer pads on the left.
+
+    Raises:
+        DataError, UnsupportedModelError: as `load_config`.
+    """
+    load_config(path, revision)
+    processor = AutoProcessor.from_pretrained(str(path), revision=revision or "main")
+    processor.tokenizer.padding_side = "left"
+    return processor
