@@ -1,0 +1,1 @@
+"""Sparsity Forcing training on TRL's GRPOTrainer: rollouts, rewards, reference, checkpoints."""

@@ -1,0 +1,123 @@
+"""Checkpoints that a kill, a full disk or a lost byte cannot spoil.
+
+transformers writes a checkpoint file by file. A seal with the digest of every file is written last;
+a folder without a whole seal is no checkpoint. The one before is kept until the next is sealed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from sf.errors import EnvironmentFault
+
+__all__ = ["SEAL", "SealCheckpoints", "check_disk", "last_sealed", "seal"]
+
+SEAL = "seal.json"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+
+
+def seal(folder: Path) -> None:
+    """Force the folder's files to disk and note their digests; the note appears at once."""
+    digests = {}
+    for path in _files(folder):
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+        digests[str(path.relative_to(folder))] = _digest(path)
+    partial = folder / (SEAL + ".partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        json.dump(digests, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(folder / SEAL)
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        digests = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "was not finished"
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            return f"lacks {name}"
+        if _digest(path) != digest:
+            return f"has a damaged {name}"
+    return None
+
+
+def last_sealed(folder: Path) -> Path | None:
+    """The newest whole checkpoint; newer broken ones are removed with a warning.
+
+    Args:
+        folder: holds `checkpoint-STEP` folders.
+    """
+    found = sorted(
+        folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"),
+        key=lambda path: int(path.name.rpartition("-")[2]),
+        reverse=True,
+    )
+    for path in found:
+        damage = _damage(path)
+        if damage is None:
+            return path
+        warnings.warn(f"{path.name} {damage}; going on from an earlier one", stacklevel=2)
+        if os.environ.get("RANK", "0") == "0":
+            shutil.rmtree(path)
+    return None
+
+
+def check_disk(folder: Path, num_parameters: int, num_trained: int, copies: int) -> float:
+    """The room that checkpoints need.
+
+    Args:
+        folder: where they go.
+        num_parameters: of the model.
+        num_trained: of them with optimizer state (two float32 values each).
+        copies: checkpoints kept, besides the one being written.
+
+    Returns:
+        GiB of one checkpoint.
+
+    Raises:
+        EnvironmentFault: there is less room than for all copies.
+    """
+    size = (4 * num_parameters + 8 * num_trained) / 2**30
+    free = shutil.disk_usage(folder).free / 2**30
+    if free < size * (copies + 1):
+        raise EnvironmentFault(
+            "free disk space",
+            f"{free:.1f} GiB",
+            f"must hold {copies + 1} checkpoints of {size:.1f} GiB at {folder}",
+            "free some space or link `results` to a larger disk",
+        )
+    return size
+
+
+class SealCheckpoints(TrainerCallback):
+    """Seals each checkpoint once transformers has written it."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called after the last file of a checkpoint."""
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every rank's random state is part of it
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")

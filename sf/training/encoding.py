@@ -1,0 +1,241 @@
+"""Rows of a manifest as prompt tensors, each encoded once.
+
+Shapes: U questions, R rollouts, P padded prompt length, l valid prompt tokens, V visual tokens,
+H hidden size.
+
+A question is encoded alone, never in a batch with others: its vision features then do not depend
+on what it was drawn with, so a resumed run computes the same bits as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from sf.data.prompts import Template, messages
+from sf.data.vision import encode
+from sf.errors import DataError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from sf.config import Vision
+    from sf.data.manifest import Row
+
+__all__ = ["Encoder", "Prompts", "Question", "backbone"]
+
+GRID = {"image": "image_grid_thw", "video": "video_grid_thw"}
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
+
+def backbone(model: Any) -> Any:
+    """The model without its language-model head: holds the tower and the rope index.
+
+    Raises:
+        UnsupportedModelError: the model is not of Qwen2-VL's build.
+    """
+    inner = getattr(model, "model", None)
+    if inner is None or not hasattr(inner, "get_rope_index") or not hasattr(inner, "visual"):
+        raise UnsupportedModelError(
+            "model",
+            type(model).__name__,
+            "is not built like Qwen2-VL",
+            "train a Qwen2(.5)-VL model",
+        )
+    return inner
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One encoded prompt.
+
+    Attributes:
+        input_ids: (l,) long.
+        positions: (3, l) long, multimodal rope positions.
+        next_position: the position of the first completion token, on all three axes.
+        modality: "image" or "video".
+        grid_thw: (1, 3) long, the medium's patch grid.
+        pixels: (patches, channels * patch volume), the processor's output; None when `features`
+            stand for it.
+        features: (V, H), what the frozen tower made of the pixels; None when the tower is trained.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    next_position: int
+    modality: str
+    grid_thw: torch.Tensor
+    pixels: torch.Tensor | None
+    features: torch.Tensor | None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the tensors in bytes."""
+        tensors = (self.input_ids, self.positions, self.grid_thw, self.pixels, self.features)
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """A left-padded batch of questions.
+
+    Attributes:
+        questions: U of them.
+        input_ids: (U, P) long.
+        attention_mask: (U, P) long, 1 at valid tokens.
+        positions: (3, U, P) long.
+    """
+
+    questions: tuple[Question, ...]
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    positions: torch.Tensor
+
+    @classmethod
+    def collate(cls, questions: Sequence[Question], pad_token_id: int) -> Prompts:
+        """Pad questions on the left to the longest."""
+        width = max(q.input_ids.numel() for q in questions)
+        device = questions[0].input_ids.device
+        shape = (len(questions), width)
+        input_ids = torch.full(shape, pad_token_id, dtype=torch.long, device=device)
+        mask = torch.zeros(shape, dtype=torch.long, device=device)
+        positions = torch.zeros((3, *shape), dtype=torch.long, device=device)
+        for at, question in enumerate(questions):
+            start = width - question.input_ids.numel()
+            input_ids[at, start:] = question.input_ids
+            mask[at, start:] = 1
+            positions[:, at, start:] = question.positions
+        return cls(tuple(questions), input_ids, mask, positions)
+
+    def positions_with(self, owner: torch.Tensor, completion_width: int) -> torch.Tensor:
+        """Rope positions of rollouts, prompt and completion.
+
+        Args:
+            owner: (R,) long, the question of each rollout.
+            completion_width: completion tokens after the prompt.
+
+        Returns:
+            (3, R, P + completion_width) long.
+        """
+        following = [self.questions[at].next_position for at in owner.tolist()]
+        first = torch.tensor(following, device=owner.device)[:, None]
+        tail = first + torch.arange(completion_width, device=owner.device)
+        return torch.cat([self.positions[:, owner], tail.expand(3, -1, -1)], dim=2)
+
+    def features(self, model: Any) -> list[torch.Tensor]:
+        """(V, H) per question: the stored features, or the model's own tower run on the pixels."""
+        return [features_of(model, question) for question in self.questions]
+
+
+def features_of(model: Any, question: Question) -> torch.Tensor:
+    """(V, H), the visual tokens of a question as the language model sees them."""
+    if question.features is not None:
+        return question.features
+    return tower_output(model, question.modality, question.pixels, question.grid_thw)
+
+
+def tower_output(model: Any, modality: str, pixels: Any, grid_thw: torch.Tensor) -> torch.Tensor:
+    """(V, H), the tower and its merger on one medium."""
+    run = getattr(backbone(model), f"get_{modality}_features")
+    return torch.cat(list(run(pixels, grid_thw, return_dict=True).pooler_output), dim=0)
+
+
+def encoder_outputs(
+    prompts: Prompts, features: Sequence[torch.Tensor], owner: torch.Tensor
+) -> dict[str, Any]:
+    """Visual tokens of rollouts as transformers' `mm_encoder_outputs`, which replace the pixels.
+
+    Args:
+        prompts: the questions.
+        features: (V, H) per question.
+        owner: (R,) long, the question of each rollout.
+    """
+    groups: dict[str, list[torch.Tensor]] = {}
+    for at in owner.tolist():
+        groups.setdefault(prompts.questions[at].modality, []).append(features[at])
+    return {
+        modality: BaseModelOutputWithPooling(pooler_output=cast(Any, tuple(parts)))
+        for modality, parts in groups.items()
+    }
+
+
+class Encoder:
+    """Encodes rows and keeps the latest ones.
+
+    Args:
+        model: gives the rope index, and the tower while it is frozen.
+        processor: of the model.
+        rows: the training rows; questions are asked for by their index here.
+        vision: pixel and frame bounds.
+        template: prompt template of `sf.data.prompts`.
+        frozen_tower: keep features instead of pixels.
+        cache_bytes: how much is kept; the least recently used question goes first.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        rows: Sequence[Row],
+        vision: Vision,
+        *,
+        template: Template,
+        frozen_tower: bool,
+        cache_bytes: int = 2**30,
+    ) -> None:
+        self.model, self.processor, self.rows, self.vision = model, processor, rows, vision
+        self.template, self.frozen_tower, self.cache_bytes = template, frozen_tower, cache_bytes
+        self._kept: OrderedDict[int, Question] = OrderedDict()
+        self._bytes = 0
+
+    def __call__(self, index: int) -> Question:
+        """The question of row `index`.
+
+        Raises:
+            DataError: the row does not hold exactly one image or video.
+        """
+        if index in self._kept:
+            self._kept.move_to_end(index)
+            return self._kept[index]
+        question = self._encode(self.rows[index])
+        self._kept[index] = question
+        self._bytes += question.num_bytes
+        while self._bytes > self.cache_bytes and len(self._kept) > 1:
+            self._bytes -= self._kept.popitem(last=False)[1].num_bytes
+        return question
+
+    @torch.no_grad()
+    def _encode(self, row: Row) -> Question:
+        device = self.model.device
+        inputs = encode(self.processor, [messages(row, self.template)], self.vision, device)
+        modality = row.data_type
+        grid = inputs.get(GRID[modality])
+        if grid is None or grid.shape[0] != 1:
+            raise DataError(
+                f"row {row.id}", None, f"must hold exactly one {modality}", "prepare the data again"
+            )
+        positions, deltas = backbone(self.model).get_rope_index(
+            inputs["input_ids"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            image_grid_thw=inputs.get("image_grid_thw"),
+            video_grid_thw=inputs.get("video_grid_thw"),
+            second_per_grid_ts=inputs.get("second_per_grid_ts"),
+            attention_mask=inputs["attention_mask"],
+        )
+        pixels = inputs[PIXELS[modality]]
+        features = None
+        if self.frozen_tower:
+            features = tower_output(self.model, modality, pixels, grid)
+        length = inputs["input_ids"].shape[1]
+        return Question(
+            input_ids=inputs["input_ids"][0],
+            positions=positions[:, 0],
+            next_position=length + int(deltas[0]),
+            modality=modality,
+            grid_thw=grid,
+            pixels=None if self.frozen_tower else pixels,
+            features=features,
+        )

@@ -1,0 +1,107 @@
+"""Log-probabilities of the policy under the kept sets that its rollouts recorded.
+
+Shapes: R rollouts, P padded prompt length, C completion length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sf.attention import sparsify
+from sf.selection import FixedMask
+from sf.training.encoding import encoder_outputs
+from sf.training.padding import length_buckets
+from sf.training.pathwise import SparsityTerm, watch_attention
+from sf.training.rollout import Rollout
+
+__all__ = ["PolicyForward"]
+
+
+@dataclass
+class PolicyForward:
+    """The teacher-forced forward of the policy.
+
+    Attributes:
+        model: perhaps wrapped for data parallelism.
+        bare: the same, unwrapped.
+        rollout: the rollouts; rows are indices into it.
+        temperature: of the sampling.
+        fused: let TRL's kernel compute log-probabilities without logits; worth it where it scores
+            the completion's positions only (Triton), elsewhere it scores the prompt's too.
+        coefficient: (R of the rollout,) weight of each rollout's effective ratio in the loss, for
+            the pathwise objective (`sf.training.pathwise`).
+        bucketed: run prompts of similar length together. Ranks that share a model need the same
+            number of forwards, so it is for one process only.
+    """
+
+    model: Any
+    bare: Any
+    rollout: Rollout
+    temperature: float
+    fused: bool
+    bucketed: bool
+    coefficient: torch.Tensor | None = None
+    effective_ratio: list[torch.Tensor] = field(default_factory=list)
+
+    def __call__(
+        self, rows: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities and entropies, both (R, C) float32.
+
+        Args:
+            rows: (R,) long.
+            input_ids: (R, P + C) long.
+            attention_mask: (R, P + C) long.
+            width: C.
+        """
+        lengths = attention_mask[:, :-width].sum(1).tolist()
+        buckets = length_buckets(lengths) if self.bucketed else [list(range(len(rows)))]
+        parts = []
+        for bucket in buckets:
+            at = torch.tensor(bucket, device=rows.device)
+            start = input_ids.shape[1] - width - max(lengths[i] for i in bucket)
+            ids, mask = input_ids[at, start:], attention_mask[at, start:]
+            parts.append(self._forward(rows[at], start, ids, mask, width))
+        back = torch.tensor([i for bucket in buckets for i in bucket], device=rows.device).argsort()
+        logps, entropies = (torch.cat(pieces)[back] for pieces in zip(*parts, strict=True))
+        return logps, entropies
+
+    def _forward(
+        self, rows: torch.Tensor, start: int, ids: torch.Tensor, mask: torch.Tensor, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One bucket; `start` columns of padding are cut off everything."""
+        prompts, owner = self.rollout.prompts, self.rollout.owner[rows]
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": prompts.positions_with(owner, width)[:, :, start:],
+            "mm_encoder_outputs": encoder_outputs(prompts, prompts.features(self.bare), owner),
+            "use_cache": False,
+        }
+        replay = FixedMask([layer[rows, start:] for layer in self.rollout.kept])
+        with sparsify(self.bare, replay, prompt_width=ids.shape[1] - width):
+            if self.coefficient is None or not torch.is_grad_enabled():
+                return self._head(inputs, width)
+            watch_attention()
+            term = SparsityTerm(self.coefficient[rows], len(self.rollout.kept))
+            result = self._head(inputs | {"sparsity_term": term}, width)
+            self.effective_ratio.append(term.mean_ratio)
+            return result
+
+    def _head(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._fused(inputs, width) if self.fused else self._plain(inputs, width)
+
+    def _fused(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+        labels[:, :-width] = -100
+        output = self.model(**inputs, labels=labels, fused_lm_head=True)
+        return output.log_probs[:, -width:], output.entropy[:, -width:]
+
+    def _plain(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.model(**inputs, logits_to_keep=width + 1).logits[:, :-1]
+        every = torch.log_softmax(logits.float() / self.temperature, dim=-1)
+        entropy = -(every.exp() * every).sum(-1).detach()
+        return every.gather(2, inputs["input_ids"][:, -width:, None]).squeeze(2), entropy

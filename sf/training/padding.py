@@ -1,0 +1,26 @@
+"""Less padding: prompts of similar length are run together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["length_buckets"]
+
+SLACK = 1.15
+"""How much longer than its shortest prompt a bucket's longest may be."""
+
+
+def length_buckets(lengths: Sequence[int], slack: float = SLACK) -> list[list[int]]:
+    """Indices in groups of similar length, so that little of a group is padding.
+
+    Args:
+        lengths: prompt lengths in tokens.
+        slack: largest ratio of lengths in a group.
+    """
+    buckets: list[list[int]] = []
+    for at in sorted(range(len(lengths)), key=lambda at: (lengths[at], at)):
+        if buckets and lengths[at] <= slack * lengths[buckets[-1][0]]:
+            buckets[-1].append(at)
+        else:
+            buckets.append([at])
+    return [sorted(bucket) for bucket in buckets]

@@ -1,0 +1,148 @@
+"""A differentiable sparsity term, beyond the paper: fewer effective tokens per layer.
+
+The paper's reward tells which rollout kept fewer tokens, but the number of kept tokens is a step
+function of the weights, so nothing tells the weights how to keep fewer at the same threshold. The
+term here is smooth: with m the probes' accumulated attention of a layer (what top-p selects by),
+normalised to 1, the effective number of tokens is exp(H(m)) and the term exp(H(m)) / l, in (0, 1],
+mean over layers. It counts for a rollout only as far as its gate says (was it right?).
+
+Its gradient is put into the backward pass at each layer's attention output, so nothing has to be
+carried out of the layers: gradient checkpointing and data parallelism work as without it.
+
+Shape suffixes: B rows, H heads, G KV heads, P probes, L prompt columns, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface
+
+from sf.attention.layer import NAME, sparse_attention
+
+__all__ = ["SparsityTerm", "effective_ratio", "watch_attention"]
+
+_RECOMPUTE_ELEMENTS = 1 << 22
+"""Score elements of one KV head above which they are computed again instead of stored."""
+
+
+def _group_mass(query_BRPD: Tensor, key_BLD: Tensor, hidden_BPL: Tensor) -> Tensor:
+    """Attention weights of one KV head's query heads, summed over heads: (B, P, L)."""
+    score = torch.einsum("brpd,bld->brpl", query_BRPD, key_BLD)
+    score = score.masked_fill(hidden_BPL[:, None], float("-inf"))
+    return torch.softmax(score, dim=-1).sum(1)
+
+
+def effective_ratio(
+    query_BHLD: Tensor, key_BGLD: Tensor, valid_BL: Tensor, probes: Any, scaling: float
+) -> Tensor:
+    """exp(H(m)) / l per row, differentiable in queries and keys.
+
+    Args:
+        query_BHLD: after rope.
+        key_BGLD: after rope.
+        valid_BL: bool, False on padding.
+        probes: `sf.selection.Probes`, the same as selection's.
+        scaling: of the scores.
+
+    Returns:
+        (B,) float32 in (0, 1].
+    """
+    column_BP, present_BP = probes.columns(valid_BL)
+    batch, heads, length, size = query_BHLD.shape
+    groups = key_BGLD.shape[1]
+    index = column_BP[:, None, :, None].expand(-1, heads, -1, size)
+    rows = (query_BHLD.gather(2, index).float() * scaling).view(
+        batch, groups, heads // groups, -1, size
+    )
+    future_BPL = torch.arange(length, device=column_BP.device) > column_BP[..., None]
+    # A probe slot without a probe looks at everything: no empty softmax. It counts nothing below.
+    hidden_BPL = (future_BPL | ~valid_BL[:, None]) & present_BP[..., None]
+    total = torch.zeros((), device=query_BHLD.device)
+    recompute = batch * (heads // groups) * column_BP.shape[1] * length > _RECOMPUTE_ELEMENTS
+    for group in range(groups):
+        given = (rows[:, group], key_BGLD[:, group].float(), hidden_BPL)
+        if recompute:
+            total = total + checkpoint(_group_mass, *given, use_reentrant=False)
+        else:
+            total = total + _group_mass(*given)
+    mass_BL = (total * present_BP[..., None]).sum(1) / heads
+    share = mass_BL / present_BP.sum(1, keepdim=True).clamp(min=1)
+    entropy = -torch.special.xlogy(share, share.clamp(min=1e-12)).sum(1)
+    return entropy.exp() / valid_BL.sum(1).clamp(min=1)
+
+
+class _AddGradient(torch.autograd.Function):
+    """Hands `output` on; in the backward pass `term` gets the gradient `coefficient`."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, term: Tensor, coefficient: Tensor) -> Tensor:
+        ctx.save_for_backward(coefficient.to(term.dtype))
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (coefficient,) = ctx.saved_tensors
+        return grads[0], coefficient, None
+
+
+@dataclass
+class SparsityTerm:
+    """Goes into the model's forward as `sparsity_term` and reaches every layer's attention.
+
+    Attributes:
+        coefficient: (B,) d loss / d effective ratio of a row, all layers together.
+        num_layers: the coefficient is shared out evenly.
+        ratios: layer -> (B,) effective ratio, without gradient.
+    """
+
+    coefficient: Tensor
+    num_layers: int
+    ratios: dict[int, Tensor] = field(default_factory=dict)
+
+    def apply(self, layer: int, output: Tensor, ratio: Tensor) -> Tensor:
+        """`output`, with the term's gradient tied to it."""
+        self.ratios[layer] = ratio.detach()
+        share = self.coefficient / self.num_layers
+        return _AddGradient.apply(output, ratio, share)
+
+    @property
+    def mean_ratio(self) -> Tensor:
+        """(B,), mean over layers."""
+        return torch.stack(list(self.ratios.values())).mean(0)
+
+
+def watch_attention() -> None:
+    """Let the sparse attention heed `sparsity_term`.
+
+    Call it inside `sparsify`. It stays until the next `sparsify`, which the recomputation of
+    gradient checkpointing in the backward pass needs; without the argument nothing changes.
+    """
+    AttentionInterface.register(NAME, _observed_attention)
+
+
+def _observed_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *args: Any,
+    sparsity_term: SparsityTerm | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """`sparse_attention`, its output tied to the layer's effective ratio."""
+    output, weights = sparse_attention(module, query, key, value, attention_mask, *args, **kwargs)
+    plan = kwargs.get("sparse_plan")
+    if sparsity_term is None or plan is None or plan.valid is None or not output.requires_grad:
+        return output, weights
+    width = plan.valid.shape[1]
+    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    ratio = effective_ratio(
+        query[:, :, :width], key[:, :, :width], plan.valid, plan.policy.probes, scaling
+    )
+    return sparsity_term.apply(int(module.layer_idx), output, ratio), weights

@@ -1,0 +1,102 @@
+"""Log-probabilities of the full-attention reference, each prompt run once per group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sf.training.encoding import encoder_outputs
+from sf.training.rollout import Rollout
+
+__all__ = ["reference_logps"]
+
+
+def reference_logps(
+    model: Any,
+    rollout: Rollout,
+    rows: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    completion_width: int,
+    *,
+    temperature: float,
+    rollouts_per_forward: int,
+) -> torch.Tensor:
+    """Dense log-probabilities of the completions.
+
+    The prompt's keys and values are computed once per question and repeated for its rollouts: a
+    group of N costs one prompt instead of N. Equal to the plain forward up to rounding.
+
+    Args:
+        model: the reference.
+        rollout: the rollouts, of which `rows` are asked for.
+        rows: (R,) long, indices into `rollout.owner`.
+        input_ids: (R, P + C) long.
+        attention_mask: (R, P + C) long.
+        completion_width: C.
+        temperature: of the sampling.
+        rollouts_per_forward: bounds the memory of one pass.
+
+    Returns:
+        (R, C) float32; what stands behind a completion's end has no meaning.
+    """
+    owner = rollout.owner[rows]
+    result = torch.empty(len(rows), completion_width, device=input_ids.device)
+    features = rollout.prompts.features(model)
+    for chosen in _whole_groups(owner, rollouts_per_forward):
+        result[chosen] = _group_logps(
+            model, rollout, features, owner[chosen], input_ids[chosen], attention_mask[chosen],
+            completion_width, temperature,
+        )  # fmt: skip
+    return result
+
+
+def _whole_groups(owner: torch.Tensor, limit: int) -> list[torch.Tensor]:
+    """Row indices in parts of whole groups, each part of `limit` rows or of one group."""
+    parts: list[list[int]] = []
+    for question in dict.fromkeys(owner.tolist()):
+        members = (owner == question).nonzero().squeeze(1).tolist()
+        if parts and len(parts[-1]) + len(members) <= limit:
+            parts[-1] += members
+        else:
+            parts.append(members)
+    return [torch.tensor(part, device=owner.device) for part in parts]
+
+
+def _group_logps(
+    model: Any,
+    rollout: Rollout,
+    features: list[torch.Tensor],
+    owner: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    completion_width: int,
+    temperature: float,
+) -> torch.Tensor:
+    prompts = rollout.prompts
+    unique, back = owner.unique(return_inverse=True)
+    first = model(
+        input_ids=prompts.input_ids[unique],
+        attention_mask=prompts.attention_mask[unique],
+        position_ids=prompts.positions[:, unique],
+        mm_encoder_outputs=encoder_outputs(prompts, features, unique),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    logits = first.logits[back]
+    if completion_width > 1:
+        cache = first.past_key_values
+        cache.batch_select_indices(back)
+        start = prompts.input_ids.shape[1]
+        rest = model(
+            input_ids=input_ids[:, start:-1],
+            attention_mask=attention_mask[:, :-1],
+            position_ids=prompts.positions_with(owner, completion_width)[:, :, start:-1],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = torch.cat([logits, rest.logits], dim=1)
+    targets = input_ids[:, -completion_width:, None]
+    logps = torch.log_softmax(logits.float() / temperature, dim=-1)
+    return logps.gather(2, targets).squeeze(2)

@@ -1,0 +1,188 @@
+"""A whole training run: assemble, resume, train, save."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PrinterCallback
+
+from sf.models import load_model, load_processor
+from sf.progress import progress
+from sf.selection import TopP
+from sf.training.card import write_card, write_sparsity
+from sf.training.checkpoints import SealCheckpoints, check_disk, last_sealed
+from sf.training.dataset import training_set
+from sf.training.encoding import Encoder, backbone
+from sf.training.monitor import FiniteGradients, Monitor
+from sf.training.parameters import RunParameters
+from sf.training.records import SampleTable
+from sf.training.rewards import GroupReward
+from sf.training.settings import KEEP_CHECKPOINTS, grpo_config
+from sf.training.trainer import SparsityForcingTrainer
+
+if TYPE_CHECKING:
+    from sf.data.manifest import Row
+
+__all__ = ["Training", "assemble", "train"]
+
+SELECTOR = "TopP"
+
+
+@dataclass
+class Training:
+    """The parts of a run.
+
+    Attributes:
+        trainer: ready to train.
+        processor: of the model.
+        monitor: holds the latest figures.
+        checkpoints: folder of the checkpoints.
+    """
+
+    trainer: SparsityForcingTrainer
+    processor: Any
+    monitor: Monitor
+    checkpoints: Path
+
+
+def assemble(
+    p: RunParameters,
+    base: Path,
+    rows: Sequence[Row],
+    checkpoints: Path,
+    tracker: Any,
+    counter: Any,
+    samples: SampleTable | None = None,
+) -> Training:
+    """Build the trainer.
+
+    Args:
+        p: parameters.
+        base: the initial model, which is also the reference.
+        rows: the train manifest.
+        checkpoints: folder for checkpoints, on a disk with room for them.
+        tracker: `log(step, values)`.
+        counter: progress counter.
+        samples: takes sample answers.
+
+    Raises:
+        EnvironmentFault: no room for the checkpoints.
+        ConfigError: the rollouts do not divide over the ranks.
+    """
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    args = grpo_config(p, checkpoints)
+    # The weights stay float32, whatever the computation runs in: steps of 1e-6 vanish in bfloat16.
+    model = load_model(base, device=p.device)
+    processor = load_processor(base)
+    backbone(model).visual.requires_grad_(p.train_vision)
+    trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
+    size = check_disk(checkpoints, model.num_parameters(), trained, KEEP_CHECKPOINTS)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(
+            f"{p.train_steps} steps of {p.questions_per_step} questions x {len(p.rollout_p)} "
+            f"rollouts; a checkpoint of {size:.2f} GiB every {p.save_every} steps, "
+            f"{KEEP_CHECKPOINTS} kept, {shutil.disk_usage(checkpoints).free / 2**30:.0f} GiB free",
+            file=sys.stderr,
+        )
+    encoder = Encoder(
+        model,
+        processor,
+        rows,
+        p,
+        template=p.prompt_template,
+        frozen_tower=not p.train_vision,
+    )
+    count = p.train_steps * p.questions_per_step
+    monitor = Monitor(tracker, counter)
+    trainer = SparsityForcingTrainer(
+        model,
+        processor,
+        args,
+        training_set(rows, count, p.seed, p.prompt_template),
+        encoder,
+        p.rollout_p,
+        lambda thresholds: TopP(p=thresholds),
+        GroupReward(len(p.rollout_p), p.correctness_cutoff, p.reward_gate),
+        pathwise_weight=p.pathwise_weight if p.objective == "pathwise" else 0.0,
+        samples=samples.add if samples else None,
+        callbacks=[monitor, SealCheckpoints(), FiniteGradients()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return Training(trainer, processor, monitor, checkpoints)
+
+
+def train(
+    p: RunParameters,
+    base: Path,
+    rows: Sequence[Row],
+    checkpoints: Path,
+    out: Path,
+    tracker: Any,
+    provenance: dict[str, Any],
+) -> dict[str, float]:
+    """Train, from the last whole checkpoint if there is one, and save a plain checkpoint.
+
+    Args:
+        p: parameters.
+        base: the initial model.
+        rows: the train manifest.
+        checkpoints: folder for checkpoints; a killed run goes on from what lies there.
+        out: the trained model goes here.
+        tracker: `log(step, values)`.
+        provenance: plain values for `sparsity.json` and the model card.
+
+    Returns:
+        the last figures.
+
+    Raises:
+        TrainingCollapse: the loss or a gradient is not finite.
+        EnvironmentFault: no room for the checkpoints.
+    """
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    resumed = last_sealed(checkpoints)
+    done = int(resumed.name.rpartition("-")[2]) if resumed else 0
+    with progress("train", p.train_steps, done) as counter:
+        samples = SampleTable(out / "tables" / "completions.csv", done)
+        training = assemble(p, base, rows, checkpoints, tracker, counter, samples)
+        training.trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    figures = _last_figures(training)
+    if training.trainer.is_world_process_zero():
+        save(training, out, p, provenance, figures)
+    return figures
+
+
+def save(
+    training: Training,
+    out: Path,
+    p: RunParameters,
+    provenance: dict[str, Any],
+    figures: dict[str, float],
+) -> None:
+    """Write model, processor, `sparsity.json` and the model card to `out`.
+
+    Args:
+        training: the finished run.
+        out: target folder.
+        p: parameters.
+        provenance: plain values.
+        figures: for the card.
+    """
+    trainer = training.trainer
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out)
+    training.processor.save_pretrained(out)
+    write_sparsity(out, SELECTOR, max(p.rollout_p), provenance)
+    write_card(out, f"{provenance['model']} after {provenance['objective']}", provenance, figures)
+
+
+def _last_figures(training: Training) -> dict[str, float]:
+    """The latest figures; after a kill behind the last step, those of the checkpoint."""
+    if training.monitor.latest:
+        return training.monitor.latest
+    history = [entry for entry in training.trainer.state.log_history if "reward" in entry]
+    return Monitor.figures(history[-1]) if history else {}

@@ -1,0 +1,101 @@
+"""The paper's settings in TRL's terms.
+
+TRL's own defaults differ from the paper (arXiv 2504.18579) in `beta` (0), `loss_type` ("dapo") and
+`use_bias_correction_kl` (True). What neither version of the paper gives is marked "assumed" in the
+parameter files.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from trl import GRPOConfig
+
+from sf.errors import ConfigError
+from sf.training.parameters import RunParameters
+
+__all__ = ["grpo_config", "micro_batch"]
+
+KEEP_CHECKPOINTS = 2
+
+
+def micro_batch(p: RunParameters, world_size: int) -> tuple[int, int]:
+    """(rollouts in one forward on one rank, forwards in one optimiser step).
+
+    Args:
+        p: the parameters.
+        world_size: ranks.
+
+    Raises:
+        ConfigError: the step's rollouts do not divide over the ranks.
+    """
+    rollouts = p.questions_per_step * len(p.rollout_p)
+    if rollouts % world_size:
+        raise ConfigError(
+            "questions_per_step",
+            p.questions_per_step,
+            f"times {len(p.rollout_p)} rollouts must divide over {world_size} ranks",
+            "change questions_per_step or the number of ranks",
+        )
+    local = rollouts // world_size
+    forwards = math.ceil(local / min(p.rollouts_per_forward, local))
+    while local % forwards:
+        forwards += 1
+    return local // forwards, forwards
+
+
+def grpo_config(p: RunParameters, folder: Path, world_size: int | None = None) -> GRPOConfig:
+    """TRL's configuration.
+
+    Args:
+        p: the stage's parameters.
+        folder: where checkpoints go.
+        world_size: ranks; by default what the launcher says.
+
+    Raises:
+        ConfigError: see `micro_batch`.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
+    size, forwards = micro_batch(p, ranks)
+    paper: dict[str, Any] = {
+        "loss_type": "grpo",
+        "use_bias_correction_kl": False,
+        "scale_rewards": "group",
+        "num_iterations": 1,
+        "importance_sampling_level": "token",
+        "num_generations": len(p.rollout_p),
+        "beta": p.beta,
+        "epsilon": p.clip_epsilon,
+    }
+    return GRPOConfig(
+        output_dir=str(folder),
+        **paper,
+        max_steps=p.train_steps,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=forwards,
+        steps_per_generation=forwards,
+        learning_rate=p.learning_rate,
+        lr_scheduler_type=p.lr_schedule,
+        weight_decay=p.weight_decay,
+        max_grad_norm=p.max_grad_norm,
+        temperature=p.temperature,
+        max_completion_length=p.max_completion_tokens,
+        gradient_checkpointing=p.gradient_checkpointing,
+        bf16=p.dtype == "bfloat16",
+        fp16=False,
+        use_cpu=p.device == "cpu",
+        seed=p.seed,
+        shuffle_dataset=False,  # the data set is laid out in its order of use
+        save_strategy="steps",
+        save_steps=p.save_every,
+        save_total_limit=KEEP_CHECKPOINTS,
+        logging_steps=p.log_every,
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=p.device != "cpu",
+        remove_unused_columns=False,
+    )

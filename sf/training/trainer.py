@@ -1,0 +1,329 @@
+"""Sparsity Forcing (arXiv 2504.18579) on TRL's GRPOTrainer.
+
+The policy runs under token-sparse attention, each rollout of a group with its own retention
+threshold; the reference is the initial model with full attention. The policy's log-probabilities
+are taken under the kept sets that the rollout recorded, so training matches inference.
+
+Three private names are overridden (`OVERRIDDEN`, their signatures are tested). TRL 1.16 has no
+public place for extra tensors between rollout and loss, and its own loss forward drops videos
+without a word. transformers 5.23 saves Qwen's weights under their published names and resumes by
+the module's own: nothing fits, and it goes on from the base model with only a warning. The loss
+itself, advantages and the optimiser loop are TRL's.
+
+Shapes: R local rollouts, P padded prompt length, C completion length, J layers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from sf.errors import TrainingCollapse
+from sf.models import load_model
+from sf.training.encoding import Encoder, Prompts
+from sf.training.logps import PolicyForward
+from sf.training.reference import reference_logps
+from sf.training.rewards import GroupReward
+from sf.training.rollout import Rollout, Sampler, sampling_seeds, vision_token_ids
+
+__all__ = ["OVERRIDDEN", "SparsityForcingTrainer"]
+
+OVERRIDDEN = (
+    "_generate_and_score_completions",
+    "_get_per_token_logps_and_entropies",
+    "_load_from_checkpoint",
+)
+
+
+class SparsityForcingTrainer(GRPOTrainer):
+    """GRPO with sparse rollouts.
+
+    Args:
+        model: the policy; its folder (`name_or_path`) holds the reference.
+        processor: of the model.
+        args: TRL's settings (`sf.training.settings.grpo_config`).
+        dataset: columns `prompt`, `row` (index for `encoder`), `problem_type`, `solution`.
+        encoder: row index -> question.
+        rollout_p: the group's thresholds, one per rollout.
+        make_policy: per-rollout thresholds -> selection policy.
+        reward: the group's reward; its `gather` and `rank` are set here.
+        pathwise_weight: of the sparsity term of right rollouts (`sf.training.pathwise`); 0 is the
+            paper's objective.
+        samples: takes the first group's rollouts of each logged step (`records.SampleTable.add`).
+        callbacks: transformers callbacks.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        args: GRPOConfig,
+        dataset: Dataset,
+        encoder: Encoder,
+        rollout_p: Sequence[float],
+        make_policy: Callable[[list[float]], Any],
+        reward: GroupReward,
+        pathwise_weight: float = 0.0,
+        samples: Callable[[int, list[dict[str, Any]]], None] | None = None,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        state = args.distributed_state
+        reward = replace(reward, gather=self._gather, rank=state.process_index if state else 0)
+        self._reward = reward
+        functions: list[Any] = [self.accuracy, reward.efficiency]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+            super().__init__(
+                model=model,
+                reward_funcs=functions,
+                args=args,
+                train_dataset=dataset,
+                processing_class=processor,
+                callbacks=list(callbacks),
+                rollout_func=self._rollout,
+            )
+        self.encoder, self.pathwise_weight, self.samples = encoder, pathwise_weight, samples
+        self.rollout_p = list(rollout_p)
+        self.sampler = Sampler(
+            temperature=args.temperature,
+            max_completion_tokens=args.max_completion_length or 256,
+            eos_token_ids=self.eos_token_ids,
+            pad_token_id=self._tokenizer.pad_token_id,
+            forbidden=vision_token_ids(self._tokenizer),
+            make_policy=make_policy,
+        )
+        self.rollout: Rollout | None = None
+        self._rows: list[int] = []
+        self._batch: torch.Tensor | None = None
+        self._train_logps = torch.empty(0)
+        self._correct: list[float] = []
+        self._texts: list[str] = []
+        self._coefficient: torch.Tensor | None = None
+        self._figures: dict[str, list[float]] = defaultdict(list)
+
+    # -- rollouts ---------------------------------------------------------------------------
+
+    def _gather(self, values: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.gather(values.to(self.accelerator.device))
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's, with the rows noted for the rollout and the rollouts' indices in its output.
+
+        TRL permutes and splits every entry of the output along the rollouts, indices included.
+        """
+        self._rows = [int(example["row"]) for example in inputs]
+        self._batch = None
+        output = super()._generate_and_score_completions(inputs)
+        device = self.accelerator.device
+        output["rollout"] = torch.arange(len(inputs), device=device)
+        if self.pathwise_weight:
+            # The loss is a mean over rollouts, of a micro-batch and then of the micro-batches.
+            self._coefficient = torch.tensor(self._correct, device=device)
+            self._coefficient *= self.pathwise_weight / len(inputs)
+        self._show_samples(inputs, output)
+        return output
+
+    def accuracy(self, **columns: Any) -> list[float]:
+        """TRL's first reward function: 1.0 or 0.0 per local rollout."""
+        self._texts = [completion[-1]["content"] for completion in columns["completions"]]
+        self._correct = self._reward.accuracy(**columns)
+        return self._correct
+
+    def _rollout(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        """TRL's `rollout_func`: one completion for each of the R local prompts."""
+        unique = list(dict.fromkeys(self._rows))
+        questions = Prompts.collate(
+            [self.encoder(row) for row in unique], self._tokenizer.pad_token_id
+        )
+        place = {row: at for at, row in enumerate(unique)}
+        device, args = self.accelerator.device, cast(Any, self.args)
+        owner = torch.tensor([place[row] for row in self._rows], device=device)
+        # Places in the global batch: a group may begin on another rank.
+        first = self.accelerator.process_index * len(prompts)
+        places = range(first, first + len(prompts))
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+            ) as model,
+            self.accelerator.autocast(),
+        ):
+            rollout = self.sampler(
+                model,
+                questions,
+                owner,
+                [self.rollout_p[at % len(self.rollout_p)] for at in places],
+                sampling_seeds(args.seed, self.state.global_step, places),
+                bucketed=self.accelerator.num_processes == 1,
+            )
+        self.rollout = rollout
+        self._note_rollout(rollout)
+        mask = questions.attention_mask.bool()
+        ids = [row[valid].tolist() for row, valid in zip(questions.input_ids, mask, strict=True)]
+        return {
+            "prompt_ids": [ids[at] for at in owner.tolist()],
+            "completion_ids": rollout.completion_ids,
+            "logprobs": rollout.logps,
+            "token_ratio": rollout.token_ratio.tolist(),
+        }
+
+    # -- log-probabilities ------------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **_: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Policy: under the replayed kept sets. Reference: full attention, each prompt once.
+
+        Args:
+            model: the policy (perhaps wrapped) or the reference.
+            input_ids: (R, P + C).
+            attention_mask: (R, P + C).
+            logits_to_keep: C.
+            batch_size: rollouts in one forward; None for all.
+            compute_entropy: also give entropies.
+            compute_aux_loss: of mixture-of-experts models, which are not supported here.
+
+        Returns:
+            log-probabilities (R, C), entropies (R, C) or None, None.
+        """
+        assert self.rollout is not None
+        assert not compute_aux_loss
+        rows = self._batch
+        if rows is None:
+            rows = torch.arange(input_ids.shape[0], device=input_ids.device)
+        size = batch_size or len(rows)
+        if model is self.ref_model or self._adapters_off():
+            with torch.no_grad(), self.accelerator.autocast():
+                logps = reference_logps(
+                    model, self.rollout, rows, input_ids, attention_mask, logits_to_keep,
+                    temperature=self.temperature, rollouts_per_forward=size,
+                )  # fmt: skip
+            return logps, None, None
+        forward = PolicyForward(
+            model=model,
+            bare=self.accelerator.unwrap_model(model),
+            rollout=self.rollout,
+            temperature=self.temperature,
+            fused=input_ids.is_cuda,
+            bucketed=self.accelerator.num_processes == 1,
+            coefficient=self._coefficient,
+        )
+        with self.accelerator.autocast():
+            outputs = [
+                forward(
+                    rows[at : at + size],
+                    input_ids[at : at + size],
+                    attention_mask[at : at + size],
+                    logits_to_keep,
+                )
+                for at in range(0, len(rows), size)
+            ]
+        logps, entropies = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        self._train_logps = logps.detach()
+        if forward.effective_ratio:
+            self._figures["effective_ratio"].append(
+                float(torch.cat(forward.effective_ratio).mean())
+            )
+        return logps, entropies if compute_entropy else None, None
+
+    def _adapters_off(self) -> bool:
+        """With PEFT the policy without its adapters is the reference."""
+        if self.ref_model is not None or self.beta == 0.0:
+            return False
+        model = self.accelerator.unwrap_model(self.model)
+        return any(getattr(module, "disable_adapters", False) for module in model.modules())
+
+    # -- resuming ----------------------------------------------------------------------------
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The checkpoint's weights into the policy, every one of them."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if sharded or hasattr(self.model, "peft_config"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = load_model(Path(resume_from_checkpoint))
+        cast(Any, self.model).load_state_dict(saved.state_dict())
+
+    # -- loss -------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> torch.Tensor:
+        """TRL's loss on the micro-batch's own rollouts.
+
+        Raises:
+            TrainingCollapse: the loss is not finite on some rank.
+        """
+        self._batch = inputs["rollout"]
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not bool(self._gather(loss.detach().float().isfinite().reshape(1)).all()):
+            raise TrainingCollapse(
+                "loss",
+                float(loss.detach()),
+                f"is not finite at step {self.state.global_step + 1}",
+                "the last checkpoint is intact; lower learning_rate or raise beta",
+            )
+        self._note_gap(inputs)
+        return loss
+
+    # -- figures ----------------------------------------------------------------------------
+
+    def _note_rollout(self, rollout: Rollout) -> None:
+        local = torch.stack(list(rollout.figures().values()), dim=1)
+        means = self._gather(local).float().mean(dim=0).tolist()
+        for name, value in zip(rollout.figures(), means, strict=True):
+            self._figures[name].append(value)
+
+    def _note_gap(self, inputs: dict[str, Any]) -> None:
+        """max |logp(train) - logp(rollout)|: the canary of the replay."""
+        gap = (self._train_logps - inputs["sampling_per_token_logps"]).abs()
+        largest = (gap * inputs["completion_mask"]).max().reshape(1)
+        self._figures["logp_gap"].append(float(self._gather(largest).max()))
+
+    def _show_samples(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
+        """The first group of a step that will be logged."""
+        step, rollout = self.state.global_step + 1, self.rollout
+        if self.samples is None or rollout is None or step % int(self.args.logging_steps):
+            return
+        shown = [
+            {
+                "id": self.encoder.rows[self._rows[at]].id,
+                **rollout.facts(at),
+                "correct": self._correct[at],
+                "advantage": round(float(output["advantages"][at]), 6),
+                "solution": inputs[at]["solution"],
+                "completion": self._texts[at],
+            }
+            for at in range(min(len(self.rollout_p), len(inputs)))
+        ]
+        if self.is_world_process_zero():
+            self.samples(step, shown)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's, with this trainer's own figures added as means since the last call."""
+        logs.update({name: sum(v) / len(v) for name, v in self._figures.items()})
+        self._figures.clear()
+        super().log(logs, start_time)

@@ -1,0 +1,152 @@
+"""The differentiable sparsity term and the way its gradient takes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_world import Log, parameters
+
+from sf.data.manifest import Row
+from sf.progress import Progress
+from sf.selection import Probes
+from sf.training import pathwise
+from sf.training.pathwise import SparsityTerm, effective_ratio
+from sf.training.rewards import GroupReward
+from sf.training.run import assemble
+
+
+def oracle(q: torch.Tensor, k: torch.Tensor, valid: torch.Tensor, probes: list[int]) -> float:
+    """One row in float64, probe by probe: q (H, L, D), k (G, L, D), valid (L,)."""
+    heads, length, _ = q.shape
+    mass = torch.zeros(length, dtype=torch.float64)
+    for head in range(heads):
+        own = k[head * k.shape[0] // heads].double()
+        for at in probes:
+            seen = [j for j in range(at + 1) if valid[j]]
+            weight = torch.softmax(0.5 * own[seen] @ q[head, at].double(), dim=0)
+            mass[seen] += weight / heads / len(probes)
+    entropy = -sum(float(m) * math.log(float(m)) for m in mass if m > 0)
+    return math.exp(entropy) / int(valid.sum())
+
+
+def test_effective_ratio_is_the_oracles() -> None:
+    torch.manual_seed(0)
+    q, k = 3 * torch.randn(2, 4, 9, 5), torch.randn(2, 2, 9, 5)
+    valid = torch.tensor([[True] * 9, [False] * 4 + [True] * 5])
+    ours = effective_ratio(q, k, valid, Probes(recent=3, spread=2), 0.5)
+    for row, ratio in enumerate(ours):
+        column, present = Probes(recent=3, spread=2).columns(valid[row : row + 1])
+        assert ratio == pytest.approx(oracle(q[row], k[row], valid[row], column[present].tolist()))
+
+
+def test_effective_ratio_of_even_and_of_peaked_attention() -> None:
+    """The last token as the only probe: 1 when it looks everywhere, 1/l when at one token."""
+    probe, valid = Probes(recent=1, spread=0), torch.ones(1, 8, dtype=torch.bool)
+    even = effective_ratio(torch.zeros(1, 1, 8, 2), torch.randn(1, 1, 8, 2), valid, probe, 1.0)
+    assert even.item() == pytest.approx(1.0)
+    key = torch.zeros(1, 1, 8, 2)
+    key[0, 0, 3] = 100.0
+    peaked = effective_ratio(torch.ones(1, 1, 8, 2), key, valid, probe, 1.0)
+    assert peaked.item() == pytest.approx(1 / 8)
+
+
+def test_recomputing_saves_memory_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 4, 9, 5), torch.randn(2, 2, 9, 5)
+    valid = torch.ones(2, 9, dtype=torch.bool)
+    results = []
+    for limit in (1 << 22, 0):
+        monkeypatch.setattr(pathwise, "_RECOMPUTE_ELEMENTS", limit)
+        given = [q.clone().requires_grad_(), k.clone().requires_grad_()]
+        ratio = effective_ratio(*given, valid, Probes(), 1.0)
+        results.append((ratio, *torch.autograd.grad(ratio.sum(), given)))
+    assert all(torch.allclose(a, b) for a, b in zip(*results, strict=True))
+
+
+def one_step(
+    base: Path, rows: list[Row], folder: Path, **changes: Any
+) -> tuple[Any, dict[str, Any]]:
+    p = parameters(objective="pathwise", **changes)
+    trainer = assemble(p, base, rows, folder, Log(), Progress("t", p.train_steps)).trainer
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer, trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+
+
+def gradients(trainer: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    trainer.model.zero_grad()
+    loss.backward()
+    return {n: w.grad.clone() for n, w in trainer.model.named_parameters() if w.grad is not None}
+
+
+@pytest.fixture
+def right_when_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other rollout counts as right: an untrained model never is."""
+    monkeypatch.setattr(
+        GroupReward,
+        "accuracy",
+        lambda self, completions, *_, **__: [float(at % 2) for at in range(len(completions))],
+    )
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradient_is_that_of_the_gated_mean_ratio(
+    base: Path,
+    rows: list[Row],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    right_when_long: None,
+    checkpointing: bool,
+) -> None:
+    """Injected gradient = gradient of paper loss + weight * mean(correct * ratio), by autograd."""
+    trainer, inputs = one_step(
+        base, rows, tmp_path, pathwise_weight=2.0, gradient_checkpointing=checkpointing
+    )
+    if checkpointing:
+        trainer.model.gradient_checkpointing_enable()
+    injected = gradients(trainer, trainer.compute_loss(trainer.model, inputs))
+    if checkpointing:
+        trainer.model.gradient_checkpointing_disable()
+
+    terms: list[torch.Tensor] = []
+
+    def collect(self: SparsityTerm, layer: int, output: Any, ratio: torch.Tensor) -> Any:
+        self.ratios[layer] = ratio.detach()
+        terms.append((self.coefficient / self.num_layers * ratio).sum())
+        return output
+
+    monkeypatch.setattr(SparsityTerm, "apply", collect)
+    loss = trainer.compute_loss(trainer.model, inputs)
+    expected = gradients(trainer, loss + sum(terms))
+    plain = gradients(trainer, trainer.compute_loss(trainer.model, inputs))
+    assert injected.keys() == expected.keys()
+    moved = 0.0
+    for name, gradient in expected.items():
+        assert torch.allclose(injected[name], gradient, atol=1e-5), name
+        moved = max(moved, float((gradient - plain[name]).abs().max()))
+    assert moved > 1e-3
+
+
+def test_only_right_rollouts_count(
+    base: Path, rows: list[Row], tmp_path: Path, right_when_long: None
+) -> None:
+    trainer, _ = one_step(base, rows, tmp_path)
+    assert trainer._coefficient.tolist() == [0.0, 1 / 8] * 4
+
+
+def test_term_lowers_the_effective_ratio(
+    base: Path, rows: list[Row], tmp_path: Path, right_when_long: None
+) -> None:
+    logs = []
+    for at, weight in enumerate((0.0, 50.0)):
+        p = parameters(objective="pathwise", pathwise_weight=weight, train_steps=6, save_every=99)
+        log = Log()
+        assemble(p, base, rows, tmp_path / str(at), log, Progress("t", 6)).trainer.train()
+        logs.append(log.history[-1][1])
+    assert "effective_ratio" not in logs[0]
+    assert logs[1]["effective_ratio"] > 0
+    assert logs[1]["token_ratio"] < logs[0]["token_ratio"] - 0.01

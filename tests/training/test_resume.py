@@ -1,0 +1,115 @@
+"""A killed run ends with the weights of an uninterrupted one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from tiny_world import Log, parameters, write_rows
+
+from sf.data.manifest import Row
+from sf.models import load_model, load_processor
+from sf.training.card import read_sparsity
+from sf.training.checkpoints import SEAL
+from sf.training.dataset import question_order, training_set
+from sf.training.run import train
+
+PROVENANCE = {"model": "tiny", "objective": "sparsity_forcing"}
+
+
+def run(base: Path, rows: list[Row], folder: Path) -> dict[str, torch.Tensor]:
+    train(parameters(), base, rows, folder / "state", folder / "out", Log(), PROVENANCE)
+    return dict(load_model(folder / "out").state_dict())
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    base: Path, rows: list[Row], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, torch.Tensor]]:
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(base, rows, folder)
+
+
+def test_killed_run_goes_on_to_the_same_weights(
+    base: Path, rows: list[Row], tmp_path: Path, uninterrupted: tuple[Path, dict]
+) -> None:
+    """kill -9 between two checkpoints, in another process."""
+    media = Path(rows[0].data_root)
+    command = [sys.executable, __file__, str(base), str(media), str(tmp_path)]
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
+    try:
+        until = time.monotonic() + 120
+        while not (tmp_path / "state" / "checkpoint-2" / SEAL).is_file():
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    resumed = run(base, rows, tmp_path)
+    first, whole = uninterrupted
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    tables = [folder / "out" / "tables" / "completions.csv" for folder in (tmp_path, first)]
+    assert tables[0].read_text() == tables[1].read_text()
+    shown = pd.read_csv(tables[0], keep_default_na=False)
+    assert list(shown["step"]) == [step for step in (1, 2, 3, 4) for _ in range(4)]
+    assert list(shown["retention_p"][:4]) == [0.5, 0.7, 0.9, 1.0]
+
+
+def test_run_that_was_killed_while_saving_its_result(
+    base: Path, rows: list[Row], uninterrupted: tuple[Path, dict]
+) -> None:
+    """All steps are done, the result is lost: the same call writes it again."""
+    folder, whole = uninterrupted
+    (folder / "out" / "model.safetensors").unlink()
+    again = run(base, rows, folder)
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_result_is_a_plain_checkpoint_with_a_note(
+    base: Path, uninterrupted: tuple[Path, dict]
+) -> None:
+    out = uninterrupted[0] / "out"
+    model, start = load_model(out), load_model(base)
+    assert type(model) is type(start)
+    assert model.state_dict().keys() == start.state_dict().keys()
+    assert load_processor(out).tokenizer.get_vocab() == load_processor(base).tokenizer.get_vocab()
+    note = read_sparsity(out)
+    assert (note["selector"], note["p"]) == ("TopP", 1.0)
+    assert note["provenance"] == PROVENANCE
+    assert "sparsify(model" in (out / "README.md").read_text(encoding="utf-8")
+    assert "sparsity_forcing" not in (out / "config.json").read_text(encoding="utf-8")
+
+
+def test_order_is_seeded_and_covers_all_rows() -> None:
+    order = question_order(5, 12, seed=1)
+    assert sorted(order[:5]) == sorted(order[5:10]) == list(range(5))
+    assert order[:5] != order[5:10]
+    assert question_order(5, 7, seed=1) == order[:7]
+    assert question_order(5, 12, seed=2) != order
+
+
+def test_training_set_is_one_epoch_of_paths(rows: list[Row]) -> None:
+    data = training_set(rows, 20, 0, "answer")
+    assert len(data) == 20
+    order = question_order(len(rows), 20, 0)
+    assert data["row"][:] == order
+    media = data[0]["prompt"][0]["content"][0]
+    assert media["path"] == str(rows[order[0]].media_path)
+    assert data[0]["solution"] == rows[order[0]].solution
+
+
+if __name__ == "__main__":
+    given = [Path(argument) for argument in sys.argv[1:]]
+    torch.set_num_threads(1)
+    run(given[0], write_rows(given[1]), given[2])

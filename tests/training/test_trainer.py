@@ -1,0 +1,139 @@
+"""Whole training steps on images and videos mixed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_world import Log, parameters
+
+from sf.data.manifest import Row
+from sf.errors import TrainingCollapse
+from sf.models import load_model
+from sf.progress import Progress
+from sf.training.run import Training, assemble
+
+
+def build(base: Path, rows: list[Row], folder: Path, **changes: Any) -> tuple[Training, Log]:
+    p, log = parameters(**changes), Log()
+    return assemble(p, base, rows, folder, log, Progress("t", p.train_steps)), log
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture
+def first_batch(base: Path, rows: list[Row], tmp_path: Path) -> tuple[Any, dict[str, Any]]:
+    """A trainer before its first step, and the scored rollouts of that step."""
+    training, _ = build(base, rows, tmp_path)
+    trainer = training.trainer
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    batch = next(iter(trainer.get_train_dataloader()))
+    return trainer, trainer._prepare_inputs(batch)
+
+
+def test_loss_is_the_papers(first_batch: tuple[Any, dict[str, Any]]) -> None:
+    """By hand: group-normalised advantages, ratio 1, k3 KL to the dense initial model."""
+    trainer, inputs = first_batch
+    loss = trainer.compute_loss(trainer.model, inputs)
+    rollout, order = trainer.rollout, inputs["rollout"]
+    reward = (1 - rollout.token_ratio).view(2, 4)
+    by_hand = (reward - reward.mean(1, keepdim=True)) / (reward.std(1, keepdim=True) + 1e-4)
+    assert torch.allclose(inputs["advantages"], by_hand.view(-1)[order], atol=1e-5)
+    mask = inputs["completion_mask"]
+    delta = inputs["ref_per_token_logps"] - inputs["sampling_per_token_logps"]
+    kl = delta.exp() - delta - 1
+    per_token = -inputs["advantages"][:, None] + 0.1 * kl
+    expected = ((per_token * mask).sum(1) / mask.sum(1)).mean()
+    assert torch.allclose(loss, expected, atol=1e-5)
+    assert (kl * mask).sum() > 0
+
+
+def test_dense_rollouts_have_no_divergence_at_first(
+    first_batch: tuple[Any, dict[str, Any]],
+) -> None:
+    trainer, inputs = first_batch
+    dense = (trainer.rollout.retention_p == 1)[inputs["rollout"]]
+    delta = inputs["ref_per_token_logps"] - inputs["sampling_per_token_logps"]
+    delta = delta * inputs["completion_mask"]
+    assert delta[dense].abs().max() < 2e-5
+    assert delta[~dense].abs().max() > 1e-3
+
+
+def test_run_trains_the_language_model_only(base: Path, rows: list[Row], tmp_path: Path) -> None:
+    training, log = build(base, rows, tmp_path)
+    before = weights(training.trainer.model)
+    training.trainer.train()
+    after = training.trainer.model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not any(".visual." in name for name in changed)
+    reference = training.trainer.ref_model.state_dict()
+    assert all(torch.equal(before[name], reference[name]) for name in before)
+    assert [step for step, _ in log.history] == [1, 2, 3, 4]
+    last = log.history[-1][1]
+    for name in ("accuracy", "efficiency", "gate", "token_ratio", "retention_p", "kl", "entropy",
+                 "zero_advantage_share", "logp_gap", "loss", "grad_norm", "tokens_per_s",
+                 "token_ratio_layer/0", "token_ratio_layer/1"):  # fmt: skip
+        assert name in last
+    assert last["retention_p"] == pytest.approx(0.775)
+    assert max(values["logp_gap"] for _, values in log.history) < 2e-5
+
+
+def test_trained_tower_moves(base: Path, rows: list[Row], tmp_path: Path) -> None:
+    training, _ = build(base, rows, tmp_path, train_vision=True, train_steps=1)
+    before = weights(training.trainer.model)
+    training.trainer.train()
+    after = training.trainer.model.state_dict()
+    assert any(not torch.equal(before[n], after[n]) for n in before if ".visual." in n)
+
+
+@pytest.mark.parametrize("change", [{"rollouts_per_forward": 2}, {"gradient_checkpointing": True}])
+def test_memory_settings_do_not_change_the_step(
+    base: Path, rows: list[Row], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    results = []
+    for at, options in enumerate(({}, change)):
+        training, log = build(base, rows, tmp_path / str(at), train_steps=1, **options)
+        training.trainer.train()
+        results.append(log.history[-1][1])
+    assert results[1]["grad_norm"] == pytest.approx(results[0]["grad_norm"], rel=2e-3)
+    assert results[1]["kl"] == pytest.approx(results[0]["kl"], rel=1e-3)
+
+
+def test_loss_that_is_not_finite_ends_clearly(
+    base: Path, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, _ = build(base, rows, tmp_path, save_every=1, train_steps=3)
+    trainer = training.trainer
+    original = trainer._compute_loss
+
+    def spoiled(model: Any, inputs: Any) -> torch.Tensor:
+        loss = original(model, inputs)
+        return loss * float("nan") if trainer.state.global_step == 1 else loss
+
+    monkeypatch.setattr(trainer, "_compute_loss", spoiled)
+    with pytest.raises(TrainingCollapse, match="loss = nan"):
+        trainer.train()
+    from sf.training.checkpoints import last_sealed
+
+    last = last_sealed(tmp_path)
+    assert last is not None
+    assert last.name == "checkpoint-1"
+    assert all(value.isfinite().all() for value in load_model(last).state_dict().values())
+
+
+def test_gradient_that_is_not_finite_ends_before_the_weights_change(
+    base: Path, rows: list[Row], tmp_path: Path
+) -> None:
+    training, _ = build(base, rows, tmp_path)
+    model = training.trainer.model
+    before = weights(model)
+    model.lm_head.weight.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(TrainingCollapse, match="gradient"):
+        training.trainer.train()
+    assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
