@@ -1,0 +1,165 @@
+"""A column's figure from its samples' scores, and its bootstrap interval.
+
+The interval is a percentile bootstrap over units: samples about one picture or one video are drawn
+together. Where a benchmark averages over categories, units are drawn within each category, since
+the categories are fixed by the benchmark. A benchmark whose every sample is right (or wrong) gets
+an interval of no width, which says nothing about unseen samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sf.evaluation.columns import Column, Part
+from sf.evaluation.scoring import RULES, Rule, SampleScore
+
+__all__ = [
+    "DRAWS",
+    "Group",
+    "column_draws",
+    "column_score",
+    "interval",
+    "task_score",
+    "unit_values",
+]
+
+DRAWS = 2000
+_CHUNK = 1_000_000  # indices drawn at a time: bounds the memory of large benchmarks
+
+
+@dataclass(frozen=True)
+class Group:
+    """One category's units.
+
+    Attributes:
+        sums: float64 (units,), sum of a unit's sample scores.
+        counts: float64 (units,), samples in it.
+    """
+
+    sums: NDArray[np.float64]
+    counts: NDArray[np.float64]
+
+    def score(self) -> float:
+        """Mean sample score of the category."""
+        return float(self.sums.sum() / self.counts.sum())
+
+    def draws(self, rng: np.random.Generator, draws: int) -> NDArray[np.float64]:
+        """Scores (draws,) of resampled units."""
+        units = len(self.sums)
+        found = np.empty(draws)
+        step = max(1, _CHUNK // units)
+        for start in range(0, draws, step):
+            index = rng.integers(0, units, size=(min(step, draws - start), units))
+            sums, counts = self.sums[index].sum(axis=1), self.counts[index].sum(axis=1)
+            found[start : start + step] = sums / counts
+        return found
+
+
+def _groups(rule: Rule, scores: Sequence[SampleScore]) -> dict[str, Group]:
+    members: dict[str, dict[str, list[float]]] = {}
+    for number, score in enumerate(scores):
+        if score.counted:
+            units = members.setdefault(score.group, {})
+            units.setdefault(score.unit or f"#{number}", []).append(score.value)
+    return {
+        name: Group(
+            np.array([_pair(values) if rule.pairs else sum(values) for values in units.values()]),
+            np.array([1 if rule.pairs else len(values) for values in units.values()], np.float64),
+        )
+        for name, units in members.items()
+    }
+
+
+def _pair(values: Sequence[float]) -> float:
+    """MME: the share of right answers about one picture, and 1 more when both are right."""
+    return sum(values) / len(values) + float(all(value == 1 for value in values))
+
+
+def _combined(rule: Rule, found: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The task's score from its categories' scores (groups, draws)."""
+    if not found:
+        return np.zeros(1)
+    total = rule.factor * np.sum(found, axis=0)
+    return total / (rule.num_groups or len(found)) if rule.groups == "mean" else np.asarray(total)
+
+
+def task_score(part: Part, scores: Sequence[SampleScore]) -> float:
+    """A task's score in lmms-eval's scale, which must be what its aggregation gives.
+
+    Args:
+        part: the task.
+        scores: of all its samples.
+    """
+    rule = RULES[part.task]
+    found = [np.array([group.score()]) for group in _groups(rule, scores).values()]
+    score = float(_combined(rule, found)[0])
+    return score * len(scores) / part.total if part.total else score
+
+
+def column_score(column: Column, scores: Mapping[str, Sequence[SampleScore]]) -> float:
+    """The column's figure in the paper's scale.
+
+    OCRBench's aggregate divides by its 1000 questions even when fewer were asked; here its figure
+    is out of 1000 whatever was asked.
+
+    Args:
+        column: the benchmark.
+        scores: for each of its tasks, all samples' scores.
+    """
+    figures = []
+    for part in column.parts:
+        score = task_score(part, scores[part.task])
+        figures.append(score * part.total / len(scores[part.task]) if part.total else score)
+    return column.factor * sum(figures) / len(figures)
+
+
+def column_draws(
+    column: Column,
+    scores: Mapping[str, Sequence[SampleScore]],
+    seed: int,
+    draws: int = DRAWS,
+) -> NDArray[np.float64]:
+    """Bootstrap replicates (draws,) of the column's figure; see the module's text.
+
+    The random numbers depend on the seed and the task alone: two methods on the same samples are
+    drawn alike, so the differences of their replicates are paired.
+    """
+    parts = []
+    for part in column.parts:
+        rule = RULES[part.task]
+        rng = np.random.default_rng([seed, crc32(part.task.encode())])
+        found = [g.draws(rng, draws) for g in _groups(rule, scores[part.task]).values()]
+        parts.append(np.broadcast_to(_combined(rule, found), (draws,)))
+    return np.asarray(column.factor * np.mean(parts, axis=0))
+
+
+def unit_values(part: Part, scores: Sequence[SampleScore]) -> NDArray[np.float64]:
+    """What each unit adds to the task's part of a column's figure, before `Column.factor`.
+
+    Samples that the benchmark leaves out of its denominator count as wrong, so that two systems'
+    units are the same.
+
+    Args:
+        part: the task.
+        scores: of all its samples.
+
+    Returns:
+        (units,), in the order in which categories and units first appear; the sum is the score.
+    """
+    rule = RULES[part.task]
+    groups = _groups(rule, [replace(score, counted=True) for score in scores])
+    share = 1 / (rule.num_groups or len(groups)) if rule.groups == "mean" else 1.0
+    parts = [group.sums / group.counts.sum() for group in groups.values()]
+    return rule.factor * share * np.concatenate(parts)
+
+
+def interval(draws: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap replicates."""
+    tail = (1 - level) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return float(low), float(high)

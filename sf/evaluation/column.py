@@ -1,0 +1,67 @@
+"""What a column of a table is: lmms-eval tasks, and how their scores form one figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Column", "Part"]
+
+Kind = Literal["image", "video"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One lmms-eval task.
+
+    Attributes:
+        task: lmms-eval's task name.
+        config: its YAML, relative to `lmms_eval/tasks`.
+        metrics: the metric keys whose sum is this part's score.
+        repository: the dataset's repository on the Hugging Face hub.
+        subset: the dataset configuration ('' for the only one).
+        split: the evaluated split.
+        max_new_tokens: pinned generation limit; where the task sets one it is the task's own.
+            Without a limit the model class decides, and the classes differ (128 or 32768).
+        media: the folder under HF_HOME where lmms-eval looks for videos ('' for image tasks,
+            whose pixels lie in the parquet files).
+        even: documents come in pairs that are scored together (MME).
+        total: the aggregate divides by this number of samples, whatever was evaluated (0: by the
+            number evaluated); the paper's scale is out of this many.
+    """
+
+    task: str
+    config: str
+    metrics: tuple[str, ...]
+    repository: str
+    split: str
+    max_new_tokens: int
+    subset: str = ""
+    media: str = ""
+    even: bool = False
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of a table.
+
+    Attributes:
+        name: the column's name; the metric name of `published_results.csv`.
+        title: what a table prints.
+        kind: table 1 (image) or table 2 (video).
+        parts: the tasks; several are averaged with equal weight.
+        factor: from lmms-eval's scale to the paper's.
+        scale: the best possible figure in the paper's scale.
+        download_gib: about how much the hub's files take, media included.
+        judge: what a configured OpenAI-compatible judge would change; '' for nothing.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    parts: tuple[Part, ...]
+    factor: float
+    scale: float
+    download_gib: float
+    judge: str = ""

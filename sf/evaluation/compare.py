@@ -1,0 +1,169 @@
+"""Paired comparison of two evaluations of the same questions: difference, interval, p-value.
+
+What makes a question hard for both systems drops out: samples are resampled, and swapped, for both
+at once. Units and categories are those of `sf.evaluation.aggregate`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sf.errors import DataError
+from sf.evaluation.aggregate import DRAWS, column_draws, column_score, interval, unit_values
+from sf.evaluation.columns import COLUMNS, EXTRA, Column
+from sf.evaluation.scoring import SampleScore
+
+__all__ = ["Paired", "holm", "paired", "paired_table", "read_scores"]
+
+Scores = Mapping[str, Sequence[SampleScore]]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Second minus first, in the paper's scale.
+
+    Attributes:
+        difference: of the two figures.
+        low, high: paired bootstrap 95 % interval.
+        p_value: two-sided, of a sign-flip permutation test over units: how often a difference at
+            least as large appears when each unit's two results are swapped at random.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def _effects(column: Column, first: Scores, second: Scores) -> NDArray[np.float64]:
+    """What each unit contributes to the difference of the column's figures, (units,).
+
+    Open answers that VideoMMMU leaves out of its denominator count as wrong here.
+    """
+    found = []
+    for part in column.parts:
+        a, b = (unit_values(part, side[part.task]) for side in (first, second))
+        found.append((b - a) * column.factor / len(column.parts))
+    return np.concatenate(found)
+
+
+def paired(column: Column, first: Scores, second: Scores, seed: int, draws: int = DRAWS) -> Paired:
+    """Compare two evaluations of one column.
+
+    Args:
+        column: the benchmark.
+        first: for each of its tasks, all samples' scores under the first system.
+        second: the same samples under the second system.
+        seed: of resampling and swapping.
+        draws: bootstrap replicates, and permutations.
+    """
+    a, b = (column_draws(column, side, seed, draws) for side in (first, second))
+    low, high = interval(b - a)
+    effects = _effects(column, first, second)
+    rng = np.random.default_rng([seed, crc32(column.name.encode())])
+    swapped = np.array(
+        [(effects * rng.choice((-1.0, 1.0), len(effects))).sum() for _ in range(draws)]
+    )
+    observed = abs(effects.sum())
+    extreme = int((np.abs(swapped) >= observed - 1e-9 * max(1.0, observed)).sum())
+    return Paired(
+        difference=column_score(column, second) - column_score(column, first),
+        low=low,
+        high=high,
+        p_value=(1 + extreme) / (1 + draws),
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjustment for several tests at once, in the given order."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(p_values))
+    running = 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, p_values[index] * (len(p_values) - rank)))
+        adjusted[index] = running
+    return [float(value) for value in adjusted]
+
+
+def read_scores(folder: Path) -> dict[str, dict[str, list[SampleScore]]]:
+    """Column -> task -> sample scores of a finished evaluation, in the order of the data.
+
+    Args:
+        folder: result of the `evaluate` stage.
+
+    Raises:
+        DataError: there is no samples.jsonl.
+    """
+    return {
+        name: {task: [score for _, score in samples] for task, samples in tasks.items()}
+        for name, tasks in _read(folder).items()
+    }
+
+
+def _read(folder: Path) -> dict[str, dict[str, list[tuple[str, SampleScore]]]]:
+    path = folder / "samples.jsonl"
+    if not path.is_file():
+        raise DataError("evaluation", str(folder), "has no samples.jsonl", "run the evaluation")
+    found: dict[str, dict[str, list[tuple[str, SampleScore]]]] = {}
+    with path.open(encoding="utf-8") as stream:
+        for line in map(json.loads, stream):
+            score = SampleScore(
+                value=line["score"],
+                group=line["group"],
+                unit=line["unit"],
+                counted=line["counted"],
+                matched=line["matched"],
+            )
+            tasks = found.setdefault(line["column"], {})
+            tasks.setdefault(line["task"], []).append((line["source"], score))
+    return found
+
+
+def paired_table(first: Path, second: Path, seed: int) -> pd.DataFrame:
+    """Compare two finished evaluations, column by column.
+
+    Args:
+        first: result of the `evaluate` stage, say of method full.
+        second: the same of another system.
+        seed: of resampling and swapping.
+
+    Returns:
+        Columns column, first, second, difference, low, high, p_value, p_holm (adjusted for the
+        number of columns), samples.
+
+    Raises:
+        DataError: a result is not there, or the two did not answer the same questions.
+    """
+    sides = _read(first), _read(second)
+    lines = []
+    for column in (c for c in (*COLUMNS, *EXTRA) if c.name in sides[0]):
+        tasks = [side.get(column.name, {}) for side in sides]
+        asked = [{task: [q for q, _ in samples] for task, samples in t.items()} for t in tasks]
+        if asked[0] != asked[1]:
+            rule = f"{first} and {second} did not answer the same questions"
+            raise DataError(column.name, None, rule, "evaluate both on the same benchmarks")
+        scores = [{task: [s for _, s in samples] for task, samples in t.items()} for t in tasks]
+        found = paired(column, scores[0], scores[1], seed)
+        lines.append(
+            {
+                "column": column.name,
+                "first": column_score(column, scores[0]),
+                "second": column_score(column, scores[1]),
+                "difference": found.difference,
+                "low": found.low,
+                "high": found.high,
+                "p_value": found.p_value,
+                "samples": sum(len(samples) for samples in asked[0].values()),
+            }
+        )
+    table = pd.DataFrame(lines)
+    table.insert(7, "p_holm", holm(table["p_value"].tolist()))
+    return table

@@ -1,0 +1,154 @@
+"""The p -> token ratio and accuracy curve of one checkpoint on manifest rows.
+
+Every row is encoded once and answered at every p, so that two points of a curve, and two curves
+over the same manifest, can be compared row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from sf.evaluation.answer import Answer, AnswerLog, answer_encoded, batches, encode_rows
+from sf.evaluation.intervals import bootstrap_mean, wilson
+from sf.progress import progress
+from sf.selection import TopP
+
+if TYPE_CHECKING:
+    from sf.config import Vision
+    from sf.data.manifest import Row
+    from sf.data.prompts import Template
+
+__all__ = ["answers_at", "curve_table", "grid_with_dense", "layer_table"]
+
+DENSE = 1.0
+
+
+def grid_with_dense(grid: Sequence[float]) -> list[float]:
+    """The thresholds in ascending order without repeats; dense (p = 1) is always among them."""
+    return sorted({*map(float, grid), DENSE})
+
+
+def answers_at(
+    model: Any,
+    processor: Any,
+    rows: Sequence[Row],
+    vision: Vision,
+    grid: Sequence[float],
+    log: AnswerLog,
+    *,
+    batch: int,
+    max_new_tokens: int,
+    template: Template = "answer",
+    cutoff: float = 0.5,
+) -> pd.DataFrame:
+    """Answer every row at every p; what the log already holds is not computed again.
+
+    Args:
+        model: the checkpoint, on its device; p = 1 runs its own dense attention.
+        processor: its processor.
+        rows: manifest rows.
+        vision: pixel and frame bounds.
+        grid: retention thresholds in (0, 1].
+        log: answers of an earlier run of the same call, to which this one appends.
+        batch: rows in a batch at most.
+        max_new_tokens: generation limit.
+        template: prompt template.
+        cutoff: share from which a fractional score counts as correct.
+
+    Returns:
+        One row per p and manifest row, ordered by p, then as `rows`; columns `p` and the fields
+        of `Answer`.
+    """
+    model.eval()
+    missing = {p: {row.id for row in rows if log.get(_key(p), row.id) is None} for p in grid}
+    total = len(grid) * len(rows)
+    with progress("answers", total, total - sum(map(len, missing.values()))) as shown:
+        for part in batches(rows, batch):
+            wanted = [p for p in grid if any(row.id in missing[p] for row in part)]
+            if not wanted:
+                continue
+            encoded = encode_rows(
+                processor, part, vision, device=str(model.device), template=template
+            )
+            for p in wanted:
+                policy = None if p == DENSE else TopP(p=p)
+                answers = answer_encoded(
+                    model, processor, encoded, policy, max_new_tokens=max_new_tokens, cutoff=cutoff
+                )
+                log.add(_key(p), [a for a in answers if a.id in missing[p]])
+                shown.advance(sum(a.id in missing[p] for a in answers), note=f"p {p:g}")
+    found = [{"p": p, **asdict(_logged(log, p, row.id))} for p in grid for row in rows]
+    return pd.DataFrame(found)
+
+
+def _key(p: float) -> str:
+    return f"p={p!r}"
+
+
+def _logged(log: AnswerLog, p: float, row_id: str) -> Answer:
+    answer = log.get(_key(p), row_id)
+    assert answer is not None
+    return answer
+
+
+def curve_table(answers: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Accuracy and token ratio per p, over all rows and per media type.
+
+    Args:
+        answers: of `answers_at`.
+        seed: of the bootstrap.
+
+    Returns:
+        Columns p, media ("all", "image", "video"), accuracy with its Wilson interval (low, high),
+        token_ratio with its bootstrap interval over rows (ratio_low, ratio_high), prompt_tokens
+        (mean), samples, seconds (sum over the rows).
+    """
+    parts = [("all", answers), *answers.groupby("data_type")]
+    lines = [
+        _point(str(media), float(p), group, seed)
+        for media, part in parts
+        for p, group in part.groupby("p")
+    ]
+    return pd.DataFrame(lines)
+
+
+def _point(media: str, p: float, group: pd.DataFrame, seed: int) -> dict[str, object]:
+    low, high = wilson(group["correct"].sum(), len(group))
+    ratio_low, ratio_high = bootstrap_mean(group["token_ratio"], seed)
+    return {
+        "p": p,
+        "media": media,
+        "accuracy": group["correct"].mean(),
+        "low": low,
+        "high": high,
+        "token_ratio": group["token_ratio"].mean(),
+        "ratio_low": ratio_low,
+        "ratio_high": ratio_high,
+        "prompt_tokens": group["prompt_tokens"].mean(),
+        "samples": len(group),
+        "seconds": group["seconds"].sum(),
+    }
+
+
+def layer_table(answers: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Token ratio of every layer at every p: p, layer (from 0), token_ratio, low, high, samples."""
+    lines = []
+    for p, group in answers.groupby("p"):
+        ratios = pd.DataFrame(group["layer_ratios"].tolist())
+        for layer in ratios.columns:
+            low, high = bootstrap_mean(ratios[layer], seed)
+            lines.append(
+                {
+                    "p": p,
+                    "layer": int(layer),
+                    "token_ratio": ratios[layer].mean(),
+                    "low": low,
+                    "high": high,
+                    "samples": len(ratios),
+                }
+            )
+    return pd.DataFrame(lines)

@@ -1,0 +1,319 @@
+"""lmms-eval chat model for Qwen2-VL and Qwen2.5-VL with any attention method.
+
+    lmms-eval --model sf_sparse --model_args pretrained=PATH,method=zipvl,p=0.975 --tasks mme
+
+Differences from lmms-eval's built-in `qwen2_5_vl` chat class, whose replies it reproduces with
+`method=full` on the same pixels and frames:
+- Qwen2-VL has a chat class too, and per-video time stamps;
+- real batches of mixed lengths and media, left-padded, whatever the batch size;
+- media go the way of training (`sf.data.vision.encode`): pixel bounds apart for images and frames,
+  frames at a rate with an upper number. `media="lmms_eval"` takes the built-in class's way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from lmms_eval.protocol import ChatMessages
+from PIL.Image import Image
+
+from sf.attention import sparsify
+from sf.config import Vision
+from sf.data.vision import encode
+from sf.errors import ConfigError
+from sf.evaluation.media import encode_as_lmms_eval
+from sf.evaluation.methods import policy_of
+from sf.evaluation.records import Record, RecordLog
+from sf.models import load_model, load_processor
+from sf.progress import Progress, progress
+
+__all__ = ["SparseChatModel", "SparseCounts"]
+
+_SAMPLING = ("temperature", "do_sample", "num_beams")
+
+
+@dataclass
+class SparseCounts(TokenCounts):
+    """lmms-eval's token counts with the token ratio, which goes into its sample files."""
+
+    token_ratio: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As lmms-eval's, with the ratio."""
+        return {**super().to_dict(), "token_ratio": self.token_ratio}
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One request, ready to be encoded."""
+
+    task: str
+    doc_id: int
+    turns: list[dict[str, Any]]
+    max_new_tokens: int
+    source: str
+
+
+class SparseChatModel(lmms):
+    """See the module's text.
+
+    Args:
+        pretrained: checkpoint folder or hub id.
+        method: a key of `sf.evaluation.methods.METHODS`.
+        p: retention threshold in (0, 1].
+        checkpoint: digest of the weights. It changes nothing here, but lmms-eval's own response
+            cache (`--use_cache`) is keyed by the arguments and does not look at weights.
+        device, dtype: where and in what the model runs; "cuda" is the process's own GPU under
+            torchrun.
+        batch_size: samples a batch.
+        image_min_pixels, image_max_pixels: bounds of an image.
+        video_min_pixels, video_max_pixels: bounds of one frame.
+        video_max_frames, video_fps: the frame rule.
+        media: "training", or "lmms_eval" for the built-in class's sampling and resizing.
+        records: folder of the records; "" keeps them in memory, and a killed run starts anew.
+
+    Raises:
+        ConfigError: an unknown method, a bad p, bounds in the wrong order.
+        UnsupportedModelError: a checkpoint of another architecture.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        pretrained: str,
+        method: str = "full",
+        p: float = 0.975,
+        checkpoint: str = "",
+        device: str = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 1,
+        image_min_pixels: int = 4 * 28 * 28,
+        image_max_pixels: int = 1280 * 28 * 28,
+        video_min_pixels: int = 128 * 28 * 28,
+        video_max_pixels: int = 256 * 28 * 28,
+        video_max_frames: int = 32,
+        video_fps: float = 2.0,
+        media: Literal["training", "lmms_eval"] = "training",
+        records: str = "",
+        max_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.policy = policy_of(method, float(p))
+        self.method, self.p, self.checkpoint = method, float(p), checkpoint
+        self.vision = Vision(
+            image_min_pixels=image_min_pixels,
+            image_max_pixels=image_max_pixels,
+            video_min_pixels=video_min_pixels,
+            video_max_pixels=video_max_pixels,
+            video_max_frames=video_max_frames,
+            video_fps=video_fps,
+        )
+        if media not in ("training", "lmms_eval"):
+            raise ConfigError("media", media, "must be 'training' or 'lmms_eval'")
+        self.media = media
+        self.batch_size = int(batch_size)
+        if self.batch_size < 1:
+            raise ConfigError("batch_size", batch_size, "must be at least 1")
+        if device == "cuda":
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        self.model = load_model(pretrained, dtype=dtype, device=device)
+        self.processor = load_processor(pretrained)
+        self._records_folder = Path(records) if records else None
+        self._log: RecordLog | None = None
+        self._answered: dict[str, dict[int, Record]] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def log(self) -> RecordLog:
+        """The records of this process; opened late, since lmms-eval sets the rank late."""
+        if self._log is None:
+            self._log = RecordLog(self._records_folder, self.rank)
+        return self._log
+
+    def clean(self) -> None:
+        """Keep the model: lmms-eval's own would delete it, and one model serves several calls."""
+
+    def answered(self, task: str) -> list[Record]:
+        """The records of this object's last call for a task, in the order of the data."""
+        return [record for _, record in sorted(self._answered.get(task, {}).items())]
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Greedy replies, in the order of the requests.
+
+        Batches are cut from the request list before it is known what was answered in an earlier
+        run, and a batch with a gap is answered as a whole: replies do not depend on where a kill
+        fell.
+        """
+        found: dict[int, Record] = {}
+        for request in requests:
+            self._answered[request.args[4]] = {}
+        title = requests[0].args[4] if requests else "no requests"
+        with progress(f"{title} {self.method}", len(requests)) as bar:
+            for members in self._batches(requests):
+                questions = [self._question(requests[i]) for i in members]
+                for index, record in zip(members, self._answers(questions, bar), strict=True):
+                    found[index] = record
+                    self._answered[record.task][record.doc_id] = record
+        return [_result(found[index]) for index in range(len(requests))]
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Not offered: the thirteen benchmarks generate."""
+        raise NotImplementedError("sf_sparse generates only; choose a task with generate_until")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not offered: the thirteen benchmarks ask once."""
+        raise NotImplementedError("sf_sparse answers single turns only")
+
+    def _batches(self, requests: Sequence[Instance]) -> Iterator[list[int]]:
+        """Indices in order, batches of one generation limit."""
+        groups: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(str(_limit(request)), []).append(index)
+        for group in groups.values():
+            for start in range(0, len(group), self.batch_size):
+                yield group[start : start + self.batch_size]
+
+    def _question(self, request: Instance) -> _Question:
+        _, doc_to_messages, _, doc_id, task, split = request.args
+        chat = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
+        turns = [
+            {"role": turn.role, "content": [_content(part) for part in turn.content]}
+            for turn in chat.messages
+        ]
+        limit = _limit(request)
+        return _Question(task, int(doc_id), turns, limit, _digest(turns, limit))
+
+    def _answers(self, questions: Sequence[_Question], bar: Progress) -> list[Record]:
+        known = [self.log.get(q.task, q.doc_id, q.source) for q in questions]
+        records = [record for record in known if record is not None]
+        if len(records) < len(questions):
+            records = self._generate(questions)
+            self.log.add(r for r, old in zip(records, known, strict=True) if old is None)
+        bar.advance(len(questions))
+        return records
+
+    @torch.inference_mode()
+    def _generate(self, questions: Sequence[_Question]) -> list[Record]:
+        started = time.perf_counter()
+        as_media = encode if self.media == "training" else encode_as_lmms_eval
+        inputs = as_media(
+            self.processor, [q.turns for q in questions], self.vision, str(self.device)
+        )
+        width = inputs["input_ids"].shape[1]
+        context = nullcontext() if self.policy is None else sparsify(self.model, self.policy)
+        with context as trace:
+            output = self.model.generate(
+                **inputs,
+                max_new_tokens=questions[0].max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=self.processor.tokenizer.pad_token_id,
+                eos_token_id=self.processor.tokenizer.eos_token_id,
+            )
+        prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()
+        layers = self.model.config.get_text_config().num_hidden_layers
+        ratios = torch.ones(layers, len(questions)) if trace is None else trace.layer_ratios.cpu()
+        replies = self.processor.batch_decode(
+            output[:, width:], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        counts = self._generated(output[:, width:])
+        seconds = (time.perf_counter() - started) / len(questions)
+        return [
+            Record(
+                task=question.task,
+                doc_id=question.doc_id,
+                source=question.source,
+                reply=replies[at],
+                token_ratio=float(ratios[:, at].mean()),
+                layer_ratios=tuple(float(ratio) for ratio in ratios[:, at]),
+                prompt_tokens=int(prompt_tokens[at]),
+                new_tokens=counts[at],
+                kv_bytes=self._kv_bytes(ratios[:, at], int(prompt_tokens[at])),
+                seconds=seconds,
+                batch=len(questions),
+            )
+            for at, question in enumerate(questions)
+        ]
+
+    def _generated(self, completion: torch.Tensor) -> list[int]:
+        """Tokens of each row up to and with the end token: `completion` is [B, T]."""
+        ended = (completion == self.processor.tokenizer.eos_token_id).int().cumsum(dim=1)
+        before = (ended == 0).sum(dim=1)
+        return [int(n) for n in (before + 1).clamp(max=completion.shape[1])]
+
+    def _kv_bytes(self, ratios: torch.Tensor, prompt_tokens: int) -> int:
+        """Bytes of keys and values that the prompt leaves in the cache, from each layer's ratio."""
+        text = self.model.config.get_text_config()
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        entry = 2 * text.num_key_value_heads * head * self.model.dtype.itemsize
+        kept = (ratios * prompt_tokens).round().sum()
+        return int(kept) * entry
+
+
+def _limit(request: Instance) -> int:
+    """The request's generation limit.
+
+    Raises:
+        ConfigError: the task asks for sampling or beams, or sets no limit.
+    """
+    options = request.args[2]
+    asked = {name: options.get(name) for name in _SAMPLING}
+    if (asked["do_sample"] and asked["temperature"]) or (asked["num_beams"] or 1) > 1:
+        raise ConfigError("generation_kwargs", asked, "replies are greedy", "choose another task")
+    if "max_new_tokens" not in options:
+        remedy = "pin it: --gen_kwargs max_new_tokens=128"
+        raise ConfigError("max_new_tokens", None, f"{request.args[4]} sets none", remedy)
+    return int(options["max_new_tokens"])
+
+
+def _content(part: Any) -> dict[str, Any]:
+    if part.type == "text":
+        return {"type": "text", "text": part.text}
+    if part.type == "image":
+        source = "image" if isinstance(part.url, Image) else "path"
+        return {"type": "image", source: part.url}
+    if part.type == "video" and isinstance(part.url, str) and part.start_time is None:
+        return {"type": "video", "path": part.url}
+    raise ConfigError("content", part.type, "images, whole video files and text only")
+
+
+def _digest(turns: Sequence[dict[str, Any]], limit: int) -> str:
+    """What a question is made of. Files count by name, size and time of change."""
+    digest = hashlib.blake2b(f"{limit}".encode(), digest_size=12)
+    for part in (part for turn in turns for part in turn["content"]):
+        digest.update(f"\0{part['type']}\0".encode())
+        if part["type"] == "text":
+            digest.update(part["text"].encode())
+        elif "image" in part:
+            digest.update(f"{part['image'].size}".encode() + part["image"].tobytes())
+        else:
+            facts = Path(part["path"]).stat()
+            digest.update(f"{Path(part['path']).name} {facts.st_size} {facts.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _result(record: Record) -> GenerationResult:
+    counts = SparseCounts(
+        input_tokens=record.prompt_tokens,
+        output_tokens=record.new_tokens,
+        token_ratio=record.token_ratio,
+    )
+    return GenerationResult(text=record.reply, token_counts=counts)

@@ -1,0 +1,23 @@
+"""What lmms-eval finds under the entry point group `lmms_eval.models`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import sf  # installs the torchvision shim before lmms-eval imports transformers' processors
+
+if TYPE_CHECKING:
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+__all__ = ["MODEL_NAME", "manifest"]
+
+MODEL_NAME = "sf_sparse"
+"""lmms-eval's `--model`. It must not be a name with prompts of its own (such as qwen3_vl)."""
+
+
+def manifest() -> ModelManifest:
+    """The chat model for Qwen2-VL and Qwen2.5-VL with any attention method."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    assert sf.__all__
+    return ModelManifest(model_id=MODEL_NAME, chat_class_path="sf.evaluation.model.SparseChatModel")

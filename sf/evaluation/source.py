@@ -1,0 +1,140 @@
+"""What the `benchmarks` stage hands to `evaluate`: where the data lie, how much of them counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from sf.errors import ConfigError, DataError
+from sf.evaluation.available import (
+    fetch_from_hub,
+    missing_in_folder,
+    missing_in_hub_cache,
+    refuse,
+)
+from sf.evaluation.columns import COLUMNS, EXTRA, Column, columns_of
+from sf.evaluation.tasks import benchmark_home, build_task
+
+__all__ = ["Source", "prepare_source", "read_source", "source_table"]
+
+_FILE = "benchmarks.json"
+_STAND_IN_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the benchmarks' data lie.
+
+    Attributes:
+        kind: "synthetic", "hub" or "folder".
+        home: benchmark home; relative to the stage's result for stand-ins, '' for the hub.
+        limit: rows a task at most, 0 for all.
+        most_new_tokens: upper bound of the tasks' generation limits, 0 for none. Stand-ins are
+            answered in few tokens, and a model that has not learnt to stop would babble 1024.
+    """
+
+    kind: str
+    home: str
+    limit: int
+    most_new_tokens: int
+
+    def write(self, folder: Path) -> None:
+        """Write `benchmarks.json`."""
+        text = json.dumps(asdict(self), indent=1) + "\n"
+        (folder / _FILE).write_text(text, encoding="utf-8")
+
+    def home_path(self, folder: Path) -> Path | None:
+        """The benchmark home, given the stage's result folder; None for the hub."""
+        return folder / self.home if self.home else None
+
+
+def read_source(folder: Path) -> Source:
+    """What the `benchmarks` stage left in its result folder.
+
+    Raises:
+        DataError: it is not there.
+    """
+    path = folder / _FILE
+    if not path.is_file():
+        raise DataError("benchmarks", str(folder), f"has no {_FILE}", "run the benchmarks stage")
+    return Source(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def prepare_source(
+    source: str, samples: int, seed: int, suites: Sequence[str], folder: Path, scratch: Path
+) -> tuple[Source, dict[str, int]]:
+    """Write stand-ins, or make sure that real data are complete.
+
+    Args:
+        source: "synthetic", "hub" or a local benchmark home.
+        samples: rows a task; 0 for all (real data only).
+        seed: of the stand-ins.
+        suites: what will be evaluated.
+        folder: the stage's result folder; stand-ins go to `home` in it.
+        scratch: for Arrow files.
+
+    Returns:
+        Where the data lie, and the rows of each task.
+
+    Raises:
+        ConfigError: an unknown suite, no such folder, or stand-ins without a number.
+        DataError: real data are incomplete.
+    """
+    columns = columns_of(suites)
+    if source == "synthetic":
+        if not samples:
+            rule = "stand-ins need a number of rows"
+            raise ConfigError("benchmark_samples", samples, rule, "give at least 1")
+        from sf.mini.benchmarks import write_benchmarks
+
+        replies = write_benchmarks(folder / "home", samples, seed, columns=columns)
+        rows = {task: len(replies[task]) for task in replies}
+        return Source("synthetic", "home", 0, _STAND_IN_TOKENS), rows
+    if source == "hub":
+        fetch_from_hub(columns, missing_in_hub_cache(columns), scratch)
+        return Source("hub", "", samples, 0), _rows(None, columns, scratch / "arrow")
+    home = Path(source)
+    if not home.is_dir():
+        rule = "is neither 'synthetic' nor 'hub' nor a folder"
+        raise ConfigError("benchmark_source", source, rule, "give a benchmark home")
+    missing = missing_in_folder(home, columns, scratch / "arrow")
+    refuse(source, missing, "bring the files there (docs: the layout of a benchmark home)")
+    found = Source("folder", str(home.resolve()), samples, 0)
+    return found, _rows(home, columns, scratch / "arrow")
+
+
+def _rows(home: Path | None, columns: Sequence[Column], cache: Path) -> dict[str, int]:
+    with benchmark_home(home, cache):
+        return {
+            part.task: len(build_task(part, home).eval_docs)
+            for column in columns
+            for part in column.parts
+        }
+
+
+def source_table(source: Source, rows: Mapping[str, int]) -> pd.DataFrame:
+    """One line per task: column, task, rows, evaluated rows, generation limit.
+
+    Args:
+        source: where the data lie.
+        rows: of each task.
+    """
+    lines = []
+    for column in (*COLUMNS, *EXTRA):
+        for part in (part for part in column.parts if part.task in rows):
+            evaluated = min(rows[part.task], source.limit or rows[part.task])
+            limit = min(part.max_new_tokens, source.most_new_tokens or part.max_new_tokens)
+            lines.append(
+                {
+                    "column": column.name,
+                    "task": part.task,
+                    "rows": rows[part.task],
+                    "evaluated": evaluated - evaluated % 2 if part.even else evaluated,
+                    "max_new_tokens": limit,
+                }
+            )
+    return pd.DataFrame(lines)

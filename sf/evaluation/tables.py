@@ -1,0 +1,154 @@
+"""The result files of an evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from sf.evaluation.aggregate import column_draws, column_score, interval
+from sf.evaluation.intervals import bootstrap_mean
+from sf.evaluation.run import ColumnResult, Sample
+from sf.report.tables import write_csv, write_text
+
+if TYPE_CHECKING:
+    from sf.evaluation.model import SparseChatModel
+
+__all__ = ["layers_table", "scores_table", "tasks_table", "write_results"]
+
+
+def _all(result: ColumnResult) -> list[Sample]:
+    return [sample for samples in result.samples.values() for sample in samples]
+
+
+def scores_table(results: Sequence[ColumnResult], seed: int) -> pd.DataFrame:
+    """One line per column.
+
+    Columns: column, title, kind, score, low, high (bootstrap 95 %, in the paper's scale), scale
+    (the best possible score), samples, token_ratio, token_ratio_low, token_ratio_high (mean over
+    samples, each the mean over layers), prompt_tokens, new_tokens, kv_bytes (means per sample),
+    unmatched (replies that a judge would have been asked about), judge.
+    """
+    lines = []
+    for result in results:
+        column, samples = result.column, _all(result)
+        low, high = interval(column_draws(column, result.scores, seed))
+        ratios = [sample.record.token_ratio for sample in samples]
+        ratio_low, ratio_high = bootstrap_mean(ratios, seed)
+        lines.append(
+            {
+                "column": column.name,
+                "title": column.title,
+                "kind": column.kind,
+                "score": column_score(column, result.scores),
+                "low": low,
+                "high": high,
+                "scale": column.scale,
+                "samples": len(samples),
+                "token_ratio": float(np.mean(ratios)),
+                "token_ratio_low": ratio_low,
+                "token_ratio_high": ratio_high,
+                "prompt_tokens": float(np.mean([s.record.prompt_tokens for s in samples])),
+                "new_tokens": float(np.mean([s.record.new_tokens for s in samples])),
+                "kv_bytes": float(np.mean([s.record.kv_bytes for s in samples])),
+                "unmatched": sum(not sample.score.matched for sample in samples),
+                "judge": column.judge,
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def tasks_table(results: Sequence[ColumnResult]) -> pd.DataFrame:
+    """lmms-eval's own metrics in its own scale: column, task, metric, value, samples."""
+    return pd.DataFrame(
+        {
+            "column": result.column.name,
+            "task": task,
+            "metric": key,
+            "value": value,
+            "samples": len(result.samples[task]),
+        }
+        for result in results
+        for task, metrics in result.metrics.items()
+        for key, value in metrics.items()
+    )
+
+
+def layers_table(results: Sequence[ColumnResult]) -> pd.DataFrame:
+    """Token ratio by layer: column, layer (from 0), token_ratio (mean over samples)."""
+    lines = []
+    for result in results:
+        ratios = np.array([sample.record.layer_ratios for sample in _all(result)])
+        lines += [
+            {"column": result.column.name, "layer": layer, "token_ratio": float(ratio)}
+            for layer, ratio in enumerate(ratios.mean(axis=0))
+        ]
+    return pd.DataFrame(lines)
+
+
+def _sample_lines(results: Sequence[ColumnResult]) -> Iterator[dict[str, Any]]:
+    for sample in (sample for result in results for sample in _all(result)):
+        score = asdict(sample.score)
+        yield {
+            "column": sample.column,
+            **asdict(sample.record),
+            "target": sample.target,
+            "score": score.pop("value"),
+            **score,
+        }
+
+
+def write_results(
+    folder: Path,
+    results: Sequence[ColumnResult],
+    lm: SparseChatModel,
+    *,
+    seed: int,
+    model: str,
+    system: str,
+) -> dict[str, float]:
+    """Write all files of a complete evaluation, each at once.
+
+    Args:
+        folder: the stage's result folder.
+        results: of all columns.
+        lm: the model that answered.
+        seed: of the bootstrap.
+        model: name of the base model.
+        system: name of the row.
+
+    Returns:
+        Each column's score and token ratio, and the mean seconds a sample took.
+    """
+    scores = scores_table(results, seed)
+    write_csv(scores, folder / "tables" / "scores.csv")
+    write_csv(tasks_table(results), folder / "tables" / "tasks.csv")
+    write_csv(layers_table(results), folder / "tables" / "layers.csv")
+    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _sample_lines(results))
+    write_text("".join(lines), folder / "samples.jsonl")
+    summary: dict[str, Any] = {
+        "model": model,
+        "system": system,
+        "method": lm.method,
+        "p": lm.p if lm.policy is not None else None,
+        "checkpoint": lm.checkpoint,
+        "vision": lm.vision.model_dump(),
+        "media": lm.media,
+        "batch": lm.batch_size,
+        "dtype": str(lm.model.dtype).removeprefix("torch."),
+        "lmms_eval": version("lmms_eval"),
+        "scores": json.loads(scores.to_json(orient="records")),
+    }
+    write_text(json.dumps(summary, indent=1) + "\n", folder / "results.json")
+    samples = [sample for result in results for sample in _all(result)]
+    figures = {"seconds_per_sample": float(np.mean([s.record.seconds for s in samples]))}
+    for line in summary["scores"]:
+        figures[line["column"]] = line["score"]
+        figures[f"{line['column']}_token_ratio"] = line["token_ratio"]
+    return figures

@@ -1,0 +1,50 @@
+"""Stand-ins and tiny checkpoints that several tests read; nobody writes into them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sf.evaluation.columns import COLUMNS, EXTRA
+from sf.mini.benchmarks import write_benchmarks
+
+SAMPLES, SEED = 4, 3
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
+    """A benchmark home of all columns, and the replies that score."""
+    home = tmp_path_factory.mktemp("home")
+    return home, write_benchmarks(home, SAMPLES, SEED, columns=(*COLUMNS, *EXTRA))
+
+
+@pytest.fixture(scope="session")
+def home(stand_ins: tuple[Path, dict[str, list[str]]]) -> Path:
+    """The benchmark home of `stand_ins`."""
+    return stand_ins[0]
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An untrained tiny model of each family, saved with its processor.
+
+    Its layers' weights are large random ones: with the tiny models' own every reply is alike.
+    """
+    import torch
+
+    from sf.models import build_tiny
+
+    corpus = ["What color is the ring? A. red B. green Answer with the option's letter."] * 3
+    saved = {}
+    for family in ("qwen2_vl", "qwen2_5_vl"):
+        model, processor = build_tiny(family, corpus, seed=1)
+        generator = torch.Generator().manual_seed(1)
+        for weight in model.model.language_model.layers.parameters():
+            if weight.dim() > 1:
+                torch.nn.init.normal_(weight, std=0.25, generator=generator)
+        saved[family] = tmp_path_factory.mktemp(family)
+        model.save_pretrained(saved[family])
+        processor.save_pretrained(saved[family])
+        (saved[family] / "stage.json").write_text('{"files": {}}')  # as a finished stage leaves it
+    return saved

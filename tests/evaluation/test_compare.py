@@ -1,0 +1,98 @@
+"""Paired comparisons against the exact test, and their invariances."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from sf.errors import DataError
+from sf.evaluation.aggregate import column_score, unit_values
+from sf.evaluation.columns import COLUMNS, Part, column
+from sf.evaluation.compare import holm, paired, paired_table, read_scores
+from sf.evaluation.scoring import RULES, SampleScore
+
+
+def _scores(values: list[float]) -> dict[str, list[SampleScore]]:
+    return {"chartqa": [SampleScore(value) for value in values]}
+
+
+def _random(part: Part, rng: np.random.Generator) -> list[SampleScore]:
+    groups = ("a", "b", "c") if RULES[part.task].groups != "one" else ("",)
+    pairs = RULES[part.task].pairs
+    return [
+        SampleScore(float(rng.random() < 0.6), group, f"{group}{n // 2}" if pairs else "")
+        for group in groups
+        for n in range(10)
+    ]
+
+
+def test_sign_flips_agree_with_mcnemars_exact_test() -> None:
+    """30 questions that both get right; 11 that only the second does, 3 that only the first."""
+    first = [1.0] * 30 + [0.0] * 11 + [1.0] * 3
+    second = [1.0] * 30 + [1.0] * 11 + [0.0] * 3
+    found = paired(column("chartqa"), _scores(first), _scores(second), seed=0, draws=20_000)
+    assert found.difference == pytest.approx(100 * 8 / 44)
+    assert found.p_value == pytest.approx(binomtest(3, 14).pvalue, abs=0.006)
+    assert found.low < found.difference < found.high
+
+
+def test_pairing_narrows_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    first = (rng.random(200) < 0.5).astype(float)
+    second = first.copy()
+    second[:6] = 1.0
+    found = paired(column("chartqa"), _scores(first.tolist()), _scores(second.tolist()), seed=0)
+    assert found.high - found.low < 5  # unpaired: about 20
+
+
+def test_a_system_does_not_differ_from_itself() -> None:
+    scores = _scores([0.0, 1.0, 1.0])
+    found = paired(column("chartqa"), scores, scores, seed=0)
+    assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+
+
+@pytest.mark.parametrize("name", [col.name for col in COLUMNS])
+def test_units_add_up_to_the_figure(name: str) -> None:
+    rng = np.random.default_rng(1)
+    col = column(name)
+    scores = {part.task: _random(part, rng) for part in col.parts}
+    summed = [unit_values(part, scores[part.task]).sum() for part in col.parts]
+    assert col.factor * np.mean(summed) == pytest.approx(column_score(col, scores))
+
+
+def test_holm_adjusts_stepwise() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+
+
+def _write(folder: Path, values: list[float], source: str = "s") -> Path:
+    folder.mkdir()
+    lines = []
+    for number, value in enumerate(values):
+        score = asdict(SampleScore(value))
+        line = {"column": "chartqa", "task": "chartqa", "source": f"{source}{number}"}
+        lines.append(json.dumps({**line, "score": score.pop("value"), **score}))
+    (folder / "samples.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_table_compares_finished_results(tmp_path: Path) -> None:
+    first = _write(tmp_path / "a", [0.0, 1.0, 0.0, 1.0])
+    second = _write(tmp_path / "b", [1.0, 1.0, 1.0, 1.0])
+    line = paired_table(first, second, seed=0).iloc[0]
+    assert (line["first"], line["second"], line["difference"], line["samples"]) == (50, 100, 50, 4)
+    assert line["p_holm"] == line["p_value"]
+    assert [s.value for s in read_scores(first)["chartqa"]["chartqa"]] == [0, 1, 0, 1]
+
+
+def test_other_questions_are_refused(tmp_path: Path) -> None:
+    first = _write(tmp_path / "a", [0.0, 1.0])
+    with pytest.raises(DataError, match="did not answer the same questions"):
+        paired_table(first, _write(tmp_path / "b", [0.0, 1.0], source="t"), seed=0)
+    with pytest.raises(DataError, match=r"has no samples\.jsonl"):
+        paired_table(first, tmp_path, seed=0)

@@ -1,0 +1,141 @@
+"""Bad input: said clearly and at once, and what was done stays."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted import BOUNDS, Scripted
+
+from sf.errors import ConfigError, DataError, EnvironmentFault
+from sf.evaluation.available import missing_in_folder
+from sf.evaluation.columns import COLUMNS, column
+from sf.evaluation.model import SparseChatModel
+from sf.evaluation.run import EvaluationFailed, evaluate_columns
+from sf.evaluation.source import prepare_source
+
+
+@pytest.fixture
+def copy(home: Path, tmp_path: Path) -> Path:
+    """A benchmark home that a test may damage."""
+    return Path(shutil.copytree(home, tmp_path / "copy"))
+
+
+def _model(checkpoints: dict[str, Path], records: Path) -> SparseChatModel:
+    path = str(checkpoints["qwen2_5_vl"])
+    return SparseChatModel(path, batch_size=2, records=str(records), **BOUNDS)  # type: ignore[arg-type]
+
+
+def test_a_failed_benchmark_does_not_take_the_others_with_it(
+    copy: Path, stand_ins: tuple[Path, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    videos = sorted((copy / "egoschema" / "videos").iterdir())
+    videos[2].unlink()
+    shutil.rmtree(copy / "hub" / "Lin-Chen")
+    tried: list[str] = []
+
+    class Noting(Scripted):
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            for request in requests:
+                request.args[1](self.task_dict[request.args[4]]["test"][request.args[3]])
+            tried.append(requests[0].args[4])
+            return super().generate_until(requests)
+
+    columns = [column(name) for name in ("mmstar", "egoschema", "chartqa")]
+    with pytest.raises(EvaluationFailed, match="2 of 3 benchmarks failed") as caught:
+        evaluate_columns(Noting(stand_ins[1]), columns, copy, tmp_path / "work")  # type: ignore[arg-type]
+    text = "\n".join(str(error) for error in caught.value.exceptions)
+    assert "files are not there" in text
+    assert videos[2].name in text
+    assert tried == ["chartqa"]
+    assert [e.__notes__ for e in caught.value.exceptions] == [
+        ["in benchmark mmstar"],
+        ["in benchmark egoschema"],
+    ]
+
+
+def test_a_damaged_video_in_the_middle_keeps_what_was_answered(
+    copy: Path, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    videos = sorted((copy / "egoschema" / "videos").iterdir())
+    videos[3].write_bytes(videos[3].read_bytes()[:300])
+    lm = _model(checkpoints, tmp_path / "records")
+    with pytest.raises(EvaluationFailed) as caught:
+        evaluate_columns(lm, [column("egoschema")], copy, tmp_path, most_new_tokens=2)
+    (failure,) = caught.value.exceptions
+    assert isinstance(failure, DataError)
+    assert videos[3].name in str(failure)
+    assert lm.log.count == 2  # the first batch
+    shutil.copy(videos[0], videos[3])
+    results = evaluate_columns(lm, [column("egoschema")], copy, tmp_path, most_new_tokens=2)
+    assert len(results[0].samples["egoschema_subset"]) == 4
+
+
+def test_a_full_disk_ends_the_run(
+    home: Path, stand_ins: tuple[Path, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    class Full(Scripted):
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(EnvironmentFault, match="finished replies are kept"):
+        evaluate_columns(Full(stand_ins[1]), COLUMNS, home, tmp_path)  # type: ignore[arg-type]
+
+
+def test_lost_samples_are_noticed(
+    home: Path, stand_ins: tuple[Path, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    """Fewer replies than requests: lmms-eval zips them and goes on."""
+
+    class Losing(Scripted):
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            return super().generate_until(requests)[:-1]
+
+    with pytest.raises(EvaluationFailed) as caught:
+        evaluate_columns(Losing(stand_ins[1]), [column("chartqa")], home, tmp_path)  # type: ignore[arg-type]
+    assert "not with the model's replies" in str(caught.value.exceptions[0])
+
+
+def test_all_that_is_missing_is_said_at_once(copy: Path, tmp_path: Path) -> None:
+    assert missing_in_folder(copy, COLUMNS, tmp_path / "arrow") == []
+    shutil.rmtree(copy / "tempcompass")
+    shutil.rmtree(copy / "hub" / "echo840")
+    (copy / "videomme" / "data" / "clip00001.mp4").unlink()
+    with pytest.raises(DataError) as caught:
+        prepare_source(str(copy), 0, 0, ["all"], tmp_path, tmp_path)
+    text = str(caught.value)
+    assert "6 things are missing" in text  # TempCompass thrice, VideoMME twice
+    for name in ("tempcompass", "ocrbench", "clip00001.mp4", "GiB", "lmms-eval/TempCompass"):
+        assert name in text
+    found, rows = prepare_source(str(copy), 2, 0, ["mme", "mlvu_dev"], tmp_path, tmp_path)
+    assert (found.kind, found.limit) == ("folder", 2)
+    assert rows == {"mme": 28, "mlvu_dev": 7}
+
+
+def test_hub_data_that_are_not_there_are_listed_before_any_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    with pytest.raises(DataError, match="the hub cannot be reached") as caught:
+        prepare_source("hub", 0, 0, ["chartqa", "mlvu_dev"], tmp_path, tmp_path)
+    assert "2 things are missing, about 400.1 GiB" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "samples", "message"),
+    [("nowhere", 4, "neither 'synthetic' nor 'hub' nor a folder"), ("synthetic", 0, "at least 1")],
+)
+def test_bad_sources_are_refused(source: str, samples: int, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepare_source(source, samples, 0, ["all"], tmp_path, tmp_path)
+
+
+def test_a_limit_takes_whole_pairs_of_mme(
+    home: Path, stand_ins: tuple[Path, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    lm = Scripted(stand_ins[1])
+    (result,) = evaluate_columns(lm, [column("mme")], home, tmp_path, limit=23)  # type: ignore[arg-type]
+    assert len(result.samples["mme"]) == 22

@@ -1,0 +1,136 @@
+"""The stages `benchmarks` and `evaluate`, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from scripted import BOUNDS
+
+from sf.evaluation.columns import COLUMNS, column
+from sf.evaluation.source import read_source
+from sf.jobs import Job
+from sf.stages import benchmarks, evaluate
+from sf.tracking import Tracker
+
+SUITE = "image"
+
+
+def _job(folder: Path) -> Job:
+    for name in ("out", "state"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return Job(out=folder / "out", state=folder / "state", tracker=Tracker(folder))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result of the `benchmarks` stage."""
+    job = _job(tmp_path_factory.mktemp("benchmarks"))
+    parameters = benchmarks.Parameters(
+        benchmark_source="synthetic", benchmark_samples=2, seed=0, output=job.out
+    )
+    benchmarks.run(parameters, job)
+    return job.out
+
+
+def _arguments(checkpoint: Path, source: Path, output: Path, **changed: Any) -> dict[str, Any]:
+    return {
+        **BOUNDS,
+        "device": "cpu",
+        "dtype": "float32",
+        "inference_p": 0.9,
+        "evaluate_batch": 1,
+        "model": "tiny",
+        "system": "zipvl",
+        "method": "zipvl",
+        "suite": SUITE,
+        "seed": 0,
+        "checkpoint": str(checkpoint),
+        "benchmarks": str(source),
+        "output": str(output),
+        **changed,
+    }
+
+
+def test_benchmarks_stage_states_what_there_is(source: Path) -> None:
+    table = pd.read_csv(source / "tables" / "benchmarks.csv")
+    assert list(table["column"].unique()) == [col.name for col in COLUMNS]
+    assert dict(zip(table["task"], table["rows"], strict=True))["mme"] == 28
+    assert set(table["max_new_tokens"]) == {8}
+    assert read_source(source).home_path(source) == source / "home"
+
+
+def test_stand_ins_of_a_seed_are_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    job = _job(tmp_path)
+    benchmarks.run(
+        benchmarks.Parameters(
+            benchmark_source="synthetic", benchmark_samples=2, seed=0, output=job.out
+        ),
+        job,
+    )
+    files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
+    assert len(files) > 30
+    for name in files:
+        assert (job.out / name).read_bytes() == (source / name).read_bytes(), name
+
+
+_RUN = """
+import json, sys
+from pathlib import Path
+from sf.jobs import Job
+from sf.stages import evaluate
+from sf.tracking import Tracker
+folder = Path(sys.argv[2])
+job = Job(out=folder / "out", state=folder / "state", tracker=Tracker(folder))
+evaluate.run(evaluate.Parameters(**json.loads(sys.argv[1])), job)
+"""
+
+
+def _kill_after_records(command: list[str], records: Path) -> None:
+    """Start a run and kill it hard once it has answered something."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (records.is_file() and records.stat().st_size > 2000):
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_killed_and_called_again_it_ends_with_the_same_tables(
+    checkpoints: dict[str, Path], source: Path, tmp_path: Path
+) -> None:
+    values = _arguments(checkpoints["qwen2_5_vl"], source, tmp_path / "result")
+    resumed, whole = _job(tmp_path / "resumed"), _job(tmp_path / "whole")
+    records = resumed.state / "records" / "rank0.jsonl"
+    command = [sys.executable, "-c", _RUN, json.dumps(values), str(tmp_path / "resumed")]
+    _kill_after_records(command, records)
+    before = len(records.read_text().splitlines())
+    for job in (resumed, whole):
+        evaluate.run(evaluate.Parameters(**values), job)
+    assert 2 < before < len(records.read_text().splitlines())
+    for name in ("scores", "tasks", "layers"):
+        path = Path("tables") / f"{name}.csv"
+        assert (resumed.out / path).read_bytes() == (whole.out / path).read_bytes()
+
+    scores = pd.read_csv(whole.out / "tables" / "scores.csv")
+    assert list(scores["column"]) == [c.name for c in COLUMNS if c.kind == "image"]
+    assert ((scores["low"] <= scores["score"]) & (scores["score"] <= scores["high"])).all()
+    assert ((scores["token_ratio"] > 0) & (scores["token_ratio"] < 1)).all()
+    layers = pd.read_csv(whole.out / "tables" / "layers.csv")
+    means = layers.groupby("column", sort=False)["token_ratio"].mean().to_numpy()
+    assert means == pytest.approx(scores["token_ratio"].to_numpy(), abs=1e-5)
+    samples = [json.loads(line) for line in (whole.out / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == scores["samples"].sum()
+    facts = json.loads((whole.out / "results.json").read_text())
+    assert (facts["p"], facts["lmms_eval"]) == (0.9, "0.7.3")
+    assert facts["scores"][0]["scale"] == column("mme").scale

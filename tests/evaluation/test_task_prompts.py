@@ -1,0 +1,138 @@
+"""Snapshots of what lmms-eval asks and how it reads replies: an upgrade must show here first.
+
+`SF_WRITE_SNAPSHOTS=1 pytest tests/evaluation/test_task_prompts.py` writes them anew from the
+same rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from sf.evaluation.columns import COLUMNS, EXTRA
+from sf.evaluation.scoring import sample_score
+from sf.evaluation.tasks import benchmark_home, build_task, documents
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+PARTS = [part for col in (*COLUMNS, *EXTRA) for part in col.parts]
+
+
+def _forms(reply: str) -> list[str]:
+    """Ways in which models put the same reply, and two that say nothing."""
+    return [
+        reply,
+        f"{reply}.",
+        f"({reply})",
+        f"{reply}. some words",
+        f"The answer is {reply}.",
+        reply.lower(),
+        f" {reply}\n",
+        f"I think it is {reply}",
+        "",
+        "nothing of the kind",
+    ]
+
+
+def _read(name: str, found: dict[str, Any] | None = None) -> Any:
+    """A snapshot; written first where that is asked for."""
+    path = SNAPSHOTS / name
+    if found is not None and os.environ.get("SF_WRITE_SNAPSHOTS"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def tasks(home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    with benchmark_home(home, tmp_path_factory.mktemp("arrow")):
+        return {part.task: build_task(part, home) for part in PARTS}
+
+
+def test_prompts(tasks: dict[str, Any]) -> None:
+    """Prompts of frozen rows (`rows.json`, without pictures), and the generation options."""
+    found = {}
+    for name, row in _read("rows.json").items():
+        options = dict(tasks[name].config.generation_kwargs)
+        found[name] = {"prompt": tasks[name].doc_to_text(row["columns"]), "options": options}
+    assert set(found) == set(tasks)
+    assert found == _read("prompts.json", found)
+
+
+def test_parsers(tasks: dict[str, Any]) -> None:
+    """The score of each form of the right reply to a frozen row."""
+    found = {}
+    for name, row in _read("rows.json").items():
+        scores = {}
+        for form in _forms(row["reply"]):
+            random.seed(0)  # some parsers guess
+            metrics = tasks[name].process_results(dict(row["columns"]), [form])
+            scores[form] = sample_score(tasks[name], row["columns"], metrics).value
+        found[name] = scores
+    assert found == _read("parsers.json", found)
+
+
+def test_media_come_before_the_text(tasks: dict[str, Any]) -> None:
+    for part in PARTS:
+        _, turns = next(documents(tasks[part.task]))
+        assert [turn["role"] for turn in turns] == ["user"]
+        kinds = [item["type"] for item in turns[0]["content"]]
+        assert kinds == ["video" if part.media else "image", "text"]
+
+
+def test_videos_are_named_by_absolute_paths_in_the_home(tasks: dict[str, Any], home: Path) -> None:
+    for part in PARTS:
+        _, turns = next(documents(tasks[part.task]))
+        media = turns[0]["content"][0]
+        if part.media:
+            assert Path(media["url"]).is_relative_to(home / part.media)
+        else:
+            assert media["url"].mode == "RGB"
+
+
+def test_no_judge_is_asked(tasks: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without, an unmatched reply of TempCompass costs eleven requests and half a minute."""
+    asked: list[object] = []
+
+    def refuse(*_: Any, **request: Any) -> None:
+        asked.append(request)
+        raise ConnectionError
+
+    monkeypatch.setattr(requests, "post", refuse)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    for name in ("multi_choice", "yes_no", "caption_matching"):
+        task = tasks[f"tempcompass_{name}"]
+        score = sample_score(
+            task, task.eval_docs[0], task.process_results(task.eval_docs[0], ["?"])
+        )
+        assert (score.value, score.matched) == (0.0, False)
+    assert asked == []
+
+
+def test_environment_is_as_before(home: Path, tmp_path: Path) -> None:
+    before = {name: os.environ.get(name) for name in ("HF_HOME", "LMMS_EVAL_DATASETS_CACHE")}
+    inside = {}
+
+    def fail() -> None:
+        with benchmark_home(home, tmp_path):
+            inside.update(os.environ)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert inside["HF_HOME"] == str(home)
+    assert {name: os.environ.get(name) for name in before} == before
+
+
+def test_nothing_is_written_into_the_home(home: Path, tmp_path: Path) -> None:
+    before = sorted(home.rglob("*"))
+    with benchmark_home(home, tmp_path):
+        for part in PARTS:
+            list(documents(build_task(part, home)))
+    assert sorted(home.rglob("*")) == before
