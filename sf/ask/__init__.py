@@ -1,0 +1,156 @@
+"""One question about one image or video, answered with sparse attention: what `sf ask` does.
+
+`ask` loads a model and checks everything before it does. With a model at hand:
+
+    media = load_media("image", path, vision)
+    result = answer(model, processor, media, question, TopP(p=0.9))
+    figure = overlay(result, media, question)
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from sf.ask.answer import AskResult, answer, overlay
+from sf.ask.media import FPS, MAX_FRAMES, Media, bounds, chosen, load_media
+from sf.config import Runtime, validated
+from sf.errors import ConfigError, DataError, EnvironmentFault
+from sf.selection import Policy, TopP
+
+__all__ = [
+    "AskResult",
+    "Media",
+    "answer",
+    "ask",
+    "choose_policy",
+    "load_media",
+    "overlay",
+    "pick_runtime",
+]
+
+PICTURES = (".png", ".svg", ".pdf", ".jpg")
+
+
+def ask(
+    model: str | Path,
+    question: str,
+    *,
+    image: str | Path | None = None,
+    video: str | Path | None = None,
+    policy: Policy | None = None,
+    revision: str | None = None,
+    max_new_tokens: int = 128,
+    device: str | None = None,
+    dtype: str | None = None,
+    max_pixels: int | None = None,
+    max_frames: int = MAX_FRAMES,
+    fps: float = FPS,
+    picture: Path | None = None,
+) -> AskResult:
+    """Load a model and ask it once.
+
+    Args:
+        model: folder of a checkpoint, or hub id.
+        question: put to the model as it stands, after the media.
+        image, video: the media, exactly one of them.
+        policy: the selector; `TopP(p=0.975)` by default, `TopP(p=1.0)` is full attention.
+        revision: of a hub id.
+        max_new_tokens: length limit of the reply.
+        device: "cpu" or "cuda"; by default a GPU where there is one.
+        dtype: of the weights; by default float32 on a CPU and bfloat16 on a GPU.
+        max_pixels: of the image, or of each frame.
+        max_frames, fps: how many frames of a video are looked at.
+        picture: file to draw the kept tokens into, png, svg, pdf or jpg; None draws none.
+
+    Raises:
+        ConfigError, DataError, EnvironmentFault, UnsupportedModelError: before the model is loaded
+            wherever that can be known.
+    """
+    if picture is not None:
+        _check_picture(picture, image if video is None else video)
+    runtime = pick_runtime(device, dtype)
+    if not question.strip():
+        raise ConfigError("question", question, "it is empty", "say what you want to know")
+    if max_new_tokens < 1:
+        raise ConfigError("max_new_tokens", max_new_tokens, "a reply has at least one token")
+    kind, path = chosen(image, video)
+    media = load_media(kind, path, bounds(kind, max_pixels, max_frames, fps))
+    network, processor = _load(model, revision, runtime)
+    result = answer(network, processor, media, question, policy, max_new_tokens=max_new_tokens)
+    if picture is not None:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        overlay(result, media, question).savefig(picture, dpi=160, facecolor="white")
+    return result
+
+
+def choose_policy(p: float | None, full: bool) -> Policy:
+    """Top-p with threshold `p` (0.975 by default), or full attention.
+
+    Raises:
+        ConfigError: both, or p outside (0, 1].
+    """
+    if full and p is not None:
+        raise ConfigError("p", p, "full attention has no threshold", "drop --p or --full")
+    if full:
+        return TopP(p=1.0)
+    return TopP() if p is None else TopP(p=p)
+
+
+def pick_runtime(device: str | None, dtype: str | None) -> Runtime:
+    """Device and dtype, checked; None stands for the best that is there.
+
+    Raises:
+        ConfigError: not a known device or dtype.
+        EnvironmentFault: a GPU is asked for and there is none.
+    """
+    there = torch.cuda.is_available()
+    device = device or ("cuda" if there else "cpu")
+    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    runtime = validated(Runtime, {"device": device, "dtype": dtype})
+    if runtime.device == "cuda" and not there:
+        raise EnvironmentFault(
+            "device", device, "torch sees no CUDA device on this machine", "use device cpu"
+        )
+    return runtime
+
+
+def _load(model: str | Path, revision: str | None, runtime: Runtime) -> tuple[Any, Any]:
+    """Model and processor.
+
+    Raises:
+        DataError: neither a folder nor a hub id that can be had, or not a whole checkpoint.
+    """
+    from sf.models import load_model, load_processor
+
+    try:
+        processor = load_processor(model, revision=revision)
+        network = load_model(model, dtype=runtime.dtype, device=runtime.device, revision=revision)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(
+            "model",
+            str(model),
+            f"it cannot be loaded: {reason}",
+            "give a folder with model and processor, or OWNER/NAME on the hub",
+        ) from error
+    return network, processor
+
+
+def _check_picture(picture: Path, media: str | Path | None) -> None:
+    """Refuse what would only fail once the answer is there."""
+    if picture.suffix.lower() not in PICTURES:
+        raise ConfigError(
+            "picture", str(picture), f"the name must end in {', '.join(PICTURES)}", "rename it"
+        )
+    if picture.is_dir() or (media is not None and picture.resolve() == Path(media).resolve()):
+        raise ConfigError("picture", str(picture), "that is there already", "choose another name")
+    folder = next(path for path in picture.resolve().parents if path.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(
+            "picture", str(picture), f"{folder} cannot be written to", "choose another folder"
+        )

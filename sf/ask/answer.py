@@ -1,0 +1,180 @@
+"""One greedy answer of a loaded model, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from sf.ask.media import Media
+from sf.attention import Trace, sparsify
+from sf.attention.visual_tokens import locate, visual_mask
+from sf.data.vision import encode
+from sf.profiling.clock import Clock
+from sf.profiling.memory import cache_bytes
+from sf.selection import Policy, TopP
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["AskResult", "answer", "overlay"]
+
+
+@dataclass(frozen=True)
+class AskResult:
+    """An answer and what it cost.
+
+    Attributes:
+        reply: without special tokens and control characters.
+        cut: the reply reached `max_new_tokens` without an end.
+        grid: time steps, rows and columns of visual tokens.
+        prompt_tokens, visual_tokens, completion_tokens: counts.
+        kept: bool (layers, *grid), the visual tokens that each layer kept.
+        layer_ratios: kept / prompt tokens, each layer, in (0, 1]; `visual_ratios` and
+            `text_ratios` the same among the visual and among the other tokens.
+        kv_bytes: K and V entries in the cache after the last token, from its tensors.
+        kv_allocated_bytes: the same with the room reserved for further tokens.
+        dense_kv_bytes: what the cache's tensors would hold with no token dropped.
+        first_token_ms: vision tower, prefill and first token, without loading and encoding.
+        token_ms: per further token, mean; None for a reply of one token. Both times are of this
+            one run, without warm-up.
+    """
+
+    reply: str
+    cut: bool
+    grid: tuple[int, int, int]
+    prompt_tokens: int
+    visual_tokens: int
+    completion_tokens: int
+    kept: NDArray[np.bool_]
+    layer_ratios: tuple[float, ...]
+    visual_ratios: tuple[float, ...]
+    text_ratios: tuple[float, ...]
+    kv_bytes: int
+    kv_allocated_bytes: int
+    dense_kv_bytes: int
+    first_token_ms: float
+    token_ms: float | None
+
+    @property
+    def token_ratio(self) -> float:
+        """Kept / prompt tokens, mean over layers."""
+        return float(np.mean(self.layer_ratios))
+
+
+class _Marks(StoppingCriteria):
+    """Never stops; marks the time of every new token."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.times: list[Any] = []
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        self.times.append(self.clock.mark())
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+@torch.inference_mode()
+def answer(
+    model: Any,
+    processor: Any,
+    media: Media,
+    question: str,
+    policy: Policy | None = None,
+    *,
+    max_new_tokens: int = 128,
+) -> AskResult:
+    """Ask a loaded model; greedy.
+
+    Args:
+        model: in evaluation mode, of `sf.models.load_model`.
+        processor: its processor.
+        media: of `load_media`.
+        question: put as it stands.
+        policy: the selector, `TopP(p=0.975)` by default.
+        max_new_tokens: length limit of the reply.
+    """
+    turn = {"role": "user", "content": [media.part, {"type": "text", "text": question}]}
+    inputs = encode(processor, [[turn]], media.vision, str(model.device))
+    clock = Clock(model.device)
+    marks = _Marks(clock)
+    with sparsify(model, TopP() if policy is None else policy) as trace:
+        clock.synchronize()
+        start = clock.mark()
+        output = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            return_dict_in_generate=True,
+            stopping_criteria=StoppingCriteriaList([marks]),
+        )
+    clock.synchronize()
+    reply_ids = output.sequences[0, inputs["input_ids"].shape[1] :]
+    times, further = marks.times, len(marks.times) - 1
+    reply = processor.decode(reply_ids, skip_special_tokens=True)
+    used, dense = _kv_bytes(output.past_key_values)
+    return AskResult(
+        reply=_printable(reply).strip(),
+        cut=len(reply_ids) == max_new_tokens and not _ended(model, reply_ids),
+        completion_tokens=len(reply_ids),
+        kv_bytes=used,
+        kv_allocated_bytes=cache_bytes(output.past_key_values),
+        dense_kv_bytes=dense,
+        first_token_ms=clock.ms(start, times[0]),
+        token_ms=clock.ms(times[0], times[-1]) / further if further else None,
+        **_what_was_kept(trace, inputs, model.config),
+    )
+
+
+def _printable(text: str) -> str:
+    """Control characters, which could command a terminal, as U+FFFD; lines stay."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else "\ufffd" for sign in text)
+
+
+def _what_was_kept(trace: Trace, inputs: Any, config: Any) -> dict[str, Any]:
+    (span,) = locate(inputs, config)
+    kept = torch.stack([mask[0].cpu() for mask in trace.kept])
+    visual = visual_mask([span], tuple(inputs["input_ids"].shape))[0]
+    text = inputs["attention_mask"][0].cpu().bool() & ~visual
+    return {
+        "grid": span.shape,
+        "prompt_tokens": int(trace.prompt_lengths[0]),
+        "visual_tokens": len(span.columns),
+        "kept": span.cells(trace.kept).numpy(),
+        "layer_ratios": tuple(trace.layer_ratios[:, 0].tolist()),
+        "visual_ratios": tuple(kept[:, visual].double().mean(-1).tolist()),
+        "text_ratios": tuple(kept[:, text].double().mean(-1).tolist()),
+    }
+
+
+def _kv_bytes(cache: Any) -> tuple[int, int]:
+    """Bytes of the entries in use, and of as many entries as there are logical columns."""
+    used = dense = 0
+    for layer in cache.layers:
+        for part in (layer.keys, layer.values):
+            used += part.numel() * part.element_size()
+            dense += part[:, :, :1].numel() * part.element_size() * layer.get_seq_length()
+    return used, dense
+
+
+def _ended(model: Any, reply_ids: torch.Tensor) -> bool:
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    return int(reply_ids[-1]) in ends
+
+
+def overlay(result: AskResult, media: Media, question: str = "") -> Figure:
+    """The picture of the kept tokens, with question and reply under it."""
+    from sf.report.overlay import kept_picture
+
+    caption = "\n".join(part for part in (question, f"reply: {result.reply}") if part)
+    return kept_picture(media.frames, result.kept, caption=caption, seconds=media.seconds)

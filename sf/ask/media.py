@@ -1,0 +1,98 @@
+"""The image or video of one question, loaded once for the model and for the picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sf.config import Vision, validated
+from sf.data.budget import TEMPORAL_PATCH
+from sf.data.media import MEMBER
+from sf.data.vision import load_image, load_video
+from sf.errors import ConfigError, DataError
+
+__all__ = ["FPS", "MAX_FRAMES", "MAX_PIXELS", "Media", "bounds", "chosen", "load_media"]
+
+MIN_PIXELS = 4 * 28 * 28
+MAX_PIXELS = {"image": 512 * 28 * 28, "video": 256 * 28 * 28}  # Video-R1's; a video's per frame
+MAX_FRAMES = 32
+FPS = 2.0
+
+Kind = Literal["image", "video"]
+
+
+@dataclass(frozen=True)
+class Media:
+    """A loaded image or video.
+
+    Attributes:
+        kind: "image" or "video".
+        part: the media part of a user turn, as `sf.data.vision.encode` takes it.
+        frames: uint8 [height, width, 3], one for each time step of the model's grid.
+        seconds: when each time step begins; None for an image.
+        vision: the bounds that it was loaded under and is to be encoded under.
+    """
+
+    kind: Kind
+    part: dict[str, Any]
+    frames: tuple[NDArray[np.uint8], ...]
+    seconds: tuple[float, ...] | None
+    vision: Vision
+
+
+def chosen(image: str | Path | None, video: str | Path | None) -> tuple[Kind, str | Path]:
+    """Which of the two is given, and where it lies.
+
+    Raises:
+        ConfigError: neither, or both.
+        DataError: there is no such file.
+    """
+    path = image if video is None else video
+    if path is None or (image is not None and video is not None):
+        both = None if path is None else f"{image}, {video}"
+        raise ConfigError("image or video", both, "exactly one is needed", "give one of them")
+    kind: Kind = "image" if video is None else "video"
+    if MEMBER not in str(path) and not Path(path).is_file():
+        raise DataError(kind, str(path), "there is no such file", f"give the path of a {kind} file")
+    return kind, path
+
+
+def bounds(
+    kind: Kind, max_pixels: int | None = None, max_frames: int = MAX_FRAMES, fps: float = FPS
+) -> Vision:
+    """How many pixels and frames are looked at.
+
+    Args:
+        kind: the defaults of an image and of a video differ.
+        max_pixels: of an image, or of each frame.
+        max_frames, fps: of a video.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    most = MAX_PIXELS[kind] if max_pixels is None else max_pixels
+    pixels = {
+        f"{name}_{end}_pixels": min(MIN_PIXELS, most) if end == "min" else most
+        for name in MAX_PIXELS
+        for end in ("min", "max")
+    }
+    return validated(Vision, {**pixels, "video_max_frames": max_frames, "video_fps": fps})
+
+
+def load_media(kind: Kind, path: str | Path, vision: Vision) -> Media:
+    """Load an image or a video under bounds, those of a study's parameters for example.
+
+    Raises:
+        DataError: missing or unreadable media.
+    """
+    if kind == "image":
+        loaded = load_image(path)
+        return Media(kind, {"type": kind, "image": loaded}, (np.asarray(loaded),), None, vision)
+    frames, facts = load_video(path, vision)
+    begins = facts.timestamps[::TEMPORAL_PATCH]
+    part = {"type": kind, "video": (frames, facts)}
+    return Media(kind, part, tuple(frames[::TEMPORAL_PATCH]), tuple(begins), vision)

@@ -1,0 +1,1 @@
+"""Latency and memory of full against sparse attention, measured in one run on one device."""

@@ -1,0 +1,115 @@
+"""Bytes: of a KV cache, at the peak of a call, free on the device.
+
+The peak is what torch's allocator held above its level before the call. On CUDA the allocator
+counts it; on a CPU torch's profiler reports each allocation, and the running sum is exact. Scratch
+that a CPU library takes past torch's allocator is not in it, nor are the weights.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+__all__ = ["Peak", "available_bytes", "cache_bytes", "is_out_of_memory", "peak_of"]
+
+DECODE_MARK = "sf.profiling.decode"
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes above the level before the call.
+
+    Attributes:
+        prefill: highest until the first new token.
+        decode: highest from the first new token on.
+    """
+
+    prefill: int
+    decode: int
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes that a transformers cache's keys and values occupy, spare room included.
+
+    Args:
+        cache: with `layers`, each with `keys` and `values`; a storage that two tensors share is
+            counted once.
+    """
+    storages = {}
+    for layer in cache.layers:
+        for tensor in (layer.keys, layer.values):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def peak_of(run: Callable[[Callable[[], None]], object], device: torch.device) -> Peak:
+    """Run a call and say how many bytes it held at most.
+
+    Args:
+        run: the call; it is given a function to call when prefill is over.
+        device: where it runs.
+    """
+    return _cuda_peak(run, device) if device.type == "cuda" else _cpu_peak(run)
+
+
+def _cuda_peak(run: Callable[[Callable[[], None]], object], device: torch.device) -> Peak:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    prefill = []
+
+    def first_token() -> None:
+        torch.cuda.synchronize(device)
+        prefill.append(torch.cuda.max_memory_allocated(device) - before)
+        torch.cuda.reset_peak_memory_stats(device)
+
+    run(first_token)
+    torch.cuda.synchronize(device)
+    return Peak(prefill[0], torch.cuda.max_memory_allocated(device) - before)
+
+
+def _cpu_peak(run: Callable[[Callable[[], None]], object]) -> Peak:
+    def first_token() -> None:
+        with record_function(DECODE_MARK):
+            pass
+
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else two lines on stderr for each profile
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        run(first_token)
+    assert record.profiler is not None
+    results = record.profiler.kineto_results
+    assert results is not None
+    events = sorted(
+        (event.start_ns(), event.name() == DECODE_MARK, event.nbytes())
+        for event in results.events()
+        if event.name() in ("[memory]", DECODE_MARK)
+    )
+    held, peaks, phase = 0, [0, 0], 0
+    for _, mark, change in events:
+        phase = 1 if mark else phase
+        held += change
+        peaks[phase] = max(peaks[phase], held)
+    return Peak(*peaks)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that can still be had on the device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + unused)
+    return int(psutil.virtual_memory().available)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch has no class of its own for a CPU's."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )

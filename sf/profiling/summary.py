@@ -1,0 +1,198 @@
+"""From repeats to a table: medians, intervals, speed-ups with a verdict, the break-even length.
+
+The interval of a median is made of order statistics, so it assumes nothing about how times are
+distributed. With n repeats the widest such interval, [min, max], covers the median with
+1 - 2^(1 - n): 95 % needs six repeats. What is actually covered stands beside every interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+import pandas as pd
+
+from sf.profiling.measure import Run
+
+__all__ = ["LINE", "NOTES", "SPEEDUP", "Median", "break_even", "median", "speedups", "tidy"]
+
+LINE = (  # columns of the tidy table
+    *("subject", "length", "batch", "side", "token_ratio", "metric", "unit"),
+    *("value", "low", "high", "coverage", "repeats", "status"),
+)
+SPEEDUP = (
+    *("subject", "length", "batch", "token_ratio", "metric"),
+    *("ratio", "low", "high", "coverage", "verdict"),
+)
+NOTES = ("weights", "ratio_set_by", "note")  # added to each line of both tables
+FULL = "full"
+SPARSE = "sparse"
+TIMES = ("prefill_ms", "decode_ms")
+SIZES = ("kv_bytes", "peak_prefill_bytes", "peak_decode_bytes")
+DOES_NOT_FIT = "does not fit"
+
+
+@dataclass(frozen=True)
+class Median:
+    """A median, its interval and what the interval covers (0 to 1)."""
+
+    value: float
+    low: float
+    high: float
+    coverage: float
+
+
+def median(values: Sequence[float], level: float = 0.95) -> Median:
+    """Median with the narrowest symmetric order-statistic interval that covers `level`.
+
+    Args:
+        values: at least one number; one alone has no interval (nan) and covers nothing.
+        level: asked coverage; where n is too small for it the interval is [min, max] and
+            `coverage` is below `level`.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    count = len(ordered)
+    middle = float(np.median(ordered))
+    if count < 2:
+        return Median(middle, float("nan"), float("nan"), 0.0)
+    best = 0
+    for cut in range((count - 1) // 2 + 1):
+        if _coverage(count, cut) >= level:
+            best = cut
+    return Median(
+        middle, float(ordered[best]), float(ordered[count - 1 - best]), _coverage(count, best)
+    )
+
+
+def _coverage(count: int, cut: int) -> float:
+    return 1.0 - 2.0 * sum(comb(count, below) for below in range(cut + 1)) / 2.0**count
+
+
+def tidy(subject: str, length: int, batch: int, runs: Mapping[str, Run]) -> list[dict[str, object]]:
+    """One line per side and metric of one measured point.
+
+    Returns:
+        Columns subject, length, batch, side, token_ratio, metric, unit, value, low, high,
+        coverage, repeats, status. Sizes are exact and have no interval.
+    """
+    lines = []
+    for side, run in runs.items():
+        head = {
+            "subject": subject,
+            "length": length,
+            "batch": batch,
+            "side": side,
+            "token_ratio": run.token_ratio,
+        }
+        times = {name: getattr(run, name) for name in TIMES}
+        times |= {f"prefill_{part}_ms": values for part, values in run.parts_ms.items()}
+        for name, values in times.items():
+            found = median(values)
+            lines.append(
+                {
+                    **head,
+                    "metric": name,
+                    "unit": "ms",
+                    "value": found.value,
+                    "low": found.low,
+                    "high": found.high,
+                    "coverage": found.coverage,
+                    "repeats": len(values),
+                    "status": "measured",
+                }
+            )
+        lines.extend(
+            {
+                **head,
+                "metric": name,
+                "unit": "bytes",
+                "value": float(getattr(run, name)),
+                "repeats": 1,
+                "status": "measured",
+            }
+            for name in SIZES
+        )
+    return lines
+
+
+def not_fitting(subject: str, length: int, batch: int, side: str) -> list[dict[str, object]]:
+    """The lines of a point that the device's memory cannot hold."""
+    return [
+        {
+            "subject": subject,
+            "length": length,
+            "batch": batch,
+            "side": side,
+            "metric": name,
+            "unit": "ms" if name in TIMES else "bytes",
+            "repeats": 0,
+            "status": DOES_NOT_FIT,
+        }
+        for name in (*TIMES, *SIZES)
+    ]
+
+
+def speedups(
+    subject: str, length: int, batch: int, runs: Mapping[str, Run]
+) -> list[dict[str, object]]:
+    """How many times less the sparse side takes than the full one.
+
+    Times are divided repeat by repeat, for the two runs of a repeat met the same machine.
+
+    Returns:
+        Columns subject, length, batch, token_ratio, metric, ratio, low, high, coverage, verdict:
+        "faster", "slower" or, when the interval contains 1, "no difference"; for sizes, which
+        are exact, "smaller", "larger" or "no difference".
+    """
+    full, sparse = runs[FULL], runs[SPARSE]
+    head = {
+        "subject": subject,
+        "length": length,
+        "batch": batch,
+        "token_ratio": sparse.token_ratio,
+    }
+    lines = []
+    for name in TIMES:
+        pairs = zip(getattr(full, name), getattr(sparse, name), strict=True)
+        found = median([left / right for left, right in pairs])
+        verdict = "faster" if found.low > 1 else "slower" if found.high < 1 else "no difference"
+        lines.append(
+            {
+                **head,
+                "metric": name,
+                "ratio": found.value,
+                "low": found.low,
+                "high": found.high,
+                "coverage": found.coverage,
+                "verdict": verdict,
+            }
+        )
+    for name in SIZES:
+        ratio = getattr(full, name) / getattr(sparse, name)
+        verdict = "smaller" if ratio > 1 else "larger" if ratio < 1 else "no difference"
+        lines.append(
+            {**head, "metric": name, "ratio": ratio, "low": ratio, "high": ratio}
+            | {"coverage": 1.0, "verdict": verdict}
+        )
+    return lines
+
+
+def break_even(table: pd.DataFrame, metric: str) -> int | None:
+    """The shortest measured length from which on the sparse side is always faster.
+
+    Args:
+        table: of `speedups`, one subject and batch.
+        metric: one of `TIMES`.
+
+    Returns:
+        The length, or None when the longest measured length is not faster.
+    """
+    part = table[table["metric"] == metric].sort_values("length", ascending=False)
+    found = None
+    for length, verdict in zip(part["length"], part["verdict"], strict=True):
+        if verdict != "faster":
+            break
+        found = int(length)
+    return found

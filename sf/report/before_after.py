@@ -1,0 +1,242 @@
+"""The report's first part: what training changed, on the held-out questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from sf.report.benchmark_tables import NOT_MEASURED, Cell
+from sf.report.curves import curve_picture
+from sf.report.matched import Difference, at_fixed_p, at_matched_ratio, points_above
+from sf.report.page import Picture, Section, Table
+from sf.report.pictures import frontier_picture, layers_picture
+from sf.report.results import Result, Study
+from sf.report.style import save
+from sf.report.tables import write_csv
+
+__all__ = ["before_after_sections"]
+
+DENSE = 1.0
+PUBLISHED_P = 0.975
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """One trained model against its base model."""
+
+    model: str
+    objective: str
+    matched: pd.DataFrame
+    fixed: dict[str, Difference] | None
+    dense: dict[str, Difference] | None
+
+
+def before_after_sections(study: Study, folder: Path) -> tuple[list[Section], dict[str, float]]:
+    """Sections about the held-out curves, and their figures by name.
+
+    Args:
+        study: its results.
+        folder: of the report; pictures and `matched.csv` go there.
+    """
+    p = _inference_p(study)
+    found: list[_Trained] = []
+    frontier: list[Picture] = []
+    curves: list[Picture] = []
+    for model in study.models:
+        systems = {
+            name: result
+            for name in ("base", *study.objectives)
+            if (result := study.result("frontier", model=model, system=name)) is not None
+        }
+        compared = [_compare(model, name, systems, p) for name in study.objectives]
+        trained = [entry for entry in compared if entry is not None]
+        found += trained
+        if systems:
+            frontier += _frontier_pictures(model, systems, trained, p, folder)
+        curves += _curve_pictures(study, model, systems, folder)
+    _write_matched(found, folder)
+    sections = [
+        Section(
+            "In short",
+            text=[_headline_text(p)] if found else [],
+            notes=[] if found else ["Not measured: no held-out curve before and after training."],
+            tables=[_headline(entry, p) for entry in found],
+        ),
+        Section(
+            "Accuracy at equal token ratio",
+            text=[
+                "A trained point is compared with the base model's curve at the point's own token "
+                "ratio (linear interpolation, nothing is extrapolated). Intervals are bootstrapped "
+                "over questions, paired."
+            ],
+            tables=[_matched_table(entry) for entry in found],
+            pictures=frontier,
+        ),
+        Section("Threshold, token ratio and layers", pictures=curves),
+    ]
+    return sections, _figures(found)
+
+
+def _inference_p(study: Study) -> float:
+    for result in study.everything():
+        if result.kind == "evaluate":
+            return float(result.parameters["inference_p"])
+    return PUBLISHED_P
+
+
+def _compare(model: str, objective: str, systems: dict[str, Result], p: float) -> _Trained | None:
+    if "base" not in systems or objective not in systems:
+        return None
+    base, trained = (systems[name].table("answers.parquet") for name in ("base", objective))
+    seed = int(systems["base"].parameters["seed"])
+    return _Trained(
+        model,
+        objective,
+        at_matched_ratio(base, trained, seed),
+        at_fixed_p(base, trained, p, seed),
+        at_fixed_p(base, trained, DENSE, seed),
+    )
+
+
+def _where(result: Result) -> str:
+    split, rows = result.parameters["split"], result.table("curve.csv")["samples"].max()
+    return f"{result.axes['model']}, {split} split, {rows} questions"
+
+
+def _frontier_pictures(
+    model: str, systems: dict[str, Result], trained: list[_Trained], p: float, folder: Path
+) -> list[Picture]:
+    where = _where(next(iter(systems.values())))
+    name = f"frontier_{model}"
+    tables = {system: result.table("curve.csv") for system, result in systems.items()}
+    matched = {entry.objective: entry.matched for entry in trained}
+    save(frontier_picture(tables, matched, where), folder / "figures", name)
+    pictures = [Picture(name, f"{model}: accuracy against token ratio before and after training.")]
+    layers = {system: result.table("layers.csv") for system, result in systems.items()}
+    fig = layers_picture(layers, p, where)
+    if fig is not None:
+        save(fig, folder / "figures", f"layers_{model}")
+        pictures.append(Picture(f"layers_{model}", f"{model}: kept tokens by layer at p = {p:g}."))
+    return pictures
+
+
+def _curve_pictures(
+    study: Study, model: str, systems: dict[str, Result], folder: Path
+) -> list[Picture]:
+    pictures = []
+    calibration = study.result("calibrate", model=model)
+    sets = []
+    if calibration is not None:
+        sets.append(("calibration", {"base": calibration}))
+    if systems:
+        sets.append(("heldout", systems))
+    for split, results in sets:
+        tables = {system: result.table("curve.csv") for system, result in results.items()}
+        name = f"curve_{split}_{model}"
+        where = _where(next(iter(results.values())))
+        save(curve_picture(tables, where), folder / "figures", name)
+        pictures.append(
+            Picture(name, f"{model}: threshold, token ratio, accuracy ({split} split).")
+        )
+    return pictures
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _change(name: str, difference: Difference | None) -> list[Cell]:
+    if difference is None:
+        return [Cell(name), *(Cell(NOT_MEASURED) for _ in range(3))]
+    return [
+        Cell(name),
+        Cell(_percent(difference.before)),
+        Cell(_percent(difference.after)),
+        Cell(
+            f"{100 * difference.change:+.1f}",
+            f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}",
+        ),
+    ]
+
+
+def _headline_text(p: float) -> str:
+    return (
+        "Held-out questions, the base model under top-p sparse attention (ZipVL) before, the "
+        f"trained model after. The paper's claim is that the token ratio at p = {p:g} falls at "
+        "equal accuracy."
+    )
+
+
+def _headline(entry: _Trained, p: float) -> Table:
+    fixed, dense = entry.fixed or {}, entry.dense or {}
+    compared = int((entry.matched["verdict"] != "outside").sum())
+    above, below = points_above(entry.matched), int((entry.matched["verdict"] == "below").sum())
+    rows = [
+        _change("accuracy with full attention (%)", dense.get("accuracy")),
+        _change(f"accuracy at p = {p:g} (%)", fixed.get("accuracy")),
+        _change(f"token ratio at p = {p:g} (%)", fixed.get("token_ratio")),
+        [
+            Cell("curve points where the trained model is better at equal ratio"),
+            Cell(""),
+            Cell(f"{above} of {compared}", note="by more than the paired 95 % interval"),
+            Cell(f"{below} worse" if below else ""),
+        ],
+    ]
+    return Table(
+        name=f"headline_{entry.model}_{entry.objective}",
+        caption=f"{entry.model}, {entry.objective}",
+        header=["held-out questions", "before", "after", "change"],
+        rows=rows,
+    )
+
+
+def _matched_table(entry: _Trained) -> Table:
+    rows = []
+    for line in entry.matched.to_dict("records"):
+        outside = line["verdict"] == "outside"
+        rows.append(
+            [
+                Cell(f"{line['p']:g}"),
+                Cell(_percent(line["token_ratio"])),
+                Cell(_percent(line["accuracy"])),
+                Cell("outside the base curve" if outside else _percent(line["base_accuracy"])),
+                Cell("")
+                if outside
+                else Cell(
+                    f"{100 * line['difference']:+.1f}",
+                    f"{100 * line['low']:+.1f} to {100 * line['high']:+.1f}",
+                ),
+                Cell(str(line["verdict"])),
+            ]
+        )
+    return Table(
+        name=f"matched_{entry.model}_{entry.objective}",
+        caption=f"{entry.model}, {entry.objective}: accuracy at equal token ratio",
+        header=["p", "token ratio (%)", "trained (%)", "base (%)", "difference", "trained is"],
+        rows=rows,
+    )
+
+
+def _write_matched(found: list[_Trained], folder: Path) -> None:
+    if found:
+        parts = [
+            entry.matched.assign(model=entry.model, objective=entry.objective) for entry in found
+        ]
+        write_csv(pd.concat(parts), folder / "tables" / "matched.csv")
+
+
+def _figures(found: list[_Trained]) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for entry in found:
+        name = f"{entry.model}/{entry.objective}"
+        figures[f"{name}/points_above"] = float(points_above(entry.matched))
+        for label, group in (("fixed_p", entry.fixed), ("dense", entry.dense)):
+            for metric, difference in (group or {}).items():
+                if (label, metric) == ("dense", "token_ratio"):
+                    continue
+                figures[f"{name}/{label}_{metric}_before"] = difference.before
+                figures[f"{name}/{label}_{metric}_after"] = difference.after
+                figures[f"{name}/{label}_{metric}_change"] = difference.change
+    return figures

@@ -1,0 +1,137 @@
+"""The report's parts about the benchmarks: tables 1 and 2, and their overview."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from sf.report.benchmark_tables import (
+    AVERAGE,
+    MEASURED,
+    RATIO,
+    Cell,
+    Line,
+    beyond,
+    columns_of,
+    gate,
+    lines,
+    measured,
+)
+from sf.report.page import Picture, Section, Table
+from sf.report.pictures import benchmark_picture
+from sf.report.results import Study
+from sf.report.style import save
+from sf.report.tables import write_csv
+
+__all__ = ["benchmark_sections"]
+
+NUMBERS = {"image": 1, "video": 2}
+
+
+def benchmark_sections(
+    study: Study, folder: Path, stand_ins: bool
+) -> tuple[list[Section], Table, dict[str, float]]:
+    """Tables 1 and 2 with their pictures.
+
+    Args:
+        study: its results.
+        folder: of the report; `tables/benchmarks.csv` and the pictures go there.
+        stand_ins: the benchmarks' data were generated.
+
+    Returns:
+        The sections, an overview of the averages, and the averages by name.
+    """
+    table = measured(study)
+    write_csv(table, folder / "tables" / "benchmarks.csv")
+    rows = {kind: lines(table, study, kind) for kind in NUMBERS}
+    sections = [
+        Section(
+            title=f"Table {number}: {kind} benchmarks",
+            notes=gate(table, study, kind, stand_ins),
+            text=[_average_text(kind)],
+            tables=[_table(kind, number, rows[kind])],
+            pictures=_benchmark_pictures(study, table, kind, folder),
+        )
+        for kind, number in NUMBERS.items()
+    ]
+    extra = beyond(table)
+    if extra:
+        header = ["model", "method", "benchmark", "score", "token ratio (%)"]
+        shown = Table("beyond", "Robustness, 95 % bootstrap intervals", header, extra, keys=3)
+        sections.append(Section("Beyond the paper", tables=[shown]))
+    figures = {
+        f"{row.model}/{row.system}/{kind}_{name}": row.values[key]
+        for kind in NUMBERS
+        for row in rows[kind]
+        for key, name in ((AVERAGE, AVERAGE), (RATIO, "token_ratio_percent"))
+        if key in row.values
+    }
+    return sections, _overview(rows), figures
+
+
+def _table(kind: str, number: int, rows: Sequence[Line]) -> Table:
+    columns = columns_of(kind)
+    names = [RATIO, *(column.name for column in columns), AVERAGE]
+    titles = [column.title for column in columns]
+    return Table(
+        name=f"table{number}_{kind}",
+        caption=f"Table {number}: {kind} benchmarks, 95 % bootstrap intervals over questions",
+        header=["model", "method", "source", "token ratio (%)", *titles, "average"],
+        rows=[
+            [
+                Cell(row.model),
+                Cell(row.system),
+                Cell(row.source, note=row.provenance),
+                *(row.cells[name] for name in names),
+            ]
+            for row in rows
+        ],
+        keys=3,
+        quiet=frozenset(at for at, row in enumerate(rows) if row.source != MEASURED),
+    )
+
+
+def _overview(rows: Mapping[str, Sequence[Line]]) -> Table:
+    """Averages and token ratios of both tables, the measured rows only."""
+    found: dict[tuple[str, str], list[Cell]] = {}
+    for kind in NUMBERS:
+        for row in rows[kind]:
+            if row.source == MEASURED:
+                cells = found.setdefault((row.model, row.system), [])
+                cells += [row.cells[AVERAGE], row.cells[RATIO]]
+    header = ["model", "method"]
+    for kind in NUMBERS:
+        header += [f"{kind} average", f"{kind} token ratio (%)"]
+    return Table(
+        name="overview",
+        caption="Benchmarks: averages of tables 1 and 2",
+        header=header,
+        rows=[[Cell(model), Cell(system), *cells] for (model, system), cells in found.items()],
+        keys=2,
+    )
+
+
+def _average_text(kind: str) -> str:
+    scaled = "MME/28, OCRBench/10 and the other scores" if kind == "image" else "all columns"
+    return (
+        f"The average is the mean of {scaled}; its interval takes the columns as independent. "
+        "n/p: not published in our sources. The published token ratios are the authors'; the "
+        "measured one is the mean over the columns, each the mean over samples and layers."
+    )
+
+
+def _benchmark_pictures(
+    study: Study, table: pd.DataFrame, kind: str, folder: Path
+) -> list[Picture]:
+    found = []
+    for model in study.models:
+        part = table[(table["model"] == model) & (table["kind"] == kind)]
+        systems = [*study.methods, *study.objectives]
+        fig = benchmark_picture(part, columns_of(kind), systems, model)
+        if fig is not None:
+            name = f"benchmarks_{kind}_{model}"
+            save(fig, folder / "figures", name)
+            found.append(Picture(name, f"{model}: {kind} benchmarks, score and kept tokens."))
+    return found

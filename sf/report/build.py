@@ -1,0 +1,103 @@
+"""From the results of a study to its report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sf.report.before_after import before_after_sections
+from sf.report.benchmark_sections import benchmark_sections
+from sf.report.benchmark_tables import Cell
+from sf.report.page import Page, Picture, Section, Table, write_page
+from sf.report.pictures import history_picture
+from sf.report.profile_sections import profile_sections
+from sf.report.results import Study
+from sf.report.style import save
+
+__all__ = ["build_report"]
+
+
+def build_report(study: Study, scale: str, folder: Path) -> dict[str, float]:
+    """Write the report of a study: tables, pictures, `report.md` and `index.html`.
+
+    Args:
+        study: where its results lie and what it is made of; what is missing is "not measured".
+        scale: its name.
+        folder: of the report.
+
+    Returns:
+        The figures that a summary shows, by name.
+    """
+    stand_ins = _stand_ins(study)
+    sections, figures = before_after_sections(study, folder)
+    benchmarks, overview, averages = benchmark_sections(study, folder, stand_ins)
+    sections[0] = replace(sections[0], tables=[*sections[0].tables, overview])
+    sections += benchmarks
+    sections += _training_sections(study, folder)
+    sections += profile_sections(study, folder)
+    sections.append(_provenance(study))
+    lead = [
+        f"Scale: {scale}. Base models: {', '.join(study.models)}. Every figure comes from the "
+        "stage runs listed at the end; figures in brackets or small print are 95 % intervals.",
+    ]
+    if stand_ins:
+        lead.append(
+            "Rows, benchmarks and models of this scale are small and synthetic: it shows that the "
+            "whole study runs and what each part gives, not the paper's figures."
+        )
+    title = "Sparsity Forcing (arXiv 2504.18579): the study at a glance"
+    write_page(Page(title, lead, sections), folder)
+    return {**figures, **averages}
+
+
+def _stand_ins(study: Study) -> bool:
+    source = study.result("benchmarks")
+    return source is not None and source.parameters["benchmark_source"] == "synthetic"
+
+
+def _training_sections(study: Study, folder: Path) -> list[Section]:
+    pictures = []
+    for model in study.models:
+        for objective in study.objectives:
+            result = study.result("train", model=model, objective=objective)
+            fig = None
+            if result is not None:
+                where = f"{model}, {objective}, run {result.run}"
+                fig = history_picture(result.history(), where)
+            if fig is not None:
+                name = f"training_{model}_{objective}"
+                save(fig, folder / "figures", name)
+                pictures.append(Picture(name, f"{model}: training with {objective}."))
+    text = () if pictures else ("Not measured: no training run of this study was found.",)
+    return [Section("Training history", text=text, pictures=pictures)]
+
+
+def _provenance(study: Study) -> Section:
+    rows = []
+    for result in study.everything():
+        host: dict[str, Any] = result.stamp["hardware"]
+        versions: dict[str, str] = result.stamp["versions"]
+        rows.append(
+            [
+                Cell(result.kind),
+                Cell(", ".join(result.axes.values()) or "all"),
+                Cell(result.run, note=str(result.stamp.get("command", ""))),
+                Cell(result.commit),
+                Cell(f"{result.stamp['seconds']:,.0f}"),
+                Cell(f"{host['cpu']}, {host['cores']} cores"),
+                Cell(f"torch {versions['torch']}, transformers {versions['transformers']}"),
+            ]
+        )
+    shown = Table(
+        name="provenance",
+        caption="Stage runs that this report is made of",
+        header=["stage", "of", "run", "commit", "seconds", "machine", "versions"],
+        rows=rows,
+        keys=4,
+    )
+    text = [
+        "A run is named by the first characters of the hash of its parameters, inputs and code; "
+        "its stage.json holds the whole command. A commit with + had changed files."
+    ]
+    return Section("Where the figures come from", text=text, tables=[shown])

@@ -1,0 +1,109 @@
+"""Pictures of p -> token ratio -> accuracy curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from sf.report.style import figure, in_style, look, note, percent
+
+__all__ = ["curve_picture", "layer_picture"]
+
+TITLES = {
+    "base": "base + top-p (ZipVL)",
+    "full": "full attention",
+    "zipvl": "base + top-p (ZipVL)",
+    "sparsity_forcing": "Sparsity Forcing",
+}
+
+
+def title(system: str) -> str:
+    """A system's name as a reader knows it."""
+    return TITLES.get(system, system.replace("_", " "))
+
+
+def _overall(curve: pd.DataFrame) -> pd.DataFrame:
+    return curve[curve["media"] == "all"].sort_values("p")
+
+
+def _band(
+    axes: Axes, curve: pd.DataFrame, x: str, y: str, low: str, high: str, system: str
+) -> None:
+    style = look(system)
+    axes.fill_between(
+        curve[x], curve[low], curve[high], color=style.colour, alpha=0.15, linewidth=0
+    )
+    axes.plot(
+        curve[x],
+        curve[y],
+        color=style.colour,
+        marker=style.marker,
+        linestyle=style.line,
+        label=title(system),
+    )
+
+
+@in_style
+def curve_picture(curves: Mapping[str, pd.DataFrame], where: str) -> Figure:
+    """Threshold against ratio and accuracy, and accuracy against ratio, with 95 % intervals.
+
+    Args:
+        curves: `curve_table` of each system.
+        where: what was measured on, e.g. "calibration split, 200 questions".
+    """
+    fig, axes = figure(12.0, 3.9, columns=3)
+    ratio, accuracy, frontier = axes[0]
+    for system, table in curves.items():
+        curve = _overall(table)
+        _band(ratio, curve, "p", "token_ratio", "ratio_low", "ratio_high", system)
+        _band(accuracy, curve, "p", "accuracy", "low", "high", system)
+        _band(frontier, curve, "token_ratio", "accuracy", "low", "high", system)
+    ratio.set(title="Kept tokens", xlabel="retention threshold p", ylabel="token ratio (%)")
+    accuracy.set(title="Accuracy", xlabel="retention threshold p", ylabel="correct answers (%)")
+    frontier.set(
+        title="Accuracy at a ratio", xlabel="token ratio (%)", ylabel="correct answers (%)"
+    )
+    for panel in (ratio, accuracy, frontier):
+        percent(panel, "y")
+        panel.set_ylim(0, 1.03)
+    percent(frontier, "x")
+    frontier.set_xlim(0, 1.03)
+    if len(curves) > 1:
+        frontier.legend(loc="lower right")
+    note(fig, f"{where}; bands: 95 % intervals")
+    return fig
+
+
+@in_style
+def layer_picture(layers: Mapping[str, pd.DataFrame], where: str) -> Figure:
+    """Token ratio of each layer, one panel per system, one line per threshold.
+
+    Args:
+        layers: `layer_table` of each system.
+        where: what was measured on.
+    """
+    fig, axes = figure(1.2 + 4.6 * len(layers), 3.9, columns=len(layers))
+    shades = ScalarMappable(Normalize(0.0, 1.0), "viridis_r")
+    for panel, (system, table) in zip(axes[0], layers.items(), strict=True):
+        for p, part in table.groupby("p"):
+            panel.plot(
+                part["layer"] + 1,
+                part["token_ratio"],
+                marker="o",
+                markersize=4,
+                color=shades.to_rgba(np.asarray(p)),
+            )
+        panel.set(title=title(system), xlabel="layer", ylim=(0, 1.03))
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        percent(panel, "y")
+    axes[0][0].set_ylabel("token ratio (%)")
+    bar = fig.colorbar(shades, ax=list(axes[0]), label="retention threshold p", shrink=0.9)
+    bar.outline.set_visible(False)
+    note(fig, where)
+    return fig

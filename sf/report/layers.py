@@ -1,0 +1,27 @@
+"""Groups of neighbouring layers, as tables and pictures of kept tokens show them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+__all__ = ["group_names", "layer_groups"]
+
+THIRDS = ("first", "middle", "last")
+
+
+def layer_groups(layers: int, count: int = 3) -> list[range]:
+    """Neighbouring layers in `count` groups of nearly equal size; fewer where layers are few."""
+    edges = [round(at * layers / count) for at in range(count + 1)]
+    return [range(low, high) for low, high in pairwise(edges) if high > low]
+
+
+def group_names(groups: Sequence[range]) -> list[str]:
+    """ "first third (layers 1-9)" and so on; layers count from 1."""
+    spans = [
+        f"layer {group[0] + 1}" if len(group) == 1 else f"layers {group[0] + 1}-{group[-1] + 1}"
+        for group in groups
+    ]
+    if len(groups) != len(THIRDS):
+        return spans
+    return [f"{third} third ({span})" for third, span in zip(THIRDS, spans, strict=True)]

@@ -1,0 +1,163 @@
+"""Before and after training at the same token ratio.
+
+A trained model's point is compared with the base model's curve at the point's own ratio, by linear
+interpolation between the two neighbouring points. Both models answered the same rows, so rows are
+resampled for both at once: what makes a question hard for both drops out of the difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sf.errors import DataError
+from sf.evaluation.intervals import resamples
+
+__all__ = ["Difference", "at_fixed_p", "at_matched_ratio", "points_above"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Ratio and correctness of every row at every p; (p, rows), p ascending."""
+
+    p: Array
+    ratio: Array
+    correct: Array
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure before and after, after - before, and its paired 95 % interval."""
+
+    before: float
+    after: float
+    change: float
+    low: float
+    high: float
+
+
+def _curve(answers: pd.DataFrame, order: list[str]) -> _Curve:
+    ratio = answers.pivot(index="p", columns="id", values="token_ratio")[order].sort_index()
+    correct = answers.pivot(index="p", columns="id", values="correct")[order].sort_index()
+    return _Curve(
+        ratio.index.to_numpy(np.float64),
+        ratio.to_numpy(np.float64),
+        correct.to_numpy(np.float64),
+    )
+
+
+def _both(base: pd.DataFrame, trained: pd.DataFrame) -> tuple[_Curve, _Curve]:
+    order = sorted(set(base["id"]))
+    if set(trained["id"]) != set(order):
+        raise DataError(
+            "answers",
+            f"{len(order)} and {trained['id'].nunique()} rows",
+            "before and after must have answered the same rows",
+            "run the frontier stage of both on one manifest",
+        )
+    return _curve(base, order), _curve(trained, order)
+
+
+def _weights(rows: int, seed: int) -> Array:
+    """(draws, rows): how often each row was drawn, over rows; the first draw is the data."""
+    drawn = resamples(rows, seed)
+    counts = np.zeros((len(drawn) + 1, rows))
+    counts[0] = 1.0
+    np.add.at(counts[1:], (np.arange(len(drawn))[:, None], drawn), 1.0)
+    return counts / rows
+
+
+def _interval(draws: Array) -> tuple[float, float]:
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def at_matched_ratio(base: pd.DataFrame, trained: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Compare every sparse point of the trained model with the base curve at its ratio.
+
+    Args:
+        base: answers of the base model: columns p, id, token_ratio, correct.
+        trained: answers of the trained model to the same rows.
+        seed: of the bootstrap.
+
+    Returns:
+        Per p below 1: p, token_ratio, accuracy, base_accuracy (at that ratio), difference, low,
+        high, verdict ("above", "below" when the 95 % interval lies on one side of 0, else "no
+        difference"; "outside" when the base curve does not reach the ratio: nothing is
+        extrapolated).
+
+    Raises:
+        DataError: the two did not answer the same rows.
+    """
+    before, after = _both(base, trained)
+    weights = _weights(before.ratio.shape[1], seed)
+    base_ratio, base_right = weights @ before.ratio.T, weights @ before.correct.T
+    ratio, right = weights @ after.ratio.T, weights @ after.correct.T
+    lines = []
+    for at, p in enumerate(after.p):
+        if p >= 1.0:
+            continue
+        there = np.array(
+            [
+                _interpolated(ratio[draw, at], base_ratio[draw], base_right[draw])
+                for draw in range(len(weights))
+            ]
+        )
+        line = {"p": p, "token_ratio": ratio[0, at], "accuracy": right[0, at]}
+        if np.isnan(there[0]):
+            lines.append({**line, "verdict": "outside"})
+            continue
+        low, high = _interval(right[1:, at] - there[1:])
+        lines.append(
+            {
+                **line,
+                "base_accuracy": there[0],
+                "difference": right[0, at] - there[0],
+                "low": low,
+                "high": high,
+                "verdict": "above" if low > 0 else "below" if high < 0 else "no difference",
+            }
+        )
+    names = ["p", "token_ratio", "accuracy", "base_accuracy", "difference", "low", "high"]
+    return pd.DataFrame(lines, columns=[*names, "verdict"])
+
+
+def _interpolated(ratio: float, ratios: Array, values: Array) -> float:
+    """Value of a curve at a ratio; nan outside of it."""
+    order = np.argsort(ratios)
+    return float(np.interp(ratio, ratios[order], values[order], left=np.nan, right=np.nan))
+
+
+def points_above(matched: pd.DataFrame) -> int:
+    """Points at which the trained model is better by more than the 95 % interval."""
+    return int((matched["verdict"] == "above").sum())
+
+
+def at_fixed_p(
+    base: pd.DataFrame, trained: pd.DataFrame, p: float, seed: int
+) -> dict[str, Difference] | None:
+    """Token ratio and accuracy at one p before and after; None when a curve lacks that p.
+
+    Returns:
+        {"token_ratio": ..., "accuracy": ...}, shares in [0, 1].
+    """
+    before, after = _both(base, trained)
+    places = [np.flatnonzero(np.isclose(curve.p, p)) for curve in (before, after)]
+    if any(len(place) == 0 for place in places):
+        return None
+    left, right = (int(place[0]) for place in places)
+    weights = _weights(before.ratio.shape[1], seed)
+    found = {}
+    for name, old, new in (
+        ("token_ratio", before.ratio[left], after.ratio[right]),
+        ("accuracy", before.correct[left], after.correct[right]),
+    ):
+        draws = weights @ (new - old)
+        low, high = _interval(draws[1:])
+        found[name] = Difference(float(old.mean()), float(new.mean()), float(draws[0]), low, high)
+    return found

@@ -1,0 +1,145 @@
+"""What a report consists of, and how it is written as Markdown and as one HTML page."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+import PIL.Image
+
+from sf.report.benchmark_tables import Cell
+from sf.report.tables import write_csv, write_text
+
+SCREEN_PIXELS = 0.6  # of a picture's pixels (160 to the inch) a page shows at most
+
+__all__ = ["Page", "Picture", "Section", "Table", "write_page"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that lies in `figures/NAME.png` and `.svg` below the report's folder."""
+
+    name: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of cells.
+
+    Attributes:
+        name: of its CSV file.
+        caption: above the table.
+        header: column titles; the first `keys` of them name a row.
+        rows: one list of cells per row, as long as the header.
+        keys: columns that name a row.
+        quiet: indices of rows in the background (published figures beside measured ones).
+    """
+
+    name: str
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    keys: int = 1
+    quiet: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report under one heading; `notes` stand out, before anything else."""
+
+    title: str
+    text: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+
+    @property
+    def anchor(self) -> str:
+        """The heading as part of an address."""
+        return "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split())
+
+
+@dataclass(frozen=True)
+class Page:
+    """The whole report."""
+
+    title: str
+    lead: Sequence[str]
+    sections: Sequence[Section] = field(default_factory=list)
+
+
+def write_page(page: Page, folder: Path) -> None:
+    """Write `report.md`, `index.html` (self-contained) and `tables/*.csv` into a folder.
+
+    The pictures that the page names are there already.
+    """
+    for table in (table for section in page.sections for table in section.tables):
+        write_csv(_frame(table), folder / "tables" / f"{table.name}.csv")
+    write_text(markdown(page), folder / "report.md")
+    write_text(html(page, folder), folder / "index.html")
+
+
+def _plain(cell: Cell) -> str:
+    return f"{cell.text} ({cell.interval})" if cell.interval else cell.text
+
+
+def _frame(table: Table) -> pd.DataFrame:
+    rows = [[_plain(cell) for cell in row] for row in table.rows]
+    return pd.DataFrame(rows, columns=list(table.header))
+
+
+def markdown(page: Page) -> str:
+    """The report as Markdown; pictures are linked relative to it."""
+    parts = [f"# {page.title}", *page.lead]
+    parts.append("\n".join(f"- [{s.title}](#{s.anchor})" for s in page.sections))
+    for section in page.sections:
+        parts.append(f"## {section.title}")
+        parts += [f"> **Note.** {note}" for note in section.notes]
+        parts += section.text
+        for table in section.tables:
+            parts += [f"**{table.caption}**", _markdown_table(table)]
+        for picture in section.pictures:
+            parts.append(f"![{picture.caption}](figures/{picture.name}.png)")
+            parts.append(f"*{picture.caption}*")
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = ["---" if at < table.keys else "---:" for at in range(len(table.header))]
+    rows = [[_plain(cell) for cell in row] for row in table.rows]
+    return "\n".join([line(table.header), line(rule), *(line(row) for row in rows)])
+
+
+def html(page: Page, folder: Path) -> str:
+    """The report as one HTML page with its pictures in it.
+
+    Args:
+        page: the report.
+        folder: where `figures/` lies.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+    def embedded(name: str) -> str:
+        content = base64.b64encode((folder / "figures" / f"{name}.png").read_bytes()).decode()
+        return f"data:image/png;base64,{content}"
+
+    def width(name: str) -> int:
+        with PIL.Image.open(folder / "figures" / f"{name}.png") as image:
+            return round(SCREEN_PIXELS * image.width)
+
+    template = environment.get_template("page.html.jinja")
+    return template.render(page=page, embedded=embedded, width=width)

@@ -1,0 +1,215 @@
+"""Pictures of a study: before and after training, training itself, the benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sf.evaluation.columns import Column
+from sf.report.curves import title
+from sf.report.style import figure, in_style, look, note, percent
+
+__all__ = ["benchmark_picture", "frontier_picture", "history_picture", "layers_picture"]
+
+FIGURES = (  # history name -> title, axis label
+    ("reward", "reward", "mean over rollouts"),
+    ("accuracy", "correct rollouts", "share (%)"),
+    ("token_ratio", "token ratio of the rollouts", "kept tokens (%)"),
+    ("kl", "distance to the dense reference", "KL (nats per token)"),
+)
+SHARES = ("accuracy", "token_ratio")
+
+
+@in_style
+def frontier_picture(
+    curves: Mapping[str, pd.DataFrame], matched: Mapping[str, pd.DataFrame], where: str
+) -> Figure:
+    """Accuracy against token ratio before and after training, and the difference at equal ratio.
+
+    Args:
+        curves: `curve_table` of "base" and of each objective.
+        matched: `sf.report.matched.at_matched_ratio` of each objective.
+        where: what was measured on.
+    """
+    fig, axes = figure(11.0, 4.2, columns=2)
+    left, right = axes[0]
+    for system, curve in curves.items():
+        part = curve[curve["media"] == "all"].sort_values("token_ratio")
+        style = look(system, list(curves))
+        left.errorbar(
+            part["token_ratio"],
+            part["accuracy"],
+            yerr=[part["accuracy"] - part["low"], part["high"] - part["accuracy"]],
+            color=style.colour,
+            marker=style.marker,
+            linestyle=style.line,
+            capsize=3,
+            elinewidth=1,
+            label=title(system),
+        )
+    left.set(
+        title="Accuracy at a token ratio", xlabel="token ratio (%)", ylabel="correct answers (%)"
+    )
+    left.set_xlim(0, 1.03)
+    left.legend(loc="lower right")
+    right.axhline(0.0, color="#555555", linewidth=1, linestyle="--")
+    for system, table in matched.items():
+        part = table[table["verdict"] != "outside"]
+        style = look(system, list(curves))
+        right.errorbar(
+            part["token_ratio"],
+            100 * part["difference"],
+            yerr=[
+                100 * (part["difference"] - part["low"]),
+                100 * (part["high"] - part["difference"]),
+            ],
+            color=style.colour,
+            marker=style.marker,
+            linestyle="none",
+            capsize=3,
+            label=title(system),
+        )
+    right.set(
+        title="Trained minus base at the same ratio",
+        xlabel="token ratio (%)",
+        ylabel="difference (points)",
+    )
+    right.set_xlim(0, 1.03)
+    percent(left, "y")
+    percent(left, "x")
+    percent(right, "x")
+    note(fig, f"{where}; bars: 95 % intervals, right paired over questions")
+    return fig
+
+
+@in_style
+def layers_picture(layers: Mapping[str, pd.DataFrame], p: float, where: str) -> Figure | None:
+    """Token ratio of each layer at one p, before beside after; None when no curve has that p.
+
+    Args:
+        layers: `layer_table` of "base" and of each objective.
+        p: retention threshold.
+        where: what was measured on.
+    """
+    parts = {name: table[(table["p"] - p).abs() < 1e-9] for name, table in layers.items()}
+    parts = {name: part for name, part in parts.items() if len(part)}
+    if not parts:
+        return None
+    count = max(part["layer"].max() for part in parts.values()) + 1
+    fig, axes = figure(min(12.0, 4.0 + 0.35 * count), 3.8)
+    panel = axes[0][0]
+    for at, (system, part) in enumerate(parts.items()):
+        style = look(system, list(parts))
+        shift = 0.12 * (at - (len(parts) - 1) / 2) if count < 12 else 0.0
+        panel.errorbar(
+            part["layer"] + 1 + shift,
+            part["token_ratio"],
+            yerr=[part["token_ratio"] - part["low"], part["high"] - part["token_ratio"]],
+            color=style.colour,
+            marker=style.marker,
+            linestyle=style.line,
+            capsize=3,
+            label=title(system),
+        )
+    panel.set(title=f"Kept tokens by layer at p = {p:g}", xlabel="layer", ylabel="token ratio (%)")
+    panel.set_ylim(0, 1.03)
+    panel.set_xlim(0.5, count + 0.5)
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    percent(panel, "y")
+    panel.legend(loc="best")
+    note(fig, f"{where}; bars: 95 % intervals")
+    return fig
+
+
+@in_style
+def history_picture(history: pd.DataFrame, where: str) -> Figure | None:
+    """Reward, accuracy, token ratio and KL over training steps; None without any of them."""
+    there = [entry for entry in FIGURES if entry[0] in history.columns]
+    if history.empty or not there:
+        return None
+    fig, axes = figure(11.0, 5.6, columns=2, rows=2)
+    window = max(1, len(history) // 20)
+    for panel, (name, heading, label) in zip(axes.flat, there, strict=False):
+        _trace(panel, history, name, window)
+        panel.set(title=heading.capitalize(), xlabel="training step", ylabel=label)
+        if name in SHARES:
+            percent(panel, "y")
+    for panel in list(axes.flat)[len(there) :]:
+        panel.set_axis_off()
+    smooth = f"; line: mean over {window} logged values" if window > 1 else ""
+    note(fig, where + smooth)
+    return fig
+
+
+def _trace(panel: Axes, history: pd.DataFrame, name: str, window: int) -> None:
+    values = history[["step", name]].dropna()
+    style = look("sparsity_forcing")
+    marker = style.marker if len(values) < 30 else ""
+    smooth = values[name].rolling(window, min_periods=1, center=True).mean()
+    if window > 1:
+        panel.plot(values["step"], values[name], color=style.colour, alpha=0.3, linewidth=0.8)
+    panel.plot(values["step"], smooth, color=style.colour, marker=marker, markersize=4)
+
+
+@in_style
+def benchmark_picture(
+    table: pd.DataFrame, columns: Sequence[Column], systems: Sequence[str], where: str
+) -> Figure | None:
+    """Score and token ratio of every benchmark, one mark per system; None without figures.
+
+    Args:
+        table: of `sf.report.benchmark_tables.measured`, one model.
+        columns: in the order of the axis.
+        systems: in the order of the legend.
+        where: the model and what the data are.
+    """
+    shown = [column for column in columns if column.name in set(table["column"])]
+    if not shown:
+        return None
+    fig, axes = figure(12.0, 5.8, rows=2)
+    score, ratio = axes[:, 0]
+    for at, system in enumerate(systems):
+        lines = {
+            line["column"]: line for line in table[table["system"] == system].to_dict("records")
+        }
+        here = [(place, c, lines[c.name]) for place, c in enumerate(shown) if c.name in lines]
+        if not here:
+            continue
+        style = look(system, list(systems))
+        places = [place + 0.22 * (at - (len(systems) - 1) / 2) for place, _, _ in here]
+        values = [100 * line["score"] / c.scale for _, c, line in here]
+        score.errorbar(
+            places,
+            values,
+            yerr=[
+                [100 * (line["score"] - line["low"]) / c.scale for _, c, line in here],
+                [100 * (line["high"] - line["score"]) / c.scale for _, c, line in here],
+            ],
+            color=style.colour,
+            marker=style.marker,
+            linestyle="none",
+            capsize=2,
+            elinewidth=1,
+            label="full attention" if system == "full" else title(system),
+        )
+        ratio.bar(
+            places,
+            [100 * line["token_ratio"] for _, _, line in here],
+            width=0.2,
+            color=style.colour,
+            edgecolor="white",
+        )
+    for panel in (score, ratio):
+        panel.set_xlim(-0.6, len(shown) - 0.4)
+        panel.set_xticks(range(len(shown)), [c.title for c in shown], rotation=25, ha="right")
+        panel.grid(axis="x", visible=False)
+        panel.set_ylim(0, 104)
+    score.set_xticklabels([])
+    score.set(title="Score", ylabel="percent of the best")
+    ratio.set(title="Kept tokens", ylabel="token ratio (%)")
+    fig.legend(*score.get_legend_handles_labels(), loc="outside upper right", ncols=len(systems))
+    note(fig, f"{where}; bars on the marks: 95 % intervals")
+    return fig

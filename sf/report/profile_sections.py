@@ -1,0 +1,152 @@
+"""The report's part about latency and memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sf.report.benchmark_tables import NOT_MEASURED, Cell
+from sf.report.page import Picture, Section, Table
+from sf.report.results import Result, Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["profile_sections"]
+
+PROFILE_TEXT = (
+    "Both sides run in one process, interleaved, on the same prompts of random text. The dense "
+    "side is the model's own SDPA attention with a cache that grows in place. 'No difference': the "
+    "interval of the ratio contains 1. Peaks are bytes above the weights."
+)
+METRICS = {  # table -> metric -> title, its unit in what the table holds
+    "times": {"prefill_ms": ("prefill (ms)", 1.0), "decode_ms": ("decode (ms per token)", 1.0)},
+    "memory": {
+        "kv_bytes": ("KV cache (MiB)", 2.0**20),
+        "peak_prefill_bytes": ("peak in prefill (MiB)", 2.0**20),
+        "peak_decode_bytes": ("peak in decoding (MiB)", 2.0**20),
+    },
+}
+RATIO = "ratio"
+
+
+def profile_sections(study: Study, folder: Path) -> list[Section]:
+    tables, pictures, notes, text = [], [], [], [PROFILE_TEXT]
+    for model in study.models:
+        result = study.result("profile", model=model)
+        if result is None:
+            continue
+        tables += _tables(result, model)
+        text += [f"{model}, {sentence}" for sentence in _break_even(result)]
+        facts = json.loads((result.folder / "hardware.json").read_text(encoding="utf-8"))
+        notes += [f"{model}: {note}." for note in facts["notes"]]
+        for name, caption in (
+            ("latency", "Latency against prompt length."),
+            ("memory", "Memory against prompt length."),
+            ("parts", "Where prefill time goes."),
+        ):
+            source = result.folder / "figures" / f"{name}.png"
+            if source.is_file():
+                target = f"{name}_{model}"
+                _copy(source, folder, target)
+                pictures.append(Picture(target, f"{model}: {caption}"))
+    if not tables:
+        text = ["Not measured: no profile of this study was found."]
+    return [Section("Latency and memory", text=text, notes=notes, tables=tables, pictures=pictures)]
+
+
+def _copy(source: Path, folder: Path, name: str) -> None:
+    for suffix in (".png", ".svg"):
+        shutil.copyfile(source.with_suffix(suffix), folder / "figures" / f"{name}{suffix}")
+
+
+def _tables(result: Result, model: str) -> list[Table]:
+    """Times and bytes, full and sparse side by side, a row per subject and length."""
+    points: dict[tuple[str, int], dict[tuple[str, str], Any]] = {}
+    for line in result.table("profile.csv").to_dict("records"):
+        point = points.setdefault((str(line["subject"]), int(line["length"])), {})
+        point[str(line["metric"]), str(line["side"])] = line
+    ratios = result.table("speedup.csv").to_dict("records")
+    for line in ratios:
+        points[str(line["subject"]), int(line["length"])][str(line["metric"]), RATIO] = line
+    setting = ratios[0]["ratio_set_by"] if ratios else "nothing that fitted"
+    found = []
+    for name, metrics in METRICS.items():
+        header = ["subject", "prompt"]
+        for title, _ in metrics.values():
+            header += [f"{title}, full", "sparse", "full / sparse"]
+        rows = []
+        for (subject, length), point in points.items():
+            row = [Cell(subject), Cell(f"{length:,}")]
+            for metric, (_, unit) in metrics.items():
+                row += [_measure(point.get((metric, side)), unit) for side in ("full", "sparse")]
+                row.append(_ratio(point.get((metric, RATIO))))
+            rows.append(row)
+        found.append(
+            Table(
+                name=f"{name}_{model}",
+                caption=f"{model}, {name}: kept tokens set by {setting} (run {result.run})",
+                header=header,
+                rows=rows,
+                keys=2,
+            )
+        )
+    return found
+
+
+def _measure(line: Any, unit: float) -> Cell:
+    if line is None:
+        return Cell(NOT_MEASURED)
+    if line["status"] != "measured":
+        return Cell(line["status"])
+    value = line["value"] / unit
+    return Cell(f"{value:,.0f}" if value >= 100 else f"{value:.3g}")
+
+
+def _ratio(line: Any) -> Cell:
+    """A ratio with its interval; "no difference" when the interval contains 1."""
+    if line is None:
+        return Cell("")
+    if str(line["metric"]).endswith("_bytes"):
+        return Cell(f"{line['ratio']:.2f}", note="counted, not timed")
+    same = line["verdict"] == "no difference"
+    return Cell(
+        "no difference" if same else f"{line['ratio']:.2f}",
+        f"{line['low']:.2f} to {line['high']:.2f}",
+        f"median {line['ratio']:.2f}; the interval covers {100 * line['coverage']:.1f} %",
+    )
+
+
+def _break_even(result: Result) -> list[str]:
+    """One sentence per subject: from which prompt length on sparse attention is faster."""
+    table = result.table("profile.csv")
+    figures = json.loads((result.folder / "metrics.json").read_text(encoding="utf-8"))
+    found = []
+    for subject in dict.fromkeys(table["subject"]):
+        words = []
+        for metric, phrase in (("prefill_ms", "prefill"), ("decode_ms", "decoding")):
+            tokens = figures.get(f"{subject}_{metric}_break_even_tokens")
+            words.append(
+                f"{phrase} from {tokens:,.0f} tokens on"
+                if tokens is not None
+                else f"{phrase} at no measured length"
+            )
+        found.append(f"{subject}: sparse attention is faster in {', in '.join(words)}.")
+    return found + _plain_transformers(table)
+
+
+def _plain_transformers(table: pd.DataFrame) -> list[str]:
+    """What transformers' own cache costs beside the dense side, where it was measured."""
+    decode = table[(table["metric"] == "decode_ms") & (table["status"] == "measured")]
+    times = {
+        (str(line["subject"]), int(line["length"]), str(line["side"])): float(line["value"])
+        for line in decode.to_dict("records")
+    }
+    return [
+        f"{subject}: at {length:,} tokens a token takes {value:.3g} ms with transformers' own "
+        f"cache, {times[subject, length, 'full']:.3g} ms on the dense side."
+        for (subject, length, side), value in times.items()
+        if side == "transformers" and (subject, length, "full") in times
+    ]

@@ -1,0 +1,75 @@
+"""The published figures (arXiv 2504.18579, v1 and final), as `published.csv` holds them.
+
+What is not in the file is not published in our sources: a table prints "n/p", never a guess.
+"""
+
+from __future__ import annotations
+
+import csv
+from functools import cache
+from pathlib import Path
+
+from sf.evaluation.columns import COLUMNS, Column
+
+__all__ = ["NOT_PUBLISHED", "VERSIONS", "average", "figure", "latest", "models_with"]
+
+NOT_PUBLISHED = "n/p"
+TABLES = {"image": "table1_image", "video": "table2_video"}
+VERSIONS = ("final", "v1")  # the newer first
+
+
+@cache
+def _figures() -> dict[tuple[str, str, str, str, str], float]:
+    """{(version, table, model, method, metric): value}"""
+    with Path(__file__).with_name("published.csv").open(encoding="utf-8", newline="") as file:
+        rows = [tuple(row) for row in csv.reader(file)][1:]
+    return {(row[0], row[1], row[2], row[3], row[4]): float(row[5]) for row in rows}
+
+
+def figure(kind: str, model: str, system: str, metric: str, version: str) -> float | None:
+    """One published figure of table 1 ("image") or 2 ("video"), in the paper's scale.
+
+    Args:
+        kind: "image" or "video".
+        model: as the paper's file spells it, e.g. "qwen2.5-vl-7b".
+        system: full, zipvl, sparsity_forcing, ...
+        metric: a column's name, "token_ratio_percent", "image_average" or "video_average".
+        version: one of `VERSIONS`.
+    """
+    return _figures().get((version, TABLES[kind], model, system, metric))
+
+
+def latest(kind: str, model: str, system: str, metric: str) -> tuple[float | None, str]:
+    """The final version's figure, else the first one's, and the version; (None, "") if neither."""
+    for version in VERSIONS:
+        there = figure(kind, model, system, metric, version)
+        if there is not None:
+            return there, version
+    return None, ""
+
+
+def models_with(kind: str, system: str) -> list[str]:
+    """Models for which table 1 or 2 has at least one score of a system, in the file's order."""
+    names = {column.name for column in COLUMNS} | {f"{kind}_average"}
+    found = [
+        model
+        for _, table, model, method, metric in _figures()
+        if table == TABLES[kind] and method == system and metric in names
+    ]
+    return list(dict.fromkeys(found))
+
+
+def average(scores: dict[str, float], columns: list[Column]) -> float | None:
+    """The mean of a table's columns in percent of their scales; None unless all are there.
+
+    MME counts as its share of 2800 and OCRBench of 1000, which reproduces the published image
+    averages (73.8, 69.9, 72.9, 73.6).
+
+    Args:
+        scores: by column name, in the paper's scale.
+        columns: of the table.
+    """
+    if any(column.name not in scores for column in columns):
+        return None
+    shares = [100.0 * scores[column.name] / column.scale for column in columns]
+    return sum(shares) / len(shares)

@@ -1,0 +1,122 @@
+"""Finished results as the report reads them: folder, stamp, tables, history."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sf.errors import DataError
+from sf.layout import FOLDERS, STAMP
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Result", "Study"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished stage.
+
+    Attributes:
+        kind: key of `sf.layout.FOLDERS`.
+        axes: what the folder stands for, e.g. {"model": ..., "system": ...}.
+        folder: where it lies.
+        stamp: content of its stage.json.
+    """
+
+    kind: str
+    axes: dict[str, str]
+    folder: Path
+    stamp: dict[str, Any]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The values that the stage ran with."""
+        found: dict[str, Any] = self.stamp["parameters"]
+        return found
+
+    @property
+    def run(self) -> str:
+        """First characters of the key that parameters, inputs and code define."""
+        return str(self.stamp["key"])[:8]
+
+    @property
+    def commit(self) -> str:
+        """Short commit, with "+" when tracked files were changed."""
+        return str(self.stamp["commit"])[:7] + ("+" if self.stamp.get("dirty") else "")
+
+    def table(self, name: str) -> pd.DataFrame:
+        """`tables/NAME`, a CSV or parquet file.
+
+        Raises:
+            DataError: the result has no such table.
+        """
+        import pandas as pd  # 0.4 s: the stage's module must import quickly
+
+        path = self.folder / "tables" / name
+        if not path.is_file():
+            raise DataError(
+                "table", str(path), f"the {self.kind} stage did not write it", "run it again"
+            )
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+
+    def history(self) -> pd.DataFrame:
+        """Figures per step; a step that was logged again after a resumption counts once."""
+        import pandas as pd
+
+        path = self.folder / "history.jsonl"
+        if not path.is_file():
+            return pd.DataFrame(columns=["step"])
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        table = pd.DataFrame(lines).drop_duplicates("step", keep="last")
+        return table.sort_values("step", ignore_index=True)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The results of one scale.
+
+    Attributes:
+        root: the folder that holds them, `results/SCALE`.
+        models, methods, objectives, suites: the axes.
+    """
+
+    root: Path
+    models: tuple[str, ...]
+    methods: tuple[str, ...]
+    objectives: tuple[str, ...]
+    suites: tuple[str, ...]
+
+    def folder(self, kind: str, **axes: str) -> Path:
+        """Where a result lies, below `root`."""
+        pattern = FOLDERS[kind].removeprefix("results/{scale}/")
+        return self.root / pattern.format(**axes)
+
+    def result(self, kind: str, **axes: str) -> Result | None:
+        """A finished result, or None when the stage has not been run."""
+        folder = self.folder(kind, **axes)
+        stamp = folder / STAMP
+        if not stamp.is_file():
+            return None
+        return Result(kind, axes, folder, json.loads(stamp.read_text(encoding="utf-8")))
+
+    def everything(self) -> list[Result]:
+        """All finished results that the report can show, in the order of the stages."""
+        wanted: list[tuple[str, dict[str, str]]] = [("prepare", {}), ("benchmarks", {})]
+        for model in self.models:
+            named = {"model": model}
+            wanted += [("base", named), ("calibrate", named)]
+            wanted += [("train", {**named, "objective": name}) for name in self.objectives]
+            systems = ("base", *self.objectives)
+            wanted += [("frontier", {**named, "system": name}) for name in systems]
+            wanted += [
+                ("evaluate", {**named, "system": system, "suite": suite})
+                for system in (*self.methods, *self.objectives)
+                for suite in self.suites
+            ]
+            wanted.append(("profile", named))
+        found = [self.result(kind, **axes) for kind, axes in wanted]
+        return [result for result in found if result is not None]
