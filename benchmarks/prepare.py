@@ -1,0 +1,212 @@
+"""How long `prepare` takes at the real size, without opening media.
+
+Writes a synthetic Video-R1-260k.json with the real proportions of problem types and media (263,071
+rows; the media are one-byte files, in memory where /dev/shm allows it), then validates,
+deduplicates, locates, splits and writes it in a fresh process for each repeat. Held to two cores
+where the system allows it.
+
+    python benchmarks/prepare.py [--rows 263071] [--repeats 3] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import random
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+NUM_ROWS = 263_071
+TYPES = {  # rows of Video-R1-260k by problem type
+    "multiple choice": 168_769,
+    "free-form": 38_722,
+    "numerical": 34_354,
+    "OCR": 15_886,
+    "regression": 5_340,
+}
+VIDEO_SHARE = 116_248 / NUM_ROWS
+SOURCES = {
+    "video": ("LLaVA-Video-178K", "NeXT-QA", "PerceptionTest", "CLEVRER", "STAR"),
+    "image": ("Math", "Chart", "General", "Knowledge", "OCR", "Spatial"),
+}
+ROWS_PER_MEDIUM = 1.5
+CORES = 2
+MAX_SECONDS, MAX_GIB = 60.0, 4.0
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+
+
+def records(num_rows: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Rows like the real ones, as long as the real ones."""
+    rng = random.Random(seed)
+    words = [f"{a}{b}" for a in ("scen", "obj", "mov", "pers", "gre", "tabl") for b in "aeiouyklmn"]
+    kinds, weights = list(TYPES), list(TYPES.values())
+    for number in range(num_rows):
+        kind = rng.choices(kinds, weights)[0]
+        data_type = "video" if rng.random() < VIDEO_SHARE else "image"
+        source = rng.choice(SOURCES[data_type])
+        medium = rng.randrange(int(num_rows / ROWS_PER_MEDIUM))
+        suffix = "mp4" if data_type == "video" else "jpg"
+        text = " ".join(rng.choices(words, k=rng.randint(8, 45)))
+        answer = rng.choice(words)
+        options: list[str] = []
+        if kind == "multiple choice":
+            options = [f"{x}. {' '.join(rng.choices(words, k=6))}" for x in "ABCD"]
+            answer = rng.choice("ABCD")
+        elif kind in ("numerical", "regression"):
+            answer = str(round(rng.uniform(0, 1000), 2))
+        yield {
+            "problem_id": number,
+            "problem": f"{text} {number}?",
+            "data_type": data_type,
+            "problem_type": kind,
+            "options": options,
+            "process": "",
+            "solution": f"<answer>{answer}</answer>",
+            "path": f"./{source}/{medium % 97:02d}/{medium}.{suffix}",
+            "data_source": source,
+        }
+
+
+def write_source(root: Path, num_rows: int) -> float:
+    """Write the JSON and the one-byte media; returns MiB of JSON."""
+    made: set[str] = set()
+    annotations = root / "Video-R1-260k.json"
+    with annotations.open("w", encoding="utf-8") as file:
+        for number, row in enumerate(records(num_rows)):
+            file.write(("[\n  " if number == 0 else ",\n  ") + json.dumps(row))
+            made.add(row["path"])
+        file.write("\n]\n")
+    for folder in {os.path.dirname(path) for path in made}:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for path in made:
+        (root / path).write_bytes(b"x")
+    return annotations.stat().st_size / 2**20
+
+
+def prepare(root: Path, out: Path, results: Any) -> None:
+    """One repeat, in a process of its own: seconds, CPU seconds, peak GiB, rows."""
+    from sf.stages.prepare import Parameters, write_manifests
+
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, set(list(os.sched_getaffinity(0))[:CORES]))
+    parameters = Parameters(
+        source=str(root),
+        output=out,
+        seed=0,
+        image_min_pixels=3136,
+        image_max_pixels=401_408,
+        video_min_pixels=3136,
+        video_max_pixels=100_352,
+        video_max_frames=16,
+        video_fps=2.0,
+        synthetic_rows=1,
+        data_sources=[],
+        sample_rows=0,
+        calibration_share=0.005,
+        heldout_share=0.01,
+        calibration_rows=512,
+        heldout_rows=2048,
+        media_check=False,
+        max_reject_share=0.05,
+    )
+    began, began_cpu = time.perf_counter(), time.process_time()
+    done = write_manifests(parameters, out)
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    written = sum(map(len, done.splits.values())) + len(done.reserve)
+    results.put((seconds, cpu_seconds, peak_gib, written + len(done.source.found.rejects)))
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean and 95 % t interval; the interval is empty for one value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    half = T_95.get(len(values), 2.0) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def measure(num_rows: int, repeats: int) -> list[dict[str, Any]]:
+    """Rows of the result table."""
+    context = multiprocessing.get_context("spawn")
+    seconds, cpu_seconds, peaks = [], [], []
+    in_memory = Path("/dev/shm")
+    parent = in_memory if os.access(in_memory, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
+        root = Path(folder) / "data"
+        root.mkdir()
+        size_mib = write_source(root, num_rows)
+        for repeat in range(repeats):
+            out = Path(folder) / f"out{repeat}"
+            out.mkdir()
+            results = context.Queue()
+            worker = context.Process(target=prepare, args=(root, out, results))
+            worker.start()
+            took, cpu, peak, accounted = results.get(timeout=1800)
+            worker.join()
+            if accounted != num_rows:
+                raise SystemExit(f"{accounted} of {num_rows} rows are accounted for")
+            seconds.append(took)
+            cpu_seconds.append(cpu)
+            peaks.append(peak)
+    scale = num_rows / NUM_ROWS
+    rows = [
+        ("prepare_seconds", seconds, "s", MAX_SECONDS * scale, "lower"),
+        ("prepare_cpu_seconds", cpu_seconds, "s", None, "lower"),
+        ("prepare_peak_memory", peaks, "GiB", MAX_GIB, "lower"),
+        (
+            "prepare_rows_per_second",
+            [num_rows / took for took in seconds],
+            "rows/s",
+            None,
+            "higher",
+        ),
+        ("prepare_json_size", [size_mib], "MiB", None, "none"),
+    ]
+    table = []
+    for name, values, unit, target, better in rows:
+        value, low, high = interval(values)
+        bounds = {
+            "low": None if math.isnan(low) else low,
+            "high": None if math.isnan(high) else high,
+        }
+        table.append(
+            {
+                "name": name,
+                "value": value,
+                **bounds,
+                "unit": unit,
+                "target": target,
+                "better": better,
+            }
+        )
+    return table
+
+
+def main() -> None:
+    """Measure, print a table, write it as JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--rows", type=int, default=NUM_ROWS)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    table = measure(arguments.rows, arguments.repeats)
+    for row in table:
+        span = f" [{row['low']:.3g}, {row['high']:.3g}]" if row["low"] is not None else ""
+        goal = f", to be at most {row['target']:g}" if row["target"] else ""
+        print(f"{row['name']}: {row['value']:.4g}{span} {row['unit']}{goal}", file=sys.stdout)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

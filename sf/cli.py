@@ -1,0 +1,146 @@
+"""The command line: `sf run`, `sf use`, `sf log` and what the other parts add."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sf.errors import ConfigError, SparsityForcingError
+
+app = typer.Typer(
+    help="Sparsity Forcing: multimodal LLMs that need fewer tokens.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+_stdout = Console(soft_wrap=True)
+
+
+@app.command("run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run_command(
+    context: typer.Context,
+    stage: Annotated[str, typer.Argument(help="prepare, base, train, evaluate, …")],
+    study: Annotated[str, typer.Option(help="the study that the MLflow run belongs to")] = "own",
+) -> None:
+    """Run one stage with all its values as --name value; finished work is adopted."""
+    from sf.jobs import run_stage
+
+    outcome = run_stage(stage, context.args, study)
+    _stdout.print(f"{stage}: {outcome}")
+
+
+@app.command("use")
+def use_command(
+    scale: Annotated[str, typer.Argument(help="a file in params/: smoke, mini, single_gpu, paper")],
+    force: Annotated[bool, typer.Option(help="overwrite an edited params.yaml")] = False,
+) -> None:
+    """Switch params.yaml to a named scale and print what changed."""
+    from sf.config import field_differences, load_params, read_yaml
+
+    scales = {path.stem: path for path in sorted(Path("params").glob("*.yaml"))}
+    if scale not in scales:
+        known = ", ".join(scales) or "none: run this in the checkout"
+        raise ConfigError("scale", scale, "has no file in params/", f"choose one of: {known}")
+    load_params(scales[scale])
+    current = Path("params.yaml")
+    old = read_yaml(current) if current.is_file() else {}
+    edited = current.is_file() and all(
+        current.read_bytes() != path.read_bytes() for path in scales.values()
+    )
+    if edited and not force:
+        raise ConfigError(
+            "params.yaml",
+            None,
+            "holds changes that no named scale has",
+            "keep them as params/NAME.yaml, or drop them with --force",
+        )
+    beside = current.with_name(".params.yaml.tmp")
+    shutil.copyfile(scales[scale], beside)
+    os.replace(beside, current)
+    changes = field_differences(old, read_yaml(current))
+    table = Table("parameter", "before", "now")
+    for name, before, now in changes:
+        table.add_row(name, str(before), str(now))
+    if changes:
+        _stdout.print(table)
+    _stdout.print(f"params.yaml is now the scale {scale!r}: {len(changes)} values changed")
+
+
+@app.command("ask")
+def ask_command(
+    model: Annotated[str, typer.Option(help="a checkpoint's folder, or OWNER/NAME on the hub")],
+    question: Annotated[str, typer.Option(help="put to the model as it stands")],
+    image: Annotated[Path | None, typer.Option(help="an image file")] = None,
+    video: Annotated[Path | None, typer.Option(help="or a video file")] = None,
+    p: Annotated[float | None, typer.Option(help="retention threshold in (0, 1]; 0.975")] = None,
+    full: Annotated[bool, typer.Option("--full", help="full attention")] = False,
+    revision: Annotated[str | None, typer.Option(help="of a hub id")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="length limit of the reply")] = 128,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; a GPU where there is one")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 (default on a CPU), bfloat16 or float16")
+    ] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="of the image, or of each frame")] = None,
+    max_frames: Annotated[int, typer.Option(help="of a video")] = 32,
+    fps: Annotated[float, typer.Option(help="frames looked at a second")] = 2.0,
+    picture: Annotated[
+        Path | None, typer.Option(help="of the kept tokens; ./MEDIA.kept.png if not given")
+    ] = None,
+) -> None:
+    """Answer one question about an image or a video and show which tokens were kept."""
+    from sf.ask import ask, choose_policy
+    from sf.ask.text import render
+
+    media = image or video
+    place = picture or Path(f"{media.stem if media else 'media'}.kept.png")
+    result = ask(
+        model,
+        question,
+        image=image,
+        video=video,
+        policy=choose_policy(p, full),
+        revision=revision,
+        max_new_tokens=max_new_tokens,
+        device=device,
+        dtype=dtype,
+        max_pixels=max_pixels,
+        max_frames=max_frames,
+        fps=fps,
+        picture=place,
+    )
+    _stdout.print(render(result, _stdout))
+    _stdout.print(f"kept tokens drawn in {escape(str(place))}")
+
+
+@app.command("log")
+def log_command() -> None:
+    """Log every finished result that the MLflow store does not hold yet."""
+    from sf.tracking import log_all, tracking_uri
+
+    count = sum(log_all(root) for root in (Path("results"), Path("reports")) if root.is_dir())
+    _stdout.print(f"{count} results logged to {tracking_uri()}")
+
+
+def main() -> None:
+    """Run the command line; errors that a user can cause are one line and exit status 2."""
+    try:
+        app()
+    except SparsityForcingError as error:
+        Console(stderr=True, soft_wrap=True).print(
+            f"[bold red]error:[/] {escape(str(error))}", highlight=False
+        )
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

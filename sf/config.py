@@ -1,0 +1,290 @@
+"""Typed parameters of a study: the only reader of YAML.
+
+`params.yaml` holds one `Params`. A stage's own parameters class (in `sf/stages/`) combines the
+sections it uses with its axis values and paths, so a stage can be run from its command line alone.
+Field names are unique over all sections because both engines flatten them onto one command line.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from sf.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+RetentionP = Annotated[float, Field(gt=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Method = Literal["full", "zipvl"]
+Objective = Literal["sparsity_forcing", "pathwise"]
+Family = Literal["qwen2_vl", "qwen2_5_vl"]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A group of parameters; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Vision(Section):
+    """How images and videos become visual tokens, the same in every stage."""
+
+    image_min_pixels: Positive
+    image_max_pixels: Positive
+    video_min_pixels: Positive = Field(description="per frame")
+    video_max_pixels: Positive = Field(description="per frame")
+    video_max_frames: Positive
+    video_fps: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Vision:
+        for kind in ("image", "video"):
+            low, high = getattr(self, f"{kind}_min_pixels"), getattr(self, f"{kind}_max_pixels")
+            if low > high:
+                raise ValueError(f"{kind}_min_pixels {low} is above {kind}_max_pixels {high}")
+        return self
+
+
+class Runtime(Section):
+    """Where the numbers are computed."""
+
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["float32", "bfloat16", "float16"]
+
+
+class Answering(Section):
+    """How questions of the manifests are put and replies judged: the same in every stage."""
+
+    prompt_template: Literal["answer", "think_answer"]
+    max_completion_tokens: Positive
+    correctness_cutoff: Fraction = Field(description="fractional scores at or above it are right")
+
+
+class Prepare(Section):
+    """From rows of Video-R1-260k's schema to manifests."""
+
+    source: str = Field(description="'synthetic', a local folder, or 'hub:OWNER/NAME@REVISION'")
+    synthetic_rows: Positive
+    data_sources: list[str] = Field(
+        default_factory=list, description="data_source or top media folder; empty: all"
+    )
+    sample_rows: Annotated[int, Field(ge=0, description="a stratified sample; 0: all rows")]
+    calibration_share: Fraction = Field(description="of the media, by hash")
+    heldout_share: Fraction = Field(description="of the media, by hash")
+    calibration_rows: Positive = Field(description="of its share, at most")
+    heldout_rows: Positive = Field(description="of its share, at most")
+    media_check: bool = Field(description="open every image and video once")
+    max_reject_share: Fraction
+
+
+class BaseModelSpec(Section):
+    """One base model: trained from scratch here, or pinned on a hub, or a local folder."""
+
+    family: Family
+    source: str = Field(description="'scratch', a local folder, or 'hub:OWNER/NAME@REVISION'")
+    base_steps: Annotated[int, Field(ge=0, description="training steps when source is scratch")]
+    base_batch: Positive = Field(description="questions a step")
+    base_learning_rate: Annotated[float, Field(gt=0)]
+    base_align_steps: Annotated[int, Field(ge=0, description="of the vision tower alone")]
+    base_media: Annotated[int, Field(ge=0, description="fresh scenes and clips")]
+    base_examples: Annotated[int, Field(ge=0, description="in the benchmarks' formats")]
+
+
+class Calibrate(Section):
+    """The p -> token ratio and accuracy curve."""
+
+    calibrate_p: list[RetentionP] = Field(min_length=1)
+    calibrate_batch: Positive
+
+
+class Train(Section):
+    """Sparsity Forcing (GRPO)."""
+
+    rollout_p: list[RetentionP] = Field(min_length=2)
+    train_steps: Positive
+    questions_per_step: Positive
+    learning_rate: Annotated[float, Field(gt=0)]
+    lr_schedule: Literal["cosine", "linear", "constant"]
+    weight_decay: Annotated[float, Field(ge=0)]
+    beta: Annotated[float, Field(ge=0)]
+    clip_epsilon: Annotated[float, Field(gt=0)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    temperature: Annotated[float, Field(gt=0)]
+    reward_gate: bool = Field(description="C: efficiency counts only if a rollout was right")
+    pathwise_weight: Annotated[float, Field(ge=0)] = Field(
+        description="of the differentiable sparsity term; objective pathwise only"
+    )
+    train_vision: bool = Field(description="also train the vision tower; else it is frozen")
+    rollouts_per_forward: Positive = Field(description="micro-batch of one device, in rollouts")
+    gradient_checkpointing: bool
+    save_every: Positive
+    log_every: Positive
+
+
+class Benchmarks(Section):
+    """Where the thirteen benchmarks' data come from."""
+
+    benchmark_source: str = Field(description="'synthetic', 'hub', or a local folder")
+    benchmark_samples: Annotated[int, Field(ge=0, description="0: all; synthetic: how many")]
+
+
+class Evaluate(Section):
+    """The thirteen benchmarks."""
+
+    inference_p: RetentionP
+    evaluate_batch: Positive
+
+
+class Profile(Section):
+    """Latency and memory against sequence length."""
+
+    profile_subjects: list[str] = Field(
+        description="'checkpoint', or a key of sf.profiling.subjects.SHAPES (random weights)"
+    )
+    profile_lengths: list[Positive] = Field(min_length=1)
+    profile_ratio: Fraction
+    profile_repeats: Annotated[int, Field(ge=3)]
+    profile_decode_tokens: Positive
+
+
+class Axes(Section):
+    """What the stages are repeated over."""
+
+    models: list[str] = Field(min_length=1)
+    methods: list[Method] = Field(min_length=1)
+    objectives: list[Objective] = Field(min_length=1)
+    suites: list[str] = Field(min_length=1)
+
+
+class Resources(Section):
+    """What one job of a stage is given by the scheduler."""
+
+    cpus: Positive
+    mem_gib: Positive
+    gpus: Annotated[int, Field(ge=0)]
+    hours: Annotated[float, Field(gt=0)]
+
+
+class Params(Section):
+    """One study."""
+
+    scale: str
+    seed: Annotated[int, Field(ge=0)]
+    axes: Axes
+    vision: Vision
+    runtime: Runtime
+    answering: Answering
+    prepare: Prepare
+    base: dict[str, BaseModelSpec]
+    calibrate: Calibrate
+    train: Train
+    benchmarks: Benchmarks
+    evaluate: Evaluate
+    profile: Profile
+    resources: dict[str, Resources]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Params:
+        if sorted(self.axes.models) != sorted(self.base):
+            raise ValueError(
+                f"axes.models {sorted(self.axes.models)} and the keys of base "
+                f"{sorted(self.base)} differ; name each model in both"
+            )
+        return self
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML or is not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            "parameters file", str(path), "does not exist", "choose a scale: `sf use mini`"
+        ) from None
+    try:
+        content = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise ConfigError(str(path), None, f"is not valid YAML: {error}", "correct it") from error
+    if not isinstance(content, dict):
+        raise ConfigError(str(path), None, "must hold a mapping", "see params/mini.yaml")
+    return content
+
+
+def validated(model: type[Model], values: dict[str, Any], where: str = "") -> Model:
+    """`values` as an instance of `model`.
+
+    Raises:
+        ConfigError: names the first offending field, its value, the rule and the remedy; the
+            number of further errors is said.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _config_error(model, error, where) from None
+
+
+def _config_error(model: type[BaseModel], error: ValidationError, where: str) -> ConfigError:
+    # An unknown key first: the field that is missing beside it is usually the misspelt one.
+    errors = sorted(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
+    first = errors[0]
+    field = ".".join(str(part) for part in first["loc"]) or model.__name__
+    value: object = first["input"]
+    if first["type"] == "extra_forbidden":
+        owner: Any = model
+        for part in first["loc"][:-1]:
+            owner = getattr(owner, "model_fields", {}).get(part)
+            owner = getattr(owner, "annotation", None)
+        known = list(getattr(owner, "model_fields", {}))
+        near = get_close_matches(str(first["loc"][-1]), known, n=3)
+        rule = "is not a known parameter"
+        remedy = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    elif first["type"] == "missing":
+        value, rule, remedy = None, "is required", "add it; params/mini.yaml has an example"
+    else:
+        rule = first["msg"].removeprefix("Value error, ")
+        remedy = "correct it in the parameters or on the command line"
+    if len(errors) > 1:
+        remedy += f" ({len(errors) - 1} more errors follow this one)"
+    if isinstance(value, dict):
+        value = None
+    return ConfigError(f"{where}{field}", value, rule, remedy)
+
+
+def load_params(path: Path) -> Params:
+    """The study's parameters, checked.
+
+    Raises:
+        ConfigError: see `validated` and `read_yaml`.
+    """
+    return validated(Params, read_yaml(path), f"{path}: ")
+
+
+def field_differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted name, old value, new value) of every leaf that differs; absent is None."""
+    flat_old, flat_new = _flat(old), _flat(new)
+    names = dict.fromkeys([*flat_old, *flat_new])
+    return [
+        (name, flat_old.get(name), flat_new.get(name))
+        for name in names
+        if flat_old.get(name) != flat_new.get(name)
+    ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -1,0 +1,30 @@
+"""Where results lie: the one definition of the folder of each stage's result.
+
+Both engines, the stages and the report form their paths from `FOLDERS`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["FOLDERS", "STAMP", "folder"]
+
+STAMP = "stage.json"  # written last into a result folder: its presence says "complete"
+
+# `system` is a training-free method or a training objective.
+FOLDERS = {
+    "prepare": "results/{scale}/prepare",
+    "benchmarks": "results/{scale}/benchmarks",
+    "base": "results/{scale}/base/{model}",
+    "calibrate": "results/{scale}/calibrate/{model}",
+    "train": "results/{scale}/train/{model}/{objective}",
+    "frontier": "results/{scale}/frontier/{model}/{system}",
+    "evaluate": "results/{scale}/evaluate/{model}/{system}/{suite}",
+    "profile": "results/{scale}/profile/{model}",
+    "report": "reports/{scale}",
+}
+
+
+def folder(kind: str, **axes: str) -> Path:
+    """The result folder of `kind` for the given axis values, relative to the checkout."""
+    return Path(FOLDERS[kind].format(**axes))

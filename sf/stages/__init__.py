@@ -1,0 +1,1 @@
+"""One short file a stage: parameters and `run()`."""

@@ -1,0 +1,55 @@
+"""Stage `base`: the base model of a study, trained from scratch or taken from a folder or a hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sf.config import Answering, BaseModelSpec, Runtime, Vision
+
+if TYPE_CHECKING:
+    from sf.jobs import Job
+
+
+class Parameters(Vision, Runtime, Answering, BaseModelSpec):
+    """One base model.
+
+    Attributes:
+        seed: of weights, lessons and their order.
+        model: its name in the study.
+        data: folder of the manifests.
+        output: results folder.
+    """
+
+    seed: int
+    model: str
+    data: Path
+    output: Path
+
+
+def run(p: Parameters, job: Job) -> None:
+    """Write a transformers checkpoint (model and processor) and say how well it answers.
+
+    Writes the checkpoint's files, `base.json` (where it comes from) and, for a model trained here,
+    `tables/heldout.csv` and `tables/heldout_answers.parquet`: greedy accuracy on the held-out
+    split by media and problem type, with Wilson intervals. A killed training run continues from
+    its last checkpoint to the same weights.
+
+    Raises:
+        ConfigError, DataError, EnvironmentFault, UnsupportedModelError: see
+            `sf.models.fetch.fetch_checkpoint` and `sf.models.school.train_base`.
+    """
+    job.out.mkdir(parents=True, exist_ok=True)
+    if p.source == "scratch":
+        from sf.models.heldout import measure_heldout
+        from sf.models.school import train_base
+
+        train_base(p, job)
+        origin = {"source": "scratch", "family": p.family}
+        job.tracker.summary(measure_heldout(p, job.out))
+    else:
+        from sf.models.fetch import fetch_checkpoint
+
+        origin = fetch_checkpoint(p.source, p.family, job.out)
+    (job.out / "base.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,46 @@
+"""Stage `benchmarks`: the thirteen benchmarks' data, written (stand-ins) or checked (real ones)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from sf.config import Benchmarks
+
+if TYPE_CHECKING:
+    from sf.jobs import Job
+
+
+class Parameters(Benchmarks):
+    """Where the benchmarks come from.
+
+    Attributes:
+        suites: columns or groups that will be evaluated; only their data must be there.
+    """
+
+    seed: int
+    suites: list[str] = Field(default_factory=lambda: ["all"])
+    output: Path
+
+
+def run(p: Parameters, job: Job) -> None:
+    """Write stand-ins into `home/`, or check a local folder or the hub cache.
+
+    Writes `benchmarks.json` (`sf.evaluation.source.Source`), which the evaluation reads, and
+    `tables/benchmarks.csv` (one line per task).
+
+    Raises:
+        DataError: real data are incomplete; everything that is missing is said at once.
+    """
+    from sf.evaluation.source import prepare_source, source_table
+    from sf.report.tables import write_csv
+
+    source, rows = prepare_source(
+        p.benchmark_source, p.benchmark_samples, p.seed, p.suites, job.out, job.state
+    )
+    source.write(job.out)
+    table = source_table(source, rows)
+    write_csv(table, job.out / "tables" / "benchmarks.csv")
+    job.tracker.summary({"tasks": float(len(table)), "rows": float(table["rows"].sum())})

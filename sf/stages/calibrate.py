@@ -1,0 +1,74 @@
+"""Stages `calibrate` and `frontier`: token ratio and accuracy of a checkpoint over a p grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sf.config import Answering, Calibrate, Runtime, Vision
+
+if TYPE_CHECKING:
+    from sf.jobs import Job
+
+
+class Parameters(Vision, Runtime, Answering, Calibrate):
+    """One checkpoint on one split.
+
+    Attributes:
+        model: name of the base model.
+        system: whose checkpoint it is: base or an objective.
+        split: manifest to measure on.
+        checkpoint: folder of the checkpoint.
+        data: folder of the manifests.
+    """
+
+    seed: int
+    model: str
+    system: str = "base"
+    split: str = "calibration"
+    checkpoint: Path
+    data: Path
+    output: Path
+
+
+def run(p: Parameters, job: Job) -> None:
+    """Answer the split at every threshold and write tables and pictures of the curve.
+
+    Writes `tables/answers.parquet` (one line per p and row), `tables/curve.csv`,
+    `tables/layers.csv`, `figures/curve.png`, `figures/layers.png` and their SVG. Answers go to
+    `job.state` as they come, so a killed run goes on with the next batch.
+    """
+    from sf.data.manifest import read_manifest
+    from sf.evaluation.answer import AnswerLog
+    from sf.evaluation.curve import answers_at, curve_table, grid_with_dense, layer_table
+    from sf.models import load_model, load_processor
+    from sf.report.curves import curve_picture, layer_picture
+    from sf.report.style import save
+    from sf.report.tables import write_csv, write_parquet
+
+    rows = read_manifest(p.data / f"{p.split}.parquet")
+    answers = answers_at(
+        load_model(p.checkpoint, dtype=p.dtype, device=p.device),
+        load_processor(p.checkpoint),
+        rows,
+        p,
+        grid_with_dense(p.calibrate_p),
+        AnswerLog(job.state / "answers.jsonl"),
+        batch=p.calibrate_batch,
+        max_new_tokens=p.max_completion_tokens,
+        template=p.prompt_template,
+        cutoff=p.correctness_cutoff,
+    )
+    curve, layers = curve_table(answers, p.seed), layer_table(answers, p.seed)
+    write_parquet(answers, job.out / "tables" / "answers.parquet")
+    write_csv(curve, job.out / "tables" / "curve.csv")
+    write_csv(layers, job.out / "tables" / "layers.csv")
+    where = f"{p.model}, {p.split} split, {len(rows)} questions"
+    save(curve_picture({p.system: curve}, where), job.out / "figures", "curve")
+    save(layer_picture({p.system: layers}, where), job.out / "figures", "layers")
+    overall = curve[curve["media"] == "all"]
+    summary = {"samples": float(len(rows)), "dense_accuracy": overall["accuracy"].iloc[-1]}
+    for point in overall.itertuples():
+        summary[f"token_ratio_p{point.p:g}"] = point.token_ratio
+        summary[f"accuracy_p{point.p:g}"] = point.accuracy
+    job.tracker.summary({name: float(value) for name, value in summary.items()})

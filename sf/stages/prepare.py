@@ -1,0 +1,81 @@
+"""Stage `prepare`: rows of Video-R1-260k's schema with media -> trusted manifests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sf.config import Prepare, Vision
+
+if TYPE_CHECKING:
+    from sf.data.preparation import Prepared
+    from sf.jobs import Job
+
+
+class Parameters(Vision, Prepare):
+    """What to prepare.
+
+    Attributes:
+        seed: of the generator, of sampling and of the split.
+        benchmarks: folder with the benchmarks' data, whose media names are looked for in the rows.
+        output: results folder.
+    """
+
+    seed: int
+    benchmarks: Path | None = None
+    output: Path
+
+
+def inputs(p: Parameters) -> list[Path]:
+    """What the stage reads: the annotation files of a local source and the benchmarks' data."""
+    from sf.data.collect import annotation_files
+
+    local = p.source != "synthetic" and not p.source.startswith("hub:")
+    files = annotation_files(Path(p.source)) if local else []
+    return [*files, *([p.benchmarks] if p.benchmarks else [])]
+
+
+def run(p: Parameters, job: Job) -> None:
+    """Write train, calibration and held-out manifests, rejects and the data card.
+
+    Writes `{train,calibration,heldout}.parquet`, `rejects.parquet`, `media.jsonl` (facts of all
+    media; those of an earlier result are taken over), `data_card.md`, `dataset.json`, `tables/`,
+    `figures/`; a synthetic source's files lie in `data/`. A killed run goes on in the media pass.
+
+    Raises:
+        DataError: nothing to read, or more than `max_reject_share` of the rows rejected; their
+            reasons are in `rejects.parquet` of the work folder then.
+    """
+    from sf.data.card import summary, write_card
+    from sf.data.dataset_record import write_dataset_record
+
+    done = write_manifests(p, job.out)
+    write_card(job.out, done, p, p.seed)
+    write_dataset_record(job.out, done.source.origin, done.splits)
+    job.tracker.summary(summary(done))
+
+
+def write_manifests(p: Parameters, out: Path) -> Prepared:
+    """Everything but the data card: see `run`."""
+    from sf.data import preparation
+    from sf.data.check import MediaLog
+    from sf.data.collect import refuse_many, reject_table
+    from sf.data.manifest import write_manifest
+    from sf.data.split import Plan, split_rows
+    from sf.report.tables import write_csv, write_parquet
+
+    plan = Plan(p.seed, p.calibration_share, p.heldout_share, p.calibration_rows, p.heldout_rows)
+    selection = preparation.Selection(p.data_sources, p.sample_rows, p.seed)
+    source = preparation.open_source(p.source, selection, out / "data", p.synthetic_rows, p)
+    log = MediaLog(out / "media.jsonl", earlier=p.output / "media.jsonl")
+    preparation.use_media(source, p, check=p.media_check, log=log)
+    leaks, leakage = preparation.drop_leaks(source.found, p.benchmarks)
+    rejects = reject_table(source.found.rejects)
+    write_parquet(rejects, out / "rejects.parquet")
+    write_csv(rejects, out / "tables" / "rejects.csv")
+    refuse_many(source.found, p.max_reject_share, out / "rejects.parquet")
+    splits = split_rows(source.found.rows, plan, source.found.media)
+    reserve = splits.pop("reserve")
+    for split, rows in splits.items():
+        write_manifest(out / f"{split}.parquet", rows, source.root)
+    return preparation.Prepared(source, splits, reserve, leaks, leakage, p.media_check)

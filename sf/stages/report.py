@@ -1,0 +1,42 @@
+"""Stage `report`: tables, pictures and one page from all results of a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sf.config import Axes
+from sf.report.results import Study
+
+if TYPE_CHECKING:
+    from sf.jobs import Job
+
+
+class Parameters(Axes):
+    """One study.
+
+    Attributes:
+        scale: name of the study.
+        results: the folder that holds its results.
+    """
+
+    scale: str
+    results: Path
+    output: Path
+
+
+def study_of(p: Parameters) -> Study:
+    """The study that the parameters name."""
+    return Study(p.results, tuple(p.models), tuple(p.methods), tuple(p.objectives), tuple(p.suites))
+
+
+def inputs(p: Parameters) -> list[Path]:
+    """The finished results that are there; what is missing is shown as "not measured"."""
+    return [result.folder for result in study_of(p).everything()]
+
+
+def run(p: Parameters, job: Job) -> None:
+    """Write `index.html`, `report.md`, `tables/*.csv` and `figures/*.png` and `.svg`."""
+    from sf.report.build import build_report
+
+    job.tracker.summary(build_report(study_of(p), p.scale, job.out))

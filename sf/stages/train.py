@@ -1,0 +1,52 @@
+"""Stage `train`: a base model and the train manifest to a model that needs fewer tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sf.training.parameters import RunParameters
+
+if TYPE_CHECKING:
+    from sf.jobs import Job
+
+
+class Parameters(RunParameters):
+    """One training run.
+
+    Attributes:
+        base: folder of the base checkpoint, also the reference.
+        data: folder of the manifests.
+    """
+
+    base: Path
+    data: Path
+    output: Path
+
+
+def run(p: Parameters, job: Job) -> None:
+    """Train and write a plain transformers checkpoint with `sparsity.json` and a model card.
+
+    Also `tables/completions.csv`, sample answers of each logged step, and `figures/training.png`.
+
+    Checkpoints go to `job.state` every `save_every` steps; a killed run goes on from the last whole
+    one and ends with the same weights.
+    """
+    from sf.data.manifest import read_manifest
+    from sf.report.style import save
+    from sf.training.records import history_table, training_picture
+    from sf.training.run import train
+
+    figures = train(
+        p,
+        p.base,
+        read_manifest(p.data / "train.parquet"),
+        job.state / "checkpoints",
+        job.out,
+        job.tracker,
+        p.model_dump(mode="json", exclude={"base", "data", "output"}),
+    )
+    where = f"{p.model}, {p.objective}, seed {p.seed}"
+    history = history_table(job.out / "history.jsonl")
+    save(training_picture(history, where), job.out / "figures", "training")
+    job.tracker.summary({f"last_{name}": value for name, value in figures.items()})

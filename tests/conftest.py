@@ -1,0 +1,33 @@
+"""What all tests share: one thread a process, no network, sf (and its shim) before torchvision."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+if not torch.cuda.is_available():
+    # Before triton is imported anywhere: kernels then run in its interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import sf  # noqa: F401  (installs the import hook)
+
+# A loaded machine is no error in the code under test.
+settings.register_profile("sf", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("sf")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that workers end together; `gpu` tests need a CUDA device."""
+    items.sort(key=lambda item: "test_engines" not in item.nodeid)
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

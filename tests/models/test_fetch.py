@@ -1,0 +1,143 @@
+"""Checkpoints from elsewhere arrive unchanged, or not at all."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sf.data.manifest import Row, read_manifest, write_manifest
+from sf.errors import ConfigError, DataError, UnsupportedModelError
+from sf.mini.rows import ANNOTATIONS, write_dataset
+from sf.models import load_model, load_processor
+from sf.models.fetch import fetch_checkpoint
+from sf.models.heldout import accuracy_table
+from sf.stages.base import Parameters, run
+
+
+@pytest.fixture
+def checkpoint(tiny, tmp_path):
+    folder = tmp_path / "checkpoint"
+    for part in tiny:
+        part.save_pretrained(folder)
+    return folder
+
+
+def job(folder) -> SimpleNamespace:
+    figures: dict[str, float] = {}
+    tracker = SimpleNamespace(log=lambda step, found: None, summary=figures.update)
+    return SimpleNamespace(
+        out=folder / "out", state=folder / "state", tracker=tracker, figures=figures
+    )
+
+
+def parameters(vision, folder, **changes) -> Parameters:
+    values = {
+        **vision.model_dump(),
+        "device": "cpu",
+        "dtype": "float32",
+        "prompt_template": "answer",
+        "max_completion_tokens": 4,
+        "correctness_cutoff": 0.99,
+        "family": "qwen2_5_vl",
+        "source": "scratch",
+        "base_steps": 2,
+        "base_batch": 4,
+        "base_learning_rate": 1e-3,
+        "base_align_steps": 1,
+        "base_media": 4,
+        "base_examples": 0,
+        "seed": 0,
+        "model": "tiny",
+        "data": folder / "data",
+        "output": folder / "result",
+    }
+    return Parameters(**{**values, **changes})
+
+
+def test_a_local_checkpoint_arrives_unchanged(tiny, checkpoint, tmp_path, vision):
+    family = tiny[0].config.model_type
+    work = job(tmp_path)
+    run(parameters(vision, tmp_path, source=str(checkpoint), family=family), work)
+    again = load_model(work.out)
+    for name, value in tiny[0].state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert load_processor(work.out).tokenizer.get_vocab() == tiny[1].tokenizer.get_vocab()
+    assert json.loads((work.out / "base.json").read_text()) == {"source": str(checkpoint)}
+
+
+def test_fetching_again_after_a_kill_is_no_error(tiny, checkpoint, tmp_path):
+    (tmp_path / "out").mkdir()
+    for _ in range(2):
+        fetch_checkpoint(str(checkpoint), tiny[0].config.model_type, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size > 0
+
+
+def test_another_architecture_than_declared_is_refused(tiny, checkpoint, tmp_path):
+    other = {"qwen2_vl": "qwen2_5_vl", "qwen2_5_vl": "qwen2_vl"}[tiny[0].config.model_type]
+    with pytest.raises(UnsupportedModelError, match="family"):
+        fetch_checkpoint(str(checkpoint), other, tmp_path)
+
+
+def test_a_folder_without_weights_is_refused(tiny, checkpoint, tmp_path):
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(DataError, match="safetensors"):
+        fetch_checkpoint(str(checkpoint), tiny[0].config.model_type, tmp_path)
+
+
+def test_an_unpinned_hub_source_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="OWNER/NAME@REVISION"):
+        fetch_checkpoint("hub:Qwen/Qwen2.5-VL-3B-Instruct", "qwen2_5_vl", tmp_path)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_the_stage_trains_saves_and_measures(family, vision, tmp_path):
+    small = vision.model_copy(
+        update={"image_max_pixels": 784 * 9, "video_max_pixels": 784 * 9, "video_max_frames": 2}
+    )
+    data = tmp_path / "data"
+    write_dataset(data, 30, 0, small)
+    rows = [_row(record) for record in json.loads((data / ANNOTATIONS).read_text())]
+    write_manifest(data / "train.parquet", rows[:20], data)
+    write_manifest(data / "heldout.parquet", rows[20:], data)
+    work = job(tmp_path)
+    run(parameters(small, tmp_path, family=family), work)
+    assert load_model(work.out).config.model_type == family
+    assert 0.0 <= work.figures["heldout_accuracy"] <= 1.0
+    assert (work.out / "tables" / "heldout.csv").is_file()
+    assert len(read_manifest(data / "heldout.parquet")) == 10
+
+
+def _row(record: dict) -> Row:
+    return Row(
+        id=str(record["problem_id"]),
+        problem=record["problem"],
+        problem_type=record["problem_type"],
+        data_type=record["data_type"],
+        options=tuple(record["options"]),
+        solution=record["solution"],
+        answer=record["solution"][8:-9],
+        media=record["path"].removeprefix("./"),
+        data_source=record["data_source"],
+    )
+
+
+def test_accuracies_are_told_by_media_and_problem_type():
+    from sf.evaluation.answer import Answer
+
+    def answer(number: int, media: str, kind: str, correct: float) -> Answer:
+        return Answer(str(number), media, kind, "", correct, 1.0, (1.0,), 5, 0.0)
+
+    table = accuracy_table(
+        [
+            answer(0, "image", "OCR", 1.0),
+            answer(1, "image", "numerical", 0.0),
+            answer(2, "video", "OCR", 1.0),
+        ]
+    ).set_index(["data_type", "problem_type"])
+    assert table.loc[("image", "all"), "accuracy"] == 0.5
+    assert table.loc[("video", "all"), "accuracy"] == 1.0
+    assert table.loc[("all", "OCR"), "questions"] == 2
+    assert table.loc[("all", "all"), "low"] < 2 / 3 < table.loc[("all", "all"), "high"]

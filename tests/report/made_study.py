@@ -1,0 +1,143 @@
+"""A small study made by hand: results as the stages leave them, with known figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sf.evaluation.columns import COLUMNS
+from sf.evaluation.curve import curve_table, layer_table
+from sf.profiling.measure import Run
+from sf.profiling.summary import LINE, NOTES, SPEEDUP, speedups, tidy
+from sf.report.results import Study
+from sf.report.tables import write_csv, write_parquet
+
+MODEL = "tiny"
+GRID = (0.5, 0.9, 0.975, 1.0)
+ROWS = 200
+
+
+def stamp(folder: Path, stage: str, **parameters: Any) -> None:
+    """A stage.json as the runner writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "stage": stage,
+        "key": f"{abs(hash(str(folder))):016x}",
+        "parameters": parameters,
+        "commit": "0123456789abcdef",
+        "dirty": False,
+        "seconds": 12.5,
+        "command": f"sf run {stage}",
+        "hardware": {"cpu": "a <CPU> & more", "cores": 2},
+        "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
+    }
+    (folder / "stage.json").write_text(json.dumps(content))
+
+
+def answers(accuracy: dict[float, float], ratio: dict[float, float]) -> pd.DataFrame:
+    """Rows of which exactly the asked share is right: the easy ones."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0.0, 0.02, ROWS)
+    return pd.DataFrame(
+        [
+            {
+                "p": p,
+                "id": str(row),
+                "data_type": "video" if row % 4 == 0 else "image",
+                "correct": float(row < accuracy[p] * ROWS),
+                "token_ratio": 1.0 if p == 1 else ratio[p] + noise[row],
+                "layer_ratios": [1.0, 1.0]
+                if p == 1
+                else [ratio[p] + noise[row] - 0.1, ratio[p] + noise[row] + 0.1],
+                "prompt_tokens": 80,
+                "seconds": 0.01,
+            }
+            for p in accuracy
+            for row in range(ROWS)
+        ]
+    )
+
+
+BEFORE = answers(
+    dict(zip(GRID, (0.3, 0.7, 0.9, 0.95), strict=True)),
+    dict(zip(GRID, (0.2, 0.6, 0.8, 1.0), strict=True)),
+)
+AFTER = answers(
+    dict(zip(GRID, (0.6, 0.85, 0.9, 0.93), strict=True)),
+    dict(zip(GRID, (0.3, 0.55, 0.7, 1.0), strict=True)),
+)
+
+
+def write_curve(folder: Path, stage: str, table: pd.DataFrame, split: str) -> None:
+    """A finished calibrate stage."""
+    stamp(folder, stage, seed=0, split=split)
+    write_parquet(table, folder / "tables/answers.parquet")
+    write_csv(curve_table(table, 0), folder / "tables/curve.csv")
+    write_csv(layer_table(table, 0), folder / "tables/layers.csv")
+
+
+def write_scores(folder: Path, share: float, ratio: float) -> None:
+    """A finished evaluation of all columns, each at the same share of its scale."""
+    stamp(folder, "evaluate", inference_p=0.975)
+    lines = [
+        {
+            "column": column.name,
+            "score": share * column.scale,
+            "low": (share - 0.1) * column.scale,
+            "high": (share + 0.1) * column.scale,
+            "scale": column.scale,
+            "samples": 24,
+            "token_ratio": ratio,
+        }
+        for column in COLUMNS
+    ]
+    write_csv(pd.DataFrame(lines), folder / "tables/scores.csv")
+
+
+def write_profile(folder: Path) -> None:
+    """A finished profile: faster at 2048 tokens, no difference at 1024."""
+    stamp(folder, "profile")
+    lines, pairs = [], []
+    for length, sparse in ((1024, [9.0, 11.0] * 3), (2048, [5.0] * 6)):
+        runs = {
+            "full": Run([10.0] * 6, [2.0] * 6, {"mlp": [6.0] * 6}, 4 * length, 9, 9, 1.0),
+            "sparse": Run(sparse, [1.0] * 6, {"mlp": [3.0] * 6}, length, 9, 9, 0.25),
+        }
+        note = {"weights": "random", "ratio_set_by": "top-k 0.25", "note": "made"}
+        lines += [{**line, **note} for line in tidy("shape", length, 1, runs)]
+        pairs += [{**line, **note} for line in speedups("shape", length, 1, runs)]
+    write_csv(pd.DataFrame(lines, columns=[*LINE, *NOTES]), folder / "tables/profile.csv")
+    write_csv(pd.DataFrame(pairs, columns=[*SPEEDUP, *NOTES]), folder / "tables/speedup.csv")
+    (folder / "hardware.json").write_text(json.dumps({"notes": ["the CPU was busy"]}))
+    (folder / "metrics.json").write_text('{"shape_prefill_ms_break_even_tokens": 2048.0}')
+
+
+def study_at(root: Path) -> Study:
+    """The study's axes."""
+    return Study(root, (MODEL,), ("full", "zipvl"), ("sparsity_forcing",), ("all",))
+
+
+def write_study(root: Path) -> Study:
+    """All results of a small study."""
+    study = study_at(root)
+    stamp(root / "prepare", "prepare")
+    stamp(root / "benchmarks", "benchmarks", benchmark_source="synthetic")
+    write_curve(root / f"calibrate/{MODEL}", "calibrate", BEFORE, "calibration")
+    write_curve(root / f"frontier/{MODEL}/base", "calibrate", BEFORE, "heldout")
+    write_curve(root / f"frontier/{MODEL}/sparsity_forcing", "calibrate", AFTER, "heldout")
+    train = root / f"train/{MODEL}/sparsity_forcing"
+    stamp(train, "train")
+    history = [{"step": s, "reward": 0.5, "accuracy": 0.5, "kl": 0.1} for s in (1, 2, 2, 3)]
+    (train / "history.jsonl").write_text("".join(json.dumps(h) + "\n" for h in history))
+    for system, share, ratio in (
+        ("full", 0.8, 1.0),
+        ("zipvl", 0.7, 0.8),
+        ("sparsity_forcing", 0.75, 0.5),
+    ):
+        write_scores(root / f"evaluate/{MODEL}/{system}/all", share, ratio)
+    write_profile(root / f"profile/{MODEL}")
+    return study

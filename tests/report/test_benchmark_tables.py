@@ -1,0 +1,125 @@
+"""Tables 1 and 2: measured figures beside the published ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import made_study
+import pytest
+
+from sf.evaluation.columns import COLUMNS
+from sf.report import published
+from sf.report.benchmark_tables import AVERAGE, RATIO, beyond, columns_of, gate, lines, measured
+from sf.report.results import Study
+
+
+@pytest.mark.parametrize(
+    ("system", "average"),
+    [("full", 73.8), ("fastv", 69.9), ("zipvl", 72.9), ("sparsity_forcing", 73.6)],
+)
+def test_the_average_reproduces_the_published_one(system: str, average: float) -> None:
+    columns = columns_of("image")
+    scores = {
+        column.name: published.figure("image", "qwen2.5-vl-7b", system, column.name, "final")
+        for column in columns
+    }
+    assert None not in scores.values()
+    there = {name: value for name, value in scores.items() if value is not None}
+    found = published.average(there, columns)
+    assert found == pytest.approx(average, abs=0.06)  # FastV: 69.848
+    assert published.figure("image", "qwen2.5-vl-7b", system, "image_average", "final") == average
+    del there["mme"]
+    assert published.average(there, columns) is None
+
+
+def test_the_final_version_is_asked_first() -> None:
+    assert published.latest("image", "qwen2.5-vl-7b", "full", "mme") == (2303.0, "final")
+    assert published.latest("image", "qwen2.5-vl-3b", "full", "mme") == (2169.0, "v1")
+    assert published.latest("image", "qwen2.5-vl-3b", "fastv", "mme") == (None, "")
+
+
+def test_every_published_metric_is_a_known_column() -> None:
+    known = {column.name for column in COLUMNS} | {RATIO, "image_average", "video_average"}
+    tables = set(published.TABLES.values())
+    assert {key[4] for key in published._figures() if key[1] in tables} <= known
+
+
+def test_measured_rows_hold_score_interval_and_provenance(tmp_path: Path) -> None:
+    study = made_study.write_study(tmp_path)
+    rows = lines(measured(study), study, "image")
+    assert [(row.model, row.system, row.source) for row in rows] == [
+        ("tiny", "full", "measured"),
+        ("tiny", "zipvl", "measured"),
+        ("tiny", "sparsity_forcing", "measured"),
+        ("qwen2.5-vl-7b", "full", "published (final)"),
+        ("qwen2.5-vl-7b", "zipvl", "published (final)"),
+        ("qwen2.5-vl-7b", "sparsity_forcing", "published (final)"),
+    ]
+    mme = rows[2].cells["mme"]
+    assert (mme.text, mme.interval) == ("2100", "1820 to 2380")
+    assert "24 samples" in mme.note
+    assert "commit 0123456" in mme.note
+    assert rows[2].cells[RATIO].text == "50.0"
+    assert rows[2].cells[AVERAGE].text == "75.0"
+    assert rows[2].cells[AVERAGE].interval == "71.2 to 78.8"  # 10 points over the root of 7
+    assert rows[3].cells["mme"].text == "2303"
+
+
+def test_a_model_of_the_paper_stands_beside_its_own_published_rows(tmp_path: Path) -> None:
+    study = Study(tmp_path, ("qwen2-vl-7b",), ("full", "zipvl"), ("sparsity_forcing",), ("all",))
+    rows = lines(measured(study), study, "video")
+    assert [(row.system, row.source) for row in rows] == [
+        ("full", "measured"),
+        ("full", "published (final)"),
+        ("full", "published (v1)"),
+        ("zipvl", "measured"),
+        ("zipvl", "published (v1)"),
+        ("sparsity_forcing", "measured"),
+        ("sparsity_forcing", "published (final)"),
+        ("sparsity_forcing", "published (v1)"),
+    ]
+    assert {cell.text for cell in rows[0].cells.values()} == {"not measured"}
+    assert rows[1].cells["videomme"].text == "n/p"
+    assert rows[1].cells[AVERAGE].text == "62.1"
+    assert rows[2].cells["videomme"].text == "58.2"
+
+
+def test_a_missing_column_leaves_no_average(tmp_path: Path) -> None:
+    study = made_study.write_study(tmp_path)
+    path = tmp_path / "evaluate/tiny/zipvl/all/tables/scores.csv"
+    path.write_text("".join(x for x in path.open() if not x.startswith("ocrbench")))
+    row = lines(measured(study), study, "image")[1]
+    assert row.cells["ocrbench"].text == row.cells[AVERAGE].text == "not measured"
+    assert row.cells["mme"].text == "1960"
+
+
+def test_stand_ins_are_called_what_they_are(tmp_path: Path) -> None:
+    study = made_study.write_study(tmp_path)
+    assert "not comparable" in gate(measured(study), study, "image", stand_ins=True)[0]
+    assert "no dense score" in gate(measured(study), study, "image", stand_ins=False)[0]
+
+
+def test_what_is_in_neither_table_stands_apart(tmp_path: Path) -> None:
+    study = made_study.write_study(tmp_path)
+    path = tmp_path / "evaluate/tiny/full/all/tables/scores.csv"
+    before = lines(measured(study), study, "image")[0]
+    path.write_text(path.read_text() + "pope,90,85,95,100,24,0.1\n")
+    table = measured(study)
+    assert [[cell.text for cell in row] for row in beyond(table)] == [
+        ["tiny", "full", "POPE", "90.0", "10.0"]
+    ]
+    assert lines(table, study, "image")[0].cells == before.cells
+
+
+@pytest.mark.parametrize(("shift", "named"), [(1.4, False), (-1.6, True)])
+def test_the_dense_gate_names_what_is_too_far(tmp_path: Path, shift: float, named: bool) -> None:
+    model = "qwen2.5-vl-7b"
+    study = Study(tmp_path, (model,), ("full",), (), ("all",))
+    made_study.write_scores(tmp_path / f"evaluate/{model}/full/all", 0.5, 1.0)
+    table = measured(study)
+    table["score"] = table["published"].astype(float)
+    table.loc[table["column"] == "mmstar", "score"] += shift
+    notes = gate(table, study, "image", stand_ins=False)
+    assert (len(notes) == 1) == named
+    if named:
+        assert "in MMStar." in notes[0]

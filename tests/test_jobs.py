@@ -1,0 +1,222 @@
+"""The runner: adoption, resumption, atomic results, refusals; with a stage made for the test."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sf import jobs
+from sf.errors import ConfigError, DataError, OutputConflictError
+from sf.jobs import parse_flags, run_stage, work_folder
+from sf.layout import STAMP
+
+STAGE = """
+from pathlib import Path
+from sf.config import Section
+
+class Parameters(Section):
+    words: list[str] = []
+    times: int = 1
+    loud: bool = False
+    source: Path | None = None
+    output: Path
+
+def run(p, job):
+    done = job.out / "count.txt"
+    before = int(done.read_text()) if done.is_file() else 0
+    for step in range(before, p.times):
+        done.write_text(str(step + 1))
+        job.tracker.log(step, {"step": float(step)})
+        if (Path("stop_at").is_file() and step + 1 == int(Path("stop_at").read_text())):
+            raise KeyboardInterrupt
+    (job.out / "calls.txt").write_text(str(p.times - before))
+    job.tracker.summary({"times": float(p.times)})
+"""
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "counting_stage.py").write_text(STAGE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("counting_stage", None)
+    from importlib import import_module
+
+    monkeypatch.setattr(jobs, "stage_module", lambda name: import_module("counting_stage"))
+    monkeypatch.setattr("sf.provenance.ROOT", tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return tmp_path
+
+
+def run(*words: str) -> str:
+    return run_stage("counting", [*words, "--output", "results/test/counting"], "test")
+
+
+def test_a_finished_job_is_adopted_and_a_changed_one_is_redone(stage: Path) -> None:
+    assert run("--times", "2") == "done"
+    output = stage / "results/test/counting"
+    stamp = json.loads((output / STAMP).read_text())
+    assert stamp["parameters"]["times"] == 2
+    assert json.loads((output / "metrics.json").read_text()) == {"times": 2.0}
+    assert run("--times", "2") == "up to date"
+    assert run("--times", "3") == "done"
+
+
+def test_a_lost_stamp_is_restored_and_a_damaged_file_is_made_again(stage: Path) -> None:
+    run("--times", "2")
+    output = stage / "results/test/counting"
+    before = (output / STAMP).read_bytes()
+    (output / STAMP).unlink()
+    assert run("--times", "2") == "up to date"
+    assert (output / STAMP).read_bytes() == before
+    (output / "count.txt").write_text("9")
+    assert run("--times", "2") == "done"
+    assert (output / "count.txt").read_text() == "2"
+
+
+def test_changed_code_is_run_again(stage: Path) -> None:
+    run()
+    (stage / "counting_stage.py").write_text(STAGE + "\n# another line\n")
+    assert run() == "done"
+
+
+def test_a_killed_job_continues_where_it_was(stage: Path) -> None:
+    Path("stop_at").write_text("3")
+    with pytest.raises(KeyboardInterrupt):
+        run("--times", "5")
+    output = stage / "results/test/counting"
+    assert not output.exists()
+    Path("stop_at").unlink()
+    assert run("--times", "5") == "done"
+    assert (output / "calls.txt").read_text() == "2"
+    steps = [json.loads(line)["step"] for line in (output / "history.jsonl").open()]
+    assert steps == [0, 1, 2, 3, 4]
+
+
+def test_partial_work_of_other_parameters_is_dropped(stage: Path) -> None:
+    Path("stop_at").write_text("3")
+    with pytest.raises(KeyboardInterrupt):
+        run("--times", "5")
+    Path("stop_at").unlink()
+    run("--times", "6")
+    assert (stage / "results/test/counting/calls.txt").read_text() == "6"
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(stage: Path) -> None:
+    run("--times", "2")
+    output = stage / "results/test/counting"
+    work = work_folder(output)
+    output.rename(work / "out")
+    (work / "record.json").unlink()
+    assert run("--times", "2") == "up to date"
+    assert (output / "calls.txt").read_text() == "2"
+
+
+def test_a_foreign_folder_is_not_touched(stage: Path) -> None:
+    output = stage / "results/test/counting"
+    output.mkdir(parents=True)
+    (output / "thesis.tex").write_text("mine")
+    with pytest.raises(OutputConflictError, match="not written by this stage"):
+        run()
+    assert (output / "thesis.tex").read_text() == "mine"
+
+
+def test_no_disk_space_is_said_before_any_work(
+    stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "MIN_FREE_GIB", 1e9)
+    with pytest.raises(RuntimeError, match="free some space"):
+        run()
+    assert not (stage / "results/test/counting").exists()
+
+
+def test_an_input_that_is_absent_or_incomplete_is_an_error(stage: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        run("--source", "nowhere")
+    Path("half").mkdir()
+    with pytest.raises(DataError, match="not complete"):
+        run("--source", "half")
+
+
+def test_two_processes_do_not_write_one_output(stage: Path) -> None:
+    work = work_folder(Path("results/test/counting"))
+    work.mkdir(parents=True)
+    code = (
+        "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire();"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(work / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    try:
+        with pytest.raises(OutputConflictError, match="another process"):
+            run()
+    finally:
+        holder.kill()
+        holder.wait()
+    assert run() == "done"
+
+
+def test_flags_become_typed_values(stage: Path) -> None:
+    model = jobs.stage_module("counting").Parameters
+    words = ["--words", "a", "b c", "--times", "3", "--loud", "--output", "x"]
+    assert parse_flags(model, words) == {
+        "words": ["a", "b c"],
+        "times": "3",
+        "loud": True,
+        "output": "x",
+    }
+    assert parse_flags(model, ["--no-loud", "--words"]) == {"loud": False, "words": []}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["3"], "no --name"), (["--times", "1", "2"], "one value"), (["--a", "1", "--a"], "twice")],
+)
+def test_malformed_command_lines_are_errors(stage: Path, words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_flags(jobs.stage_module("counting").Parameters, words)
+
+
+def test_an_unknown_stage_and_an_unknown_flag_are_errors(stage: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean times"):
+        run("--timez", "3")
+
+
+def test_mlflow_holds_the_run_under_its_study(stage: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    run("--times", "2")
+    client = MlflowClient(f"sqlite:///{stage}/mlflow.db")
+    experiment = client.get_experiment_by_name("sparsity-forcing")
+    runs = client.search_runs([experiment.experiment_id])
+    child = next(run for run in runs if run.data.tags.get("sf.stage") == "counting")
+    parent = next(run for run in runs if run.data.tags.get("sf.parent") == "true")
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.info.status == "FINISHED"
+    assert child.data.metrics["times"] == 2.0
+    assert child.data.params["times"] == "2"
+    assert len(client.get_metric_history(child.info.run_id, "step")) == 2
+
+
+def test_a_store_that_is_down_loses_nothing(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.warns(UserWarning, match="the result is safe"):
+        assert run("--times", "2") == "done"
+    uri = f"sqlite:///{stage}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert run("--times", "2") == "up to date"
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("sparsity-forcing")
+    names = [r.data.tags.get("sf.stage") for r in client.search_runs([experiment.experiment_id])]
+    assert "counting" in names

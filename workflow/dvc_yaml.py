@@ -1,0 +1,70 @@
+"""Renders `dvc.yaml` from the table of stages: `python -m workflow.dvc_yaml`.
+
+The file holds no values: DVC fills in params.yaml's when it runs, so it follows `sf use`.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from sf.layout import FOLDERS, STAMP
+from workflow.stages import STAGES, Stage, command
+
+HEADER = "# Rendered from workflow/stages.py by `python -m workflow.dvc_yaml`; do not edit.\n"
+
+
+def _names(stage: Stage) -> dict[str, str]:
+    names = {"scale": "${scale}", "seed": "${seed}"}
+    for axis in stage.axes:
+        names[axis] = "${key}" if _foreach(stage) else f"${{item.{axis}}}"
+    return names
+
+
+def _foreach(stage: Stage) -> bool:
+    """A stage over the models' own sections: DVC's foreach gives key and section."""
+    return "base" in stage.sections
+
+
+def _stage(stage: Stage) -> dict[str, Any]:
+    names = _names(stage)
+    sections = {
+        section: "${item}" if section == "base" else f"${{{section}}}" for section in stage.sections
+    }
+    deps = [f"{path}/{STAMP}" for path in stage.input_folders(names).values()]
+    for kind in stage.gather:
+        parts = FOLDERS[kind].format_map({"scale": names["scale"], **_rest(kind)}).split("/*")
+        deps.append(parts[0])
+    body: dict[str, Any] = {
+        "cmd": command(stage, names, sections),
+        "deps": deps + stage.code_paths,
+        "outs": [{stage.output_folder(names): {"cache": False, "persist": True}}],
+    }
+    if _foreach(stage):
+        return {"foreach": "${base}", "do": body}
+    if stage.axes:
+        return {"matrix": {a: f"${{{path}}}" for a, path in stage.axes.items()}, **body}
+    return body
+
+
+def _rest(kind: str) -> dict[str, str]:
+    return {
+        name: "*" for name in ("model", "objective", "system", "suite") if name in FOLDERS[kind]
+    }
+
+
+def render() -> str:
+    """The text of `dvc.yaml`."""
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    stream = io.StringIO()
+    yaml.dump({"stages": {stage.name: _stage(stage) for stage in STAGES}}, stream)
+    return HEADER + stream.getvalue()
+
+
+if __name__ == "__main__":
+    Path("dvc.yaml").write_text(render(), encoding="utf-8")
