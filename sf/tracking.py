@@ -161,18 +161,23 @@ def log_all(root: Path) -> int:
     """Log every finished result below `root` that MLflow does not hold yet; returns how many."""
     logged = 0
     for work in sorted(_work_folders(root)):
-        record = work / "record.json"
-        if not record.is_file():
-            continue
         output = work.parent / work.name.removeprefix(".").removesuffix(".work")
-        if (output / STAMP).is_file() and not _is_logged(work, record):
-            with FileLock(work / "mlflow.lock"):
-                if _is_logged(work, record):
-                    continue
-                with _best_effort(f"the result in {output}"):
-                    _log_result(output, work, json.loads(record.read_text(encoding="utf-8")))
-                    logged += 1
+        # Another stage may publish or restart this result while it is looked at.
+        with _best_effort(f"the result in {output}"):
+            logged += _log_once(output, work)
     return logged
+
+
+def _log_once(output: Path, work: Path) -> bool:
+    """Log one finished result unless MLflow holds it; True when it was logged now."""
+    record = work / "record.json"
+    if not ((output / STAMP).is_file() and record.is_file()) or _is_logged(work, record):
+        return False
+    with FileLock(work / "mlflow.lock"):
+        if _is_logged(work, record):
+            return False
+        _log_result(output, work, json.loads(record.read_text(encoding="utf-8")))
+    return True
 
 
 def _work_folders(root: Path) -> Iterator[Path]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from sf import jobs
 from sf.errors import ConfigError, DataError, OutputConflictError
 from sf.jobs import parse_flags, run_stage, work_folder
 from sf.layout import STAMP
+from sf.tracking import log_all
 
 STAGE = """
 from pathlib import Path
@@ -220,3 +223,24 @@ def test_a_store_that_is_down_loses_nothing(stage: Path, monkeypatch: pytest.Mon
     experiment = client.get_experiment_by_name("sparsity-forcing")
     names = [r.data.tags.get("sf.stage") for r in client.search_runs([experiment.experiment_id])]
     assert "counting" in names
+
+
+def test_results_are_logged_while_other_stages_delete_their_work(stage: Path) -> None:
+    run("--times", "2")
+    ended = threading.Event()
+
+    def churn() -> None:
+        while not ended.is_set():
+            for place in (".other.work/state/deep/deeper", "other/deep/deeper"):
+                Path("results/test", place).mkdir(parents=True, exist_ok=True)
+            for place in (".other.work", "other"):
+                shutil.rmtree(Path("results/test", place))
+
+    other = threading.Thread(target=churn)
+    other.start()
+    try:
+        for _ in range(100):
+            log_all(Path("results"))
+    finally:
+        ended.set()
+        other.join()
