@@ -8,10 +8,11 @@ Field names are unique over all sections because both engines flatten them onto 
 from __future__ import annotations
 
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -20,7 +21,17 @@ from sf.errors import ConfigError
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 RetentionP = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
-Method = Literal["full", "zipvl"]
+
+
+def _known_method(name: str) -> str:
+    # Not a plain import: the list of names decides no result, and what a stage imports is hashed.
+    hint = import_module("sf.baselines.registry").unknown(name)
+    if hint is not None:
+        raise ValueError(f"no method has this name; {hint}")
+    return name
+
+
+Method = Annotated[str, AfterValidator(_known_method)]
 Objective = Literal["sparsity_forcing", "pathwise"]
 Family = Literal["qwen2_vl", "qwen2_5_vl"]
 Model = TypeVar("Model", bound=BaseModel)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable
 from importlib import metadata
@@ -84,9 +85,12 @@ def input_digest(path: Path) -> str:
     return digest_of([path.stat().st_size, path.stat().st_mtime_ns])
 
 
+LAZY_IMPORT = re.compile(r"(sf(?:\.\w+)+):\w+")  # "sf.baselines.full:Full", as a registry's line
+
+
 @functools.cache
 def imported_modules(file: Path) -> frozenset[Path]:
-    """The files of this package that `file` names in imports, inside functions too."""
+    """The files of this package that `file` names in imports, inside functions and as text too."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     names: set[str] = set()
     for node in ast.walk(tree):
@@ -95,6 +99,9 @@ def imported_modules(file: Path) -> frozenset[Path]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            lazy = LAZY_IMPORT.fullmatch(node.value)
+            names.update([lazy[1]] if lazy else [])
     names |= {sf.EXPORTS[name[3:]] for name in names if name[3:] in sf.EXPORTS}
     found = set()
     for name in names:

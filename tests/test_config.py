@@ -69,7 +69,11 @@ def test_field_names_are_unique_over_the_sections_of_a_command_line() -> None:
         ("inference_p: 0.975", "inference_p: 1.5", ("evaluate.inference_p", "1.5", "less than")),
         ("beta:", "betta:", ("train.betta", "not a known parameter", "did you mean beta")),
         ("seed: 0", "seed: none", ("seed", "'none'", "integer")),
-        ("  methods: [full, zipvl]", "  methods: [full, zip]", ("axes.methods", "'zip'", "full")),
+        (
+            "  methods: [full, zipvl]",
+            "  methods: [full, zip]",
+            ("axes.methods", "'zip'", "did you mean zipvl"),
+        ),
         ("models: [tiny-qwen2.5-vl]", "models: [other]", ("name each model in both", "other")),
         ("scale: mini", "scale: [mini", ("not valid YAML", "params.yaml")),
     ],

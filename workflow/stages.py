@@ -175,7 +175,7 @@ STAGES = (
         },
         sections=("evaluate", "vision", "runtime"),
         inputs={"checkpoint": ("base", BASE), "benchmarks": ("benchmarks", {})},
-        code=(*MODELLING, "sf/evaluation", "sf/mini", *TABLES),
+        code=(*MODELLING, "sf/baselines", "sf/evaluation", "sf/mini", *TABLES),
     ),
     Stage(
         name="evaluate_trained",
@@ -192,7 +192,7 @@ STAGES = (
         },
         sections=("evaluate", "vision", "runtime"),
         inputs={"checkpoint": ("train", TRAINED), "benchmarks": ("benchmarks", {})},
-        code=(*MODELLING, "sf/evaluation", "sf/mini", *TABLES),
+        code=(*MODELLING, "sf/baselines", "sf/evaluation", "sf/mini", *TABLES),
     ),
     Stage(
         name="profile",

@@ -54,9 +54,14 @@ class Trace:
         return self.layer_ratios.mean(0)
 
     @property
-    def kv_lengths(self) -> Tensor:
-        """int64 (layers, batch), keys that a new token can see in each layer's cache."""
+    def prompt_kv(self) -> Tensor:
+        """int64 (layers, batch), entries that the prompt left in each layer's cache."""
         lengths = self.prompt_lengths
         if self.whole_kv:
-            return lengths.expand(len(self.kept), -1) + self.appended
-        return torch.stack([mask.sum(-1).to(lengths.device) for mask in self.kept]) + self.appended
+            return lengths.expand(len(self.kept), -1)
+        return torch.stack([mask.sum(-1).to(lengths.device) for mask in self.kept])
+
+    @property
+    def kv_lengths(self) -> Tensor:
+        """int64 (layers, batch), keys that a new token can see in each layer's cache."""
+        return self.prompt_kv + self.appended

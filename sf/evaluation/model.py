@@ -1,6 +1,6 @@
 """lmms-eval chat model for Qwen2-VL and Qwen2.5-VL with any attention method.
 
-    lmms-eval --model sf_sparse --model_args pretrained=PATH,method=zipvl,p=0.975 --tasks mme
+    lmms-eval --model sf_sparse --model_args pretrained=PATH,method=zipvl,value=0.975 --tasks mme
 
 Differences from lmms-eval's built-in `qwen2_5_vl` chat class, whose replies it reproduces with
 `method=full` on the same pixels and frames:
@@ -16,7 +16,6 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,12 +26,11 @@ from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from PIL.Image import Image
 
-from sf.attention import sparsify
+from sf.baselines import build
 from sf.config import Vision
 from sf.data.vision import encode
 from sf.errors import ConfigError
 from sf.evaluation.media import encode_as_lmms_eval
-from sf.evaluation.methods import policy_of
 from sf.evaluation.records import Record, RecordLog
 from sf.models import load_model, load_processor
 from sf.progress import Progress, progress
@@ -69,8 +67,8 @@ class SparseChatModel(lmms):
 
     Args:
         pretrained: checkpoint folder or hub id.
-        method: a key of `sf.evaluation.methods.METHODS`.
-        p: retention threshold in (0, 1].
+        method: a key of `sf.baselines.METHODS`.
+        value: of the method's knob; None takes its default.
         checkpoint: digest of the weights. It changes nothing here, but lmms-eval's own response
             cache (`--use_cache`) is keyed by the arguments and does not look at weights.
         device, dtype: where and in what the model runs; "cuda" is the process's own GPU under
@@ -83,7 +81,7 @@ class SparseChatModel(lmms):
         records: folder of the records; "" keeps them in memory, and a killed run starts anew.
 
     Raises:
-        ConfigError: an unknown method, a bad p, bounds in the wrong order.
+        ConfigError: an unknown method, a value out of its range, bounds in the wrong order.
         UnsupportedModelError: a checkpoint of another architecture.
     """
 
@@ -93,7 +91,7 @@ class SparseChatModel(lmms):
         self,
         pretrained: str,
         method: str = "full",
-        p: float = 0.975,
+        value: float | None = None,
         checkpoint: str = "",
         device: str = "cpu",
         dtype: str = "float32",
@@ -109,8 +107,8 @@ class SparseChatModel(lmms):
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.policy = policy_of(method, float(p))
-        self.method, self.p, self.checkpoint = method, float(p), checkpoint
+        self.attention = build(method, value)
+        self.method, self.checkpoint = method, checkpoint
         self.vision = Vision(
             image_min_pixels=image_min_pixels,
             image_max_pixels=image_max_pixels,
@@ -216,8 +214,7 @@ class SparseChatModel(lmms):
             self.processor, [q.turns for q in questions], self.vision, str(self.device)
         )
         width = inputs["input_ids"].shape[1]
-        context = nullcontext() if self.policy is None else sparsify(self.model, self.policy)
-        with context as trace:
+        with self.attention.apply(self.model) as trace:
             output = self.model.generate(
                 **inputs,
                 max_new_tokens=questions[0].max_new_tokens,
@@ -229,8 +226,7 @@ class SparseChatModel(lmms):
                 eos_token_id=self.processor.tokenizer.eos_token_id,
             )
         prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()
-        layers = self.model.config.get_text_config().num_hidden_layers
-        ratios = torch.ones(layers, len(questions)) if trace is None else trace.layer_ratios.cpu()
+        ratios, kept = trace.layer_ratios.cpu(), trace.prompt_kv.sum(0).tolist()
         replies = self.processor.batch_decode(
             output[:, width:], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -246,7 +242,7 @@ class SparseChatModel(lmms):
                 layer_ratios=tuple(float(ratio) for ratio in ratios[:, at]),
                 prompt_tokens=int(prompt_tokens[at]),
                 new_tokens=counts[at],
-                kv_bytes=self._kv_bytes(ratios[:, at], int(prompt_tokens[at])),
+                kv_bytes=kept[at] * self._kv_entry,
                 seconds=seconds,
                 batch=len(questions),
             )
@@ -259,13 +255,19 @@ class SparseChatModel(lmms):
         before = (ended == 0).sum(dim=1)
         return [int(n) for n in (before + 1).clamp(max=completion.shape[1])]
 
-    def _kv_bytes(self, ratios: torch.Tensor, prompt_tokens: int) -> int:
-        """Bytes of keys and values that the prompt leaves in the cache, from each layer's ratio."""
+    @property
+    def value(self) -> float | None:
+        """Of the method's knob; None for a method without one."""
+        knob = self.attention.knob
+        return None if knob is None else float(getattr(self.attention, knob.name))
+
+    @property
+    def _kv_entry(self) -> int:
+        """Bytes of one token's key and value in one layer."""
         text = self.model.config.get_text_config()
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        entry = 2 * text.num_key_value_heads * head * self.model.dtype.itemsize
-        kept = (ratios * prompt_tokens).round().sum()
-        return int(kept) * entry
+        size: int = 2 * text.num_key_value_heads * head * self.model.dtype.itemsize
+        return size
 
 
 def _limit(request: Instance) -> int:

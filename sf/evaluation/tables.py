@@ -136,7 +136,7 @@ def write_results(
         "model": model,
         "system": system,
         "method": lm.method,
-        "p": lm.p if lm.policy is not None else None,
+        "value": lm.value,
         "checkpoint": lm.checkpoint,
         "vision": lm.vision.model_dump(),
         "media": lm.media,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sf.config import Evaluate, Runtime, Vision
+from sf.config import Evaluate, Method, Runtime, Vision
 
 if TYPE_CHECKING:
     from sf.jobs import Job
@@ -18,7 +18,9 @@ class Parameters(Vision, Runtime, Evaluate):
         model: name of the base model.
         system: what the row is called: the method, or the objective that the checkpoint was
             trained with.
-        method: attention method (`sf.evaluation.methods.METHODS`).
+        method: attention method (a key of `sf.baselines.METHODS`).
+        value: of the method's knob. By default `inference_p` where the knob is p, else the
+            method's own default.
         suite: a column's name, or "image", "video", "all".
         seed: of the bootstrap and of the parsers' random guesses.
         checkpoint: folder of the model.
@@ -27,7 +29,8 @@ class Parameters(Vision, Runtime, Evaluate):
 
     model: str
     system: str
-    method: str
+    method: Method
+    value: float | None = None
     suite: str
     seed: int
     checkpoint: Path
@@ -44,16 +47,19 @@ def run(p: Parameters, job: Job) -> None:
     fails is reported after the others were tried, and the stage ends without a result.
 
     Raises:
-        ConfigError: an unknown suite or method, a bad p.
+        ConfigError: an unknown suite or method, a value out of its range.
         DataError: the benchmarks' data are not there.
         EvaluationFailed: some benchmarks failed.
     """
+    from sf.baselines import build, method_class
     from sf.evaluation.columns import suite
-    from sf.evaluation.methods import policy_of
     from sf.evaluation.source import read_source
 
     columns = suite(p.suite)
-    policy_of(p.method, p.inference_p)
+    knob, value = method_class(p.method).knob, p.value
+    if value is None and knob is not None and knob.name == "p":
+        value = p.inference_p
+    build(p.method, value)
     source = read_source(p.benchmarks)
 
     from sf.evaluation.model import SparseChatModel
@@ -64,7 +70,7 @@ def run(p: Parameters, job: Job) -> None:
     lm = SparseChatModel(
         str(p.checkpoint),
         method=p.method,
-        p=p.inference_p,
+        value=value,
         checkpoint=input_digest(p.checkpoint),
         device=p.device,
         dtype=p.dtype,

@@ -105,7 +105,12 @@ def test_batches_of_mixed_lengths_equal_batch_one(
 ) -> None:
     alone, together = (
         _records(
-            _model(checkpoints[family], method=method, p=0.8, batch_size=size),
+            _model(
+                checkpoints[family],
+                method=method,
+                value=None if method == "full" else 0.8,
+                batch_size=size,
+            ),
             home,
             tmp_path / str(size),
         )
@@ -124,7 +129,7 @@ def test_records_state_what_a_reply_cost(
 ) -> None:
     path = checkpoints["qwen2_5_vl"]
     dense = _records(_model(path), home, tmp_path / "dense", ("mmstar",))
-    sparse = _records(_model(path, method="zipvl", p=0.7), home, tmp_path / "zip", ("mmstar",))
+    sparse = _records(_model(path, method="zipvl", value=0.7), home, tmp_path / "zip", ("mmstar",))
     text = json.loads((path / "config.json").read_text())["text_config"]
     head = text["hidden_size"] // text["num_attention_heads"]
     entry = 2 * text["num_key_value_heads"] * head * 4
@@ -143,7 +148,7 @@ def test_records_state_what_a_reply_cost(
 def test_p_of_one_is_dense(checkpoints: dict[str, Path], home: Path, tmp_path: Path) -> None:
     path = checkpoints["qwen2_5_vl"]
     dense = _records(_model(path), home, tmp_path / "a", ("ocrbench",))
-    whole = _records(_model(path, method="zipvl", p=1.0), home, tmp_path / "b", ("ocrbench",))
+    whole = _records(_model(path, method="zipvl", value=1.0), home, tmp_path / "b", ("ocrbench",))
     assert [r.reply for r in dense.values()] == [r.reply for r in whole.values()]
     assert {r.token_ratio for r in whole.values()} == {1.0}
 
@@ -153,7 +158,7 @@ def test_answered_samples_are_not_asked_again(
 ) -> None:
     """Cut the records in the middle of a line, as a kill does: the rest is asked, nothing else."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    changes: dict[str, Any] = {"method": "zipvl", "p": 0.8, "batch_size": 2}
+    changes: dict[str, Any] = {"method": "zipvl", "value": 0.8, "batch_size": 2}
     first = _records(
         _model(checkpoints["qwen2_5_vl"], records=str(whole), **changes), home, tmp_path / "w"
     )
@@ -200,8 +205,8 @@ def test_processes_write_files_of_their_own(tmp_path: Path) -> None:
     ("changed", "message"),
     [
         ({"method": "zipvll"}, "did you mean zipvl"),
-        ({"method": "zipvl", "p": 0.0}, r"p = 0.0.*\(0, 1\]"),
-        ({"method": "zipvl", "p": 1.2}, r"\(0, 1\]"),
+        ({"method": "zipvl", "value": 0.0}, r"p = 0.0.*\(0, 1\]"),
+        ({"method": "zipvl", "value": 1.2}, r"\(0, 1\]"),
         ({"media": "decord"}, "must be 'training' or 'lmms_eval'"),
         ({"batch_size": 0}, "at least 1"),
     ],

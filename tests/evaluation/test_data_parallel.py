@@ -20,7 +20,7 @@ from sf.evaluation.columns import column
 from sf.evaluation.model import SparseChatModel
 from sf.evaluation.run import evaluate_columns
 checkpoint, home, work, bounds = sys.argv[1:]
-options = {**json.loads(bounds), "method": "zipvl", "p": 0.8, "records": f"{work}/records"}
+options = {**json.loads(bounds), "method": "zipvl", "value": 0.8, "records": f"{work}/records"}
 lm = SparseChatModel(checkpoint, **options)
 columns = [column("mlvu_dev"), column("chartqa")]
 results = evaluate_columns(lm, columns, Path(home), Path(work), most_new_tokens=3)

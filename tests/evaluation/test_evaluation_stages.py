@@ -132,5 +132,5 @@ def test_killed_and_called_again_it_ends_with_the_same_tables(
     samples = [json.loads(line) for line in (whole.out / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == scores["samples"].sum()
     facts = json.loads((whole.out / "results.json").read_text())
-    assert (facts["p"], facts["lmms_eval"]) == (0.9, "0.7.3")
+    assert (facts["value"], facts["lmms_eval"]) == (0.9, "0.7.3")
     assert facts["scores"][0]["scale"] == column("mme").scale

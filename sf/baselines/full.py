@@ -1,0 +1,36 @@
+"""Dense attention, the reference row: the model itself, untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from sf.baselines.method import Method
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sf.attention import Trace
+
+__all__ = ["Full"]
+
+
+@dataclass(frozen=True)
+class Full(Method):
+    """The model's own attention; the trace counts every token in every layer."""
+
+    text: ClassVar[str] = "dense attention"
+    paper: ClassVar[str] = "the model's own"
+    counts: ClassVar[str] = "1 by definition"
+    knob: ClassVar[None] = None
+
+    @contextmanager
+    def apply(self, model: nn.Module) -> Iterator[Trace]:
+        from sf.attention import Trace
+        from sf.baselines.watch import watching
+
+        trace = Trace()
+        with watching(model, trace):
+            yield trace

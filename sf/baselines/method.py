@@ -1,0 +1,104 @@
+"""What every method is: a frozen dataclass with one knob, applied to a model as a context."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from sf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sf.attention import Trace
+
+__all__ = ["Knob", "Method"]
+
+
+@dataclass(frozen=True)
+class Knob:
+    """The one number of a method that trades tokens for accuracy.
+
+    Attributes:
+        name: the field of the method that it sets.
+        default: the paper's value, or one marked as ours in the method's text.
+        low, high: range of the value; `high` belongs to it, `low` only with `low_allowed`.
+        rises: whether a larger value keeps more tokens; False: fewer.
+        dense: the value at which the method is exactly dense attention; None: there is none.
+    """
+
+    name: str
+    default: float
+    low: float = 0.0
+    high: float = 1.0
+    low_allowed: bool = False
+    rises: bool = True
+    dense: float | None = None
+
+    @property
+    def range(self) -> str:
+        """The range as text, "(0, 1]"."""
+        return f"{'[' if self.low_allowed else '('}{self.low:g}, {self.high:g}]"
+
+    def check(self, value: float) -> float:
+        """`value` as a float.
+
+        Raises:
+            ConfigError: outside the range, or not a number.
+        """
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        above = number >= self.low if self.low_allowed else number > self.low
+        if not (above and number <= self.high):
+            rule = f"a number in {self.range} is needed"
+            raise ConfigError(self.name, value, rule, f"use {self.default:g}")
+        return number
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way to run a model's attention. A subclass is a frozen dataclass with the knob's field.
+
+    Attributes:
+        text: what it does, one line.
+        paper: arXiv id and where in it, or "ours".
+        counts: what its token ratio counts, one line.
+        knob: None for a method without one.
+    """
+
+    text: ClassVar[str]
+    paper: ClassVar[str]
+    counts: ClassVar[str]
+    knob: ClassVar[Knob | None]
+
+    def __post_init__(self) -> None:
+        if self.knob is not None:
+            self.knob.check(getattr(self, self.knob.name))
+
+    @classmethod
+    def with_value(cls, value: float | None = None) -> Self:
+        """The method at a value of its knob; None takes the default.
+
+        Raises:
+            ConfigError: the value is out of range, or there is no knob to set.
+        """
+        if value is None:
+            return cls()
+        if cls.knob is None:
+            raise ConfigError("value", value, f"{cls.__name__} has no knob", "leave it out")
+        return cls(**{cls.knob.name: cls.knob.check(value)})
+
+    @abstractmethod
+    def apply(self, model: nn.Module) -> AbstractContextManager[Trace]:
+        """A context in which `model` runs under this method; its trace says what was kept.
+
+        The model is given back as it was on exit, also after an exception.
+
+        Raises:
+            UnsupportedModelError: the method cannot run on this architecture.
+        """

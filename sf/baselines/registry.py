@@ -1,0 +1,87 @@
+"""The methods by name. A further method is its file and one line here.
+
+Names are kept apart from the classes, so that parameters can be checked without loading torch;
+`sf.provenance` follows the lines as it follows imports.
+"""
+
+from __future__ import annotations
+
+import difflib
+from contextlib import AbstractContextManager
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from sf.baselines.method import Method
+from sf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sf.attention import Trace
+
+__all__ = ["METHODS", "apply_method", "build", "method_class", "unknown"]
+
+METHODS: dict[str, str] = {
+    "full": "sf.baselines.full:Full",
+    "zipvl": "sf.baselines.zipvl:ZipVL",
+    "top_k": "sf.baselines.selectors:TopKTokens",
+    "threshold": "sf.baselines.selectors:ThresholdTokens",
+    "temperature": "sf.baselines.temperature:Temperature",
+}
+"""A trained checkpoint is evaluated with the method that it was trained under."""
+
+
+def unknown(name: str) -> str | None:
+    """What to do about a name that is no method's; None for a known one."""
+    if name in METHODS:
+        return None
+    near = difflib.get_close_matches(name.lower(), METHODS, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(METHODS)}"
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method: its knob, paper and texts.
+
+    Raises:
+        ConfigError: no method has this name (the message offers the nearest ones).
+    """
+    hint = unknown(name)
+    if hint is not None:
+        raise ConfigError("method", name, "no method has this name", hint)
+    module, _, attribute = METHODS[name].partition(":")
+    found: type[Method] = getattr(import_module(module), attribute)
+    return found
+
+
+def build(name: str, value: float | None = None) -> Method:
+    """The method at a value of its knob; None takes the default.
+
+    Raises:
+        ConfigError: an unknown name, or a value out of range.
+    """
+    return method_class(name).with_value(value)
+
+
+def apply_method(
+    model: nn.Module, name: str, value: float | None = None
+) -> AbstractContextManager[Trace]:
+    """Run `model` under a method.
+
+    ```python
+    with apply_method(model, "zipvl", 0.975) as trace:
+        output = model.generate(**inputs)
+    trace.token_ratio  # (batch,), 1 for dense attention
+    trace.layer_ratios  # (layers, batch)
+    trace.kv_lengths  # (layers, batch)
+    ```
+
+    Args:
+        model: a transformers model, in evaluation mode.
+        name: a key of `METHODS`.
+        value: of the method's knob (`method_class(name).knob`); None takes the default.
+
+    Raises:
+        ConfigError: an unknown name, or a value out of range.
+        UnsupportedModelError: the method cannot run on this architecture.
+    """
+    return build(name, value).apply(model)

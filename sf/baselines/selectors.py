@@ -1,0 +1,62 @@
+"""The selectors of the paper's Table 4 in the place of top-p; all else is as in ZipVL."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from sf.baselines.method import Knob, Method
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sf.attention import Trace
+
+__all__ = ["ThresholdTokens", "TopKTokens"]
+
+_COUNTS = "tokens that take part in a layer's prefill attention and stay in its KV"
+
+
+@dataclass(frozen=True)
+class TopKTokens(Method):
+    """`sf.selection.TopK` in every layer.
+
+    Attributes:
+        ratio: share of the prompt that each layer keeps, in (0, 1]; 0.25 is Table 4's.
+    """
+
+    text: ClassVar[str] = "per layer, a fixed share of the tokens"
+    paper: ClassVar[str] = "2504.18579 table 4"
+    counts: ClassVar[str] = _COUNTS
+    knob: ClassVar[Knob] = Knob("ratio", 0.25, dense=1.0)
+
+    ratio: float = 0.25
+
+    def apply(self, model: nn.Module) -> AbstractContextManager[Trace]:
+        from sf.attention import sparsify
+        from sf.selection import TopK
+
+        return sparsify(model, TopK(ratio=self.ratio))
+
+
+@dataclass(frozen=True)
+class ThresholdTokens(Method):
+    """`sf.selection.Threshold` in every layer; the paper gives neither formula nor value.
+
+    Attributes:
+        threshold: least mean attention weight of a kept token, in [0, 1]. The default is ours.
+    """
+
+    text: ClassVar[str] = "per layer, the tokens whose mean attention weight is large enough"
+    paper: ClassVar[str] = "2504.18579 table 4 (formula: ours)"
+    counts: ClassVar[str] = _COUNTS
+    knob: ClassVar[Knob] = Knob("threshold", 0.001, low_allowed=True, rises=False, dense=0.0)
+
+    threshold: float = 0.001
+
+    def apply(self, model: nn.Module) -> AbstractContextManager[Trace]:
+        from sf.attention import sparsify
+        from sf.selection import Threshold
+
+        return sparsify(model, Threshold(value=self.threshold))

@@ -1,0 +1,40 @@
+"""ZipVL (arXiv 2410.08584): top-p token-sparse attention at prefill, pruned KV cache."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from sf.baselines.method import Knob, Method
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sf.attention import Trace
+
+__all__ = ["ZipVL"]
+
+
+@dataclass(frozen=True)
+class ZipVL(Method):
+    """`sf.selection.TopP` in every layer; what Sparsity Forcing trains and runs under.
+
+    Attributes:
+        p: share of the probes' attention that the kept tokens hold, in (0, 1].
+    """
+
+    text: ClassVar[str] = "per layer, the tokens that hold a share p of the attention"
+    paper: ClassVar[str] = "2410.08584; 2504.18579 eq. (3)"
+    counts: ClassVar[str] = (
+        "tokens that take part in a layer's prefill attention and stay in its KV"
+    )
+    knob: ClassVar[Knob] = Knob("p", 0.975, dense=1.0)
+
+    p: float = 0.975
+
+    def apply(self, model: nn.Module) -> AbstractContextManager[Trace]:
+        from sf.attention import sparsify
+        from sf.selection import TopP
+
+        return sparsify(model, TopP(p=self.p))
