@@ -1,0 +1,237 @@
+"""Greedy generation: transformers' own prefill and first token, then the decode loop.
+
+```python
+start = prefill(model, inputs, TopP(p=0.975))          # or policy None for full attention
+output = decode(start, max_new_tokens=256)             # the tokens of model.generate
+```
+
+Shape suffixes: B rows, L prompt columns, R rotary components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sf.attention import Trace, sparsify
+from sf.attention.decoding.buffers import DecodeCache
+from sf.attention.decoding.loop import DecodeLoop
+from sf.attention.decoding.step import Rules, Step, supported
+from sf.errors import ConfigError
+from sf.selection import Policy
+
+__all__ = ["Decoded", "Prefilled", "decode", "prefill", "rules_of"]
+
+# Settings of transformers that change what greedy decoding gives and that a step does not know.
+_UNKNOWN = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "guidance_scale": 1.0,
+}
+_UNKNOWN_LISTS = (
+    *("bad_words_ids", "sequence_bias", "forced_bos_token_id", "forced_eos_token_id"),
+    *("exponential_decay_length_penalty", "begin_suppress_tokens", "watermarking_config"),
+    *("stop_strings", "penalty_alpha", "min_length", "max_time"),
+)
+
+
+@dataclass
+class Prefilled:
+    """A prompt that has been read.
+
+    Attributes:
+        model: what read it.
+        prompt: int64 (B, L). valid: bool (B, L), False on padding.
+        token: int64 (B,), the first new token. position: int64 (R, B), where it stands.
+        cache: transformers' cache; `decode` empties it.
+        rules: how further tokens are chosen.
+        trace: what was kept; None for full attention.
+    """
+
+    model: Any
+    prompt: Tensor
+    valid: Tensor
+    token: Tensor
+    position: Tensor
+    cache: Any
+    rules: Rules
+    trace: Trace | None
+
+    def loop(
+        self,
+        room: int,
+        *,
+        repeat: int = 1,
+        graph: bool | None = None,
+        compiled: bool = False,
+    ) -> DecodeLoop:
+        """Move the cache into fixed buffers; can be done once.
+
+        Args:
+            room: tokens after the first, at most.
+            repeat: rows of the loop per row of the prompt, all with the same contents: a larger
+                batch than could be prefilled at once.
+            graph: see `DecodeLoop`. compiled: see `Step`.
+        """
+        if self.cache is None:
+            raise ConfigError("prefill", None, "its cache has been moved", "prefill again")
+        with torch.inference_mode():
+            cache = DecodeCache(self.cache, self.valid, room, repeat)
+            self.cache = None
+            step = Step(
+                self.model,
+                cache,
+                self.token,
+                self.position,
+                self.rules,
+                self._said(),
+                compiled=compiled,
+            )
+        return DecodeLoop(step, graph=graph)
+
+    def _said(self) -> Tensor:
+        """The prompt's tokens for the repetition penalty: none before a row's first valid one."""
+        vocabulary = self.model.config.get_text_config().vocab_size
+        return self.prompt.masked_fill(self.valid.long().cumsum(-1) == 0, vocabulary)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What was generated.
+
+    Attributes:
+        sequences: int64 (B, L + made), the prompt and the new tokens, padded after a row's end.
+        kv_bytes: of the loop's buffers, room included.
+        trace: what the prefill kept; None for full attention.
+    """
+
+    sequences: Tensor
+    kv_bytes: int
+    trace: Trace | None
+
+
+@torch.inference_mode()
+def prefill(
+    model: Any,
+    inputs: Mapping[str, Any],
+    policy: Policy | None = None,
+    *,
+    forced: bool = False,
+    suppress_tokens: tuple[int, ...] = (),
+) -> Prefilled:
+    """Read a prompt and choose the first token, through `model.generate`.
+
+    Args:
+        model: of the Qwen2 or Qwen2-VL line, on one device.
+        inputs: of the processor: `input_ids`, `attention_mask` and whatever media it holds.
+        policy: the selector; None for full attention.
+        forced: no end-of-sequence token is ever chosen (`min_new_tokens` of generate).
+        suppress_tokens: never chosen.
+
+    Raises:
+        UnsupportedModelError: another model.
+        ConfigError: its generation settings ask for more than a greedy step knows.
+    """
+    decoder = supported(model)
+    rules = rules_of(model.generation_config, forced, suppress_tokens)
+    places: list[Tensor] = []
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        places.append(kwargs["position_ids"][..., -1:])
+
+    context: Any = nullcontext() if policy is None else sparsify(model, policy)
+    with context as trace:
+        hook = decoder.register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            output = model.generate(
+                **inputs,
+                max_new_tokens=1,
+                min_new_tokens=int(forced),
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                return_dict_in_generate=True,
+                **({"suppress_tokens": list(suppress_tokens)} if suppress_tokens else {}),
+            )
+        finally:
+            hook.remove()
+    prompt = output.sequences[:, :-1]
+    mask = inputs.get("attention_mask")
+    return Prefilled(
+        model=model,
+        prompt=prompt,
+        valid=torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask.bool(),
+        token=output.sequences[:, -1],
+        position=position_after(places[-1], len(prompt)),
+        cache=output.past_key_values,
+        rules=rules,
+        trace=trace,
+    )
+
+
+def decode(
+    start: Prefilled,
+    *,
+    max_new_tokens: int,
+    graph: bool | None = None,
+    compiled: bool = False,
+) -> Decoded:
+    """Generate greedily: the tokens that `model.generate` gives.
+
+    Args:
+        start: of `prefill`; its cache is moved.
+        max_new_tokens: the first one included.
+        graph: see `DecodeLoop`. compiled: see `Step`.
+    """
+    if max_new_tokens < 1:
+        raise ConfigError("max_new_tokens", max_new_tokens, "a reply has at least one token")
+    parts = [start.prompt, start.token[:, None]]
+    if max_new_tokens == 1:
+        return Decoded(torch.cat(parts, dim=1), 0, start.trace)
+    loop = start.loop(max_new_tokens - 1, graph=graph, compiled=compiled)
+    parts.append(loop.run(max_new_tokens - 1))
+    return Decoded(torch.cat(parts, dim=1), loop.step.cache.nbytes, start.trace)
+
+
+def position_after(last: Tensor, batch: int) -> Tensor:
+    """Positions (R, B) of the token after the one at `last`, (B, 1) or (R, B, 1)."""
+    last = last[None] if last.ndim == 2 else last
+    return last[..., 0].expand(-1, batch) + 1
+
+
+def rules_of(settings: Any, forced: bool, suppress: tuple[int, ...]) -> Rules:
+    """The greedy rules in a `GenerationConfig`.
+
+    Raises:
+        ConfigError: it asks for beams, n-gram blocking or another thing that a step does not know.
+    """
+    for name, plain in _UNKNOWN.items():
+        value = getattr(settings, name, None)
+        if value not in (None, plain):
+            raise ConfigError(name, value, "the decode loop is greedy and plain", "use generate")
+    for name in _UNKNOWN_LISTS:
+        value = getattr(settings, name, None)
+        if value:
+            raise ConfigError(name, value, "the decode loop is greedy and plain", "use generate")
+    end = settings.eos_token_id
+    end = tuple(end) if isinstance(end, (list, tuple)) else () if end is None else (end,)
+    own = getattr(settings, "suppress_tokens", None)
+    forbidden = tuple(suppress or own or ())
+    pad = settings.pad_token_id
+    if pad is None:
+        pad = end[0] if end else 0
+    return Rules(
+        end=() if forced else end,
+        pad=pad,
+        forbidden=(*forbidden, *end) if forced else forbidden,
+        repetition_penalty=settings.repetition_penalty or 1.0,
+    )

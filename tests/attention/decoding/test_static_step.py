@@ -1,0 +1,190 @@
+"""What a CUDA graph needs of a step: no value is read by the host, shapes and addresses stay."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+from tiny_models import batch, build, prompt
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sf import TopP
+from sf.attention import decoding
+from sf.attention.backends.cuda import CudaBackend
+from sf.attention.decoding import DecodeLoop, prefill
+from sf.attention.decoding import step as step_module
+
+# Operators that hand a value to the host, or whose result's shape depends on values.
+WAITS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+
+
+class Recorder(TorchDispatchMode):
+    """Every operator with the shapes of what it takes and gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        shapes = [
+            (tuple(part.shape), part.dtype, part.stride())
+            for part in torch.utils._pytree.tree_leaves((args, kwargs, out))
+            if isinstance(part, torch.Tensor)
+        ]
+        devices = {
+            part.device
+            for part in torch.utils._pytree.tree_leaves((args, kwargs, out))
+            if isinstance(part, torch.Tensor)
+        }
+        plain = [
+            part
+            for part in torch.utils._pytree.tree_leaves((args, kwargs))
+            if isinstance(part, (int, float, bool))
+        ]
+        self.calls.append((str(func), shapes, plain))
+        assert len(devices) <= 1, f"{func} moves between devices"
+        return out
+
+
+@pytest.fixture
+def loop(model):
+    inputs = batch([prompt("image", 9, 1), prompt("video", 14, 2), prompt("text", 20, 3)])
+    model.generation_config.repetition_penalty = 1.2
+    try:
+        start = prefill(model, inputs, TopP(p=[0.5, 0.8, 0.95]))
+    finally:
+        model.generation_config.repetition_penalty = 1.0
+    return start.loop(6)
+
+
+def test_every_step_is_the_same_and_reads_nothing(loop):
+    recorded = []
+    for _ in range(3):
+        with Recorder() as record:
+            loop.advance(1)
+        recorded.append(record.calls)
+    assert len(recorded[0]) > 100
+    assert recorded[0] == recorded[1] == recorded[2]
+    names = {name.split(".")[1] for name, _, _ in recorded[0]}
+    assert not names & set(WAITS)
+    assert {"index_copy_", "argmax", "decode_attention"} <= names
+
+
+def test_the_recorder_sees_a_read():
+    with Recorder() as record:
+        bool(torch.ones(3).all())
+        torch.ones(3).nonzero()
+    names = {name.split(".")[1] for name, _, _ in record.calls}
+    assert {"_local_scalar_dense", "nonzero"} <= names | {"is_nonzero", "item"}
+
+
+def test_addresses_stay(loop):
+    step = loop.step
+
+    def places():
+        state = (step.token, step.position, step.finished, step.seen, step.written, step.cache.at)
+        parts = (*state, *step.cache.keys, *step.cache.values, *step.cache.masks)
+        return [part.data_ptr() for part in parts]
+
+    before = places()
+    loop.advance(4)
+    loop.restart()
+    loop.advance(2)
+    assert places() == before
+
+
+def test_one_graph_without_breaks_for_torch_compile(monkeypatch):
+    """fullgraph: whatever torch could not trace (a read, a Python side effect) would raise."""
+    model = build("qwen2_5_vl")
+    inputs = batch([prompt("image", 9, 1), prompt("text", 20, 3)])
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **k: compile_(f, backend="aot_eager", **k))
+    start = prefill(model, inputs, TopP(p=0.6), forced=True)
+    right = start.loop(5).run(5)
+    start = prefill(model, inputs, TopP(p=0.6), forced=True)
+    assert torch.equal(start.loop(5, compiled=True).run(5), right)
+
+
+def test_with_the_device_kernel(monkeypatch):
+    """The step with the CUDA backend's decode kernel, here in Triton's interpreter."""
+    from sf.attention.backends import cuda
+
+    model = build("qwen2_5_vl")
+    inputs = batch([prompt("image", 9, 1), prompt("text", 20, 3)])
+    right = prefill(model, inputs, TopP(p=0.6), forced=True).loop(3).run(3)
+    start = prefill(model, inputs, TopP(p=0.6), forced=True)
+    calls = []
+    kernel = cuda.decode_attention
+    monkeypatch.setattr(cuda, "_LEAST_ENTRIES", 0)
+    monkeypatch.setattr(cuda, "decode_attention", lambda *given: calls.append(1) or kernel(*given))
+    monkeypatch.setattr(step_module, "backend_for", lambda device: CudaBackend())
+    assert torch.equal(start.loop(3).run(3), right)
+    assert len(calls) == 3 * 3
+
+
+class Graph:
+    """Stands for a CUDA graph: what is called under `recording` is what `replay` calls."""
+
+    def __init__(self):
+        self.calls = []
+
+    def replay(self):
+        for call in self.calls:
+            call()
+
+
+def test_recording_warms_up_beside_the_stream_and_starts_anew(monkeypatch, model):
+    """The order of calls around a recording; a CUDA device itself is stood in for."""
+    inputs = batch([prompt("image", 9, 1), prompt("text", 20, 3)])
+    right = prefill(model, inputs, TopP(p=0.6), forced=True).loop(5).run(5)
+    said = []
+
+    class Stream:
+        def __init__(self, device=None, name="side"):
+            self.name = name
+
+        def wait_stream(self, other):
+            said.append(f"{self.name} waits for {other.name}")
+
+    @contextmanager
+    def inside(what):
+        said.append(f"into {what}")
+        yield
+        said.append(f"out of {what}")
+
+    @contextmanager
+    def recording(graph):
+        with inside("recording"):
+            graph.calls.append(step)
+            yield
+
+    fake = {
+        "Stream": Stream,
+        "current_stream": lambda device: Stream(name="current"),
+        "stream": lambda stream: inside(stream.name),
+        "device": lambda device: nullcontext(),
+        "CUDAGraph": Graph,
+        "graph": recording,
+    }
+    for name, stand_in in fake.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    step = prefill(model, inputs, TopP(p=0.6), forced=True).loop(5).step
+    make = step._token
+    step._token = lambda: (said.append("step"), make())
+    loop = DecodeLoop.__new__(DecodeLoop)
+    loop.step, loop.device, loop._made = step, torch.device("cuda"), 0
+    loop._replay = loop._record()
+    assert said == [
+        *("side waits for current", "into side", "step", "step", "step", "out of side"),
+        *("current waits for side", "into recording", "step", "out of recording"),
+    ]
+    assert int(step.cache.at) == 0
+    assert torch.equal(loop.run(5), right)
+
+
+def test_what_the_package_exports():
+    assert set(decoding.__all__) == {
+        *("DecodeCache", "DecodeLoop", "Decoded", "Prefilled", "Rules", "decode", "prefill"),
+    }
