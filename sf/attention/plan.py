@@ -103,7 +103,7 @@ class Plan:
             self._at(str(i), part, device) for i, part in enumerate(self._columns)
         )
         with torch.no_grad():
-            if self.policy.needs_scores:
+            if self.policy.scores_at(layer):
                 mass = backend.probe_mass(
                     query_BHPD.detach(), key_BGPD.detach(), column, present, valid, scaling
                 )

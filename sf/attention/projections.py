@@ -69,7 +69,7 @@ def _prefill(
     layer: int = module.layer_idx
     key_BGLD = _heads(module.k_proj(hidden_BLM), module.head_dim, *embeddings)
     query_BLHD = _Queries(module, hidden_BLM, embeddings)
-    if plan.policy.needs_scores and layer not in plan.kept:
+    if plan.policy.scores_at(layer) and layer not in plan.kept:
         with torch.no_grad():
             query_BLHD.fill(plan.probe_columns(hidden_BLM.device))
     layout = plan.layout(query_BLHD.tensor.transpose(1, 2), key_BGLD, module.scaling, layer)

@@ -1,7 +1,7 @@
 """Attention methods by name: `with apply_method(model, "fastv", 0.5) as trace:`.
 
 Each method is one file, registered by one line in `registry`. Importing this package loads no
-torch: names, knobs and papers can be asked for cheaply.
+torch.
 """
 
 from sf.baselines.method import Knob, Method

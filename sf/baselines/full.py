@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from torch import nn
+
+from sf.attention import Trace
 from sf.baselines.method import Method
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from sf.attention import Trace
+from sf.baselines.watch import watching
 
 __all__ = ["Full"]
 
@@ -28,9 +27,6 @@ class Full(Method):
 
     @contextmanager
     def apply(self, model: nn.Module) -> Iterator[Trace]:
-        from sf.attention import Trace
-        from sf.baselines.watch import watching
-
         trace = Trace()
         with watching(model, trace):
             yield trace

@@ -26,6 +26,7 @@ METHODS: dict[str, str] = {
     "zipvl": "sf.baselines.zipvl:ZipVL",
     "top_k": "sf.baselines.selectors:TopKTokens",
     "threshold": "sf.baselines.selectors:ThresholdTokens",
+    "fastv": "sf.baselines.fastv:FastV",
     "temperature": "sf.baselines.temperature:Temperature",
 }
 """A trained checkpoint is evaluated with the method that it was trained under."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from torch import nn
+
+from sf.attention import Trace, sparsify
 from sf.baselines.method import Knob, Method
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from sf.attention import Trace
+from sf.selection import Threshold, TopK
 
 __all__ = ["ThresholdTokens", "TopKTokens"]
 
@@ -34,9 +33,6 @@ class TopKTokens(Method):
     ratio: float = 0.25
 
     def apply(self, model: nn.Module) -> AbstractContextManager[Trace]:
-        from sf.attention import sparsify
-        from sf.selection import TopK
-
         return sparsify(model, TopK(ratio=self.ratio))
 
 
@@ -56,7 +52,4 @@ class ThresholdTokens(Method):
     threshold: float = 0.001
 
     def apply(self, model: nn.Module) -> AbstractContextManager[Trace]:
-        from sf.attention import sparsify
-        from sf.selection import Threshold
-
         return sparsify(model, Threshold(value=self.threshold))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from sf.attention import Trace, sparsify
 from sf.baselines.method import Knob, Method
 from sf.errors import ConfigError, UnsupportedModelError
-
-if TYPE_CHECKING:
-    from sf.attention import Trace
+from sf.selection import TopP
 
 __all__ = ["Temperature"]
 
@@ -46,9 +45,6 @@ class Temperature(Method):
 
     @contextmanager
     def apply(self, model: Any) -> Iterator[Trace]:
-        from sf.attention import sparsify
-        from sf.selection import TopP
-
         with sparsify(model, TopP(p=self.p)) as trace:
             attentions = [layer.self_attn for layer in model.get_decoder().layers]
             for module in attentions:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from torch import nn
+
+from sf.attention import Trace, sparsify
 from sf.baselines.method import Knob, Method
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from sf.attention import Trace
+from sf.selection import TopP
 
 __all__ = ["ZipVL"]
 
@@ -34,7 +33,4 @@ class ZipVL(Method):
     p: float = 0.975
 
     def apply(self, model: nn.Module) -> AbstractContextManager[Trace]:
-        from sf.attention import sparsify
-        from sf.selection import TopP
-
         return sparsify(model, TopP(p=self.p))

@@ -38,6 +38,10 @@ class Policy(ABC):
     def keep(self, scores: Scores, layer: int) -> Tensor:
         """Tokens to keep: bool (B, L). The caller adds the last prompt token and drops padding."""
 
+    def scores_at(self, layer: int) -> bool:
+        """Whether `keep` reads the scores of this layer; False saves computing them."""
+        return self.needs_scores
+
     @property
     def dense(self) -> bool:
         """Whether it is known beforehand that every row keeps everything."""

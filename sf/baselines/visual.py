@@ -1,0 +1,75 @@
+"""Which columns of a prompt are visual tokens, for methods that treat them apart from text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sf.errors import ConfigError, UnsupportedModelError
+
+__all__ = ["VisualColumns", "watching_visual"]
+
+_NAMES = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+
+
+@dataclass
+class VisualColumns:
+    """Filled by each forward on an empty cache.
+
+    Attributes:
+        mask: bool (B, L), True on placeholders of images and videos.
+    """
+
+    mask: Tensor | None = None
+
+    def prompt(self, valid_BP: Tensor) -> Tensor:
+        """bool (B, P): the visual tokens of a prompt of `valid_BP`'s columns.
+
+        Raises:
+            ConfigError: the forward was given embeddings in the place of token ids.
+        """
+        if self.mask is None or self.mask.shape[0] != valid_BP.shape[0]:
+            raise ConfigError(
+                "input_ids",
+                None,
+                "the prompt's token ids say which tokens are visual",
+                "pass input_ids, not inputs_embeds",
+            )
+        return self.mask[:, : valid_BP.shape[1]].to(valid_BP.device) & valid_BP
+
+
+@contextmanager
+def watching_visual(model: Any) -> Iterator[VisualColumns]:
+    """Note the visual tokens of every prompt that `model` is given.
+
+    Raises:
+        UnsupportedModelError: the model's configuration names no image or video token.
+    """
+    unwrap = getattr(model, "get_base_model", None)
+    owner: Any = unwrap() if callable(unwrap) else model
+    tokens = {getattr(owner.config, name, None) for name in _NAMES} - {None}
+    if not tokens:
+        raise UnsupportedModelError(
+            "model", type(owner).__name__, "its configuration names no image or video token"
+        )
+    found = VisualColumns()
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length():
+            return
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        found.mask = None
+        if ids is not None:
+            found.mask = torch.isin(ids, torch.tensor(sorted(tokens), device=ids.device))
+
+    hook = owner.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        hook.remove()
