@@ -12,15 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from sf.errors import ConfigError
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-RetentionP = Annotated[float, Field(gt=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
+from sf.fields import Fraction, Positive, RetentionP, Section
+from sf.training.section import Train
 
 
 def _known_method(name: str) -> str:
@@ -35,12 +33,6 @@ Method = Annotated[str, AfterValidator(_known_method)]
 Objective = Literal["sparsity_forcing", "pathwise"]
 Family = Literal["qwen2_vl", "qwen2_5_vl"]
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class Section(BaseModel):
-    """A group of parameters; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class Vision(Section):
@@ -112,30 +104,6 @@ class Calibrate(Section):
 
     calibrate_p: list[RetentionP] = Field(min_length=1)
     calibrate_batch: Positive
-
-
-class Train(Section):
-    """Sparsity Forcing (GRPO)."""
-
-    rollout_p: list[RetentionP] = Field(min_length=2)
-    train_steps: Positive
-    questions_per_step: Positive
-    learning_rate: Annotated[float, Field(gt=0)]
-    lr_schedule: Literal["cosine", "linear", "constant"]
-    weight_decay: Annotated[float, Field(ge=0)]
-    beta: Annotated[float, Field(ge=0)]
-    clip_epsilon: Annotated[float, Field(gt=0)]
-    max_grad_norm: Annotated[float, Field(gt=0)]
-    temperature: Annotated[float, Field(gt=0)]
-    reward_gate: bool = Field(description="C: efficiency counts only if a rollout was right")
-    pathwise_weight: Annotated[float, Field(ge=0)] = Field(
-        description="of the differentiable sparsity term; objective pathwise only"
-    )
-    train_vision: bool = Field(description="also train the vision tower; else it is frozen")
-    rollouts_per_forward: Positive = Field(description="micro-batch of one device, in rollouts")
-    gradient_checkpointing: bool
-    save_every: Positive
-    log_every: Positive
 
 
 class Benchmarks(Section):

@@ -23,7 +23,16 @@ from sf import provenance
 from sf.config import Params, read_yaml, validated
 from sf.layout import FOLDERS, STAMP
 
-CORE = ("sf/__init__.py", "sf/config.py", "sf/errors.py", "sf/layout.py", "sf/torchvision_shim.py")
+CORE = (
+    "sf/__init__.py",
+    "sf/config.py",
+    "sf/errors.py",
+    "sf/fields.py",
+    "sf/layout.py",
+    "sf/torchvision_shim.py",
+    "sf/training/__init__.py",
+    "sf/training/section.py",
+)
 TABLES = ("sf/report/__init__.py", "sf/report/tables.py")
 MODELLING = ("sf/attention", "sf/selection", "sf/models", "sf/data", "sf/progress.py")
 DRAWING = ("sf/report/__init__.py", "sf/report/style.py", "sf/report/tables.py")

@@ -12,16 +12,16 @@ __all__ = ["SPARSITY_FILE", "read_sparsity", "write_card", "write_sparsity"]
 SPARSITY_FILE = "sparsity.json"
 
 
-def write_sparsity(folder: Path, selector: str, retention_p: float, provenance: Any) -> None:
+def write_sparsity(folder: Path, selector: str, level: float, provenance: Any) -> None:
     """Note how the weights are meant to be run.
 
     Args:
         folder: of the checkpoint.
         selector: name of the policy class in `sf.selection`.
-        retention_p: p at inference.
+        level: at inference; of top-p this is p.
         provenance: plain values: objective, base, data, parameters, versions.
     """
-    note = {"selector": selector, "p": retention_p, "provenance": provenance}
+    note = {"selector": selector, "p": level, "provenance": provenance}
     partial = folder / (SPARSITY_FILE + ".partial")
     partial.write_text(json.dumps(note, indent=2, default=str) + "\n", encoding="utf-8")
     partial.replace(folder / SPARSITY_FILE)

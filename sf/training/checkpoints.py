@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from sf.errors import EnvironmentFault
 
-__all__ = ["SEAL", "SealCheckpoints", "check_disk", "last_sealed", "seal"]
+__all__ = ["PARTS", "SEAL", "SealCheckpoints", "check_disk", "last_sealed", "seal"]
 
 SEAL = "seal.json"
+PARTS = "parts.json"
 
 
 def _digest(path: Path) -> str:
@@ -113,11 +115,29 @@ def check_disk(folder: Path, num_parameters: int, num_trained: int, copies: int)
 
 
 class SealCheckpoints(TrainerCallback):
-    """Seals each checkpoint once transformers has written it."""
+    """Seals each checkpoint once transformers has written it.
+
+    Args:
+        parts: name -> what has `state_dict` and `load_state_dict` of plain values, the same on all
+            ranks, and is saved with each checkpoint. (transformers would build its callbacks anew
+            when it resumes.)
+    """
+
+    def __init__(self, parts: Mapping[str, Any]) -> None:
+        self.parts = parts
+
+    def restore(self, folder: Path) -> None:
+        """Set the parts to what they were at a checkpoint."""
+        saved = json.loads((folder / PARTS).read_text(encoding="utf-8"))
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called after the last file of a checkpoint."""
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # every rank's random state is part of it
         if state.is_world_process_zero:
-            seal(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            content = {name: part.state_dict() for name, part in self.parts.items()}
+            (folder / PARTS).write_text(json.dumps(content), encoding="utf-8")
+            seal(folder)

@@ -33,6 +33,7 @@ class PolicyForward:
             the completion's positions only (Triton), elsewhere it scores the prompt's too.
         coefficient: (R of the rollout,) weight of each rollout's effective ratio in the loss, for
             the pathwise objective (`sf.training.pathwise`).
+        shares: (J,) each layer's part of it; needed with `coefficient`.
         bucketed: run prompts of similar length together. Ranks that share a model need the same
             number of forwards, so it is for one process only.
     """
@@ -44,6 +45,7 @@ class PolicyForward:
     fused: bool
     bucketed: bool
     coefficient: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
     effective_ratio: list[torch.Tensor] = field(default_factory=list)
 
     def __call__(
@@ -82,11 +84,14 @@ class PolicyForward:
             "use_cache": False,
         }
         replay = FixedMask([layer[rows, start:] for layer in self.rollout.kept])
-        with sparsify(self.bare, replay, prompt_width=ids.shape[1] - width):
-            if self.coefficient is None or not torch.is_grad_enabled():
+        width_before = ids.shape[1] - width
+        if self.coefficient is None or self.shares is None or not torch.is_grad_enabled():
+            with sparsify(self.bare, replay, prompt_width=width_before):
                 return self._head(inputs, width)
+        # Skipped projections would leave the term out, and probes' queries without a gradient.
+        with sparsify(self.bare, replay, prompt_width=width_before, skip_dropped=False):
             watch_attention()
-            term = SparsityTerm(self.coefficient[rows], len(self.rollout.kept))
+            term = SparsityTerm(self.coefficient[rows], self.shares)
             result = self._head(inputs | {"sparsity_term": term}, width)
             self.effective_ratio.append(term.mean_ratio)
             return result

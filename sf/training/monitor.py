@@ -19,7 +19,8 @@ FIGURES = {
     "learning_rate": "learning_rate",
     "reward": "reward",
     "reward_std": "reward_std",
-    "rewards/accuracy/mean": "accuracy",
+    "accuracy": "accuracy",
+    "rewards/correctness/mean": "correctness",
     "rewards/efficiency/mean": "efficiency",
     "gate": "gate",
     "kl": "kl",
@@ -32,6 +33,9 @@ FIGURES = {
     "token_ratio": "token_ratio",
     "retention_p": "retention_p",
     "effective_ratio": "effective_ratio",
+    "latency_ratio": "latency_ratio",
+    "pathwise_weight": "pathwise_weight",
+    "pathwise_ratio": "pathwise_ratio",
     "logp_gap": "logp_gap",
 }
 """TRL's or the trainer's name -> the name in history and MLflow."""

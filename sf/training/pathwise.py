@@ -96,31 +96,33 @@ class SparsityTerm:
 
     Attributes:
         coefficient: (B,) d loss / d effective ratio of a row, all layers together.
-        num_layers: the coefficient is shared out evenly.
+        shares: (J,) of the coefficient that each layer gets; sums to 1.
         ratios: layer -> (B,) effective ratio, without gradient.
     """
 
     coefficient: Tensor
-    num_layers: int
+    shares: Tensor
     ratios: dict[int, Tensor] = field(default_factory=dict)
 
     def apply(self, layer: int, output: Tensor, ratio: Tensor) -> Tensor:
         """`output`, with the term's gradient tied to it."""
         self.ratios[layer] = ratio.detach()
-        share = self.coefficient / self.num_layers
-        return _AddGradient.apply(output, ratio, share)
+        return _AddGradient.apply(output, ratio, self.coefficient * self.shares[layer])
 
     @property
     def mean_ratio(self) -> Tensor:
         """(B,), mean over layers."""
+        assert len(self.ratios) == len(self.shares), "some layer's attention was not watched"
         return torch.stack(list(self.ratios.values())).mean(0)
 
 
 def watch_attention() -> None:
     """Let the sparse attention heed `sparsity_term`.
 
-    Call it inside `sparsify`. It stays until the next `sparsify`, which the recomputation of
-    gradient checkpointing in the backward pass needs; without the argument nothing changes.
+    Call it inside `sparsify(..., skip_dropped=False)`: skipped projections of long prompts do not
+    come by here, and have no gradient in the probes' queries. It stays until the next `sparsify`,
+    which the recomputation of gradient checkpointing in the backward pass needs; without the
+    argument nothing changes.
     """
     AttentionInterface.register(NAME, _observed_attention)
 

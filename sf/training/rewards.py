@@ -2,7 +2,9 @@
 
 arXiv 2504.18579, section 3; C = 1 if any rollout of the group is right (final version; v1 has no C:
 `gate=False`). Correctness is 0 or 1; fractional scores of Video-R1's OCR, free-form and regression
-questions are cut (`cutoff`), which the paper does not describe.
+questions are cut (`cutoff`), which the paper does not describe, or count as they are
+(`fractional`). Table 6's token + latency reward is r = correct + C * (1 - token_ratio + w * (1 -
+latency_ratio)); its form and w are ours (`sf.training.latency`).
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from typing import Any
 
 import torch
 
-from sf.data.rewards import correctness
+from sf.data.rewards import correctness, score
 
-__all__ = ["GroupReward"]
+__all__ = ["GroupReward", "ScoredRollouts"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,10 @@ class GroupReward:
 
     Attributes:
         num_generations: rollouts in a group.
-        cutoff: fractional score from which an answer counts as right, in [0, 1].
+        cutoff: fractional score from which an answer counts as right, in (0, 1].
         gate: apply C.
+        fractional: reward fractional scores as they are; C and accuracy still use the cut-off.
+        latency_weight: w, of the modelled latency; 0 is the paper's token reward.
         gather: concatenates a tensor over ranks, first rank first.
         rank: of this process.
     """
@@ -36,6 +40,8 @@ class GroupReward:
     num_generations: int
     cutoff: float
     gate: bool
+    fractional: bool = False
+    latency_weight: float = 0.0
     gather: Callable[[torch.Tensor], torch.Tensor] = lambda values: values
     rank: int = 0
 
@@ -53,19 +59,50 @@ class GroupReward:
             for kind, text, target in zip(problem_type, texts, solution, strict=True)
         ]
 
-    def efficiency(
+    def correctness(
         self,
         completions: Sequence[Any],
         problem_type: Sequence[str],
         solution: Sequence[str],
-        token_ratio: Sequence[float],
-        log_metric: Callable[[str, float], None],
+        correct: Sequence[float],
         **_: Any,
     ) -> list[float]:
-        """C * (1 - token_ratio) per rollout, in [0, 1)."""
-        gates = self.gates(self.accuracy(completions, problem_type, solution))
-        log_metric("gate", sum(gates) / len(gates))
-        return [gate * (1.0 - ratio) for gate, ratio in zip(gates, token_ratio, strict=True)]
+        """The first part of the reward: `correct`, or the score in [0, 1] where it is fractional.
+
+        An answer that equals the solution's text is worth 1 whatever its score: ROUGE-2 knows no
+        pair in a single word.
+
+        Args:
+            completions: TRL's.
+            problem_type: of each rollout's question.
+            solution: of each rollout's question.
+            correct: what `accuracy` gave.
+        """
+        if not self.fractional:
+            return list(correct)
+        texts = [completion[-1]["content"] for completion in completions]
+        return [
+            max(score(kind, text, target), float(correctness(kind, text, target, cutoff=1.0)))
+            for kind, text, target in zip(problem_type, texts, solution, strict=True)
+        ]
+
+    def efficiency(
+        self,
+        gates: Sequence[float],
+        token_ratio: Sequence[float],
+        latency_ratio: Sequence[float],
+    ) -> list[float]:
+        """The second part: C * (1 - token_ratio + w * (1 - latency_ratio)) per rollout.
+
+        Args:
+            gates: C of each local rollout's group.
+            token_ratio: in (0, 1].
+            latency_ratio: modelled time over that of full attention.
+        """
+        return [
+            gate * (1.0 - tokens + self.latency_weight * (1.0 - latency))
+            for gate, tokens, latency in zip(gates, token_ratio, latency_ratio, strict=True)
+        ]
 
     def gates(self, correct: Sequence[float]) -> list[float]:
         """C of each local rollout's group; 1.0 everywhere without the gate.
@@ -80,3 +117,32 @@ class GroupReward:
         spread = right.repeat_interleave(self.num_generations)
         start = self.rank * len(correct)
         return spread[start : start + len(correct)].tolist()
+
+
+class ScoredRollouts:
+    """The reward as TRL's two reward functions; keeps what the last call found.
+
+    Attributes:
+        reward: the arithmetic.
+        correct: 1.0 or 0.0 per local rollout.
+        texts: the answers.
+    """
+
+    def __init__(self, reward: GroupReward) -> None:
+        self.reward = reward
+        self.correct: list[float] = []
+        self.texts: list[str] = []
+
+    def correctness(self, **columns: Any) -> list[float]:
+        """How right each local rollout is, in [0, 1]."""
+        self.texts = [completion[-1]["content"] for completion in columns["completions"]]
+        self.correct = self.reward.accuracy(**columns)
+        columns["log_metric"]("accuracy", sum(self.correct) / len(self.correct))
+        return self.reward.correctness(**columns, correct=self.correct)
+
+    def efficiency(self, **columns: Any) -> list[float]:
+        """What each local rollout saved, where it counts."""
+        gates = self.reward.gates(self.correct)
+        columns["log_metric"]("gate", sum(gates) / len(gates))
+        ratios = columns["token_ratio"], columns["latency_ratio"]
+        return self.reward.efficiency(gates, *ratios)

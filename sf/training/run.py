@@ -14,24 +14,23 @@ from transformers import PrinterCallback
 
 from sf.models import load_model, load_processor
 from sf.progress import progress
-from sf.selection import TopP
 from sf.training.card import write_card, write_sparsity
 from sf.training.checkpoints import SealCheckpoints, check_disk, last_sealed
 from sf.training.dataset import training_set
 from sf.training.encoding import Encoder, backbone
+from sf.training.levels import Levels
 from sf.training.monitor import FiniteGradients, Monitor
 from sf.training.parameters import RunParameters
 from sf.training.records import SampleTable
 from sf.training.rewards import GroupReward
 from sf.training.settings import KEEP_CHECKPOINTS, grpo_config
 from sf.training.trainer import SparsityForcingTrainer
+from sf.training.weighting import PathwiseWeight
 
 if TYPE_CHECKING:
     from sf.data.manifest import Row
 
 __all__ = ["Training", "assemble", "train"]
-
-SELECTOR = "TopP"
 
 
 @dataclass
@@ -42,12 +41,14 @@ class Training:
         trainer: ready to train.
         processor: of the model.
         monitor: holds the latest figures.
+        sealing: saves and restores what transformers does not know of.
         checkpoints: folder of the checkpoints.
     """
 
     trainer: SparsityForcingTrainer
     processor: Any
     monitor: Monitor
+    sealing: SealCheckpoints
     checkpoints: Path
 
 
@@ -85,7 +86,7 @@ def assemble(
     size = check_disk(checkpoints, model.num_parameters(), trained, KEEP_CHECKPOINTS)
     if int(os.environ.get("RANK", "0")) == 0:
         print(
-            f"{p.train_steps} steps of {p.questions_per_step} questions x {len(p.rollout_p)} "
+            f"{p.train_steps} steps of {p.questions_per_step} questions x {p.group_size} "
             f"rollouts; a checkpoint of {size:.2f} GiB every {p.save_every} steps, "
             f"{KEEP_CHECKPOINTS} kept, {shutil.disk_usage(checkpoints).free / 2**30:.0f} GiB free",
             file=sys.stderr,
@@ -100,21 +101,28 @@ def assemble(
     )
     count = p.train_steps * p.questions_per_step
     monitor = Monitor(tracker, counter)
+    pathwise = PathwiseWeight.of(p) if p.objective == "pathwise" else None
+    sealing = SealCheckpoints({"pathwise": pathwise} if pathwise else {})
     trainer = SparsityForcingTrainer(
         model,
         processor,
         args,
         training_set(rows, count, p.seed, p.prompt_template),
         encoder,
-        p.rollout_p,
-        lambda thresholds: TopP(p=thresholds),
-        GroupReward(len(p.rollout_p), p.correctness_cutoff, p.reward_gate),
-        pathwise_weight=p.pathwise_weight if p.objective == "pathwise" else 0.0,
+        Levels.of(p),
+        GroupReward(
+            p.group_size,
+            p.correctness_cutoff,
+            p.reward_gate,
+            p.reward_correctness == "fractional",
+            p.reward_latency_weight,
+        ),
+        pathwise=pathwise,
         samples=samples.add if samples else None,
-        callbacks=[monitor, SealCheckpoints(), FiniteGradients()],
+        callbacks=[monitor, sealing, FiniteGradients()],
     )
     trainer.remove_callback(PrinterCallback)
-    return Training(trainer, processor, monitor, checkpoints)
+    return Training(trainer, processor, monitor, sealing, checkpoints)
 
 
 def train(
@@ -150,6 +158,8 @@ def train(
     with progress("train", p.train_steps, done) as counter:
         samples = SampleTable(out / "tables" / "completions.csv", done)
         training = assemble(p, base, rows, checkpoints, tracker, counter, samples)
+        if resumed is not None:
+            training.sealing.restore(resumed)
         training.trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     figures = _last_figures(training)
     if training.trainer.is_world_process_zero():
@@ -176,7 +186,9 @@ def save(
     trainer = training.trainer
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out)
     training.processor.save_pretrained(out)
-    write_sparsity(out, SELECTOR, max(p.rollout_p), provenance)
+    levels = Levels.of(p)
+    selector = type(levels.policy([levels.inference])).__name__
+    write_sparsity(out, selector, levels.inference, provenance)
     write_card(out, f"{provenance['model']} after {provenance['objective']}", provenance, figures)
 
 

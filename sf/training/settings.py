@@ -32,12 +32,12 @@ def micro_batch(p: RunParameters, world_size: int) -> tuple[int, int]:
     Raises:
         ConfigError: the step's rollouts do not divide over the ranks.
     """
-    rollouts = p.questions_per_step * len(p.rollout_p)
+    rollouts = p.questions_per_step * p.group_size
     if rollouts % world_size:
         raise ConfigError(
             "questions_per_step",
             p.questions_per_step,
-            f"times {len(p.rollout_p)} rollouts must divide over {world_size} ranks",
+            f"times {p.group_size} rollouts must divide over {world_size} ranks",
             "change questions_per_step or the number of ranks",
         )
     local = rollouts // world_size
@@ -66,7 +66,7 @@ def grpo_config(p: RunParameters, folder: Path, world_size: int | None = None) -
         "scale_rewards": "group",
         "num_iterations": 1,
         "importance_sampling_level": "token",
-        "num_generations": len(p.rollout_p),
+        "num_generations": p.group_size,
         "beta": p.beta,
         "epsilon": p.clip_epsilon,
     }

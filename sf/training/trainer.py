@@ -16,7 +16,6 @@ Shapes: R local rollouts, P padded prompt length, C completion length, J layers.
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,10 +29,14 @@ from trl.models.utils import unwrap_model_for_generation
 from sf.errors import TrainingCollapse
 from sf.models import load_model
 from sf.training.encoding import Encoder, Prompts
+from sf.training.figures import StepFigures, shown_rollouts
+from sf.training.latency import LatencyModel
+from sf.training.levels import Levels
 from sf.training.logps import PolicyForward
 from sf.training.reference import reference_logps
-from sf.training.rewards import GroupReward
+from sf.training.rewards import GroupReward, ScoredRollouts
 from sf.training.rollout import Rollout, Sampler, sampling_seeds, vision_token_ids
+from sf.training.weighting import PathwiseWeight
 
 __all__ = ["OVERRIDDEN", "SparsityForcingTrainer"]
 
@@ -53,11 +56,10 @@ class SparsityForcingTrainer(GRPOTrainer):
         args: TRL's settings (`sf.training.settings.grpo_config`).
         dataset: columns `prompt`, `row` (index for `encoder`), `problem_type`, `solution`.
         encoder: row index -> question.
-        rollout_p: the group's thresholds, one per rollout.
-        make_policy: per-rollout thresholds -> selection policy.
+        levels: how sparse each rollout is, and by which selector.
         reward: the group's reward; its `gather` and `rank` are set here.
-        pathwise_weight: of the sparsity term of right rollouts (`sf.training.pathwise`); 0 is the
-            paper's objective.
+        pathwise: weight of the sparsity term (`sf.training.pathwise`); None is the paper's
+            objective.
         samples: takes the first group's rollouts of each logged step (`records.SampleTable.add`).
         callbacks: transformers callbacks.
     """
@@ -69,17 +71,16 @@ class SparsityForcingTrainer(GRPOTrainer):
         args: GRPOConfig,
         dataset: Dataset,
         encoder: Encoder,
-        rollout_p: Sequence[float],
-        make_policy: Callable[[list[float]], Any],
+        levels: Levels,
         reward: GroupReward,
-        pathwise_weight: float = 0.0,
+        pathwise: PathwiseWeight | None = None,
         samples: Callable[[int, list[dict[str, Any]]], None] | None = None,
         callbacks: Sequence[Any] = (),
     ) -> None:
         state = args.distributed_state
-        reward = replace(reward, gather=self._gather, rank=state.process_index if state else 0)
-        self._reward = reward
-        functions: list[Any] = [self.accuracy, reward.efficiency]
+        rank = state.process_index if state else 0
+        self._scored = ScoredRollouts(replace(reward, gather=self._gather, rank=rank))
+        functions: list[Any] = [self._scored.correctness, self._scored.efficiency]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
             super().__init__(
@@ -91,24 +92,24 @@ class SparsityForcingTrainer(GRPOTrainer):
                 callbacks=list(callbacks),
                 rollout_func=self._rollout,
             )
-        self.encoder, self.pathwise_weight, self.samples = encoder, pathwise_weight, samples
-        self.rollout_p = list(rollout_p)
+        self.encoder, self.levels, self.pathwise, self.samples = encoder, levels, pathwise, samples
+        self.latency = LatencyModel.of(model)
         self.sampler = Sampler(
             temperature=args.temperature,
             max_completion_tokens=args.max_completion_length or 256,
             eos_token_ids=self.eos_token_ids,
             pad_token_id=self._tokenizer.pad_token_id,
             forbidden=vision_token_ids(self._tokenizer),
-            make_policy=make_policy,
+            make_policy=levels.policy,
         )
         self.rollout: Rollout | None = None
         self._rows: list[int] = []
         self._batch: torch.Tensor | None = None
         self._train_logps = torch.empty(0)
-        self._correct: list[float] = []
-        self._texts: list[str] = []
         self._coefficient: torch.Tensor | None = None
-        self._figures: dict[str, list[float]] = defaultdict(list)
+        self._shares: torch.Tensor | None = None
+        self._every: dict[str, torch.Tensor] = {}
+        self._figures = StepFigures(self._gather)
 
     # -- rollouts ---------------------------------------------------------------------------
 
@@ -125,18 +126,30 @@ class SparsityForcingTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         device = self.accelerator.device
         output["rollout"] = torch.arange(len(inputs), device=device)
-        if self.pathwise_weight:
-            # The loss is a mean over rollouts, of a micro-batch and then of the micro-batches.
-            self._coefficient = torch.tensor(self._correct, device=device)
-            self._coefficient *= self.pathwise_weight / len(inputs)
-        self._show_samples(inputs, output)
+        self._weigh(len(inputs))
+        step = self.state.global_step + 1
+        if self.samples is not None and step % int(self.args.logging_steps) == 0:
+            rows, scored = [self.encoder.rows[row] for row in self._rows], self._scored
+            shown = shown_rollouts(
+                cast(Rollout, self.rollout), self.levels.group_size, rows, scored.correct,
+                output["advantages"], scored.texts,
+            )  # fmt: skip
+            if self.is_world_process_zero():
+                self.samples(step, shown)
         return output
 
-    def accuracy(self, **columns: Any) -> list[float]:
-        """TRL's first reward function: 1.0 or 0.0 per local rollout."""
-        self._texts = [completion[-1]["content"] for completion in columns["completions"]]
-        self._correct = self._reward.accuracy(**columns)
-        return self._correct
+    def _weigh(self, count: int) -> None:
+        """This step's coefficients of the sparsity term, from its rollouts."""
+        if self.pathwise is None:
+            return
+        step, most = self.state.global_step, self.levels.most
+        weight, ratio, self._shares = self.pathwise.of_step(step, self._every, most)
+        # The loss is a mean over rollouts, of a micro-batch and then of the micro-batches.
+        correct = torch.tensor(self._scored.correct, device=self.accelerator.device)
+        counted = self.pathwise.counted(correct)
+        self._coefficient = counted * (weight / count) if weight else None
+        self._figures.add("pathwise_weight", weight)
+        self._figures.add("pathwise_ratio", ratio)
 
     def _rollout(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
         """TRL's `rollout_func`: one completion for each of the R local prompts."""
@@ -163,19 +176,22 @@ class SparsityForcingTrainer(GRPOTrainer):
                 model,
                 questions,
                 owner,
-                [self.rollout_p[at % len(self.rollout_p)] for at in places],
+                self.levels(self.state.global_step, places),
                 sampling_seeds(args.seed, self.state.global_step, places),
                 bucketed=self.accelerator.num_processes == 1,
             )
         self.rollout = rollout
-        self._note_rollout(rollout)
         mask = questions.attention_mask.bool()
+        answered = torch.tensor([len(ids) for ids in rollout.completion_ids], device=device)
+        latency = self.latency.ratio(mask.sum(1)[owner], rollout.layer_ratios, answered)
+        self._every = self._figures.add_rollouts({**rollout.figures(), "latency_ratio": latency})
         ids = [row[valid].tolist() for row, valid in zip(questions.input_ids, mask, strict=True)]
         return {
             "prompt_ids": [ids[at] for at in owner.tolist()],
             "completion_ids": rollout.completion_ids,
             "logprobs": rollout.logps,
             "token_ratio": rollout.token_ratio.tolist(),
+            "latency_ratio": latency.tolist(),
         }
 
     # -- log-probabilities ------------------------------------------------------------------
@@ -226,6 +242,7 @@ class SparsityForcingTrainer(GRPOTrainer):
             fused=input_ids.is_cuda,
             bucketed=self.accelerator.num_processes == 1,
             coefficient=self._coefficient,
+            shares=self._shares,
         )
         with self.accelerator.autocast():
             outputs = [
@@ -240,9 +257,7 @@ class SparsityForcingTrainer(GRPOTrainer):
         logps, entropies = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         self._train_logps = logps.detach()
         if forward.effective_ratio:
-            self._figures["effective_ratio"].append(
-                float(torch.cat(forward.effective_ratio).mean())
-            )
+            self._figures.add("effective_ratio", float(torch.cat(forward.effective_ratio).mean()))
         return logps, entropies if compute_entropy else None, None
 
     def _adapters_off(self) -> bool:
@@ -286,44 +301,12 @@ class SparsityForcingTrainer(GRPOTrainer):
                 f"is not finite at step {self.state.global_step + 1}",
                 "the last checkpoint is intact; lower learning_rate or raise beta",
             )
-        self._note_gap(inputs)
+        self._figures.add_gap(
+            self._train_logps, inputs["sampling_per_token_logps"], inputs["completion_mask"]
+        )
         return loss
-
-    # -- figures ----------------------------------------------------------------------------
-
-    def _note_rollout(self, rollout: Rollout) -> None:
-        local = torch.stack(list(rollout.figures().values()), dim=1)
-        means = self._gather(local).float().mean(dim=0).tolist()
-        for name, value in zip(rollout.figures(), means, strict=True):
-            self._figures[name].append(value)
-
-    def _note_gap(self, inputs: dict[str, Any]) -> None:
-        """max |logp(train) - logp(rollout)|: the canary of the replay."""
-        gap = (self._train_logps - inputs["sampling_per_token_logps"]).abs()
-        largest = (gap * inputs["completion_mask"]).max().reshape(1)
-        self._figures["logp_gap"].append(float(self._gather(largest).max()))
-
-    def _show_samples(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
-        """The first group of a step that will be logged."""
-        step, rollout = self.state.global_step + 1, self.rollout
-        if self.samples is None or rollout is None or step % int(self.args.logging_steps):
-            return
-        shown = [
-            {
-                "id": self.encoder.rows[self._rows[at]].id,
-                **rollout.facts(at),
-                "correct": self._correct[at],
-                "advantage": round(float(output["advantages"][at]), 6),
-                "solution": inputs[at]["solution"],
-                "completion": self._texts[at],
-            }
-            for at in range(min(len(self.rollout_p), len(inputs)))
-        ]
-        if self.is_world_process_zero():
-            self.samples(step, shown)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's, with this trainer's own figures added as means since the last call."""
-        logs.update({name: sum(v) / len(v) for name, v in self._figures.items()})
-        self._figures.clear()
+        logs.update(self._figures.drain())
         super().log(logs, start_time)

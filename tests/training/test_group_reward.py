@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sf.training.rewards import GroupReward
+from sf.training.rewards import GroupReward, ScoredRollouts
 
 RIGHT, WRONG = "<answer>red</answer>", "<answer>blue</answer>"
 
@@ -34,24 +34,46 @@ def test_cutoff_turns_fractions_into_right_or_wrong() -> None:
     assert GroupReward(1, 0.99, gate=True).accuracy(**half) == [0.0]
 
 
+def efficiency(reward: GroupReward, texts: list[str], **ratios: list[float]) -> list[float]:
+    noted: dict[str, float] = {}
+    scored = ScoredRollouts(reward)
+    given = columns(texts) | {"log_metric": noted.__setitem__}
+    scored.correctness(**given)
+    values = scored.efficiency(**given, **({"latency_ratio": [1.0] * len(texts)} | ratios))
+    assert noted["accuracy"] == sum(text == RIGHT for text in texts) / len(texts)
+    return [*values, noted["gate"]]
+
+
 def test_efficiency_counts_in_groups_with_a_right_rollout() -> None:
-    noted = {}
-    reward = GroupReward(2, cutoff=0.99, gate=True)
-    values = reward.efficiency(
-        **columns([RIGHT, WRONG, WRONG, WRONG]),
-        token_ratio=[0.25, 0.5, 0.25, 0.5],
-        log_metric=noted.__setitem__,
-    )
-    assert values == [0.75, 0.5, 0.0, 0.0]
-    assert noted == {"gate": 0.5}
+    ratio = [0.25, 0.5, 0.25, 0.5]
+    texts = [RIGHT, WRONG, WRONG, WRONG]
+    gated = efficiency(GroupReward(2, cutoff=0.99, gate=True), texts, token_ratio=ratio)
+    assert gated == [0.75, 0.5, 0.0, 0.0, 0.5]
 
 
 def test_efficiency_without_the_gate_is_version_one() -> None:
     reward = GroupReward(2, cutoff=0.99, gate=False)
-    values = reward.efficiency(
-        **columns([WRONG, WRONG]), token_ratio=[0.25, 0.5], log_metric=lambda *_: None
-    )
-    assert values == [0.75, 0.5]
+    assert efficiency(reward, [WRONG] * 2, token_ratio=[0.25, 0.5]) == [0.75, 0.5, 1.0]
+
+
+def test_latency_counts_beside_the_tokens() -> None:
+    """r = correct + C (1 - tau + w (1 - lambda)), w = 0.5."""
+    reward = GroupReward(2, cutoff=0.99, gate=True, latency_weight=0.5)
+    ratios = {"token_ratio": [0.25, 0.5], "latency_ratio": [0.5, 1.25]}
+    assert efficiency(reward, [RIGHT, WRONG], **ratios) == [1.0, 0.375, 1.0]
+    assert efficiency(reward, [WRONG] * 2, **ratios) == [0.0, 0.0, 0.0]
+
+
+def test_fractional_correctness_rewards_the_score_itself() -> None:
+    """OCR: one of two words right is 1/2; C and accuracy still go by the cut-off."""
+    half = "<answer>red blue</answer>"
+    given = columns([half, RIGHT, WRONG]) | {"solution": ["<answer>red cube</answer>"] * 3}
+    binary, parts = GroupReward(3, 0.6, gate=True), GroupReward(3, 0.6, gate=True, fractional=True)
+    assert binary.accuracy(**given) == parts.accuracy(**given) == [0.0, 0.0, 0.0]
+    assert binary.correctness(**given, correct=[0.0] * 3) == [0.0] * 3
+    assert parts.correctness(**given, correct=[0.0] * 3) == [0.5, 0.5, 0.0]
+    one_word = columns([RIGHT]) | {"problem_type": ["free-form"]}
+    assert parts.correctness(**one_word, correct=[1.0]) == [1.0]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

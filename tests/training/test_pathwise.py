@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from tiny_world import Log, parameters
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from sf.attention import projections
 from sf.data.manifest import Row
 from sf.progress import Progress
 from sf.selection import Probes
@@ -116,7 +118,7 @@ def test_gradient_is_that_of_the_gated_mean_ratio(
 
     def collect(self: SparsityTerm, layer: int, output: Any, ratio: torch.Tensor) -> Any:
         self.ratios[layer] = ratio.detach()
-        terms.append((self.coefficient / self.num_layers * ratio).sum())
+        terms.append((self.coefficient * self.shares[layer] * ratio).sum())
         return output
 
     monkeypatch.setattr(SparsityTerm, "apply", collect)
@@ -131,13 +133,6 @@ def test_gradient_is_that_of_the_gated_mean_ratio(
     assert moved > 1e-3
 
 
-def test_only_right_rollouts_count(
-    base: Path, rows: list[Row], tmp_path: Path, right_when_long: None
-) -> None:
-    trainer, _ = one_step(base, rows, tmp_path)
-    assert trainer._coefficient.tolist() == [0.0, 1 / 8] * 4
-
-
 def test_term_lowers_the_effective_ratio(
     base: Path, rows: list[Row], tmp_path: Path, right_when_long: None
 ) -> None:
@@ -150,3 +145,70 @@ def test_term_lowers_the_effective_ratio(
     assert "effective_ratio" not in logs[0]
     assert logs[1]["effective_ratio"] > 0
     assert logs[1]["token_ratio"] < logs[0]["token_ratio"] - 0.01
+
+
+def test_long_prompts_whose_projections_could_be_skipped_count_too(
+    base: Path,
+    rows: list[Row],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    right_when_long: None,
+) -> None:
+    """Where sparse prefill stands in for a layer's whole forward, the term must not be lost."""
+    found = []
+    for columns in (projections.LEAST_COLUMNS, 1):
+        monkeypatch.setattr(projections, "LEAST_COLUMNS", columns)
+        trainer, inputs = one_step(base, rows, tmp_path / str(columns), pathwise_weight=2.0)
+        found.append(gradients(trainer, trainer.compute_loss(trainer.model, inputs)))
+        ratios = trainer._figures.drain()
+        assert 0 < ratios["effective_ratio"] <= 1
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.allclose(found[0][n], g, atol=1e-5) for n, g in found[1].items())
+
+
+class Bytes(TorchDispatchMode):
+    """Bytes of what operations make: the largest tensor, and all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for made in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(made, torch.Tensor):
+                self.largest = max(self.largest, made.numel() * made.element_size())
+        return result
+
+
+def test_memory_grows_with_the_prompt_not_with_its_square() -> None:
+    """Qwen2.5-VL-7B's shape up to 32k tokens, without storage: what is made and what is kept."""
+    largest, stored = [], []
+    for length in (8192, 16384, 32768):
+        q = torch.empty(1, 28, length, 128, device="meta", requires_grad=True)
+        k = torch.empty(1, 4, length, 128, device="meta", requires_grad=True)
+        valid = torch.ones(1, length, dtype=torch.bool, device="meta")
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            if tensor.data_ptr() == 0 and tensor._base is None and not tensor.is_leaf:
+                kept[id(tensor)] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        with Bytes() as made, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            effective_ratio(q, k, valid, Probes(), 0.1).sum().backward()
+        largest.append(made.largest / length)
+        stored.append(sum(kept.values()) / length)
+    assert max(largest) <= 1.01 * min(largest)
+    assert max(stored) <= 1.01 * min(stored)
+    assert largest[0] == 28 * 128 * 4, "the gradient of the queries is the largest tensor"
+    assert 0 < stored[0] < 28 * 128 * 4
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_gate_and_shares_reach_the_loss(
+    base: Path, rows: list[Row], tmp_path: Path, right_when_long: None, gate: bool
+) -> None:
+    trainer, _ = one_step(base, rows, tmp_path, pathwise_gate=gate, pathwise_layers="deeper")
+    assert trainer._coefficient.tolist() == [0.0 if gate else 1 / 8, 1 / 8] * 4
+    assert torch.allclose(trainer._shares, torch.tensor([1 / 6, 2 / 6, 3 / 6]))

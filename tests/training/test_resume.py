@@ -66,6 +66,43 @@ def test_killed_run_goes_on_to_the_same_weights(
     assert list(shown["retention_p"][:4]) == [0.5, 0.7, 0.9, 1.0]
 
 
+class Interruption(Exception):
+    """Stands for whatever ends a run."""
+
+
+class FailingLog(Log):
+    def log(self, step: int, values: dict[str, float]) -> None:
+        super().log(step, values)
+        if step == 3:
+            raise Interruption
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rollout_draw": "uniform"}, {"objective": "pathwise", "pathwise_target": 0.25,
+                                   "pathwise_gate": False}],
+    ids=["uniform", "pathwise target"],
+)  # fmt: skip
+def test_drawn_levels_and_the_dual_variable_go_on(
+    base: Path, rows: list[Row], tmp_path: Path, changes: dict
+) -> None:
+    """Interrupted behind its last checkpoint: the same figures and weights as in one go."""
+    found = []
+    for name in ("whole", "parts"):
+        p, out, log = parameters(**changes), tmp_path / name / "out", Log()
+        given = p, base, rows, tmp_path / name / "state", out
+        if name == "parts":
+            with pytest.raises(Interruption):
+                train(*given, FailingLog(), PROVENANCE)
+        train(*given, log, PROVENANCE)
+        found.append((log.history[-1][1], load_model(out).state_dict()))
+    (whole, weights), (parts, again) = found
+    for figure in ("retention_p", "token_ratio", "loss", "grad_norm", "pathwise_weight"):
+        assert whole.get(figure) == parts.get(figure), figure
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert "pathwise_target" not in changes or whole["pathwise_weight"] > 1.0
+
+
 def test_run_that_was_killed_while_saving_its_result(
     base: Path, rows: list[Row], uninterrupted: tuple[Path, dict]
 ) -> None:

@@ -1,0 +1,130 @@
+"""How strongly the pathwise sparsity term counts: schedule, layers, or a ratio to be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sf.training.parameters import RunParameters
+
+__all__ = ["PathwiseWeight"]
+
+DAMPING = 20.0
+"""Proportional gain in steps of the dual variable: the ratio answers late to the weight, and pure
+integration would swing around the target."""
+
+
+@dataclass
+class PathwiseWeight:
+    """The weight of the term, step by step.
+
+    With a target the weight is the dual variable of "minimise the loss subject to token ratio <=
+    target": it grows while the ratio is above the target, shrinks below it and is never negative.
+    Each step adds `dual_rate` x (ratio / target - 1); the weight in force is the dual variable plus
+    `DAMPING` such steps (an augmented Lagrangian), which keeps it from overshooting. It starts at
+    `weight`.
+
+    Attributes:
+        weight: in force without a target; else where the dual variable starts.
+        gate: count right rollouts only.
+        layers: "even", "deeper" (proportional to the layer's number) or "fuller" (to the share of
+            tokens that the layer keeps in this step's rollouts).
+        schedule: "constant", "rising" (linear, full at the last step) or "falling" (from full at
+            the first step).
+        total_steps: of the run.
+        target: token ratio of the rollouts at the level that keeps most; 0: none.
+        dual_rate: see above.
+        dual: the dual variable; saved with each checkpoint.
+    """
+
+    weight: float
+    gate: bool
+    layers: str
+    schedule: str
+    total_steps: int
+    target: float = 0.0
+    dual_rate: float = 0.1
+    dual: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dual = self.weight
+
+    @classmethod
+    def of(cls, p: RunParameters) -> PathwiseWeight:
+        """From the parameters."""
+        return cls(
+            p.pathwise_weight,
+            p.pathwise_gate,
+            p.pathwise_layers,
+            p.pathwise_schedule,
+            p.train_steps,
+            p.pathwise_target,
+            p.pathwise_dual_rate,
+        )
+
+    def of_step(
+        self, step: int, rollouts: Mapping[str, Tensor], most: float
+    ) -> tuple[float, float, Tensor]:
+        """The weight of a step; called once a step.
+
+        Args:
+            step: steps finished before.
+            rollouts: values of all ranks' rollouts by the names of `Rollout.figures`.
+            most: the level that keeps most; without rollouts at it, all of them count.
+
+        Returns:
+            weight, token ratio at that level, and (J,) the layers' shares.
+        """
+        chosen = rollouts["retention_p"] == torch.tensor(most, dtype=torch.float32)
+        ratios = rollouts["token_ratio"]
+        ratio = float((ratios[chosen] if bool(chosen.any()) else ratios).mean())
+        layers = [v.mean() for name, v in rollouts.items() if name.startswith("token_ratio_layer/")]
+        return self.advance(step, ratio), ratio, self.shares(torch.stack(layers))
+
+    def advance(self, step: int, ratio: float) -> float:
+        """The weight, with the dual variable moved on.
+
+        Args:
+            step: steps finished before.
+            ratio: this step's token ratio at the level that keeps most.
+        """
+        if self.target:
+            excess = self.dual_rate * (ratio / self.target - 1.0)
+            self.dual = max(0.0, self.dual + excess)
+            return max(0.0, self.dual + DAMPING * excess)
+        rising = (step + 1) / self.total_steps
+        share = {"constant": 1.0, "rising": rising, "falling": 1.0 - step / self.total_steps}
+        return self.weight * share[self.schedule]
+
+    def counted(self, correct: Tensor) -> Tensor:
+        """(R,), how much each rollout counts: 1 or 0.
+
+        Args:
+            correct: (R,) 1.0 or 0.0.
+        """
+        return correct if self.gate else torch.ones_like(correct)
+
+    def shares(self, layer_ratios: Tensor) -> Tensor:
+        """(J,), the layers' parts of the weight; sums to 1.
+
+        Args:
+            layer_ratios: (J,) mean token ratio of each layer in this step.
+        """
+        if self.layers == "even":
+            parts = torch.ones_like(layer_ratios)
+        elif self.layers == "deeper":
+            parts = torch.arange(1.0, len(layer_ratios) + 1, device=layer_ratios.device)
+        else:
+            parts = layer_ratios
+        return parts / parts.sum()
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed run needs."""
+        return {"dual": self.dual}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from `state_dict`."""
+        self.dual = float(state["dual"])

@@ -1,0 +1,95 @@
+"""The weight of the sparsity term over a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_world import parameters
+
+from sf.training.checkpoints import PARTS, SealCheckpoints, last_sealed
+from sf.training.weighting import PathwiseWeight
+
+
+def weighting(**changes: Any) -> PathwiseWeight:
+    given = {f"pathwise_{name}": value for name, value in changes.items()}
+    return PathwiseWeight.of(parameters(objective="pathwise", train_steps=4, **given))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [2.0] * 4), ("rising", [0.5, 1.0, 1.5, 2.0]), ("falling", [2.0, 1.5, 1.0, 0.5])],
+)
+def test_schedules(schedule: str, expected: list[float]) -> None:
+    own = weighting(weight=2.0, schedule=schedule)
+    assert [own.advance(step, 0.5) for step in range(4)] == expected
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [("even", [1 / 3] * 3), ("deeper", [1 / 6, 2 / 6, 3 / 6]), ("fuller", [0.2, 0.3, 0.5])],
+)
+def test_shares_of_the_layers(layers: str, expected: list[float]) -> None:
+    shares = weighting(layers=layers).shares(torch.tensor([0.2, 0.3, 0.5]))
+    assert torch.allclose(shares, torch.tensor(expected))
+
+
+def test_gate() -> None:
+    correct = torch.tensor([1.0, 0.0])
+    assert weighting(gate=True).counted(correct).tolist() == [1.0, 0.0]
+    assert weighting(gate=False).counted(correct).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0, 6.0])
+def test_target_is_reached_whatever_the_weight_begins_with(start: float) -> None:
+    """A system whose ratio follows 1 / (1 + weight) with a lag of 15 steps: 25 % is weight 3."""
+    own, ratio = weighting(target=0.25, weight=start, dual_rate=0.1), 0.9
+    seen = []
+    for step in range(600):
+        ratio += (1 / (1 + own.advance(step, ratio)) - ratio) / 15
+        seen.append(ratio)
+    assert seen[-1] == pytest.approx(0.25, abs=0.01)
+    assert start > 3 or min(seen) > 0.15, "it must not fall through the target"
+    assert own.dual == pytest.approx(3.0, abs=0.2)
+
+
+def test_weight_is_never_negative() -> None:
+    own = weighting(target=0.9, weight=0.0)
+    assert all(own.advance(step, 0.1) == 0.0 for step in range(5))
+    assert own.dual == 0.0
+
+
+def test_ratio_is_that_of_the_level_that_keeps_most() -> None:
+    rollouts = {
+        "retention_p": torch.tensor([0.5, 0.975, 0.5, 0.975]),
+        "token_ratio": torch.tensor([0.1, 0.4, 0.2, 0.6]),
+        "token_ratio_layer/0": torch.tensor([0.1, 0.2, 0.3, 0.4]),
+        "token_ratio_layer/1": torch.tensor([0.5, 0.5, 0.5, 0.5]),
+    }
+    weight, ratio, shares = weighting(layers="fuller").of_step(0, rollouts, 0.975)
+    assert (weight, ratio) == (1.0, pytest.approx(0.5))
+    assert torch.allclose(shares, torch.tensor([1 / 3, 2 / 3]))
+    assert weighting().of_step(0, rollouts, 0.7)[1] == pytest.approx(0.325)
+
+
+def test_dual_variable_is_part_of_a_checkpoint(tmp_path: Path) -> None:
+    own = weighting(target=0.25)
+    own.advance(0, 0.9)
+    folder = tmp_path / "checkpoint-1"
+    folder.mkdir()
+    state: Any = SimpleNamespace(is_world_process_zero=True, global_step=1)
+    saving = SealCheckpoints({"pathwise": own})
+    saving.on_save(SimpleNamespace(output_dir=str(tmp_path)), state, None)
+    assert last_sealed(tmp_path) == folder
+    again = weighting(target=0.25)
+    assert again.dual != own.dual
+    SealCheckpoints({"pathwise": again}).restore(folder)
+    assert again.dual == own.dual
+    content = json.loads((folder / PARTS).read_text())
+    (folder / PARTS).write_text(json.dumps(content | {"pathwise": {"dual": 9.0}}))
+    with pytest.warns(UserWarning, match="damaged"):
+        assert last_sealed(tmp_path) is None
