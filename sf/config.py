@@ -31,7 +31,8 @@ def _known_method(name: str) -> str:
 
 Method = Annotated[str, AfterValidator(_known_method)]
 Objective = Literal["sparsity_forcing", "pathwise"]
-Family = Literal["qwen2_vl", "qwen2_5_vl"]
+Family = Literal["qwen2_vl", "qwen2_5_vl", "llava_onevision", "llava_next_video"]
+SCRATCH_FAMILIES = ("qwen2_vl", "qwen2_5_vl")  # of which a tiny model can be trained here
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -97,6 +98,15 @@ class BaseModelSpec(Section):
     base_align_steps: Annotated[int, Field(ge=0, description="of the vision tower alone")]
     base_media: Annotated[int, Field(ge=0, description="fresh scenes and clips")]
     base_examples: Annotated[int, Field(ge=0, description="in the benchmarks' formats")]
+
+    @model_validator(mode="after")
+    def _trainable(self) -> BaseModelSpec:
+        if self.source == "scratch" and self.family not in SCRATCH_FAMILIES:
+            raise ValueError(
+                f"source 'scratch' needs a family of {SCRATCH_FAMILIES}, not {self.family}; give a "
+                "folder or a hub source"
+            )
+        return self
 
 
 class Calibrate(Section):

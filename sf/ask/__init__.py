@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from sf.ask.answer import AskResult, answer, overlay
 from sf.ask.media import FPS, MAX_FRAMES, Media, bounds, chosen, load_media
 from sf.config import Runtime, validated
+from sf.data.llava import is_llava
 from sf.errors import ConfigError, DataError, EnvironmentFault
 from sf.selection import Policy, TopP
 
@@ -63,7 +64,7 @@ def ask(
         max_new_tokens: length limit of the reply.
         device: "cpu" or "cuda"; by default a GPU where there is one.
         dtype: of the weights; by default float32 on a CPU and bfloat16 on a GPU.
-        max_pixels: of the image, or of each frame.
+        max_pixels: of the image, or of each frame; LLaVA models have sizes of their own.
         max_frames, fps: how many frames of a video are looked at.
         picture: file to draw the kept tokens into, png, svg, pdf or jpg; None draws none.
 
@@ -81,6 +82,8 @@ def ask(
     kind, path = chosen(image, video)
     media = load_media(kind, path, bounds(kind, max_pixels, max_frames, fps))
     network, processor = _load(model, revision, runtime)
+    if is_llava(processor):
+        media = load_media(kind, path, media.vision, llava=True)
     result = answer(network, processor, media, question, policy, max_new_tokens=max_new_tokens)
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,8 @@ class AskResult:
     Attributes:
         reply: without special tokens and control characters.
         cut: the reply reached `max_new_tokens` without an end.
-        grid: time steps, rows and columns of visual tokens.
+        grid: time steps, rows and columns of visual tokens (LLaVA: of the whole image or of each
+            frame, see `sf.attention.visual_tokens`).
         prompt_tokens, visual_tokens, completion_tokens: counts.
         kept: bool (layers, *grid), the visual tokens that each layer kept.
         layer_ratios: kept / prompt tokens, each layer, in (0, 1]; `visual_ratios` and
@@ -148,7 +149,7 @@ def _what_was_kept(trace: Trace, inputs: Any, config: Any) -> dict[str, Any]:
     return {
         "grid": span.shape,
         "prompt_tokens": int(trace.prompt_lengths[0]),
-        "visual_tokens": len(span.columns),
+        "visual_tokens": int(visual.sum()),
         "kept": span.cells(trace.kept).numpy(),
         "layer_ratios": tuple(trace.layer_ratios[:, 0].tolist()),
         "visual_ratios": tuple(kept[:, visual].double().mean(-1).tolist()),

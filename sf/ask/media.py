@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sf.config import Vision, validated
 from sf.data.budget import TEMPORAL_PATCH
+from sf.data.llava import load_own_size
 from sf.data.media import MEMBER
 from sf.data.vision import load_image, load_video
 from sf.errors import ConfigError, DataError
@@ -83,8 +84,13 @@ def bounds(
     return validated(Vision, {**pixels, "video_max_frames": max_frames, "video_fps": fps})
 
 
-def load_media(kind: Kind, path: str | Path, vision: Vision) -> Media:
+def load_media(kind: Kind, path: str | Path, vision: Vision, *, llava: bool = False) -> Media:
     """Load an image or a video under bounds, those of a study's parameters for example.
+
+    Args:
+        kind, path: the media.
+        vision: pixel and frame bounds.
+        llava: for a LLaVA model, which resizes frames by itself and has a time step a frame.
 
     Raises:
         DataError: missing or unreadable media.
@@ -92,7 +98,9 @@ def load_media(kind: Kind, path: str | Path, vision: Vision) -> Media:
     if kind == "image":
         loaded = load_image(path)
         return Media(kind, {"type": kind, "image": loaded}, (np.asarray(loaded),), None, vision)
-    frames, facts = load_video(path, vision)
-    begins = facts.timestamps[::TEMPORAL_PATCH]
+    frames, facts = (load_own_size if llava else load_video)(path, vision)
     part = {"type": kind, "video": (frames, facts)}
-    return Media(kind, part, tuple(frames[::TEMPORAL_PATCH]), tuple(begins), vision)
+    begins = facts.timestamps
+    if not llava:
+        frames, begins = frames[::TEMPORAL_PATCH], begins[::TEMPORAL_PATCH]
+    return Media(kind, part, tuple(frames), tuple(begins), vision)

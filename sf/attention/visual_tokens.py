@@ -4,6 +4,10 @@ A cell is what one visual token sees: spatial_merge_size x spatial_merge_size pa
 over two neighbouring frames of a video. Placeholders follow each other row by row, time step by
 time step, in every model of the Qwen2-VL line.
 
+LLaVA-OneVision and LLaVA-NeXT-Video see a whole image first, then (images only) the same image
+again in tiles of higher resolution, with a token at the end of each line. The cells are those of
+the whole image, or of each frame; tiles and line ends are visual tokens without a cell.
+
 Shape suffixes: B rows of the batch, L prompt columns, J layers; T time steps, H rows and W columns
 of cells; M media.
 """
@@ -11,7 +15,7 @@ of cells; M media.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -20,6 +24,8 @@ from torch import Tensor
 from sf.errors import DataError
 
 __all__ = ["VisualSpan", "locate", "visual_mask"]
+
+_LLAVA = ("llava_onevision", "llava_next_video")
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,14 @@ class VisualSpan:
         row: row of the batch.
         shape: (T, H, W) in cells; T is 1 for an image.
         columns: int64 (T * H * W,), the prompt column of each cell, time first, then row by row.
+        others: int64 (N,), the columns of further tokens of this medium, which have no cell.
     """
 
     kind: Literal["image", "video"]
     row: int
     shape: tuple[int, int, int]
     columns: Tensor
+    others: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
     def column(self, time: int, row: int, col: int) -> int:
         """The prompt column of a cell."""
@@ -60,14 +68,19 @@ def locate(inputs: Mapping[str, Any], config: Any) -> list[VisualSpan]:
 
     Args:
         inputs: `input_ids` (B, L), padded on either side, with `image_grid_thw` and
-            `video_grid_thw` (M, 3) in patches where there are such media.
+            `video_grid_thw` (M, 3) in patches where there are such media; for LLaVA with
+            `pixel_values_videos` [M, frames, ...] where there are videos.
         config: of the model: `image_token_id`, `video_token_id` and the vision tower's
-            `spatial_merge_size`.
+            `spatial_merge_size`; for LLaVA its `image_size` and `patch_size`.
 
     Raises:
         DataError: grids and placeholders do not fit together.
     """
     ids = inputs["input_ids"].cpu()
+    if getattr(config, "model_type", "") in _LLAVA:
+        return _llava_spans("image", ids, inputs, config) + _llava_spans(
+            "video", ids, inputs, config
+        )
     merge = int(config.vision_config.spatial_merge_size)
     spans = _spans("image", ids == config.image_token_id, inputs.get("image_grid_thw"), merge)
     return spans + _spans(
@@ -106,9 +119,39 @@ def _spans(
     return spans
 
 
+def _llava_spans(
+    kind: Literal["image", "video"], ids_BL: Tensor, inputs: Mapping[str, Any], config: Any
+) -> list[VisualSpan]:
+    """A medium's tokens are one run of placeholders; its cells come first in it."""
+    side = int(config.vision_config.image_size) // int(config.vision_config.patch_size)
+    token = config.image_token_id if kind == "image" else config.video_token_id
+    shape = (1, side, side)
+    if kind == "video" and "pixel_values_videos" in inputs:
+        pooled = side // 2 if config.model_type == "llava_next_video" else -(-side // 2)
+        shape = (int(inputs["pixel_values_videos"].shape[1]), pooled, pooled)
+    count = shape[0] * shape[1] * shape[2]
+    spans = []
+    for row, here in enumerate(ids_BL == token):
+        columns = here.nonzero()[:, 0]
+        breaks = (columns.diff() > 1).nonzero()[:, 0] + 1
+        for run in columns.tensor_split(breaks):
+            if len(run) == 0:
+                continue
+            if len(run) < count:
+                raise DataError(
+                    f"{kind} placeholders",
+                    len(run),
+                    f"{shape} cells (time, rows, columns) need {count}",
+                    "encode the prompt and its media together",
+                )
+            spans.append(VisualSpan(kind, row, shape, run[:count], run[count:]))
+    return spans
+
+
 def visual_mask(spans: Sequence[VisualSpan], shape: tuple[int, int]) -> Tensor:
     """bool (B, L), True on the visual tokens of the prompts."""
     mask = torch.zeros(shape, dtype=torch.bool)
     for span in spans:
         mask[span.row, span.columns] = True
+        mask[span.row, span.others] = True
     return mask

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sf.data.budget import FACTOR, TEMPORAL_PATCH, pixel_bounds, resized_size
 from sf.data.frame_cache import FrameCache
+from sf.data.llava import encode_llava, encode_llava_parts, is_llava
 from sf.data.media import num_decoders, open_media
 from sf.data.video import load_video
 from sf.errors import DataError, UnsupportedModelError
@@ -28,7 +29,14 @@ if TYPE_CHECKING:
 
     from sf.config import Vision
 
-__all__ = ["MAX_IMAGE_PIXELS", "encode", "load_image", "load_video"]
+__all__ = [
+    "MAX_IMAGE_PIXELS",
+    "encode",
+    "encode_parts",
+    "load_image",
+    "load_rgb",
+    "load_video",
+]
 
 MAX_IMAGE_PIXELS = 178_956_970  # PIL's bomb limit, twice its warning limit
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # none that runs other programs
@@ -80,6 +88,11 @@ def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
+def load_rgb(part: dict[str, Any]) -> PIL.Image.Image:
+    """The RGB picture of an image part: its "image", or what lies at its "path"."""
+    return _rgb(part["image"]) if "image" in part else load_image(part["path"])
+
+
 def _resized_image(image: PIL.Image.Image, vision: Vision) -> np.ndarray:
     """Bicubic with antialiasing on uint8 [H, W, C], as transformers' image processor does."""
     import numpy as np
@@ -110,8 +123,7 @@ def _media(
     cache = FrameCache.from_environment()
 
     def load_picture(part: dict[str, Any]) -> np.ndarray:
-        image = part["image"] if "image" in part else load_image(part["path"])
-        return _resized_image(_rgb(image), vision)
+        return _resized_image(load_rgb(part), vision)
 
     def load_clip(part: dict[str, Any]) -> tuple[np.ndarray, Any]:
         return part.get("video") or load_video(part["path"], vision, cache)
@@ -153,7 +165,7 @@ def encode(
     """Left-padded model inputs of a batch of conversations.
 
     Args:
-        processor: of Qwen2-VL or Qwen2.5-VL.
+        processor: of Qwen2-VL or Qwen2.5-VL, or of LLaVA (see `sf.data.llava.encode_llava`).
         conversations: B lists of turns (`sf.data.prompts.messages`). Media parts hold a "path", or
             what was loaded from it: a PIL "image", or as "video" what `load_video` returned for
             the same `vision`. One that ends with the user gets the generation prompt.
@@ -169,6 +181,8 @@ def encode(
         DataError: unreadable media.
         UnsupportedModelError: the processor makes another grid than the bounds say.
     """
+    if is_llava(processor):
+        return encode_llava(processor, conversations, vision, device)
     images, videos, metadata = _media(conversations, vision)
     texts = [
         processor.apply_chat_template(
@@ -197,3 +211,24 @@ def encode(
     if videos:
         _check_grid("video_grid_thw", inputs["video_grid_thw"], videos)
     return inputs.to(device)
+
+
+def encode_parts(
+    processor: Any, conversations: Sequence[Conversation], vision: Vision, device: str = "cpu"
+) -> list[tuple[list[int], BatchFeature]]:
+    """A batch of conversations as the fewest batches that the model takes in one forward.
+
+    Args:
+        processor, conversations, vision, device: as `encode`.
+
+    Returns:
+        Pairs of the conversations' indices and their inputs: one pair for the Qwen families, one
+        for each number of frames for LLaVA.
+
+    Raises:
+        DataError, UnsupportedModelError: as `encode`.
+    """
+    if is_llava(processor):
+        return encode_llava_parts(processor, conversations, vision, device)
+    everything = list(range(len(conversations)))
+    return [(everything, encode(processor, conversations, vision, device))]

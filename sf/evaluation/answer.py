@@ -19,7 +19,7 @@ import torch
 from sf.attention import sparsify
 from sf.data.prompts import messages
 from sf.data.rewards import correctness
-from sf.data.vision import encode
+from sf.data.vision import encode_parts
 from sf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -162,8 +162,8 @@ def encode_rows(
     *,
     device: str = "cpu",
     template: Template = "answer",
-) -> Encoded:
-    """One batch as model inputs.
+) -> list[Encoded]:
+    """A batch as model inputs: in one piece, or for LLaVA one for each number of frames.
 
     Args:
         processor: of the model.
@@ -173,7 +173,8 @@ def encode_rows(
         template: prompt template of `sf.data.prompts`.
     """
     talks = [messages(row, template) for row in rows]
-    return Encoded(tuple(rows), encode(processor, talks, vision, device))
+    parts = encode_parts(processor, talks, vision, device)
+    return [Encoded(tuple(rows[i] for i in members), inputs) for members, inputs in parts]
 
 
 @torch.inference_mode()
@@ -269,13 +270,12 @@ def answer_rows(
     found: dict[str, Answer] = {}
     try:
         for part in batches(rows, batch):
-            encoded = encode_rows(
-                processor, part, vision, device=str(model.device), template=template
-            )
-            for answer in answer_encoded(
-                model, processor, encoded, policy, max_new_tokens=max_new_tokens, cutoff=cutoff
-            ):
-                found[answer.id] = answer
+            device = str(model.device)
+            for encoded in encode_rows(processor, part, vision, device=device, template=template):
+                for answer in answer_encoded(
+                    model, processor, encoded, policy, max_new_tokens=max_new_tokens, cutoff=cutoff
+                ):
+                    found[answer.id] = answer
     finally:
         model.train(training)
     return [found[row.id] for row in rows]

@@ -6,6 +6,7 @@ over the same manifest, can be compared row by row.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -71,10 +72,10 @@ def answers_at(
             wanted = [p for p in grid if any(row.id in missing[p] for row in part)]
             if not wanted:
                 continue
-            encoded = encode_rows(
+            pieces = encode_rows(
                 processor, part, vision, device=str(model.device), template=template
             )
-            for p in wanted:
+            for p, encoded in itertools.product(wanted, pieces):
                 policy = None if p == DENSE else TopP(p=p)
                 answers = answer_encoded(
                     model, processor, encoded, policy, max_new_tokens=max_new_tokens, cutoff=cutoff

@@ -1,4 +1,4 @@
-"""lmms-eval chat model for Qwen2-VL and Qwen2.5-VL with any attention method.
+"""lmms-eval chat model for Qwen2-VL, Qwen2.5-VL and LLaVA with any attention method.
 
     lmms-eval --model sf_sparse --model_args pretrained=PATH,method=zipvl,value=0.975 --tasks mme
 
@@ -8,6 +8,9 @@ Differences from lmms-eval's built-in `qwen2_5_vl` chat class, whose replies it 
 - real batches of mixed lengths and media, left-padded, whatever the batch size;
 - media go the way of training (`sf.data.vision.encode`): pixel bounds apart for images and frames,
   frames at a rate with an upper number. `media="lmms_eval"` takes the built-in class's way.
+
+LLaVA-OneVision and LLaVA-NeXT-Video answer through their own processors (`sf.data.llava`); on
+images their replies with `method=full` are those of lmms-eval's `llava_hf` chat class.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +31,8 @@ from PIL.Image import Image
 
 from sf.baselines import build
 from sf.config import Vision
-from sf.data.vision import encode
+from sf.data.llava import is_llava
+from sf.data.vision import encode_parts
 from sf.errors import ConfigError
 from sf.evaluation.media import encode_as_lmms_eval
 from sf.evaluation.records import Record, RecordLog
@@ -127,6 +131,9 @@ class SparseChatModel(lmms):
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         self.model = load_model(pretrained, dtype=dtype, device=device)
         self.processor = load_processor(pretrained)
+        if media == "lmms_eval" and is_llava(self.processor):
+            rule = "the built-in Qwen class's way of media does not fit a LLaVA model"
+            raise ConfigError("media", media, rule, "use media=training")
         self._records_folder = Path(records) if records else None
         self._log: RecordLog | None = None
         self._answered: dict[str, dict[int, Record]] = {}
@@ -206,13 +213,27 @@ class SparseChatModel(lmms):
         bar.advance(len(questions))
         return records
 
-    @torch.inference_mode()
     def _generate(self, questions: Sequence[_Question]) -> list[Record]:
         started = time.perf_counter()
-        as_media = encode if self.media == "training" else encode_as_lmms_eval
-        inputs = as_media(
-            self.processor, [q.turns for q in questions], self.vision, str(self.device)
-        )
+        found: dict[int, Record] = {}
+        for members, inputs in self._encoded([question.turns for question in questions]):
+            records = self._reply([questions[i] for i in members], inputs)
+            found.update(zip(members, records, strict=True))
+        seconds = (time.perf_counter() - started) / len(questions)
+        return [
+            replace(found[i], seconds=seconds, batch=len(questions)) for i in range(len(questions))
+        ]
+
+    def _encoded(self, talks: Sequence[list[dict[str, Any]]]) -> list[tuple[list[int], Any]]:
+        """A batch as inputs that the model takes at once, with the indices of their questions."""
+        device = str(self.device)
+        if self.media == "training":
+            return encode_parts(self.processor, talks, self.vision, device)
+        inputs = encode_as_lmms_eval(self.processor, talks, self.vision, device)
+        return [(list(range(len(talks))), inputs)]
+
+    @torch.inference_mode()
+    def _reply(self, questions: Sequence[_Question], inputs: Any) -> list[Record]:
         width = inputs["input_ids"].shape[1]
         with self.attention.apply(self.model) as trace:
             output = self.model.generate(
@@ -231,7 +252,6 @@ class SparseChatModel(lmms):
             output[:, width:], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         counts = self._generated(output[:, width:])
-        seconds = (time.perf_counter() - started) / len(questions)
         return [
             Record(
                 task=question.task,
@@ -243,7 +263,7 @@ class SparseChatModel(lmms):
                 prompt_tokens=int(prompt_tokens[at]),
                 new_tokens=counts[at],
                 kv_bytes=kept[at] * self._kv_entry,
-                seconds=seconds,
+                seconds=0.0,
                 batch=len(questions),
             )
             for at, question in enumerate(questions)

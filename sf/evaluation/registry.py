@@ -16,7 +16,7 @@ MODEL_NAME = "sf_sparse"
 
 
 def manifest() -> ModelManifest:
-    """The chat model for Qwen2-VL and Qwen2.5-VL with any attention method."""
+    """The chat model for Qwen2-VL, Qwen2.5-VL and LLaVA with any attention method."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     assert sf.__all__

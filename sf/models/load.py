@@ -9,6 +9,9 @@ import torch
 from transformers import (
     AutoConfig,
     AutoProcessor,
+    LlavaNextVideoForConditionalGeneration,
+    LlavaOnevisionForConditionalGeneration,
+    PreTrainedConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
 )
@@ -20,9 +23,12 @@ __all__ = ["FAMILIES", "load_config", "load_model", "load_processor"]
 FAMILIES: dict[str, Any] = {
     "qwen2_vl": Qwen2VLForConditionalGeneration,
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+    "llava_onevision": LlavaOnevisionForConditionalGeneration,
+    "llava_next_video": LlavaNextVideoForConditionalGeneration,
 }
-"""Model type in config.json -> class."""
+"""Model type in config.json -> class. The LLaVA families are answered with, not trained."""
 
+_ORIGINAL_LLAVA = ("llava", "llava_qwen", "llava_mistral")  # of the LLaVA-NeXT code
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -43,15 +49,17 @@ def load_config(path: Path | str, revision: str | None = None) -> Any:
         raise DataError(
             "model path", str(path), "has no config.json", "give a folder of a saved model"
         )
-    config = AutoConfig.from_pretrained(str(path), revision=revision or "main")
-    if config.model_type not in FAMILIES:
+    values, _ = PreTrainedConfig.get_config_dict(str(path), revision=revision or "main")
+    found = values.get("model_type")
+    if found not in FAMILIES:
+        convert = "convert it to transformers' llava_onevision first (docs/evaluation.md)"
         raise UnsupportedModelError(
             "model type",
-            config.model_type,
+            found,
             f"must be one of {sorted(FAMILIES)}",
-            "choose a checkpoint of a supported family",
+            convert if found in _ORIGINAL_LLAVA else "choose a checkpoint of a supported family",
         )
-    return config
+    return AutoConfig.from_pretrained(str(path), revision=revision or "main")
 
 
 def load_model(

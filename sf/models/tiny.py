@@ -19,6 +19,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from sf.config import SCRATCH_FAMILIES
 from sf.errors import UnsupportedModelError
 from sf.models.load import FAMILIES
 from sf.models.tokenizer import CHAT_TEMPLATE, train_tokenizer
@@ -137,8 +138,8 @@ def build_tiny(family: str, corpus: Iterable[str], seed: int) -> tuple[Any, Any]
     Raises:
         UnsupportedModelError: another family.
     """
-    if family not in FAMILIES:
-        raise UnsupportedModelError("family", family, f"must be one of {sorted(FAMILIES)}")
+    if family not in SCRATCH_FAMILIES:
+        raise UnsupportedModelError("family", family, f"must be one of {SCRATCH_FAMILIES}")
     processor = build_processor(family, corpus)
     config = _config(family, processor.tokenizer)
     with torch.random.fork_rng(devices=[]):

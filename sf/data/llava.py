@@ -1,0 +1,204 @@
+"""LLaVA-OneVision's and LLaVA-NeXT-Video's way from conversations to model inputs.
+
+Their processors cut an image into tiles of the vision tower's size and bring every frame to that
+size, so the pixel bounds of `Vision` have no meaning here; which frames are looked at follows the
+project's rule (`sf.data.budget.frame_indices`). Frames go to the processor as they were decoded:
+resizing twice would give other pixels than the published preprocessing.
+
+Several images in one prompt are one tile each for LLaVA-OneVision, as it was trained; lmms-eval's
+`llava_hf` class cuts each of them into tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sf.data.budget import frame_indices
+from sf.data.media import num_decoders
+from sf.data.video import decode_frames, probe_video
+from sf.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import BatchFeature
+    from transformers.video_utils import VideoMetadata
+
+    from sf.config import Vision
+
+__all__ = ["encode_llava", "encode_llava_parts", "is_llava", "load_own_size"]
+
+Conversation = Sequence[dict[str, Any]]
+
+
+def is_llava(processor: Any) -> bool:
+    """Whether a processor is of LLaVA-OneVision's or LLaVA-NeXT-Video's build."""
+    from transformers import LlavaNextVideoProcessor, LlavaOnevisionProcessor
+
+    return isinstance(processor, LlavaOnevisionProcessor | LlavaNextVideoProcessor)
+
+
+def load_own_size(path: Path | str, vision: Vision) -> tuple[np.ndarray, VideoMetadata]:
+    """The frames that every stage looks at, in the video's own size.
+
+    Args:
+        path: of the video (or an archive member).
+        vision: `video_fps` and `video_max_frames`.
+
+    Returns:
+        Frames uint8 [T, H, W, C] and transformers' metadata.
+
+    Raises:
+        DataError: see `sf.data.video.probe_video`.
+    """
+    from transformers.video_utils import VideoMetadata
+
+    facts = probe_video(path)
+    indices = frame_indices(facts.num_frames, facts.fps, vision)
+    frames, _ = decode_frames(path, indices)
+    return frames, VideoMetadata(
+        total_num_frames=facts.num_frames,
+        fps=facts.fps,
+        width=facts.width,
+        height=facts.height,
+        duration=facts.duration_s,
+        video_backend="pyav",
+        frames_indices=indices,
+    )
+
+
+def _own_size(part: dict[str, Any], vision: Vision) -> tuple[np.ndarray, Any]:
+    if "video" not in part:
+        return load_own_size(part["path"], vision)
+    frames, facts = part["video"]
+    size = (facts.width, facts.height)
+    if None not in size and (frames.shape[2], frames.shape[1]) != size:
+        raise ConfigError(
+            "video",
+            f"{frames.shape[2]}x{frames.shape[1]}",
+            f"was resized from {size[0]}x{size[1]}, and LLaVA's processor resizes by itself",
+            "load it with sf.data.llava.load_own_size",
+        )
+    return frames, facts
+
+
+def _loaded(conversations: Sequence[Conversation], vision: Vision) -> list[list[dict[str, Any]]]:
+    """The conversations with every media part decoded."""
+    from sf.data.vision import load_rgb
+
+    def load(part: dict[str, Any]) -> dict[str, Any]:
+        if part["type"] == "image":
+            return {"type": "image", "image": load_rgb(part)}
+        if part["type"] == "video":
+            return {"type": "video", "video": _own_size(part, vision)}
+        return part
+
+    with ThreadPoolExecutor(num_decoders()) as pool:
+        return [
+            [
+                turn
+                if isinstance(turn["content"], str)
+                else {**turn, "content": list(pool.map(load, turn["content"]))}
+                for turn in conversation
+            ]
+            for conversation in conversations
+        ]
+
+
+def _parts(conversation: Conversation, kind: str) -> list[dict[str, Any]]:
+    return [
+        part
+        for turn in conversation
+        if not isinstance(turn["content"], str)
+        for part in turn["content"]
+        if part["type"] == kind
+    ]
+
+
+def _frames(conversation: Conversation) -> set[int]:
+    """How many frames the conversation's videos have."""
+    return {len(part["video"][0]) for part in _parts(conversation, "video")}
+
+
+def encode_llava(
+    processor: Any, conversations: Sequence[Conversation], vision: Vision, device: str = "cpu"
+) -> BatchFeature:
+    """Left-padded model inputs of a batch of conversations.
+
+    Args:
+        processor: `is_llava`.
+        conversations: as `sf.data.vision.encode` takes them; a loaded "video" must have its own
+            size (`load_own_size`).
+        vision: frame rule.
+        device: where the tensors go.
+
+    Returns:
+        `input_ids`, `attention_mask` [B, L]; for images `pixel_values` [M, tiles, 3, S, S] and
+        `image_sizes` [M, 2]; for videos `pixel_values_videos` [M, T, 3, S, S].
+
+    Raises:
+        DataError: unreadable media, or videos of several numbers of frames: transformers' classes
+            take one number in a forward. `encode_llava_parts` makes batches that they take.
+        ConfigError: a loaded video that was resized.
+    """
+    return _encode(processor, _loaded(conversations, vision), device)
+
+
+def encode_llava_parts(
+    processor: Any, conversations: Sequence[Conversation], vision: Vision, device: str = "cpu"
+) -> list[tuple[list[int], BatchFeature]]:
+    """A batch as few batches that the model takes: each holds videos of one number of frames.
+
+    Args:
+        processor, conversations, vision, device: as `encode_llava`.
+
+    Returns:
+        Pairs of the conversations' indices and their inputs; those without a video are in the
+        first.
+
+    Raises:
+        DataError, ConfigError: as `encode_llava`; several numbers of frames in one conversation.
+    """
+    loaded = _loaded(conversations, vision)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, conversation in enumerate(loaded):
+        groups.setdefault(tuple(sorted(_frames(conversation))), []).append(index)
+    still = groups.pop((), [])
+    members = list(groups.values()) or [[]]
+    members[0] = sorted([*still, *members[0]])
+    return [(part, _encode(processor, [loaded[i] for i in part], device)) for part in members]
+
+
+def _encode(processor: Any, loaded: Sequence[Conversation], device: str) -> BatchFeature:
+    counts = sorted(set().union(*(_frames(conversation) for conversation in loaded)))
+    if len(counts) > 1:
+        raise DataError(
+            "frames",
+            counts,
+            "LLaVA takes videos of one number of frames in a batch",
+            "use a batch of one, or sf.data.vision.encode_parts",
+        )
+    texts = [
+        processor.apply_chat_template(
+            list(conversation),
+            tokenize=False,
+            add_generation_prompt=conversation[-1]["role"] == "user",
+        )
+        for conversation in loaded
+    ]
+    images = [[part["image"] for part in _parts(talk, "image")] for talk in loaded]
+    videos = [part["video"] for talk in loaded for part in _parts(talk, "video")]
+    inputs = processor(
+        text=texts,
+        images=[some for some in images if some] or None,
+        videos=[frames for frames, _ in videos] or None,
+        text_kwargs={"padding": True, "padding_side": "left", "return_tensors": "pt"},
+        videos_kwargs={
+            "do_sample_frames": False,
+            "input_data_format": "channels_last",
+            "video_metadata": [facts for _, facts in videos],
+        },
+    )
+    return inputs.to(device)
