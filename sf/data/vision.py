@@ -56,7 +56,10 @@ def load_image(path: Path | str) -> PIL.Image.Image:
 def load_image_and_format(path: Path | str) -> tuple[PIL.Image.Image, str]:
     """See `load_image`; also the file's format in lower case ("png", "jpeg", ...)."""
     import PIL.Image
+    import PIL.ImageFile
     import PIL.ImageOps
+
+    PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False  # importing lmms-eval sets it: half a picture
 
     def refuse(rule: str) -> DataError:
         return DataError("image", str(path), rule, "fetch it again or drop the row")
