@@ -27,6 +27,7 @@ METHODS: dict[str, str] = {
     "top_k": "sf.baselines.selectors:TopKTokens",
     "threshold": "sf.baselines.selectors:ThresholdTokens",
     "fastv": "sf.baselines.fastv:FastV",
+    "visionzip": "sf.baselines.visionzip:VisionZip",
     "temperature": "sf.baselines.temperature:Temperature",
 }
 """A trained checkpoint is evaluated with the method that it was trained under."""

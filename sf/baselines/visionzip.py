@@ -1,0 +1,156 @@
+"""VisionZip (arXiv 2412.04467): visual tokens are chosen and merged before the language model.
+
+Shape suffixes: P patches, N cells (2 x 2 patches, one visual token each), U patches of a cell, C
+width of the vision tower, H its heads, D their size; B rows and L columns of the prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sf.attention import Trace, sparsify
+from sf.baselines.method import Knob, Method
+from sf.baselines.vision_tower import Seen, watching_tower
+from sf.errors import ConfigError
+from sf.selection import Policy, Scores
+
+__all__ = ["VisionZip"]
+
+
+@dataclass(frozen=True)
+class VisionZip(Method):
+    """Keeps dominant tokens and merges the rest into a few contextual ones (section 3).
+
+    Of each image, and of each time step of a video, `ratio` of the tokens is left. 10 of 64 of them
+    are contextual, as in the paper's settings, the others dominant:
+    - dominant: the tokens that receive most attention in the vision tower. Qwen's towers have no
+      CLS token; as for other towers without one, it is the mean over queries and heads.
+    - contextual: every (rest / count)-th of the rest, plus the mean of those of the rest whose keys
+      are most similar to its key (cosine), as in the authors' code.
+
+    Adapted to Qwen2-VL and Qwen2.5-VL (ours): attention and keys are those of the last block with
+    full attention, the last one in the released models, not the last but one, as its output is what
+    goes into the patch merger; keys are taken before rotary positions and averaged over heads, as
+    scores are over a cell's patches; features merge cell by cell ahead of the patch merger. A kept
+    token keeps the position that it has in the whole prompt.
+
+    Attributes:
+        ratio: share of the visual tokens that is left, rounded down, at least one each; 192 of 576
+            is one of the paper's settings.
+        contextual: share of contextual tokens among those that are left.
+    """
+
+    text: ClassVar[str] = "visual tokens picked and merged by the vision tower's own attention"
+    paper: ClassVar[str] = "2412.04467 section 3 (adapted to Qwen's towers)"
+    counts: ClassVar[str] = "text and the visual tokens left, the same in every layer and its KV"
+    knob: ClassVar[Knob] = Knob("ratio", 1 / 3, dense=1.0)
+
+    ratio: float = 1 / 3
+    contextual: float = 10 / 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.contextual < 1:
+            raise ConfigError("contextual", self.contextual, "a share in [0, 1) is needed")
+
+    @contextmanager
+    def apply(self, model: Any) -> Iterator[Trace]:
+        marks = _Marks()
+        with sparsify(model, _Left(self.ratio, marks)) as trace:
+            if self.ratio == 1:
+                yield trace
+                return
+            decoder = model.get_decoder()
+            hook = decoder.register_forward_pre_hook(marks.read, with_kwargs=True)
+            try:
+                with watching_tower(model, self._zip):
+                    yield trace
+            finally:
+                hook.remove()
+
+    def _zip(self, seen: Seen, cell_NUC: Tensor) -> Tensor:
+        """The cells that go into the patch merger; those that are left out are NaN."""
+        parts = zip(
+            seen.received().split(seen.sizes),
+            seen.keys().split(seen.sizes),
+            cell_NUC.split(seen.sizes),
+            strict=True,
+        )
+        return torch.cat([self._zip_one(*part) for part in parts])
+
+    def _zip_one(self, score_N: Tensor, key_ND: Tensor, cell_NUC: Tensor) -> Tensor:
+        """One image or time step."""
+        cells = len(score_N)
+        left = max(1, math.floor(self.ratio * cells + 1e-9))
+        if left == cells:
+            return cell_NUC
+        merged = math.floor(left * self.contextual + 1e-9)
+        order = score_N.argsort(dim=0, descending=True, stable=True)
+        dominant = order[: left - merged]
+        out = torch.full_like(cell_NUC, math.nan)
+        out[dominant] = cell_NUC[dominant]
+        if merged:
+            rest = order[left - merged :].sort().values
+            step = len(rest) // merged
+            is_target = torch.zeros(len(rest), dtype=torch.bool, device=rest.device)
+            is_target[: step * merged : step] = True
+            unit = torch.nn.functional.normalize(key_ND[rest], dim=-1)
+            nearest = (unit[~is_target] @ unit[is_target].T).argmax(-1)
+            target, others = cell_NUC[rest[is_target]], cell_NUC[rest[~is_target]]
+            total = torch.zeros_like(target).index_add_(0, nearest, others)
+            count = torch.bincount(nearest, minlength=merged).clamp(min=1)
+            out[rest[is_target]] = target + total / count[:, None, None].to(total.dtype)
+        return out
+
+
+class _Marks:
+    """Reads in the decoder's embeddings which tokens the tower left out.
+
+    The mark travels in the features themselves, as NaN, so it survives whatever transformers does
+    with them on the way: features computed ahead of the forward, repeated for returned sequences,
+    images and videos of several rows.
+
+    Attributes:
+        dropped: bool (B, L) of the last prompt.
+    """
+
+    def __init__(self) -> None:
+        self.dropped: Tensor | None = None
+
+    def read(
+        self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        cache, embeds = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
+        if embeds is None or (cache is not None and cache.get_seq_length()):
+            return args, kwargs
+        self.dropped = embeds.isnan().any(-1)
+        # Nothing attends to a dropped token; it only has to be a number.
+        cleaned = embeds.masked_fill(self.dropped[..., None], 0.0)
+        return args, {**kwargs, "inputs_embeds": cleaned}
+
+
+@dataclass(frozen=True)
+class _Left(Policy):
+    """What the tower left, the same in every layer."""
+
+    ratio: float
+    marks: _Marks
+
+    needs_scores: ClassVar[bool] = False
+
+    @property
+    def dense(self) -> bool:
+        return self.ratio == 1
+
+    def keep(self, scores: Scores, layer: int) -> Tensor:
+        dropped = self.marks.dropped
+        if dropped is None:
+            return scores.valid
+        return scores.valid & ~dropped[:, : scores.valid.shape[1]].to(scores.valid.device)
