@@ -17,7 +17,7 @@ from sf.attention.trace import Trace
 from sf.errors import ConfigError, UnsupportedModelError
 from sf.selection import Policy
 
-__all__ = ["SparseHandle", "sparsify"]
+__all__ = ["SparseHandle", "find_decoder", "sparsify"]
 
 _active: WeakKeyDictionary[nn.Module, SparseHandle] = WeakKeyDictionary()
 
@@ -33,7 +33,7 @@ class SparseHandle:
         self, model: nn.Module, policy: Policy, prompt_width: int | None, skip_dropped: bool
     ) -> None:
         self.trace = Trace()
-        owner, decoder = _find_decoder(model)
+        owner, decoder = find_decoder(model)
         if decoder in _active:
             raise ConfigError(
                 "model",
@@ -120,7 +120,7 @@ def sparsify(
     return SparseHandle(model, policy, prompt_width, skip_dropped)
 
 
-def _find_decoder(model: nn.Module) -> tuple[PreTrainedModel, PreTrainedModel]:
+def find_decoder(model: nn.Module) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The model that generates and the decoder in it."""
     name = type(model).__name__
     tuner = getattr(model, "active_peft_config", None)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sf.errors import ConfigError
 
-__all__ = ["Trace"]
+__all__ = ["PairTrace", "Trace", "equivalent_tokens"]
 
 
 @dataclass
@@ -65,3 +65,37 @@ class Trace:
     def kv_lengths(self) -> Tensor:
         """int64 (layers, batch), keys that a new token can see in each layer's cache."""
         return self.prompt_kv + self.appended
+
+
+def equivalent_tokens(pairs: Tensor) -> Tensor:
+    """How many tokens' dense causal attention reads as many (query, key) pairs: n (n + 1) / 2.
+
+    For a layer that keeps n tokens this is n itself, and for dense attention the prompt's length,
+    so methods whose queries each read other keys are put on the scale of kept tokens.
+
+    Args:
+        pairs: pairs read, any shape.
+    """
+    return ((1 + 8 * pairs).sqrt() - 1) / 2
+
+
+@dataclass
+class PairTrace(Trace):
+    """Of a method that drops no token: each query reads some of the keys.
+
+    Attributes:
+        pairs: per layer, float64 (batch,), (query, entry) pairs of the prompt, mean over heads.
+    """
+
+    pairs: list[Tensor] = field(default_factory=list)
+
+    @property
+    def layer_ratios(self) -> Tensor:
+        """float32 (layers, batch), `equivalent_tokens` / prompt length.
+
+        Above 1 where a method reads more entries than dense attention would, such as NSA's
+        compressed ones on a prompt that is shorter than what it selects.
+        """
+        lengths = self.prompt_lengths
+        tokens = torch.stack([equivalent_tokens(pairs.to(lengths.device)) for pairs in self.pairs])
+        return torch.where(lengths > 0, tokens / lengths.clamp(min=1), 1.0).float()

@@ -28,6 +28,7 @@ class Knob:
         low, high: range of the value; `high` belongs to it, `low` only with `low_allowed`.
         rises: whether a larger value keeps more tokens; False: fewer.
         dense: the value at which the method is exactly dense attention; None: there is none.
+        whole: only whole numbers.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Knob:
     low_allowed: bool = False
     rises: bool = True
     dense: float | None = None
+    whole: bool = False
 
     @property
     def range(self) -> str:
@@ -54,8 +56,9 @@ class Knob:
         except (TypeError, ValueError):
             number = math.nan
         above = number >= self.low if self.low_allowed else number > self.low
-        if not (above and number <= self.high):
-            rule = f"a number in {self.range} is needed"
+        fits = above and number <= self.high and not (self.whole and number % 1)
+        if not fits:
+            rule = f"a {'whole ' if self.whole else ''}number in {self.range} is needed"
             raise ConfigError(self.name, value, rule, f"use {self.default:g}")
         return number
 

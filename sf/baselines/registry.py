@@ -29,6 +29,8 @@ METHODS: dict[str, str] = {
     "fastv": "sf.baselines.fastv:FastV",
     "visionzip": "sf.baselines.visionzip:VisionZip",
     "temperature": "sf.baselines.temperature:Temperature",
+    "moba": "sf.baselines.moba:MoBA",
+    "nsa": "sf.baselines.nsa:NSA",
 }
 """A trained checkpoint is evaluated with the method that it was trained under."""
 

@@ -16,6 +16,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
+from sf.attention.blocks.trained import equip, trained_attention
 from sf.errors import ConfigError, DataError, UnsupportedModelError
 
 __all__ = ["FAMILIES", "load_config", "load_model", "load_processor"]
@@ -87,13 +88,29 @@ def load_model(
     if dtype not in _DTYPES:
         raise ConfigError("dtype", dtype, f"must be one of {sorted(_DTYPES)}")
     config = load_config(path, revision)
-    model = FAMILIES[config.model_type].from_pretrained(
+    model = _model_class(config).from_pretrained(
         str(path),
         revision=revision or "main",
         dtype=_DTYPES[dtype],
         attn_implementation=attn_implementation,
     )
     return model.to(device).eval()
+
+
+def _model_class(config: Any) -> Any:
+    """The family's class; with the modules of the attention that the checkpoint was trained with.
+
+    They must be there before the weights are read: transformers drops what no module takes.
+    """
+    family = FAMILIES[config.model_type]
+    if trained_attention(config) is None:
+        return family
+
+    def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        family.__init__(self, config, *args, **kwargs)
+        equip(self)
+
+    return type(family.__name__, (family,), {"__init__": init, "__module__": family.__module__})
 
 
 def load_processor(path: Path | str, *, revision: str | None = None) -> Any:

@@ -12,12 +12,24 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "attention"))
 
 from tiny_models import FAMILIES, batch, build, prompt
 
+from sf.attention.blocks import MobaAttention, NsaAttention, note_trained
+
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def models():
-    return {family: build(family) for family in FAMILIES}
+    """With the weights of NSA, which nothing else touches."""
+    built = {family: build(family) for family in FAMILIES}
+    for model in built.values():
+        note_trained(model, NsaAttention(3, 4, 2, 4, 6))
+    return built
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Blocks of four tokens: the prompts here are shorter than one of the published 512."""
+    monkeypatch.setattr(MobaAttention.__init__, "__defaults__", (3, 4))
 
 
 @pytest.fixture(params=FAMILIES)

@@ -1,0 +1,16 @@
+"""Trained attentions whose queries each read some blocks of keys: MoBA and NSA."""
+
+from sf.attention.blocks.moba import MobaAttention
+from sf.attention.blocks.nsa import NsaAttention, attach
+from sf.attention.blocks.replace import BlockAttention, Replacement
+from sf.attention.blocks.trained import note_trained, trained_attention
+
+__all__ = [
+    "BlockAttention",
+    "MobaAttention",
+    "NsaAttention",
+    "Replacement",
+    "attach",
+    "note_trained",
+    "trained_attention",
+]

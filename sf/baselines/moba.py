@@ -1,0 +1,44 @@
+"""MoBA (arXiv 2502.13189): mixture of block attention."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sf.baselines.method import Knob, Method
+
+if TYPE_CHECKING:
+    from sf.attention import Trace
+
+__all__ = ["MoBA"]
+
+
+@dataclass(frozen=True)
+class MoBA(Method):
+    """Each query reads `top_k` blocks of keys: its own, and those with the closest mean key.
+
+    s_i = <q, mean(K of block i)> (eqs. 2-6), per head, causally; `sf.attention.blocks.moba`. A
+    trained method: other settings than the knob are the checkpoint's, and on weights that were not
+    trained with it (with blocks of 512) it only shows what is lost. Decoding chooses in the same
+    way and keeps the whole KV cache (the paper switches to full attention there).
+
+    Attributes:
+        top_k: blocks a query reads; 0: as the checkpoint was trained, else 3.
+    """
+
+    text: ClassVar[str] = "each query reads the blocks of keys whose mean is closest to it"
+    paper: ClassVar[str] = "2502.13189 eqs. (2)-(6)"
+    counts: ClassVar[str] = "tokens whose dense attention reads as many keys as the queries do"
+    knob: ClassVar[Knob] = Knob("top_k", 0, high=65536, low_allowed=True, whole=True)
+
+    top_k: float = 0
+
+    def apply(self, model: Any) -> AbstractContextManager[Trace]:
+        from sf.attention.blocks import MobaAttention, Replacement, trained_attention
+
+        found = trained_attention(model.config)
+        attention = found if isinstance(found, MobaAttention) else MobaAttention()
+        if self.top_k:
+            attention = replace(attention, top_k=int(self.top_k))
+        return Replacement(model, attention)

@@ -1,0 +1,81 @@
+"""MoBA and NSA query by query in float64: slow, and written from the equations alone."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def softmax_over(query: np.ndarray, keys: np.ndarray, scaling: float) -> np.ndarray:
+    score = keys @ query * scaling
+    weight = np.exp(score - score.max())
+    return weight / weight.sum()
+
+
+def moba(q: np.ndarray, k: np.ndarray, v: np.ndarray, top_k: int, size: int, scaling: float):
+    """q (H, L, D), k and v (G, L, D) of a row without padding: output, and pairs read."""
+    heads, length, _ = q.shape
+    share = heads // k.shape[0]
+    out, pairs = np.zeros_like(q), 0
+    for h in range(heads):
+        keys, values = k[h // share], v[h // share]
+        for t in range(length):
+            own = t // size
+            score = {i: q[h, t] @ keys[i * size : (i + 1) * size].mean(0) for i in range(own)}
+            best = sorted(score, key=lambda i: -score[i])[: top_k - 1]
+            seen = [s for s in range(t + 1) if s // size == own or s // size in best]
+            out[h, t] = softmax_over(q[h, t], keys[seen], scaling) @ values[seen]
+            pairs += len(seen)
+    return out, pairs / heads
+
+
+def nsa(q, k, v, gates, phi, top_n, block, stride, size, window, scaling):
+    """As `moba`; gates (3, H, L); phi: (windows, block, D) to (windows, D)."""
+    heads, length, _ = q.shape
+    groups = k.shape[0]
+    share = heads // groups
+    out, pairs = np.zeros_like(q), 0.0
+    for g in range(groups):
+        starts = [s for s in range(0, length, stride) if s + block <= length]
+        folded = [np.stack([part[g, s : s + block] for s in starts]) if starts else None
+                  for part in (k, v)]  # fmt: skip
+        keys, values = (
+            phi[name](part) if starts else None
+            for name, part in zip(("key", "value"), folded, strict=True)
+        )
+        for t in range(length):
+            ended = [c for c, s in enumerate(starts) if s + block - 1 <= t]
+            mine = range(g * share, (g + 1) * share)
+            mass = np.zeros(len(starts))
+            for h in mine:
+                if ended:
+                    weight = softmax_over(q[h, t], keys[ended], scaling)
+                    mass[ended] += weight
+                    out[h, t] += gates[0, h, t] * (weight @ values[ended])
+            own = t // size
+            importance = {}
+            for j in range(own + 1):
+                strides = {c: {starts[c] + n * stride for n in range(block // stride)}
+                           for c in ended}  # fmt: skip
+                covered = {j * size + n * stride for n in range(size // stride)}
+                importance[j] = sum(mass[c] * len(strides[c] & covered) for c in ended)
+            fixed = [j for j in {0, own - 1, own} if j >= 0]
+            rest = sorted((j for j in importance if j not in fixed), key=lambda j: -importance[j])
+            chosen = set(fixed) | set(rest[: max(0, max(top_n, 3) - len(fixed))])
+            selected = [s for s in range(t + 1) if s // size in chosen]
+            near = [s for s in range(t + 1) if s > t - window]
+            for h in mine:
+                out[h, t] += gates[1, h, t] * (
+                    softmax_over(q[h, t], k[g, selected], scaling) @ v[g, selected]
+                )
+                out[h, t] += gates[2, h, t] * (
+                    softmax_over(q[h, t], k[g, near], scaling) @ v[g, near]
+                )
+            pairs += share * (len(set(selected) | set(near)) + len(ended))
+    return out, pairs / heads
+
+
+def equivalent(pairs: float) -> float:
+    """The number of tokens n with n (n + 1) / 2 = pairs."""
+    return (math.sqrt(1 + 8 * pairs) - 1) / 2

@@ -1,0 +1,179 @@
+"""MoBA and NSA in whole models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import FAMILIES, batch, build, generate, text_model
+from torch import nn
+
+from sf.attention.blocks import MobaAttention, NsaAttention, Replacement, note_trained
+from sf.baselines import apply_method
+from sf.errors import ConfigError, DataError
+from sf.models import load_model
+
+MOBA = MobaAttention(top_k=2, block_size=4)
+NATIVE = NsaAttention(top_n=3, compress_block=4, compress_stride=2, select_block=4, window=6)
+
+
+def equipped(model):
+    """With NSA weights that are not those of the start."""
+    note_trained(model, NATIVE)
+    torch.manual_seed(4)
+    for name, parameter in model.named_parameters():
+        if ".nsa." in name:
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def equipped_models():
+    return {family: equipped(build(family)) for family in FAMILIES} | {
+        "qwen2": equipped(text_model())
+    }
+
+
+@pytest.fixture(params=["moba", "nsa"])
+def method(request):
+    return {"moba": MOBA, "nsa": NATIVE}[request.param]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_left_padding_is_the_row_alone(equipped_models, family, method, rows):
+    model = equipped_models[family]
+    with Replacement(model, method) as trace:
+        together = generate(model, batch(rows, 44))
+        ratios, kv = trace.layer_ratios, trace.kv_lengths
+        for at, row in enumerate(rows):
+            alone = generate(model, row)
+            assert torch.equal(together.sequences[at, -6:], alone.sequences[0, -6:])
+            gap = torch.stack(together.logits)[:, at] - torch.stack(alone.logits)[:, 0]
+            assert gap.abs().max() < 1e-4
+            assert torch.allclose(ratios[:, at], trace.layer_ratios[:, 0])
+            assert kv[:, at].tolist() == trace.kv_lengths[:, 0].tolist()
+            assert kv[0, at] == row["input_ids"].shape[1] + 5
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen2"])
+def test_step_by_step_is_teacher_forced(equipped_models, family, method, rows):
+    model = equipped_models[family]
+    given = rows[2] if family == "qwen2" else rows[0]
+    if family == "qwen2":
+        given = {name: given[name] for name in ("input_ids", "attention_mask")}
+    width = given["input_ids"].shape[1]
+    with Replacement(model, method) as trace:
+        steps = model.generate(
+            **given, max_new_tokens=8, min_new_tokens=8, do_sample=False,
+            suppress_tokens=[90, 91, 92, 93], return_dict_in_generate=True, output_logits=True,
+        )  # fmt: skip
+        stepped = trace.layer_ratios
+    whole = given | {"input_ids": steps.sequences[:, :-1]}
+    whole["attention_mask"] = torch.ones_like(whole["input_ids"])
+    if "mm_token_type_ids" in given:
+        whole["mm_token_type_ids"] = nn.functional.pad(given["mm_token_type_ids"], (0, 7))
+    with Replacement(model, method, width) as trace:
+        logits = model(**whole).logits[0, width - 1 :]
+    assert (logits - torch.stack(steps.logits)[:, 0]).abs().max() < 1e-4
+    assert torch.allclose(stepped, trace.layer_ratios)
+    assert trace.kv_lengths[0].tolist() == [width + 7]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_blocks_are_dense_attention(equipped_models, family, rows):
+    model, given = equipped_models[family], batch(rows)
+    dense = model(**given).logits
+    valid = given["attention_mask"].bool()
+    with Replacement(model, MobaAttention(99, 4)) as trace:
+        assert (model(**given).logits - dense)[valid].abs().max() < 1e-4
+    assert torch.allclose(trace.token_ratio, torch.ones(3))
+    gates = [layer.self_attn.nsa.gate for layer in model.get_decoder().layers]
+    before = [gate.state_dict() for gate in gates]
+    before = [{k: v.clone() for k, v in state.items()} for state in before]
+    for gate in gates:
+        nn.init.zeros_(gate.weight)
+        # Only the selected branch passes.
+        gate.bias.data = torch.tensor([-1e4, 1e4, -1e4]).repeat_interleave(gate.out_features // 3)
+    with Replacement(model, NsaAttention(99, 4, 2, 4, 6)) as trace:
+        assert (model(**given).logits - dense)[valid].abs().max() < 1e-4
+    assert (trace.token_ratio > 1).all()  # the compressed entries come on top
+    for gate, state in zip(gates, before, strict=True):
+        gate.load_state_dict(state)
+
+
+def test_fewer_blocks_read_fewer_tokens(equipped_models, rows):
+    ratios = []
+    for top_k in (1, 2, 4, 99):
+        with Replacement(equipped_models["qwen2_5_vl"], MobaAttention(top_k, 4)) as trace:
+            equipped_models["qwen2_5_vl"](**rows[1])
+        ratios.append(float(trace.token_ratio))
+    assert ratios == sorted(ratios)
+    assert ratios[0] < 0.5
+    assert ratios[-1] == pytest.approx(1)
+
+
+def test_gradient_checkpointing_changes_nothing(method, rows):
+    model, found = equipped(build("qwen2_5_vl")).train(), []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.zero_grad()
+        with Replacement(model, method):
+            loss = model(**rows[0], labels=rows[0]["input_ids"], use_cache=False).loss
+            loss.backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
+    trained = [n for n, p in model.named_parameters() if ".nsa." in n and p.grad is not None]
+    assert bool(trained) == isinstance(method, NsaAttention)
+
+
+def test_the_model_is_given_back(equipped_models, method, rows):
+    model = equipped_models["qwen2_vl"]
+    before = model(**rows[0]).logits
+    with Replacement(model, method):
+        assert not torch.equal(model(**rows[0]).logits, before)
+        with pytest.raises(ConfigError, match="already replaced"):
+            Replacement(model, method).open()
+        with pytest.raises(IndexError):
+            model(input_ids=torch.tensor([[10**6]]))
+    assert torch.equal(model(**rows[0]).logits, before)
+
+
+def test_what_cannot_run_says_what_to_do(equipped_models):
+    plain = build("qwen2_vl")
+    for way in (lambda: Replacement(plain, NATIVE), lambda: apply_method(plain, "nsa")):
+        with pytest.raises(ConfigError, match="objective nsa"):
+            way()
+    with pytest.raises(ConfigError, match="multiple of compress_stride"):
+        NsaAttention(3, 4, 3, 4, 6)
+    with pytest.raises(ConfigError, match="trained with 4"):
+        Replacement(equipped_models["qwen2_vl"], NsaAttention(3, 8, 2, 4, 6))
+    with pytest.raises(ConfigError, match="whole number"):
+        apply_method(plain, "moba", 2.5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_model_comes_back_with_its_attention(family, method, rows, tmp_path):
+    model = build(family)
+    if isinstance(method, NsaAttention):
+        model = equipped(model)
+    else:
+        note_trained(model, method)
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    name = "nsa" if isinstance(method, NsaAttention) else "moba"
+    with Replacement(model, method):
+        expected = model(**rows[0]).logits
+    with apply_method(loaded, name) as trace:
+        assert torch.equal(loaded(**rows[0]).logits, expected)
+        usual = float(trace.token_ratio)
+    with apply_method(loaded, name, 4) as trace:
+        assert not torch.equal(loaded(**rows[0]).logits, expected)
+        assert float(trace.token_ratio) > usual
+    again = tmp_path / "again"
+    loaded.save_pretrained(again)
+    assert load_model(again).state_dict().keys() == model.state_dict().keys()
+    text = (again / "config.json").read_text()
+    (again / "config.json").write_text(text.replace(f'"name": "{name}"', '"name": "mobius"'))
+    with pytest.raises(DataError, match="mobius"):
+        load_model(again)
