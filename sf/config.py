@@ -29,7 +29,25 @@ def _known_method(name: str) -> str:
     return name
 
 
+def _known_suite(name: str) -> str:
+    import_module("sf.evaluation.columns").suite(name)  # not a plain import: see above
+    return name
+
+
+def _apart(names: list[str]) -> list[str]:
+    found: dict[str, str] = {}
+    for name in names:
+        for column in import_module("sf.evaluation.columns").suite(name):
+            if column.name in found:
+                raise ValueError(
+                    f"{column.name} is in {found[column.name]!r} and in {name!r}; name it once"
+                )
+            found[column.name] = name
+    return names
+
+
 Method = Annotated[str, AfterValidator(_known_method)]
+Suite = Annotated[str, AfterValidator(_known_suite)]
 Objective = Literal["sparsity_forcing", "pathwise"]
 Family = Literal["qwen2_vl", "qwen2_5_vl", "llava_onevision", "llava_next_video"]
 SCRATCH_FAMILIES = ("qwen2_vl", "qwen2_5_vl")  # of which a tiny model can be trained here
@@ -121,6 +139,9 @@ class Benchmarks(Section):
 
     benchmark_source: str = Field(description="'synthetic', 'hub', or a local folder")
     benchmark_samples: Annotated[int, Field(ge=0, description="0: all; synthetic: how many")]
+    suites: Annotated[list[Suite], Field(min_length=1), AfterValidator(_apart)] = Field(
+        description="one evaluation job each: columns, or groups such as 'all' (one process)"
+    )
 
 
 class Evaluate(Section):
@@ -148,7 +169,6 @@ class Axes(Section):
     models: list[str] = Field(min_length=1)
     methods: list[Method] = Field(min_length=1)
     objectives: list[Objective] = Field(min_length=1)
-    suites: list[str] = Field(min_length=1)
 
 
 class Resources(Section):

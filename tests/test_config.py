@@ -74,6 +74,8 @@ def test_field_names_are_unique_over_the_sections_of_a_command_line() -> None:
             "  methods: [full, zip]",
             ("axes.methods", "'zip'", "did you mean zipvl"),
         ),
+        ("suites: [all]", "suites: [alle]", ("benchmarks.suites", "'alle'", "did you mean all")),
+        ("suites: [all]", "suites: [mme, image]", ("mme is in 'mme' and in 'image'", "once")),
         ("models: [tiny-qwen2.5-vl]", "models: [other]", ("name each model in both", "other")),
         ("scale: mini", "scale: [mini", ("not valid YAML", "params.yaml")),
     ],

@@ -173,7 +173,7 @@ STAGES = (
         name="evaluate_base",
         run="evaluate",
         output="evaluate",
-        axes={"model": "axes.models", "method": "axes.methods", "suite": "axes.suites"},
+        axes={"model": "axes.models", "method": "axes.methods", "suite": "benchmarks.suites"},
         folder_axes={"system": "{method}"},
         values={
             "model": "{model}",
@@ -190,7 +190,7 @@ STAGES = (
         name="evaluate_trained",
         run="evaluate",
         output="evaluate",
-        axes={**TRAINED_AXES, "suite": "axes.suites"},
+        axes={**TRAINED_AXES, "suite": "benchmarks.suites"},
         folder_axes={"system": "{objective}"},
         values={
             "model": "{model}",
@@ -218,7 +218,7 @@ STAGES = (
         run="report",
         output="report",
         values={"results": "results/{scale}", "scale": "{scale}"},
-        sections=("axes",),
+        sections=("axes", "benchmarks"),
         code=("sf/report", "sf/evaluation"),
         gather=("calibrate", "train", "frontier", "evaluate", "profile"),
     ),

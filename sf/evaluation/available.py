@@ -24,7 +24,7 @@ class Missing:
         column: the column's name.
         what: what is missing.
         repository: where it comes from on the hub.
-        gib: about how much is to be downloaded for it.
+        gib: how much is to be downloaded for it, guessed (`Column.download_gib`).
     """
 
     column: str
@@ -34,7 +34,7 @@ class Missing:
 
     def line(self) -> str:
         """One line of the message."""
-        return f"  {self.column}: {self.what} (hub: {self.repository}, about {self.gib:g} GiB)"
+        return f"  {self.column}: {self.what} (hub: {self.repository}, perhaps {self.gib:g} GiB)"
 
 
 def refuse(source: str, missing: Sequence[Missing], remedy: str) -> None:
@@ -46,7 +46,10 @@ def refuse(source: str, missing: Sequence[Missing], remedy: str) -> None:
     if missing:
         size = sum({item.repository: item.gib for item in missing}.values())
         lines = "\n".join(item.line() for item in missing)
-        rule = f"{len(missing)} things are missing, about {size:.1f} GiB in all:\n{lines}\n"
+        rule = (
+            f"{len(missing)} things are missing, perhaps {size:.1f} GiB in all (sizes are rough "
+            f"guesses):\n{lines}\n"
+        )
         raise DataError("benchmark_source", source, rule, remedy)
 
 

@@ -53,7 +53,8 @@ class Column:
         parts: the tasks; several are averaged with equal weight.
         factor: from lmms-eval's scale to the paper's.
         scale: the best possible figure in the paper's scale.
-        download_gib: about how much the hub's files take, media included.
+        download_gib: how much the hub's files take, media included: a guess that was never
+            checked against the hub, good for an order of magnitude.
         judge: what a configured OpenAI-compatible judge would change; '' for nothing.
     """
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
 from sf.config import Benchmarks
 
 if TYPE_CHECKING:
@@ -14,14 +12,9 @@ if TYPE_CHECKING:
 
 
 class Parameters(Benchmarks):
-    """Where the benchmarks come from.
-
-    Attributes:
-        suites: columns or groups that will be evaluated; only their data must be there.
-    """
+    """Where the benchmarks come from; only the data of the `suites` must be there."""
 
     seed: int
-    suites: list[str] = Field(default_factory=lambda: ["all"])
     output: Path
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sf.config import Evaluate, Method, Runtime, Vision
+from sf.config import Evaluate, Method, Runtime, Suite, Vision
 
 if TYPE_CHECKING:
     from sf.jobs import Job
@@ -31,7 +31,7 @@ class Parameters(Vision, Runtime, Evaluate):
     system: str
     method: Method
     value: float | None = None
-    suite: str
+    suite: Suite
     seed: int
     checkpoint: Path
     benchmarks: Path

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sf.config import Axes
+from sf.config import Axes, Benchmarks
 from sf.report.results import Study
 
 if TYPE_CHECKING:
     from sf.jobs import Job
 
 
-class Parameters(Axes):
+class Parameters(Axes, Benchmarks):
     """One study.
 
     Attributes:

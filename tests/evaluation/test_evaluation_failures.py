@@ -121,7 +121,7 @@ def test_hub_data_that_are_not_there_are_listed_before_any_model_is_loaded(
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
     with pytest.raises(DataError, match="the hub cannot be reached") as caught:
         prepare_source("hub", 0, 0, ["chartqa", "mlvu_dev"], tmp_path, tmp_path)
-    assert "2 things are missing, about 400.1 GiB" in str(caught.value)
+    assert "2 things are missing, perhaps 400.1 GiB" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The result of the `benchmarks` stage."""
     job = _job(tmp_path_factory.mktemp("benchmarks"))
     parameters = benchmarks.Parameters(
-        benchmark_source="synthetic", benchmark_samples=2, seed=0, output=job.out
+        benchmark_source="synthetic",
+        benchmark_samples=2,
+        suites=["all"],
+        seed=0,
+        output=job.out,
     )
     benchmarks.run(parameters, job)
     return job.out
@@ -68,11 +72,25 @@ def test_benchmarks_stage_states_what_there_is(source: Path) -> None:
     assert read_source(source).home_path(source) == source / "home"
 
 
+def test_only_what_the_suites_need_is_prepared(tmp_path: Path) -> None:
+    job = _job(tmp_path)
+    values = {"benchmark_source": "synthetic", "benchmark_samples": 2, "seed": 0}
+    suites = ["chartqa", "tempcompass"]
+    benchmarks.run(benchmarks.Parameters(**values, suites=suites, output=job.out), job)
+    table = pd.read_csv(job.out / "tables" / "benchmarks.csv")
+    assert list(table["column"].unique()) == suites
+    assert {path.name for path in (job.out / "home").iterdir()} == {"hub", "tempcompass"}
+
+
 def test_stand_ins_of_a_seed_are_the_same_bytes(source: Path, tmp_path: Path) -> None:
     job = _job(tmp_path)
     benchmarks.run(
         benchmarks.Parameters(
-            benchmark_source="synthetic", benchmark_samples=2, seed=0, output=job.out
+            benchmark_source="synthetic",
+            benchmark_samples=2,
+            suites=["all"],
+            seed=0,
+            output=job.out,
         ),
         job,
     )

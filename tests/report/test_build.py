@@ -120,6 +120,8 @@ def test_the_stage_reads_what_is_finished_and_nothing_else(tmp_path: Path) -> No
         methods=["full", "zipvl"],
         objectives=["sparsity_forcing"],
         suites=["all"],
+        benchmark_source="synthetic",
+        benchmark_samples=24,
         scale="mini",
         results=tmp_path / "results/mini",
         output=tmp_path / "reports/mini",
