@@ -72,6 +72,7 @@ def summary(done: Prepared) -> dict[str, float]:
             for kind, count in sorted(found.kinds().items())
         },
         "media": len({row.media for row in used}),
+        "media_copies": found.num_copies,
         "benchmark_name_matches": len(done.leaks),
         "visual_tokens_mean": sum(row.visual_tokens for row in used) / max(len(used), 1),
     }
@@ -131,7 +132,7 @@ def _overview(done: Prepared, rows: Sequence[Row], counts: pd.DataFrame) -> list
         "",
         "Rows about the same media are on one side of the split; sides are decided by a hash, so "
         "added rows move no other row to another side. Rows in reserve are on a held-out side but "
-        "in no manifest.",
+        f"in no manifest. {_copies(done)}",
         "",
         done.leakage,
         "",
@@ -142,6 +143,15 @@ def _overview(done: Prepared, rows: Sequence[Row], counts: pd.DataFrame) -> list
         "![Rows by problem type](figures/counts.png)",
         "",
     ]
+
+
+def _copies(done: Prepared) -> str:
+    if not done.checked:
+        return "Media were not opened: copies under other names count as other media."
+    return (
+        f"Media are told apart by their bytes: {done.source.found.num_copies:,} files are copies "
+        "of another one and on its side."
+    )
 
 
 def _sources(rows: Sequence[Row]) -> list[str]:

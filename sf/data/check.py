@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sf.data.budget import frame_indices, visual_tokens
 from sf.data.manifest import Row
-from sf.data.media import MEMBER
+from sf.data.media import MEMBER, media_digest
 from sf.data.schema import RowError
 from sf.errors import DataError
 from sf.progress import progress
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MediaFacts", "MediaLog", "apply_facts", "check_media", "inspect"]
 
+FACTS = "upright+digest"  # changes when the same file gives other facts
 _AHEAD = 8  # media in flight for each worker: memory stays bounded
 _FLUSH_EVERY = 64
+_FOUND = ("width", "height", "num_frames", "fps", "duration_s", "codec")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,9 @@ class MediaFacts:
     Attributes:
         media: reference below the data root.
         data_type: "image" or "video".
-        key: size and modification time of the file, and the frame rule.
+        key: size and modification time of the file, the frame rule and `FACTS`.
         width, height, num_frames, fps, duration_s, codec: see `sf.data.manifest.Row`.
+        digest: of the file's bytes; equal for copies under other names. "" if it cannot be used.
         error: "" or the reason.
     """
 
@@ -54,6 +57,7 @@ class MediaFacts:
     fps: float = 0.0
     duration_s: float = 0.0
     codec: str = ""
+    digest: str = ""
     error: str = ""
 
 
@@ -114,7 +118,7 @@ def media_key(root: Path, media: str, data_type: str, vision: Vision) -> str:
     """Changes when the file changes, or when other frames of it are looked at."""
     state = os.stat(root / media.partition(MEMBER)[0])
     rule = f" {vision.video_fps:g}/{vision.video_max_frames}" if data_type == "video" else ""
-    return f"{state.st_size} {state.st_mtime_ns}{rule}"
+    return f"{state.st_size} {state.st_mtime_ns}{rule} {FACTS}"
 
 
 def inspect(root: Path, media: str, data_type: str, vision: Vision) -> MediaFacts:
@@ -131,22 +135,14 @@ def inspect(root: Path, media: str, data_type: str, vision: Vision) -> MediaFact
     try:
         if data_type == "image":
             image, codec = load_image_and_format(path)
-            facts = MediaFacts(media, data_type, key, image.width, image.height, 1, codec=codec)
+            size = {"width": image.width, "height": image.height}
+            found: dict[str, Any] = {**size, "num_frames": 1, "codec": codec}
         else:
-            found = probe_video(path)
-            indices = frame_indices(found.num_frames, found.fps, vision)
+            video = probe_video(path)
+            indices = frame_indices(video.num_frames, video.fps, vision)
             decode_frames(path, indices, size=(28, 28))
-            facts = MediaFacts(
-                media,
-                data_type,
-                key,
-                found.width,
-                found.height,
-                found.num_frames,
-                found.fps,
-                found.duration_s,
-                found.codec,
-            )
+            found = {name: getattr(video, name) for name in _FOUND}
+        facts = MediaFacts(media, data_type, key, **found, digest=media_digest(path))
         visual_tokens(
             data_type, facts.width, facts.height, facts.num_frames, facts.fps or 1.0, vision
         )
@@ -212,13 +208,12 @@ def apply_facts(
     """
     good: list[Row] = []
     faults: dict[str, RowError] = {}
-    names: tuple[str, ...] = ("width", "height", "num_frames", "fps", "duration_s", "codec")
     for row in rows:
         found = facts[row.media, row.data_type]
         if found.error:
             faults[row.id] = RowError("unreadable media", "path", row.media, found.error)
             continue
-        values: dict[str, Any] = {name: getattr(found, name) for name in names}
+        values: dict[str, Any] = {name: getattr(found, name) for name in _FOUND}
         tokens = visual_tokens(
             row.data_type, found.width, found.height, found.num_frames, found.fps or 1.0, vision
         )

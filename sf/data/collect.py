@@ -64,7 +64,9 @@ class Collected:
         num_read: rows read, used or not.
         num_unselected: rows of data sources that were not asked for.
         origins: file and number of a row by its id.
-        media: media path of a row by its id, as the source names it.
+        groups: what the split keeps together, by row id: the media path as the source names it or,
+            once media were opened, the digest of their bytes.
+        num_copies: media files that are copies of another one, where media were opened.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -72,7 +74,8 @@ class Collected:
     num_read: int = 0
     num_unselected: int = 0
     origins: dict[str, tuple[str, int]] = field(default_factory=dict)
-    media: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
+    num_copies: int = 0
 
     def drop(self, faults: dict[str, RowError], rows: list[Row]) -> None:
         """Go on with `rows`; the ones in `faults` become rejects."""
@@ -172,7 +175,7 @@ class _Collector:
             return
         self.found.rows.append(row)
         self.found.origins[row.id] = (file, number)
-        self.found.media[row.id] = row.media
+        self.found.groups[row.id] = row.media
 
     def _refuse_twice(self, row: Row) -> None:
         if row.id in self.found.origins:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["FrameCache"]
 
 DEFAULT_GIB = 100.0
+DECODING = "upright"  # changes when the same file gives other frames
 
 
 @dataclass(slots=True)
@@ -62,6 +63,7 @@ class FrameCache:
         except OSError:
             return None  # decoding says what is wrong
         parts = (
+            DECODING,
             os.path.abspath(path),
             state.st_size,
             state.st_mtime_ns,

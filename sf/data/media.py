@@ -5,6 +5,7 @@ A reference is a path, or "ARCHIVE.zip!/MEMBER". Members are read in place; noth
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import zipfile
@@ -15,7 +16,14 @@ from typing import IO
 
 from sf.errors import DataError
 
-__all__ = ["MAX_MEDIA_BYTES", "MEMBER", "media_size", "num_decoders", "open_media"]
+__all__ = [
+    "MAX_MEDIA_BYTES",
+    "MEMBER",
+    "media_digest",
+    "media_size",
+    "num_decoders",
+    "open_media",
+]
 
 MEMBER = "!/"
 MAX_MEDIA_BYTES = 4 * 2**30
@@ -88,3 +96,13 @@ def open_media(reference: str | Path) -> IO[bytes]:
         return io.BytesIO(archive.read(info))
     except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError("media", text, f"cannot be unpacked: {error}", "fetch it again") from error
+
+
+def media_digest(reference: str | Path) -> str:
+    """Digest of the media's bytes, 32 hexadecimal digits, the same on disk and in an archive.
+
+    Raises:
+        DataError: see `open_media`.
+    """
+    with open_media(reference) as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()  # type: ignore[arg-type]

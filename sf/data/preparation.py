@@ -140,6 +140,8 @@ def open_source(
 def use_media(source: Source, vision: Vision, *, check: bool, log: MediaLog) -> None:
     """Find the media of all rows and, with `check`, open each once; rows without become rejects.
 
+    Media that were opened are told apart by their bytes from then on, not by their names.
+
     Args:
         source: its rows get media references, facts and visual tokens.
         vision: pixel and frame bounds.
@@ -153,6 +155,9 @@ def use_media(source: Source, vision: Vision, *, check: bool, log: MediaLog) -> 
         facts = check_media(source.root, rows, vision, log, num_decoders())
         good, faults = apply_facts(rows, facts, vision)
         source.found.drop(faults, good)
+        digests = {row.media: facts[row.media, row.data_type].digest for row in good}
+        source.found.groups = {row.id: digests[row.media] for row in good}
+        source.found.num_copies = len(digests) - len(set(digests.values()))
 
 
 def drop_leaks(found: Collected, benchmarks: Path | None) -> tuple[list[Leak], str]:

@@ -1,7 +1,8 @@
 """Which row goes where: hash-based, so that adding rows moves no other row to another side.
 
-All rows about one media file form a group, so near-duplicate questions over the same media stay on
-one side. A group's hash decides its side: held-out below `heldout_share`, calibration in the next
+All rows about the same media form a group, so near-duplicate questions over them stay on one side:
+media with the same bytes where media were opened, whatever their names, else with the same path.
+A group's hash decides its side: held-out below `heldout_share`, calibration in the next
 `calibration_share`, else training. The held-out and calibration manifests then take at most so many
 rows of their side, in proportion over strata; what is left over on these sides is in reserve: it is
 in no manifest and never trained on.
@@ -49,9 +50,9 @@ def unit_hash(*parts: object) -> float:
     return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big") / 2**56
 
 
-def side_of(media: str, plan: Plan) -> str:
-    """The side that all rows about this media are on: "train", "calibration" or "heldout"."""
-    place = unit_hash("side", plan.seed, media)
+def side_of(group: str, plan: Plan) -> str:
+    """The side that all rows of a group are on: "train", "calibration" or "heldout"."""
+    place = unit_hash("side", plan.seed, group)
     if place < plan.heldout_share:
         return "heldout"
     return "calibration" if place < plan.heldout_share + plan.calibration_share else "train"
@@ -97,15 +98,15 @@ def sample(
 
 
 def split_rows(
-    rows: Iterable[Row], plan: Plan, media: Mapping[str, str] | None = None
+    rows: Iterable[Row], plan: Plan, groups: Mapping[str, str] | None = None
 ) -> dict[str, list[Row]]:
     """All rows by split; each list is in the order of the rows' own hashes.
 
     Args:
         rows: with unique ids.
         plan: see `Plan`.
-        media: media path by row id as the source names it, so that packing media into an archive
-            moves no row; None takes the rows' own.
+        groups: a row's group by its id (`sf.data.collect.Collected`), which packing media into
+            archives does not change; None takes the rows' media paths.
 
     Returns:
         "train", "calibration", "heldout" and "reserve".
@@ -114,7 +115,7 @@ def split_rows(
     places: dict[str, str] = {}
     keys: dict[str, float] = {}
     for row in rows:
-        name = media[row.id] if media else row.media
+        name = groups[row.id] if groups else row.media
         side = places.get(name)
         if side is None:
             side = places[name] = side_of(name, plan)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sf.data.budget import frame_indices, pixel_bounds, resized_size
 from sf.data.media import MEMBER, open_media
+from sf.data.orientation import Orientation, orientation_of
 from sf.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from sf.config import Vision
     from sf.data.frame_cache import FrameCache
 
-__all__ = ["VideoFacts", "decode_frames", "load_video", "probe_video"]
+__all__ = ["VideoFacts", "decode_frames", "load_video", "probe_video", "resize_frame"]
 
 MAX_SIDE = 16_384
 MAX_FRAME_PIXELS = 8192 * 8192
@@ -44,13 +45,14 @@ class VideoFacts:
     """What lies in a video file.
 
     Attributes:
-        width, height: in pixels.
+        width, height: of the upright frame, in pixels.
         num_frames: frames that are in the file (its packets), whatever the header says.
         fps: frames a second, mean over the file.
         duration_s: num_frames / fps.
         codec: ffmpeg's name.
         times: presentation time stamps of the frames in order, in `time_base` units.
         keys: those of the key frames.
+        orientation: how stored frames become upright.
     """
 
     width: int
@@ -61,6 +63,7 @@ class VideoFacts:
     codec: str
     times: tuple[int, ...]
     keys: tuple[int, ...]
+    orientation: Orientation
 
 
 def _refuse(path: Path | str, rule: str) -> DataError:
@@ -85,27 +88,41 @@ def _opened(path: Path | str) -> Iterator[av.container.InputContainer]:
 
 
 def probe_video(path: Path | str) -> VideoFacts:
-    """Read a video's facts from its packets, without decoding a frame.
+    """Read a video's facts from its packets; only the first frame is decoded, to see it upright.
 
     Raises:
-        DataError: missing, empty or truncated, no video stream (audio only), no frames, or an
-            absurd frame size.
+        DataError: missing, empty or truncated, no video stream (audio only, with or without a
+            cover picture), no frames, a codec without a decoder, or an absurd frame size.
     """
     with _opened(path) as container:
         return _facts(container, path)
 
 
+def _video_stream(container: av.container.InputContainer, path: Path | str) -> av.VideoStream:
+    """The first video stream that is no cover picture."""
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            if stream.codec_context is None:
+                raise _refuse(path, "there is no decoder for its codec")
+            return stream
+    raise _refuse(path, "it holds no video stream (audio only)")
+
+
 def _facts(container: av.container.InputContainer, path: Path | str) -> VideoFacts:
-    if not container.streams.video:
-        raise _refuse(path, "it holds no video stream (audio only)")
-    stream = container.streams.video[0]
+    stream = _video_stream(container, path)
     width, height = stream.codec_context.width, stream.codec_context.height
     if max(width, height) > MAX_SIDE or width * height > MAX_FRAME_PIXELS:
         raise _refuse(path, f"frames of {width}x{height} pixels are absurd")
+    stream.thread_count = 1
+    first: av.VideoFrame | None = None
     times: list[int] = []
     keys: list[int] = []
     num_packets = 0
     for packet in container.demux(stream):
+        if first is None:
+            first = next(iter(stream.codec_context.decode(packet)), None)
         if packet.size == 0:
             continue
         num_packets += 1
@@ -130,6 +147,10 @@ def _facts(container: av.container.InputContainer, path: Path | str) -> VideoFac
     fps = _mean_rate(times, stream.time_base, stream.average_rate)
     if fps is None:
         raise _refuse(path, "it states no frame rate")
+    if first is None:
+        raise _refuse(path, "none of its frames decodes")
+    orientation = orientation_of(first)
+    width, height = orientation.size(width, height)
     return VideoFacts(
         width=width,
         height=height,
@@ -139,6 +160,7 @@ def _facts(container: av.container.InputContainer, path: Path | str) -> VideoFac
         codec=stream.codec_context.name,
         times=tuple(times),
         keys=tuple(sorted(keys)),
+        orientation=orientation,
     )
 
 
@@ -165,7 +187,7 @@ def decode_frames(
         size: width and height to resize each frame to as it is decoded; None keeps the source's.
 
     Returns:
-        Frames uint8 [T, H, W, C], RGB, and the file's facts.
+        Upright frames uint8 [T, H, W, C], RGB, and the file's facts.
 
     Raises:
         DataError: see `probe_video`; or a frame that does not decode.
@@ -184,7 +206,7 @@ def _decode(
 ) -> np.ndarray:
     import numpy as np
 
-    stream = container.streams.video[0]
+    stream = _video_stream(container, path)
     if facts.width * facts.height < THREADED_PIXELS:
         stream.thread_count = 1  # starting threads costs 10x the decoding of a small clip
     else:
@@ -208,12 +230,18 @@ def _decode(
                 break
         else:
             raise _refuse(path, f"frame {facts.times.index(stamp)} does not decode")
-        found[stamp] = _resized(frame.to_ndarray(format="rgb24"), size)
+        pixels = facts.orientation.upright(frame.to_ndarray(format="rgb24"))
+        found[stamp] = resize_frame(pixels, size)
     return np.stack([found[stamp] for stamp in wanted])
 
 
-def _resized(frame: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """Bicubic with antialiasing, as transformers' video processor does."""
+def resize_frame(frame: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """Bicubic with antialiasing, as transformers' processors do.
+
+    Args:
+        frame: uint8 [H, W, C].
+        size: width and height; None leaves the frame as it is.
+    """
     if size is None or (frame.shape[1], frame.shape[0]) == size:
         return frame
     import torch

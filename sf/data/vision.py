@@ -19,7 +19,7 @@ from sf.data.budget import FACTOR, TEMPORAL_PATCH, pixel_bounds, resized_size
 from sf.data.frame_cache import FrameCache
 from sf.data.llava import encode_llava, encode_llava_parts, is_llava
 from sf.data.media import num_decoders, open_media
-from sf.data.video import load_video
+from sf.data.video import load_video, resize_frame
 from sf.errors import DataError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -97,13 +97,11 @@ def load_rgb(part: dict[str, Any]) -> PIL.Image.Image:
 
 
 def _resized_image(image: PIL.Image.Image, vision: Vision) -> np.ndarray:
-    """Bicubic with antialiasing on uint8 [H, W, C], as transformers' image processor does."""
+    """Within the bounds, uint8 [H, W, C]."""
     import numpy as np
 
-    from sf.data.video import _resized
-
     size = resized_size(image.width, image.height, pixel_bounds("image", vision))
-    return _resized(np.array(image), size)
+    return resize_frame(np.array(image), size)
 
 
 def _media(

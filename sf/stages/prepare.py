@@ -74,7 +74,7 @@ def write_manifests(p: Parameters, out: Path) -> Prepared:
     write_parquet(rejects, out / "rejects.parquet")
     write_csv(rejects, out / "tables" / "rejects.csv")
     refuse_many(source.found, p.max_reject_share, out / "rejects.parquet")
-    splits = split_rows(source.found.rows, plan, source.found.media)
+    splits = split_rows(source.found.rows, plan, source.found.groups)
     reserve = splits.pop("reserve")
     for split, rows in splits.items():
         write_manifest(out / f"{split}.parquet", rows, source.root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import av
@@ -26,6 +27,20 @@ def write_clip(
             pixels = np.full((size[1], size[0], 3), min(255, 4 * number), dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
+    return path
+
+
+def turn_clip(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """Write a display matrix into an MP4's track header, as a phone does; entries are -1, 0, 1."""
+    data = bytearray(path.read_bytes())
+    header = data.index(b"tkhd") + 4
+    assert data[header] == 0, "version 0 of the box is expected"
+    place = header + 40  # version and flags, times, id, duration, layer, group, volume
+    unturned = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    assert data[place : place + 36] == unturned
+    entries = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    data[place : place + 36] = struct.pack(">9i", *entries)
+    path.write_bytes(data)
     return path
 
 

@@ -79,3 +79,11 @@ def vision() -> Vision:
         video_max_frames=8,
         video_fps=2.0,
     )
+
+
+@pytest.fixture(scope="session")
+def good_source(tmp_path_factory):
+    """Forty good rows over 30 pictures and 10 clips; tests that change it take a copy."""
+    from sources import write_good_source
+
+    return write_good_source(tmp_path_factory.mktemp("good"))

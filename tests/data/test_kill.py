@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import pytest
 from clips import record, write_picture
+from sources import prepared, used
 
 from sf.data import check
 from sf.data.manifest import SPLITS, read_manifest
@@ -70,3 +73,39 @@ def test_killed_pass_ends_with_the_same_manifests(tmp_path, vision, monkeypatch)
         name = f"{split}.parquet"
         assert (out / name).read_bytes() == (whole / name).read_bytes()
     assert sum(len(read_manifest(out / f"{split}.parquet")) for split in SPLITS) > 0
+
+
+def test_killed_media_pass_goes_on(good_source, tmp_path, monkeypatch):
+    opened: list[str] = []
+    real = check.inspect
+
+    def counting(root, media, *rest):
+        opened.append(media)
+        if len(opened) > 25:
+            raise KeyboardInterrupt
+        return real(root, media, *rest)
+
+    monkeypatch.setattr(check, "inspect", counting)
+    monkeypatch.setattr(check, "_FLUSH_EVERY", 4)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(good_source, tmp_path)
+    log = tmp_path / "out/media.jsonl"
+    checked = len(log.read_text().splitlines())
+    assert 0 < checked < 40
+    with log.open("a") as file:
+        file.write('{"media": "cut by the ki')
+    opened.clear()
+    monkeypatch.setattr(check, "inspect", lambda *a: (opened.append(a[1]), real(*a))[1])
+    out, _ = prepared(good_source, tmp_path)
+    assert len(opened) == 40 - checked
+    assert len(used(out)) == 40
+    (tmp_path / "result").mkdir()
+    shutil.copy(out / "media.jsonl", tmp_path / "result/media.jsonl")
+    shutil.rmtree(out)
+    opened.clear()
+    again, _ = prepared(good_source, tmp_path, heldout_rows=3)
+    assert opened == []  # the facts of the earlier result were taken over
+    assert len(read_manifest(again / "heldout.parquet")) == 3
+    os.utime(good_source / "pictures/1.png")
+    prepared(good_source, tmp_path)
+    assert opened == ["pictures/1.png"]

@@ -129,3 +129,12 @@ def test_a_sample_has_the_size_asked_for(wanted, size):
 def test_the_hash_is_fixed():
     """Manifests of today and of next year must agree."""
     assert unit_hash("side", 0, "a.png") == 0.7428830700819945
+
+
+def test_groups_keep_rows_together_whatever_their_media_are_called():
+    rows = [row(n) for n in range(200)]
+    groups = {member.id: f"digest {int(member.id) % 7}" for member in rows}
+    found = sides(split_rows(rows, plan(calibration_rows=999, heldout_rows=999), groups))
+    assert len(set(found.values())) > 1
+    for identity, split in found.items():
+        assert split == side_of(groups[identity], plan())
