@@ -34,6 +34,7 @@ def run(p: Parameters, job: Job) -> None:
     """
     from sf.data.manifest import read_manifest
     from sf.report.style import save
+    from sf.training.objectives import settled
     from sf.training.records import history_table, training_picture
     from sf.training.run import train
 
@@ -44,7 +45,7 @@ def run(p: Parameters, job: Job) -> None:
         job.state / "checkpoints",
         job.out,
         job.tracker,
-        p.model_dump(mode="json", exclude={"base", "data", "output"}),
+        settled(p).model_dump(mode="json", exclude={"base", "data", "output"}),
     )
     where = f"{p.model}, {p.objective}, seed {p.seed}"
     history = history_table(job.out / "history.jsonl")

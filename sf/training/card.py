@@ -34,19 +34,22 @@ def read_sparsity(folder: Path) -> dict[str, Any]:
 
 
 def write_card(
-    folder: Path, title: str, settings: Mapping[str, Any], figures: Mapping[str, float]
+    folder: Path,
+    title: str,
+    about: str,
+    settings: Mapping[str, Any],
+    figures: Mapping[str, float],
 ) -> None:
     """A model card: what it is, how to run it, settings, last training figures."""
     lines = [
         "---",
         "library_name: transformers",
         "pipeline_tag: image-text-to-text",
-        "tags: [sparsity-forcing, grpo, token-sparsity]",
+        "tags: [sparsity-forcing, token-sparsity]",
         "---",
         f"# {title}",
         "",
-        "Trained with Sparsity Forcing (arXiv 2504.18579): GRPO with token-sparse rollouts, a",
-        "different retention threshold for each rollout of a group, a full-attention reference.",
+        f"Trained with {about}",
         "The weights are a plain transformers checkpoint. Run them sparsely with",
         "",
         "```python",

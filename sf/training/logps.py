@@ -1,23 +1,40 @@
-"""Log-probabilities of the policy under the kept sets that its rollouts recorded.
+"""Log-probabilities of given completions: one teacher-forced forward under sparse attention.
 
-Shapes: R rollouts, P padded prompt length, C completion length.
+Shapes: R rollouts (or given answers), P padded prompt length, C completion length.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from sf.attention import sparsify
-from sf.selection import FixedMask
-from sf.training.encoding import encoder_outputs
+from sf.selection import Policy
+from sf.training.encoding import Prompts, encoder_outputs
 from sf.training.padding import length_buckets
-from sf.training.pathwise import SparsityTerm, watch_attention
-from sf.training.rollout import Rollout
+from sf.training.pathwise import Measure, SparsityTerm, effective_ratio, watch_attention
 
-__all__ = ["PolicyForward"]
+__all__ = ["Forced", "PolicyForward"]
+
+
+class Forced(Protocol):
+    """Completions to be scored, and the selection under which they are."""
+
+    @property
+    def prompts(self) -> Prompts:
+        """The unique questions."""
+        ...
+
+    @property
+    def owner(self) -> torch.Tensor:
+        """(R,) long, the question of each completion."""
+        ...
+
+    def policy(self, rows: torch.Tensor, start: int) -> Policy:
+        """The selection for `rows`, on prompts without their first `start` columns."""
+        ...
 
 
 @dataclass
@@ -27,26 +44,31 @@ class PolicyForward:
     Attributes:
         model: perhaps wrapped for data parallelism.
         bare: the same, unwrapped.
-        rollout: the rollouts; rows are indices into it.
+        forced: the completions; rows are indices into it.
         temperature: of the sampling.
         fused: let TRL's kernel compute log-probabilities without logits; worth it where it scores
             the completion's positions only (Triton), elsewhere it scores the prompt's too.
-        coefficient: (R of the rollout,) weight of each rollout's effective ratio in the loss, for
+        coefficient: (all R of `forced`,) weight of each rollout's effective ratio in the loss, for
             the pathwise objective (`sf.training.pathwise`).
         shares: (J,) each layer's part of it; needed with `coefficient`.
+        measure: what stands for the effective ratio in it.
         bucketed: run prompts of similar length together. Ranks that share a model need the same
             number of forwards, so it is for one process only.
+        measured: per bucket (R,), the term's value, mean over layers.
+        ratios: per bucket its rows and their token ratios (J, R).
     """
 
     model: Any
     bare: Any
-    rollout: Rollout
+    forced: Forced
     temperature: float
     fused: bool
     bucketed: bool
     coefficient: torch.Tensor | None = None
     shares: torch.Tensor | None = None
-    effective_ratio: list[torch.Tensor] = field(default_factory=list)
+    measure: Measure = effective_ratio
+    measured: list[torch.Tensor] = field(default_factory=list)
+    ratios: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     def __call__(
         self, rows: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int
@@ -75,7 +97,7 @@ class PolicyForward:
         self, rows: torch.Tensor, start: int, ids: torch.Tensor, mask: torch.Tensor, width: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One bucket; `start` columns of padding are cut off everything."""
-        prompts, owner = self.rollout.prompts, self.rollout.owner[rows]
+        prompts, owner = self.forced.prompts, self.forced.owner[rows]
         inputs = {
             "input_ids": ids,
             "attention_mask": mask,
@@ -83,18 +105,21 @@ class PolicyForward:
             "mm_encoder_outputs": encoder_outputs(prompts, prompts.features(self.bare), owner),
             "use_cache": False,
         }
-        replay = FixedMask([layer[rows, start:] for layer in self.rollout.kept])
-        width_before = ids.shape[1] - width
-        if self.coefficient is None or self.shares is None or not torch.is_grad_enabled():
-            with sparsify(self.bare, replay, prompt_width=width_before):
-                return self._head(inputs, width)
+        policy, term = self.forced.policy(rows, start), None
+        if self.coefficient is not None and self.shares is not None and torch.is_grad_enabled():
+            term = SparsityTerm(self.coefficient[rows], self.shares, self.measure)
+            inputs["sparsity_term"] = term
         # Skipped projections would leave the term out, and probes' queries without a gradient.
-        with sparsify(self.bare, replay, prompt_width=width_before, skip_dropped=False):
-            watch_attention()
-            term = SparsityTerm(self.coefficient[rows], self.shares)
-            result = self._head(inputs | {"sparsity_term": term}, width)
-            self.effective_ratio.append(term.mean_ratio)
-            return result
+        with sparsify(
+            self.bare, policy, prompt_width=ids.shape[1] - width, skip_dropped=term is None
+        ) as trace:
+            if term is not None:
+                watch_attention()
+            result = self._head(inputs, width)
+        if term is not None:
+            self.measured.append(term.mean_ratio)
+        self.ratios.append((rows, trace.layer_ratios))
+        return result
 
     def _head(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self._fused(inputs, width) if self.fused else self._plain(inputs, width)

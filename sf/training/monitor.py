@@ -36,6 +36,7 @@ FIGURES = {
     "latency_ratio": "latency_ratio",
     "pathwise_weight": "pathwise_weight",
     "pathwise_ratio": "pathwise_ratio",
+    "sharpness": "sharpness",
     "logp_gap": "logp_gap",
 }
 """TRL's or the trainer's name -> the name in history and MLflow."""
@@ -72,7 +73,7 @@ class Monitor(TrainerCallback):
     ) -> None:
         """Pass figures on and look for trouble."""
         logs = logs or {}
-        if not state.is_world_process_zero or "reward" not in logs:
+        if not state.is_world_process_zero or "loss" not in logs:
             return
         values = self.figures(logs)
         now, seen = time.monotonic(), float(state.num_input_tokens_seen)
@@ -94,7 +95,7 @@ class Monitor(TrainerCallback):
 
     def _warn(self, step: int, values: dict[str, float]) -> None:
         troubles = {
-            "no rollout was right": values.get("accuracy") == 0.0,
+            "no answer was right": values.get("accuracy") == 0.0,
             "every group has equal rewards, nothing is learnt": values.get("zero_advantage_share")
             == 1.0,
             "almost no prompt tokens are kept": values.get("token_ratio", 1.0) < 0.02,

@@ -14,6 +14,7 @@ Shape suffixes: B rows, H heads, G KV heads, P probes, L prompt columns, D head 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,17 +25,60 @@ from transformers import AttentionInterface
 
 from sf.attention.layer import NAME, sparse_attention
 
-__all__ = ["SparsityTerm", "effective_ratio", "watch_attention"]
+__all__ = ["Measure", "SparsityTerm", "effective_ratio", "probe_rows", "watch_attention"]
+
+Measure = Callable[[Tensor, Tensor, Tensor, Any, float], Tensor]
+"""Queries, keys, valid, probes, scaling -> (B,): called as `effective_ratio` is."""
 
 _RECOMPUTE_ELEMENTS = 1 << 22
 """Score elements of one KV head above which they are computed again instead of stored."""
 
 
-def _group_mass(query_BRPD: Tensor, key_BLD: Tensor, hidden_BPL: Tensor) -> Tensor:
-    """Attention weights of one KV head's query heads, summed over heads: (B, P, L)."""
-    score = torch.einsum("brpd,bld->brpl", query_BRPD, key_BLD)
-    score = score.masked_fill(hidden_BPL[:, None], float("-inf"))
-    return torch.softmax(score, dim=-1).sum(1)
+def probe_rows(
+    query_BHLD: Tensor,
+    key_BGLD: Tensor,
+    valid_BL: Tensor,
+    probes: Any,
+    scaling: float,
+    reduce: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `reduce` makes of the probes' attention rows, one KV head at a time.
+
+    Long prompts' rows are computed again in the backward pass instead of stored.
+
+    Args:
+        query_BHLD, key_BGLD, valid_BL, probes, scaling: as in `effective_ratio`.
+        reduce: weights (B, query heads of one KV head, P, L) -> (B, P, ...), summed over heads.
+
+    Returns:
+        `reduce` summed over all heads, and the probes' column_BP and present_BP; what is said of a
+        slot without a probe has no meaning.
+    """
+    column_BP, present_BP = probes.columns(valid_BL)
+    batch, heads, length, size = query_BHLD.shape
+    groups = key_BGLD.shape[1]
+    index = column_BP[:, None, :, None].expand(-1, heads, -1, size)
+    rows = (query_BHLD.gather(2, index).float() * scaling).view(
+        batch, groups, heads // groups, -1, size
+    )
+    future_BPL = torch.arange(length, device=column_BP.device) > column_BP[..., None]
+    # A probe slot without a probe looks at everything: no empty softmax.
+    hidden_BPL = (future_BPL | ~valid_BL[:, None]) & present_BP[..., None]
+
+    def of_group(query_BRPD: Tensor, key_BLD: Tensor) -> Tensor:
+        score = torch.einsum("brpd,bld->brpl", query_BRPD, key_BLD)
+        score = score.masked_fill(hidden_BPL[:, None], float("-inf"))
+        return reduce(torch.softmax(score, dim=-1))
+
+    total = torch.zeros((), device=query_BHLD.device)
+    recompute = batch * (heads // groups) * column_BP.shape[1] * length > _RECOMPUTE_ELEMENTS
+    for group in range(groups):
+        given = (rows[:, group], key_BGLD[:, group].float())
+        if recompute:
+            total = total + checkpoint(of_group, *given, use_reentrant=False)
+        else:
+            total = total + of_group(*given)
+    return total, column_BP, present_BP
 
 
 def effective_ratio(
@@ -52,25 +96,10 @@ def effective_ratio(
     Returns:
         (B,) float32 in (0, 1].
     """
-    column_BP, present_BP = probes.columns(valid_BL)
-    batch, heads, length, size = query_BHLD.shape
-    groups = key_BGLD.shape[1]
-    index = column_BP[:, None, :, None].expand(-1, heads, -1, size)
-    rows = (query_BHLD.gather(2, index).float() * scaling).view(
-        batch, groups, heads // groups, -1, size
+    total_BPL, _, present_BP = probe_rows(
+        query_BHLD, key_BGLD, valid_BL, probes, scaling, lambda weight_BRPL: weight_BRPL.sum(1)
     )
-    future_BPL = torch.arange(length, device=column_BP.device) > column_BP[..., None]
-    # A probe slot without a probe looks at everything: no empty softmax. It counts nothing below.
-    hidden_BPL = (future_BPL | ~valid_BL[:, None]) & present_BP[..., None]
-    total = torch.zeros((), device=query_BHLD.device)
-    recompute = batch * (heads // groups) * column_BP.shape[1] * length > _RECOMPUTE_ELEMENTS
-    for group in range(groups):
-        given = (rows[:, group], key_BGLD[:, group].float(), hidden_BPL)
-        if recompute:
-            total = total + checkpoint(_group_mass, *given, use_reentrant=False)
-        else:
-            total = total + _group_mass(*given)
-    mass_BL = (total * present_BP[..., None]).sum(1) / heads
+    mass_BL = (total_BPL * present_BP[..., None]).sum(1) / query_BHLD.shape[1]
     share = mass_BL / present_BP.sum(1, keepdim=True).clamp(min=1)
     entropy = -torch.special.xlogy(share, share.clamp(min=1e-12)).sum(1)
     return entropy.exp() / valid_BL.sum(1).clamp(min=1)
@@ -97,11 +126,13 @@ class SparsityTerm:
     Attributes:
         coefficient: (B,) d loss / d effective ratio of a row, all layers together.
         shares: (J,) of the coefficient that each layer gets; sums to 1.
-        ratios: layer -> (B,) effective ratio, without gradient.
+        measure: the term itself.
+        ratios: layer -> (B,) the term's value, without gradient.
     """
 
     coefficient: Tensor
     shares: Tensor
+    measure: Measure = effective_ratio
     ratios: dict[int, Tensor] = field(default_factory=dict)
 
     def apply(self, layer: int, output: Tensor, ratio: Tensor) -> Tensor:
@@ -144,7 +175,7 @@ def _observed_attention(
         return output, weights
     width = plan.valid.shape[1]
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    ratio = effective_ratio(
+    ratio = sparsity_term.measure(
         query[:, :, :width], key[:, :, :width], plan.valid, plan.policy.probes, scaling
     )
     return sparsity_term.apply(int(module.layer_idx), output, ratio), weights

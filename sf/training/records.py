@@ -50,9 +50,9 @@ def history_table(path: Path) -> pd.DataFrame:
 
 
 PANELS = (
-    ("reward", ("accuracy", "efficiency", "reward")),
-    ("kept tokens, %", ("token_ratio", "effective_ratio")),
-    ("against the reference", ("kl", "entropy")),
+    ("accuracy and reward", ("accuracy", "efficiency", "reward")),
+    ("kept tokens, %", ("token_ratio", "effective_ratio", "sharpness")),
+    ("loss and reference", ("loss", "kl", "entropy")),
     ("shares of rollouts or groups, %", ("gate", "zero_advantage_share", "truncated_share")),
 )
 

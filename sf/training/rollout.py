@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
 from sf.attention import Trace, sparsify
+from sf.selection import FixedMask
 from sf.training.encoding import Prompts, encoder_outputs
 from sf.training.padding import length_buckets
 
@@ -61,6 +62,10 @@ class Rollout:
     kept: list[torch.Tensor]
     token_ratio: torch.Tensor
     layer_ratios: torch.Tensor
+
+    def policy(self, rows: torch.Tensor, start: int) -> FixedMask:
+        """The recorded choice for `rows`, without the first `start` columns of padding."""
+        return FixedMask([layer[rows, start:] for layer in self.kept])
 
     def figures(self) -> dict[str, torch.Tensor]:
         """(R,) values by the name they are logged under."""

@@ -14,16 +14,21 @@ from transformers import PrinterCallback
 
 from sf.models import load_model, load_processor
 from sf.progress import progress
+from sf.training.answers import answer_set
 from sf.training.card import write_card, write_sparsity
 from sf.training.checkpoints import SealCheckpoints, check_disk, last_sealed
 from sf.training.dataset import training_set
 from sf.training.encoding import Encoder, backbone
 from sf.training.levels import Levels
 from sf.training.monitor import FiniteGradients, Monitor
+from sf.training.objectives import RECIPES, settled
 from sf.training.parameters import RunParameters
 from sf.training.records import SampleTable
 from sf.training.rewards import GroupReward
-from sf.training.settings import KEEP_CHECKPOINTS, grpo_config
+from sf.training.settings import KEEP_CHECKPOINTS, grpo_config, sft_arguments
+from sf.training.sft import SparseSFTTrainer
+from sf.training.sharpness import KINDS
+from sf.training.steady import SteadyTrainer
 from sf.training.trainer import SparsityForcingTrainer
 from sf.training.weighting import PathwiseWeight
 
@@ -45,7 +50,7 @@ class Training:
         checkpoints: folder of the checkpoints.
     """
 
-    trainer: SparsityForcingTrainer
+    trainer: SteadyTrainer
     processor: Any
     monitor: Monitor
     sealing: SealCheckpoints
@@ -76,8 +81,8 @@ def assemble(
         EnvironmentFault: no room for the checkpoints.
         ConfigError: the rollouts do not divide over the ranks.
     """
+    p = settled(p)
     checkpoints.mkdir(parents=True, exist_ok=True)
-    args = grpo_config(p, checkpoints)
     # The weights stay float32, whatever the computation runs in: steps of 1e-6 vanish in bfloat16.
     model = load_model(base, device=p.device)
     processor = load_processor(base)
@@ -87,7 +92,8 @@ def assemble(
     if int(os.environ.get("RANK", "0")) == 0:
         print(
             f"{p.train_steps} steps of {p.questions_per_step} questions x {p.group_size} "
-            f"rollouts; a checkpoint of {size:.2f} GiB every {p.save_every} steps, "
+            f"{'rollouts' if RECIPES[p.objective].learner == 'grpo' else 'levels'}; "
+            f"a checkpoint of {size:.2f} GiB every {p.save_every} steps, "
             f"{KEEP_CHECKPOINTS} kept, {shutil.disk_usage(checkpoints).free / 2**30:.0f} GiB free",
             file=sys.stderr,
         )
@@ -99,15 +105,32 @@ def assemble(
         template=p.prompt_template,
         frozen_tower=not p.train_vision,
     )
-    count = p.train_steps * p.questions_per_step
     monitor = Monitor(tracker, counter)
     pathwise = PathwiseWeight.of(p) if p.objective == "pathwise" else None
     sealing = SealCheckpoints({"pathwise": pathwise} if pathwise else {})
-    trainer = SparsityForcingTrainer(
+    common: dict[str, Any] = {
+        "samples": samples.add if samples else None,
+        "callbacks": [monitor, sealing, FiniteGradients()],
+    }
+    trainer: SteadyTrainer
+    if RECIPES[p.objective].learner == "grpo":
+        trainer = _grpo(p, model, processor, encoder, checkpoints, pathwise=pathwise, **common)
+    else:
+        trainer = _sft(p, model, processor, encoder, checkpoints, **common)
+    trainer.remove_callback(PrinterCallback)
+    return Training(trainer, processor, monitor, sealing, checkpoints)
+
+
+def _grpo(
+    p: RunParameters, model: Any, processor: Any, encoder: Encoder, folder: Path, **common: Any
+) -> SparsityForcingTrainer:
+    """Answers are sampled and rewarded."""
+    count = p.train_steps * p.questions_per_step
+    return SparsityForcingTrainer(
         model,
         processor,
-        args,
-        training_set(rows, count, p.seed, p.prompt_template),
+        grpo_config(p, folder),
+        training_set(encoder.rows, count, p.seed, p.prompt_template),
         encoder,
         Levels.of(p),
         GroupReward(
@@ -117,12 +140,26 @@ def assemble(
             p.reward_correctness == "fractional",
             p.reward_latency_weight,
         ),
-        pathwise=pathwise,
-        samples=samples.add if samples else None,
-        callbacks=[monitor, sealing, FiniteGradients()],
+        **common,
     )
-    trainer.remove_callback(PrinterCallback)
-    return Training(trainer, processor, monitor, sealing, checkpoints)
+
+
+def _sft(
+    p: RunParameters, model: Any, processor: Any, encoder: Encoder, folder: Path, **common: Any
+) -> SparseSFTTrainer:
+    """The data set's answers are learnt."""
+    count = p.train_steps * p.questions_per_step
+    return SparseSFTTrainer(
+        model,
+        processor,
+        sft_arguments(p, folder),
+        answer_set(encoder.rows, count, p.seed, p.group_size),
+        encoder,
+        Levels.of(p),
+        sharpness_weight=p.sharpness_weight if p.objective == "sharpness" else 0.0,
+        measure=KINDS[p.sharpness_kind],
+        **common,
+    )
 
 
 def train(
@@ -189,12 +226,13 @@ def save(
     levels = Levels.of(p)
     selector = type(levels.policy([levels.inference])).__name__
     write_sparsity(out, selector, levels.inference, provenance)
-    write_card(out, f"{provenance['model']} after {provenance['objective']}", provenance, figures)
+    title = f"{provenance['model']} after {provenance['objective']}"
+    write_card(out, title, RECIPES[p.objective].about, provenance, figures)
 
 
 def _last_figures(training: Training) -> dict[str, float]:
     """The latest figures; after a kill behind the last step, those of the checkpoint."""
     if training.monitor.latest:
         return training.monitor.latest
-    history = [entry for entry in training.trainer.state.log_history if "reward" in entry]
+    history = [entry for entry in training.trainer.state.log_history if "loss" in entry]
     return Monitor.figures(history[-1]) if history else {}

@@ -61,6 +61,10 @@ class Train(Section):
     pathwise_dual_rate: Annotated[float, Field(gt=0)] = Field(
         description="change of the weight per step, times ratio / target - 1"
     )
+    sharpness_kind: Literal["entropy", "linf"] = Field(
+        description="regulariser over attention rows; objective sharpness only"
+    )
+    sharpness_weight: Annotated[float, Field(ge=0)] = Field(description="objective sharpness only")
     train_vision: bool = Field(description="also train the vision tower; else it is frozen")
     rollouts_per_forward: Positive = Field(description="micro-batch of one device, in rollouts")
     gradient_checkpointing: bool

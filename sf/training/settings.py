@@ -12,12 +12,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
 from trl import GRPOConfig
 
 from sf.errors import ConfigError
 from sf.training.parameters import RunParameters
 
-__all__ = ["grpo_config", "micro_batch"]
+__all__ = ["common_arguments", "grpo_config", "micro_batch", "sft_arguments"]
 
 KEEP_CHECKPOINTS = 2
 
@@ -58,8 +59,6 @@ def grpo_config(p: RunParameters, folder: Path, world_size: int | None = None) -
     Raises:
         ConfigError: see `micro_batch`.
     """
-    ranks = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
-    size, forwards = micro_batch(p, ranks)
     paper: dict[str, Any] = {
         "loss_type": "grpo",
         "use_bias_correction_kl": False,
@@ -70,32 +69,63 @@ def grpo_config(p: RunParameters, folder: Path, world_size: int | None = None) -
         "beta": p.beta,
         "epsilon": p.clip_epsilon,
     }
+    common = common_arguments(p, folder, world_size)
     return GRPOConfig(
-        output_dir=str(folder),
+        **common,
         **paper,
-        max_steps=p.train_steps,
-        per_device_train_batch_size=size,
-        gradient_accumulation_steps=forwards,
-        steps_per_generation=forwards,
-        learning_rate=p.learning_rate,
-        lr_scheduler_type=p.lr_schedule,
-        weight_decay=p.weight_decay,
-        max_grad_norm=p.max_grad_norm,
+        steps_per_generation=common["gradient_accumulation_steps"],
         temperature=p.temperature,
         max_completion_length=p.max_completion_tokens,
-        gradient_checkpointing=p.gradient_checkpointing,
-        bf16=p.dtype == "bfloat16",
-        fp16=False,
-        use_cpu=p.device == "cpu",
-        seed=p.seed,
         shuffle_dataset=False,  # the data set is laid out in its order of use
-        save_strategy="steps",
-        save_steps=p.save_every,
-        save_total_limit=KEEP_CHECKPOINTS,
-        logging_steps=p.log_every,
-        logging_nan_inf_filter=False,
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=p.device != "cpu",
-        remove_unused_columns=False,
     )
+
+
+def sft_arguments(
+    p: RunParameters, folder: Path, world_size: int | None = None
+) -> TrainingArguments:
+    """transformers' configuration for the supervised objectives.
+
+    Args:
+        p, folder, world_size: as in `grpo_config`.
+
+    Raises:
+        ConfigError: see `micro_batch`.
+    """
+    return TrainingArguments(
+        **common_arguments(p, folder, world_size),
+        train_sampling_strategy="sequential",  # the data set is laid out in its order of use
+    )
+
+
+def common_arguments(p: RunParameters, folder: Path, world_size: int | None) -> dict[str, Any]:
+    """What all objectives share: steps, batch, optimiser, precision, checkpoints, logging.
+
+    Raises:
+        ConfigError: see `micro_batch`.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
+    size, forwards = micro_batch(p, ranks)
+    return {
+        "output_dir": str(folder),
+        "max_steps": p.train_steps,
+        "per_device_train_batch_size": size,
+        "gradient_accumulation_steps": forwards,
+        "learning_rate": p.learning_rate,
+        "lr_scheduler_type": p.lr_schedule,
+        "weight_decay": p.weight_decay,
+        "max_grad_norm": p.max_grad_norm,
+        "gradient_checkpointing": p.gradient_checkpointing,
+        "bf16": p.dtype == "bfloat16",
+        "fp16": False,
+        "use_cpu": p.device == "cpu",
+        "seed": p.seed,
+        "save_strategy": "steps",
+        "save_steps": p.save_every,
+        "save_total_limit": KEEP_CHECKPOINTS,
+        "logging_steps": p.log_every,
+        "logging_nan_inf_filter": False,
+        "report_to": [],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": p.device != "cpu",
+        "remove_unused_columns": False,
+    }

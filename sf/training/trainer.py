@@ -4,11 +4,9 @@ The policy runs under token-sparse attention, each rollout of a group with its o
 threshold; the reference is the initial model with full attention. The policy's log-probabilities
 are taken under the kept sets that the rollout recorded, so training matches inference.
 
-Three private names are overridden (`OVERRIDDEN`, their signatures are tested). TRL 1.16 has no
-public place for extra tensors between rollout and loss, and its own loss forward drops videos
-without a word. transformers 5.23 saves Qwen's weights under their published names and resumes by
-the module's own: nothing fits, and it goes on from the base model with only a warning. The loss
-itself, advantages and the optimiser loop are TRL's.
+Private names are overridden (`OVERRIDDEN`, their signatures are tested): TRL 1.16 has no public
+place for extra tensors between rollout and loss, and its own loss forward drops videos without a
+word. The loss itself, advantages and the optimiser loop are TRL's.
 
 Shapes: R local rollouts, P padded prompt length, C completion length, J layers.
 """
@@ -26,16 +24,15 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
-from sf.errors import TrainingCollapse
-from sf.models import load_model
 from sf.training.encoding import Encoder, Prompts
-from sf.training.figures import StepFigures, shown_rollouts
+from sf.training.figures import shown_rollouts
 from sf.training.latency import LatencyModel
 from sf.training.levels import Levels
 from sf.training.logps import PolicyForward
 from sf.training.reference import reference_logps
 from sf.training.rewards import GroupReward, ScoredRollouts
 from sf.training.rollout import Rollout, Sampler, sampling_seeds, vision_token_ids
+from sf.training.steady import SteadyTrainer
 from sf.training.weighting import PathwiseWeight
 
 __all__ = ["OVERRIDDEN", "SparsityForcingTrainer"]
@@ -47,7 +44,7 @@ OVERRIDDEN = (
 )
 
 
-class SparsityForcingTrainer(GRPOTrainer):
+class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
     """GRPO with sparse rollouts.
 
     Args:
@@ -109,12 +106,8 @@ class SparsityForcingTrainer(GRPOTrainer):
         self._coefficient: torch.Tensor | None = None
         self._shares: torch.Tensor | None = None
         self._every: dict[str, torch.Tensor] = {}
-        self._figures = StepFigures(self._gather)
 
     # -- rollouts ---------------------------------------------------------------------------
-
-    def _gather(self, values: torch.Tensor) -> torch.Tensor:
-        return self.accelerator.gather(values.to(self.accelerator.device))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's, with the rows noted for the rollout and the rollouts' indices in its output.
@@ -237,7 +230,7 @@ class SparsityForcingTrainer(GRPOTrainer):
         forward = PolicyForward(
             model=model,
             bare=self.accelerator.unwrap_model(model),
-            rollout=self.rollout,
+            forced=self.rollout,
             temperature=self.temperature,
             fused=input_ids.is_cuda,
             bucketed=self.accelerator.num_processes == 1,
@@ -256,8 +249,8 @@ class SparsityForcingTrainer(GRPOTrainer):
             ]
         logps, entropies = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         self._train_logps = logps.detach()
-        if forward.effective_ratio:
-            self._figures.add("effective_ratio", float(torch.cat(forward.effective_ratio).mean()))
+        if forward.measured:
+            self._figures.add("effective_ratio", float(torch.cat(forward.measured).mean()))
         return logps, entropies if compute_entropy else None, None
 
     def _adapters_off(self) -> bool:
@@ -266,17 +259,6 @@ class SparsityForcingTrainer(GRPOTrainer):
             return False
         model = self.accelerator.unwrap_model(self.model)
         return any(getattr(module, "disable_adapters", False) for module in model.modules())
-
-    # -- resuming ----------------------------------------------------------------------------
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The checkpoint's weights into the policy, every one of them."""
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if sharded or hasattr(self.model, "peft_config"):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        saved = load_model(Path(resume_from_checkpoint))
-        cast(Any, self.model).load_state_dict(saved.state_dict())
 
     # -- loss -------------------------------------------------------------------------------
 
@@ -294,19 +276,8 @@ class SparsityForcingTrainer(GRPOTrainer):
         """
         self._batch = inputs["rollout"]
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if not bool(self._gather(loss.detach().float().isfinite().reshape(1)).all()):
-            raise TrainingCollapse(
-                "loss",
-                float(loss.detach()),
-                f"is not finite at step {self.state.global_step + 1}",
-                "the last checkpoint is intact; lower learning_rate or raise beta",
-            )
+        self._require_finite(loss)
         self._figures.add_gap(
             self._train_logps, inputs["sampling_per_token_logps"], inputs["completion_mask"]
         )
         return loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's, with this trainer's own figures added as means since the last call."""
-        logs.update(self._figures.drain())
-        super().log(logs, start_time)

@@ -19,30 +19,36 @@ from sf.models import load_model, load_processor
 from sf.training.card import read_sparsity
 from sf.training.checkpoints import SEAL
 from sf.training.dataset import question_order, training_set
+from sf.training.objectives import RECIPES
 from sf.training.run import train
 
-PROVENANCE = {"model": "tiny", "objective": "sparsity_forcing"}
 
-
-def run(base: Path, rows: list[Row], folder: Path) -> dict[str, torch.Tensor]:
-    train(parameters(), base, rows, folder / "state", folder / "out", Log(), PROVENANCE)
+def run(base: Path, rows: list[Row], folder: Path, objective: str) -> dict[str, torch.Tensor]:
+    p, note = parameters(objective=objective), {"model": "tiny", "objective": objective}
+    train(p, base, rows, folder / "state", folder / "out", Log(), note)
     return dict(load_model(folder / "out").state_dict())
+
+
+@pytest.fixture(scope="module", params=["sparsity_forcing", "zipvl_sft"])
+def objective(request: pytest.FixtureRequest) -> str:
+    """One that samples answers and one that is shown them."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(
-    base: Path, rows: list[Row], tmp_path_factory: pytest.TempPathFactory
+    base: Path, rows: list[Row], tmp_path_factory: pytest.TempPathFactory, objective: str
 ) -> tuple[Path, dict[str, torch.Tensor]]:
     folder = tmp_path_factory.mktemp("whole")
-    return folder, run(base, rows, folder)
+    return folder, run(base, rows, folder, objective)
 
 
 def test_killed_run_goes_on_to_the_same_weights(
-    base: Path, rows: list[Row], tmp_path: Path, uninterrupted: tuple[Path, dict]
+    base: Path, rows: list[Row], tmp_path: Path, objective: str, uninterrupted: tuple[Path, dict]
 ) -> None:
     """kill -9 between two checkpoints, in another process."""
     media = Path(rows[0].data_root)
-    command = [sys.executable, __file__, str(base), str(media), str(tmp_path)]
+    command = [sys.executable, __file__, str(base), str(media), str(tmp_path), objective]
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
     try:
@@ -55,7 +61,7 @@ def test_killed_run_goes_on_to_the_same_weights(
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (tmp_path / "out" / "model.safetensors").exists()
-    resumed = run(base, rows, tmp_path)
+    resumed = run(base, rows, tmp_path, objective)
     first, whole = uninterrupted
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
@@ -104,17 +110,17 @@ def test_drawn_levels_and_the_dual_variable_go_on(
 
 
 def test_run_that_was_killed_while_saving_its_result(
-    base: Path, rows: list[Row], uninterrupted: tuple[Path, dict]
+    base: Path, rows: list[Row], objective: str, uninterrupted: tuple[Path, dict]
 ) -> None:
     """All steps are done, the result is lost: the same call writes it again."""
     folder, whole = uninterrupted
     (folder / "out" / "model.safetensors").unlink()
-    again = run(base, rows, folder)
+    again = run(base, rows, folder, objective)
     assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
 def test_result_is_a_plain_checkpoint_with_a_note(
-    base: Path, uninterrupted: tuple[Path, dict]
+    base: Path, objective: str, uninterrupted: tuple[Path, dict]
 ) -> None:
     out = uninterrupted[0] / "out"
     model, start = load_model(out), load_model(base)
@@ -123,8 +129,10 @@ def test_result_is_a_plain_checkpoint_with_a_note(
     assert load_processor(out).tokenizer.get_vocab() == load_processor(base).tokenizer.get_vocab()
     note = read_sparsity(out)
     assert (note["selector"], note["p"]) == ("TopP", 1.0)
-    assert note["provenance"] == PROVENANCE
-    assert "sparsify(model" in (out / "README.md").read_text(encoding="utf-8")
+    assert note["provenance"] == {"model": "tiny", "objective": objective}
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "sparsify(model" in card
+    assert RECIPES[objective].about in card
     assert "sparsity_forcing" not in (out / "config.json").read_text(encoding="utf-8")
 
 
@@ -147,6 +155,6 @@ def test_training_set_is_one_epoch_of_paths(rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    given = [Path(argument) for argument in sys.argv[1:]]
+    given = [Path(argument) for argument in sys.argv[1:4]]
     torch.set_num_threads(1)
-    run(given[0], write_rows(given[1]), given[2])
+    run(given[0], write_rows(given[1]), given[2], sys.argv[4])

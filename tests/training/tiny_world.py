@@ -55,6 +55,8 @@ PARAMETERS: dict[str, Any] = {
     "pathwise_schedule": "constant",
     "pathwise_target": 0.0,
     "pathwise_dual_rate": 0.1,
+    "sharpness_kind": "entropy",
+    "sharpness_weight": 0.1,
     "train_vision": False,
     "rollouts_per_forward": 8,
     "gradient_checkpointing": False,

@@ -1,0 +1,186 @@
+"""Supervised fine-tuning on the data set's answers under token-sparse attention.
+
+transformers' Trainer with the teacher-forced sparse forward of the GRPO objectives. (TRL's
+SFTTrainer brings its own collator and forward, which encode media anew for every row of every step
+and know neither a selection by row nor questions that share one encoding.)
+
+The loss is that of the answer's tokens and its end token alone: the mean over an answer's tokens,
+then over answers, so micro-batches and ranks of equal size need no further weights.
+
+Shapes: R answers, C answer length, J layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from datasets import Dataset
+from transformers import TrainingArguments
+
+from sf.training.answers import Answers, gather_answers
+from sf.training.encoding import Encoder
+from sf.training.levels import Levels
+from sf.training.logps import PolicyForward
+from sf.training.pathwise import Measure, effective_ratio
+from sf.training.steady import SteadyTrainer
+
+__all__ = ["AnswerForward", "SparseSFTTrainer"]
+
+
+class AnswerForward(PolicyForward):
+    """Gives log-probabilities and, in the entropies' place, whether a token is the likeliest."""
+
+    def _head(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.model(**inputs, logits_to_keep=width + 1).logits[:, :-1].float()
+        target = inputs["input_ids"][:, -width:]
+        logps = torch.log_softmax(logits, dim=-1).gather(2, target[..., None]).squeeze(2)
+        return logps, (logits.argmax(-1) == target).float()
+
+
+class SparseSFTTrainer(SteadyTrainer):
+    """Maximum likelihood of the right answers.
+
+    Args:
+        model: the model.
+        processor: of the model.
+        args: `sf.training.settings.sft_arguments`.
+        dataset: columns `row` (index for `encoder`) and `place` (`sf.training.answers.answer_set`).
+        encoder: row index -> question.
+        levels: how sparse each entry of a question's group is.
+        sharpness_weight: of the regulariser over attention rows; 0: none.
+        measure: the regulariser (`sf.training.sharpness.KINDS`).
+        samples: takes the first question of each logged step (`records.SampleTable.add`).
+        callbacks: transformers callbacks.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        args: TrainingArguments,
+        dataset: Dataset,
+        encoder: Encoder,
+        levels: Levels,
+        sharpness_weight: float = 0.0,
+        measure: Measure = effective_ratio,
+        samples: Callable[[int, list[dict[str, Any]]], None] | None = None,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            data_collator=_collate,
+            processing_class=processor,
+            callbacks=list(callbacks),
+        )
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over the micro-batch
+        self.encoder, self.levels, self.samples = encoder, levels, samples
+        self.sharpness_weight, self.measure = sharpness_weight, measure
+        self._shown = -1
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> torch.Tensor:
+        """Mean negative log-likelihood of the micro-batch's answers, () float32.
+
+        The regulariser's gradient joins in the backward pass; its value is not part of the loss.
+
+        Raises:
+            TrainingCollapse: the loss is not finite on some rank.
+        """
+        assert not return_outputs
+        answers = gather_answers(
+            self.encoder,
+            cast(Any, self.processing_class).tokenizer,
+            inputs["row"].tolist(),
+            self.levels(self.state.global_step, inputs["place"].tolist()),
+            self.levels,
+        )
+        forward = self._forward(model, answers)
+        rows = torch.arange(len(answers.owner), device=answers.owner.device)
+        with self.accelerator.autocast():
+            logps, likeliest = forward(
+                rows, answers.input_ids, answers.attention_mask, answers.width
+            )
+        mask = answers.answer_mask
+        nll = -(logps * mask).sum(1) / mask.sum(1)
+        loss = nll.mean()
+        self._require_finite(loss)
+        correct = ((likeliest == 1) | (mask == 0)).all(1).float()
+        ratios = torch.empty(len(forward.ratios[0][1]), len(rows), device=rows.device)
+        for bucket, part in forward.ratios:
+            ratios[:, bucket] = part.to(rows.device)
+        figures = {
+            "accuracy": correct,
+            "token_ratio": ratios.mean(0),
+            "retention_p": torch.tensor(answers.level, device=rows.device),
+            **{f"token_ratio_layer/{at}": own for at, own in enumerate(ratios)},
+        }
+        if forward.measured:
+            figures["sharpness"] = torch.cat(forward.measured)  # in any order: a mean is logged
+        self._figures.add_rollouts(figures)
+        tokens = answers.attention_mask.sum().reshape(1)
+        self.state.num_input_tokens_seen += int(self._gather(tokens).sum())
+        self._show(answers, inputs["row"].tolist(), nll, figures)
+        return loss
+
+    def _forward(self, model: Any, answers: Answers) -> AnswerForward:
+        bare = self.accelerator.unwrap_model(model)
+        coefficient, shares, device = None, None, answers.owner.device
+        if self.sharpness_weight:
+            # The loss is a mean over answers, of a micro-batch and then of the micro-batches.
+            count = len(answers.owner) * self.current_gradient_accumulation_steps
+            weight = self.sharpness_weight / count
+            coefficient = torch.full((len(answers.owner),), weight, device=device)
+            layers = bare.config.get_text_config().num_hidden_layers
+            shares = torch.full((layers,), 1 / layers, device=device)
+        return AnswerForward(
+            model=model,
+            bare=bare,
+            forced=answers,
+            temperature=1.0,
+            fused=False,
+            bucketed=self.accelerator.num_processes == 1,
+            coefficient=coefficient,
+            shares=shares,
+            measure=self.measure,
+        )
+
+    def _show(
+        self, answers: Answers, rows: list[int], nll: torch.Tensor, figures: dict[str, Any]
+    ) -> None:
+        """The first question of a step that will be logged."""
+        step = self.state.global_step + 1
+        skip = step == self._shown or step % int(self.args.logging_steps)
+        if self.samples is None or skip or not self.is_world_process_zero():
+            return
+        self._shown = step
+        own = [at for at in range(len(rows)) if rows[at] == rows[0]]
+        self.samples(
+            step,
+            [
+                {
+                    "id": self.encoder.rows[rows[at]].id,
+                    "retention_p": round(answers.level[at], 6),
+                    "token_ratio": round(float(figures["token_ratio"][at]), 6),
+                    "correct": float(figures["accuracy"][at]),
+                    "loss": round(float(nll[at].detach()), 6),
+                    "solution": self.encoder.rows[rows[at]].solution,
+                }
+                for at in own
+            ],
+        )
+
+
+def _collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """(R,) long each: row indices and places in the run."""
+    return {
+        name: torch.tensor([example[name] for example in examples]) for name in ("row", "place")
+    }
