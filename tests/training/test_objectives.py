@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+import torch
 from tiny_world import parameters
 
 from sf.config import Objective
+from sf.selection import TopP
+from sf.training.answers import Answers
 from sf.training.objectives import RECIPES, settled
 from sf.training.parameters import RunParameters
 
@@ -24,3 +27,11 @@ def test_an_objective_changes_its_own_parameters_and_no_others(name: str) -> Non
     for field in RunParameters.model_fields:
         expected = RECIPES[name].changes.get(field, getattr(given, field))
         assert getattr(used, field) == expected
+
+
+def test_answers_take_their_own_thresholds_into_a_bucket() -> None:
+    nothing: Any = None
+    answers = Answers(
+        nothing, nothing, [0.5, 0.7, 0.9], lambda p: TopP(p=p), nothing, nothing, width=1
+    )
+    assert list(answers.policy(torch.tensor([2, 0]), start=0).p) == [0.9, 0.5]
