@@ -11,6 +11,7 @@ from tiny_world import parameters
 from sf.config import Objective
 from sf.selection import TopP
 from sf.training.answers import Answers
+from sf.training.levels import Levels
 from sf.training.objectives import RECIPES, settled
 from sf.training.parameters import RunParameters
 
@@ -31,7 +32,8 @@ def test_an_objective_changes_its_own_parameters_and_no_others(name: str) -> Non
 
 def test_answers_take_their_own_thresholds_into_a_bucket() -> None:
     nothing: Any = None
-    answers = Answers(
-        nothing, nothing, [0.5, 0.7, 0.9], lambda p: TopP(p=p), nothing, nothing, width=1
-    )
-    assert list(answers.policy(torch.tensor([2, 0]), start=0).p) == [0.9, 0.5]
+    levels = Levels.of(parameters())
+    answers = Answers(nothing, nothing, [0.5, 0.7, 0.9], levels, nothing, nothing, width=1)
+    policy = answers.policy(torch.tensor([2, 0]), start=0)
+    assert isinstance(policy, TopP)
+    assert policy.p == [0.9, 0.5]

@@ -99,8 +99,8 @@ def test_drawn_levels_and_the_dual_variable_go_on(
         given = p, base, rows, tmp_path / name / "state", out
         if name == "parts":
             with pytest.raises(Interruption):
-                train(*given, FailingLog(), PROVENANCE)
-        train(*given, log, PROVENANCE)
+                train(*given, FailingLog(), {"model": "tiny", "objective": "pathwise"})
+        train(*given, log, {"model": "tiny", "objective": "pathwise"})
         found.append((log.history[-1][1], load_model(out).state_dict()))
     (whole, weights), (parts, again) = found
     for figure in ("retention_p", "token_ratio", "loss", "grad_norm", "pathwise_weight"):
