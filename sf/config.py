@@ -169,6 +169,7 @@ class Axes(Section):
     models: list[str] = Field(min_length=1)
     methods: list[Method] = Field(min_length=1)
     objectives: list[Objective] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="of training")
 
 
 class Resources(Section):

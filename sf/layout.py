@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["FOLDERS", "STAMP", "folder"]
+__all__ = ["FOLDERS", "STAMP", "TRAINED", "folder"]
 
 STAMP = "stage.json"  # written last into a result folder: its presence says "complete"
 
-# `system` is a training-free method or a training objective.
+TRAINED = "{objective}/seed{train_seed}"  # a trained system: what was trained, from which seed
+
+# `system` is a training-free method or a trained system.
 FOLDERS = {
     "prepare": "results/{scale}/prepare",
     "benchmarks": "results/{scale}/benchmarks",
     "base": "results/{scale}/base/{model}",
     "calibrate": "results/{scale}/calibrate/{model}",
-    "train": "results/{scale}/train/{model}/{objective}",
+    "train": f"results/{{scale}}/train/{{model}}/{TRAINED}",
     "frontier": "results/{scale}/frontier/{model}/{system}",
     "evaluate": "results/{scale}/evaluate/{model}/{system}/{suite}",
     "profile": "results/{scale}/profile/{model}",

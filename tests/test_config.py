@@ -30,7 +30,7 @@ def test_a_named_scale_is_valid_and_names_itself(path: Path) -> None:
 
 
 def test_the_scales_of_the_documentation_exist() -> None:
-    assert {path.stem for path in SCALES} == {"smoke", "mini", "single_gpu", "paper"}
+    assert {path.stem for path in SCALES} == {"smoke", "mini", "compare", "single_gpu", "paper"}
 
 
 @pytest.mark.parametrize("path", SCALES, ids=lambda path: path.stem)

@@ -52,7 +52,9 @@ def _stage(stage: Stage) -> dict[str, Any]:
 
 def _rest(kind: str) -> dict[str, str]:
     return {
-        name: "*" for name in ("model", "objective", "system", "suite") if name in FOLDERS[kind]
+        name: "*"
+        for name in ("model", "objective", "train_seed", "system", "suite")
+        if f"{{{name}}}" in FOLDERS[kind]
     }
 
 

@@ -4,8 +4,8 @@
 (`python -m workflow.dvc_yaml`). A command holds all values that its stage uses, so a changed value
 changes the command, and a value that a stage does not use changes nothing.
 
-Placeholders: `{model}`, `{method}`, `{objective}`, `{suite}` are axis values; `{scale}` and
-`{seed}` come from the parameters.
+Placeholders: `{model}`, `{method}`, `{objective}`, `{train_seed}`, `{suite}` are axis values;
+`{scale}` and `{seed}` come from the parameters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from sf import provenance
 from sf.config import Params, read_yaml, validated
-from sf.layout import FOLDERS, STAMP
+from sf.layout import FOLDERS, STAMP, TRAINED
 
 CORE = (
     "sf/__init__.py",
@@ -89,8 +89,12 @@ class Stage:
 
 MODEL = {"model": "axes.models"}
 BASE = {"model": "{model}"}
-TRAINED = {"model": "{model}", "objective": "{objective}"}
-TRAINED_AXES = {"model": "axes.models", "objective": "axes.objectives"}
+CHECKPOINT = {"model": "{model}", "objective": "{objective}", "train_seed": "{train_seed}"}
+TRAINED_AXES = {
+    "model": "axes.models",
+    "objective": "axes.objectives",
+    "train_seed": "axes.seeds",
+}
 
 STAGES = (
     Stage(
@@ -142,7 +146,7 @@ STAGES = (
         run="train",
         output="train",
         axes=TRAINED_AXES,
-        values={"model": "{model}", "objective": "{objective}", "seed": "{seed}"},
+        values={"model": "{model}", "objective": "{objective}", "seed": "{train_seed}"},
         sections=("train", "answering", "vision", "runtime"),
         inputs={"base": ("base", BASE), "data": ("prepare", {})},
         code=(*MODELLING, "sf/training", "sf/report/__init__.py", "sf/report/style.py"),
@@ -163,10 +167,10 @@ STAGES = (
         run="calibrate",
         output="frontier",
         axes=TRAINED_AXES,
-        folder_axes={"system": "{objective}"},
+        folder_axes={"system": TRAINED},
         values={"model": "{model}", "system": "{objective}", "split": "heldout", "seed": "{seed}"},
         sections=("calibrate", "answering", "vision", "runtime"),
-        inputs={"checkpoint": ("train", TRAINED), "data": ("prepare", {})},
+        inputs={"checkpoint": ("train", CHECKPOINT), "data": ("prepare", {})},
         code=(*MODELLING, *ANSWERING, *DRAWING, "sf/evaluation/curve.py", "sf/report/curves.py"),
     ),
     Stage(
@@ -191,7 +195,7 @@ STAGES = (
         run="evaluate",
         output="evaluate",
         axes={**TRAINED_AXES, "suite": "benchmarks.suites"},
-        folder_axes={"system": "{objective}"},
+        folder_axes={"system": TRAINED},
         values={
             "model": "{model}",
             "system": "{objective}",
@@ -200,7 +204,7 @@ STAGES = (
             "seed": "{seed}",
         },
         sections=("evaluate", "vision", "runtime"),
-        inputs={"checkpoint": ("train", TRAINED), "benchmarks": ("benchmarks", {})},
+        inputs={"checkpoint": ("train", CHECKPOINT), "benchmarks": ("benchmarks", {})},
         code=(*MODELLING, "sf/baselines", "sf/evaluation", "sf/mini", *TABLES),
     ),
     Stage(

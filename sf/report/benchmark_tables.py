@@ -51,7 +51,7 @@ def columns_of(kind: str) -> list[Column]:
 
 
 def measured(study: Study) -> pd.DataFrame:
-    """All measured figures, one line each.
+    """All measured figures, one line each; of several training seeds the first.
 
     Returns:
         Columns kind, model, system, column, title, score, low, high, scale, samples, token_ratio,
@@ -60,7 +60,7 @@ def measured(study: Study) -> pd.DataFrame:
     """
     found = []
     for result in study.everything():
-        if result.kind == "evaluate":
+        if result.kind == "evaluate" and study.shown(result):
             scores = _by_column(result.table("scores.csv"))
             found += [
                 _measured_line(result, column, scores[column.name])

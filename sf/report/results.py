@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sf.errors import DataError
-from sf.layout import FOLDERS, STAMP
+from sf.layout import FOLDERS, STAMP, TRAINED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +81,8 @@ class Study:
 
     Attributes:
         root: the folder that holds them, `results/SCALE`.
-        models, methods, objectives, suites: the axes.
+        models, methods, objectives, suites, seeds: the axes. What does not say a seed means the
+            first one.
     """
 
     root: Path
@@ -89,11 +90,19 @@ class Study:
     methods: tuple[str, ...]
     objectives: tuple[str, ...]
     suites: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
 
     def folder(self, kind: str, **axes: str) -> Path:
-        """Where a result lies, below `root`."""
+        """Where a result lies, below `root`; a system may be an objective, with a `seed`."""
         pattern = FOLDERS[kind].removeprefix("results/{scale}/")
-        return self.root / pattern.format(**axes)
+        seed = axes.pop("seed", str(self.seeds[0]))
+        if axes.get("system") in self.objectives:
+            axes["system"] = TRAINED.format(objective=axes["system"], train_seed=seed)
+        return self.root / pattern.format(train_seed=seed, **axes)
+
+    def shown(self, result: Result) -> bool:
+        """Whether a table with one line a system shows it: not trained from a further seed."""
+        return result.axes.get("seed", str(self.seeds[0])) == str(self.seeds[0])
 
     def result(self, kind: str, **axes: str) -> Result | None:
         """A finished result, or None when the stage has not been run."""
@@ -109,12 +118,19 @@ class Study:
         for model in self.models:
             named = {"model": model}
             wanted += [("base", named), ("calibrate", named)]
-            wanted += [("train", {**named, "objective": name}) for name in self.objectives]
-            systems = ("base", *self.objectives)
-            wanted += [("frontier", {**named, "system": name}) for name in systems]
+            trained = [
+                {**named, "system": name, "seed": str(seed)}
+                for name in self.objectives
+                for seed in self.seeds
+            ]
             wanted += [
-                ("evaluate", {**named, "system": system, "suite": suite})
-                for system in (*self.methods, *self.objectives)
+                ("train", {**named, "objective": one["system"], "seed": one["seed"]})
+                for one in trained
+            ]
+            wanted += [("frontier", one) for one in ({**named, "system": "base"}, *trained)]
+            wanted += [
+                ("evaluate", {**one, "suite": suite})
+                for one in (*({**named, "system": method} for method in self.methods), *trained)
                 for suite in self.suites
             ]
             wanted.append(("profile", named))

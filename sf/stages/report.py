@@ -27,7 +27,14 @@ class Parameters(Axes, Benchmarks):
 
 def study_of(p: Parameters) -> Study:
     """The study that the parameters name."""
-    return Study(p.results, tuple(p.models), tuple(p.methods), tuple(p.objectives), tuple(p.suites))
+    return Study(
+        p.results,
+        tuple(p.models),
+        tuple(p.methods),
+        tuple(p.objectives),
+        tuple(p.suites),
+        tuple(p.seeds),
+    )
 
 
 def inputs(p: Parameters) -> list[Path]:

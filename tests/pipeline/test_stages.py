@@ -27,7 +27,7 @@ from workflow.stages import (
 )
 
 ROOT = Path(__file__).parent.parent.parent
-SCALES = ("smoke", "mini", "single_gpu", "paper")
+SCALES = ("smoke", "mini", "compare", "single_gpu", "paper")
 
 
 def specs(scale: str) -> list[JobSpec]:

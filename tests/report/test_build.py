@@ -119,6 +119,7 @@ def test_the_stage_reads_what_is_finished_and_nothing_else(tmp_path: Path) -> No
         models=["tiny"],
         methods=["full", "zipvl"],
         objectives=["sparsity_forcing"],
+        seeds=[0],
         suites=["all"],
         benchmark_source="synthetic",
         benchmark_samples=24,
@@ -126,17 +127,17 @@ def test_the_stage_reads_what_is_finished_and_nothing_else(tmp_path: Path) -> No
         results=tmp_path / "results/mini",
         output=tmp_path / "reports/mini",
     )
-    (tmp_path / "results/mini/train/tiny/sparsity_forcing/stage.json").unlink()
+    (tmp_path / "results/mini/train/tiny/sparsity_forcing/seed0/stage.json").unlink()
     found = {str(path.relative_to(parameters.results)) for path in inputs(parameters)}
     assert found == {
         "prepare",
         "benchmarks",
         "calibrate/tiny",
         "frontier/tiny/base",
-        "frontier/tiny/sparsity_forcing",
+        "frontier/tiny/sparsity_forcing/seed0",
         "evaluate/tiny/full/all",
         "evaluate/tiny/zipvl/all",
-        "evaluate/tiny/sparsity_forcing/all",
+        "evaluate/tiny/sparsity_forcing/seed0/all",
         "profile/tiny",
     }
 
