@@ -28,6 +28,8 @@ METHODS: dict[str, str] = {
     "threshold": "sf.baselines.selectors:ThresholdTokens",
     "fastv": "sf.baselines.fastv:FastV",
     "visionzip": "sf.baselines.visionzip:VisionZip",
+    "minference": "sf.baselines.minference:MInference",
+    "twilight": "sf.baselines.twilight:Twilight",
     "temperature": "sf.baselines.temperature:Temperature",
     "moba": "sf.baselines.moba:MoBA",
     "nsa": "sf.baselines.nsa:NSA",

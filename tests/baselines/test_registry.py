@@ -138,6 +138,8 @@ LOW = {
     "temperature": 0.1,
     "fastv": 0.3,
     "visionzip": 0.3,
+    "minference": 0.3,
+    "twilight": 0.3,
     "moba": 1.0,
     "nsa": 3.0,
 }
@@ -162,7 +164,7 @@ def test_the_knob_moves_the_ratio_its_way(model, inputs, name: str) -> None:
     ratios = []
     for value in (LOW[name], LOW[name] + 0.75 * ((knob.high if knob.rises else 0) - LOW[name])):
         with apply_method(model, name, round(value) if knob.whole else value) as trace:
-            generate(model, inputs, 1)
+            generate(model, inputs, 3)
         ratios.append(trace.token_ratio)
     assert ratios[0].mean() < ratios[1].mean()
 
