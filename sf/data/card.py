@@ -126,6 +126,7 @@ def _overview(done: Prepared, rows: Sequence[Row], counts: pd.DataFrame) -> list
     return [
         f"# Data card: {done.source.origin}",
         "",
+        *_revision(done),
         f"{found.num_read:,} rows read, {len(found.rejects):,} rejected, "
         f"{found.num_unselected:,} not selected, {len(done.reserve):,} in reserve; "
         f"{len(rows):,} rows over {len({row.media for row in rows}):,} media in use.",
@@ -141,6 +142,17 @@ def _overview(done: Prepared, rows: Sequence[Row], counts: pd.DataFrame) -> list
         by_split.to_markdown(index=False, intfmt=","),
         "",
         "![Rows by problem type](figures/counts.png)",
+        "",
+    ]
+
+
+def _revision(done: Prepared) -> list[str]:
+    if not done.source.unpinned:
+        return []
+    return [
+        f"**Not pinned**: configured as `{done.source.unpinned}`, a branch or tag that can move. "
+        "It stood for the commit above when it was first used here; `origin.json` holds that, "
+        "and later runs of this study keep it.",
         "",
     ]
 

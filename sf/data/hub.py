@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,9 +13,19 @@ from pathlib import Path
 from sf.data.archives import archive_stem, is_archive
 from sf.errors import ConfigError, EnvironmentFault
 
-__all__ = ["HubSource", "Repository", "needed_files", "parse_hub"]
+__all__ = [
+    "HubSource",
+    "Repository",
+    "needed_files",
+    "parse_hub",
+    "record_commit",
+    "recorded_commit",
+]
+
+ORIGIN = "origin.json"
 
 _SOURCE = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _PART = re.compile(r"([._-]?(part|videos|images|chunk|shard))?[._-]?\d*$", re.IGNORECASE)
 
 
@@ -24,6 +35,11 @@ class HubSource:
 
     name: str
     revision: str
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the revision is a commit; a branch or tag can move."""
+        return _COMMIT.fullmatch(self.revision) is not None
 
 
 def parse_hub(source: str) -> HubSource:
@@ -37,6 +53,23 @@ def parse_hub(source: str) -> HubSource:
         rule = "it must be hub:OWNER/NAME@REVISION"
         raise ConfigError("prepare.source", source, rule, "pin a commit of the repository")
     return HubSource(found["name"], found["revision"])
+
+
+def record_commit(folder: Path, source: str, commit: str) -> None:
+    """Write `origin.json`: the commit that the revision of a source stands for from now on."""
+    beside = folder / f"{ORIGIN}.partial"
+    beside.write_text(json.dumps({"source": source, "commit": commit}) + "\n", encoding="utf-8")
+    beside.replace(folder / ORIGIN)
+
+
+def recorded_commit(source: str, folders: Iterable[Path]) -> str | None:
+    """The commit that the first of these folders records for this very source, if any does."""
+    for folder in folders:
+        if (folder / ORIGIN).is_file():
+            record = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+            if record["source"] == source:
+                return str(record["commit"])
+    return None
 
 
 def needed_files(files: Sequence[str], media: Iterable[str]) -> list[str]:
@@ -87,25 +120,44 @@ class Repository:
     Files are downloaded by huggingface_hub: an interrupted download goes on where it was, a
     finished file is not fetched again. `HF_ENDPOINT` and `HF_TOKEN` are respected.
 
+    Once the commit is known its list of files is kept beside the mirror: a later call whose files
+    are all there needs no network.
+
     Args:
-        source: name and revision; a branch or tag is resolved to its commit.
+        source: name and revision.
         folder: parent of the local mirrors; None: below huggingface_hub's own home.
+        commit: what a branch or tag stood for earlier, used instead of asking what it stands for
+            now.
 
     Raises:
         EnvironmentFault: the hub does not answer, or has no such repository or revision.
     """
 
-    def __init__(self, source: HubSource, folder: Path | None = None) -> None:
+    def __init__(
+        self, source: HubSource, folder: Path | None = None, commit: str | None = None
+    ) -> None:
         from huggingface_hub import HfApi, constants
 
         self._api = HfApi()
         self.source = source
-        with _hub_errors(source):
-            info = self._api.dataset_info(source.name, revision=source.revision)
-        self.commit = str(info.sha)
-        self.files = sorted(sibling.rfilename for sibling in info.siblings or ())
-        parent = folder or Path(constants.HF_HOME) / "sparsity-forcing"
-        self.root = parent / source.name.replace("/", "--") / self.commit
+        parent = (folder or Path(constants.HF_HOME) / "sparsity-forcing") / source.name.replace(
+            "/", "--"
+        )
+        known = source.revision if source.pinned else commit
+        listing = parent / f"{known}.json"
+        if known and listing.is_file():
+            self.commit = known
+            self.files: list[str] = json.loads(listing.read_text(encoding="utf-8"))
+        else:
+            with _hub_errors(source):
+                info = self._api.dataset_info(source.name, revision=known or source.revision)
+            self.commit = str(info.sha)
+            self.files = sorted(sibling.rfilename for sibling in info.siblings or ())
+            parent.mkdir(parents=True, exist_ok=True)
+            beside = parent / f"{self.commit}.partial"
+            beside.write_text(json.dumps(self.files), encoding="utf-8")
+            beside.replace(parent / f"{self.commit}.json")
+        self.root = parent / self.commit
 
     def fetch(self, names: Iterable[str]) -> None:
         """Have these files below `root`.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sf.data.check import MediaLog, apply_facts, check_media
 from sf.data.collect import ANNOTATIONS, Collected, annotation_files, collect
-from sf.data.hub import Repository, needed_files, parse_hub
+from sf.data.hub import Repository, needed_files, parse_hub, record_commit, recorded_commit
 from sf.data.leakage import Leak, benchmark_names, find_leaks, leak_faults
 from sf.data.locate import MediaRoot, locate_rows
 from sf.data.manifest import Row
@@ -46,11 +47,13 @@ class Source:
         root: the data root.
         origin: for the data card: folder name, generator or hub repository with its commit.
         found: rows and rejects.
+        unpinned: the configured source where its revision is a branch or tag, else "".
     """
 
     root: Path
     origin: str
     found: Collected
+    unpinned: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +94,26 @@ def _from_folder(root: Path, selection: Selection, origin: str) -> Source:
     return Source(root, origin, _select(collect(files, root, selection.sources), selection))
 
 
-def _from_hub(source: str, selection: Selection) -> Source:
-    repository = Repository(parse_hub(source))
+def _from_hub(source: str, selection: Selection, out: Path, earlier: Path) -> Source:
+    hub = parse_hub(source)
+    recorded = recorded_commit(source, (out, earlier))
+    repository = Repository(hub, commit=recorded)
+    record_commit(out, source, repository.commit)
+    if not hub.pinned:
+        when = "as an earlier run recorded" if recorded else "what it stands for now, and recorded"
+        warnings.warn(
+            f"prepare.source {source} names no commit: {repository.commit} is used, {when}. Name "
+            "the commit in place of the branch or tag to make the study repeatable elsewhere",
+            stacklevel=2,
+        )
     annotations = [
         name for name in repository.files if name == ANNOTATIONS or name.endswith("_processed.json")
     ]
     repository.fetch(annotations)
-    origin = f"hub:{repository.source.name}@{repository.commit}"
+    origin = f"hub:{hub.name}@{repository.commit}"
     opened = _from_folder(repository.root, selection, origin)
     repository.fetch(needed_files(repository.files, {row.media for row in opened.found.rows}))
-    return opened
+    return opened if hub.pinned else replace(opened, unpinned=source)
 
 
 def _from_generator(folder: Path, rows: int, seed: int, vision: Vision) -> None:
@@ -113,16 +126,25 @@ def _from_generator(folder: Path, rows: int, seed: int, vision: Vision) -> None:
 
 
 def open_source(
-    source: str, selection: Selection, generated: Path, synthetic_rows: int, vision: Vision
+    source: str,
+    selection: Selection,
+    synthetic_rows: int,
+    vision: Vision,
+    *,
+    out: Path,
+    earlier: Path,
 ) -> Source:
     """Read and validate the rows of a source; media are not opened.
 
     Args:
         source: "synthetic", a local folder or annotation file, or "hub:OWNER/NAME@REVISION".
         selection: which rows.
-        generated: folder for a synthetic source's files.
         synthetic_rows: how many rows a synthetic source has.
         vision: bounds that synthetic media are made for.
+        out: results folder: a synthetic source's files go into `data/` there, the commit of a hub
+            source into `origin.json`.
+        earlier: an earlier result. The commit it recorded for the same hub source is used again,
+            whatever the branch or tag stands for now.
 
     Raises:
         ConfigError: a malformed hub source.
@@ -130,10 +152,10 @@ def open_source(
         EnvironmentFault: the hub does not answer.
     """
     if source == "synthetic":
-        _from_generator(generated, synthetic_rows, selection.seed, vision)
-        return _from_folder(generated, selection, "synthetic")
+        _from_generator(out / "data", synthetic_rows, selection.seed, vision)
+        return _from_folder(out / "data", selection, "synthetic")
     if source.startswith("hub:"):
-        return _from_hub(source, selection)
+        return _from_hub(source, selection, out, earlier)
     return _from_folder(Path(source), selection, Path(source).name)
 
 

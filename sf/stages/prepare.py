@@ -40,7 +40,8 @@ def run(p: Parameters, job: Job) -> None:
 
     Writes `{train,calibration,heldout}.parquet`, `rejects.parquet`, `media.jsonl` (facts of all
     media; those of an earlier result are taken over), `data_card.md`, `dataset.json`, `tables/`,
-    `figures/`; a synthetic source's files lie in `data/`. A killed run goes on in the media pass.
+    `figures/`; a synthetic source's files lie in `data/`, a hub source's commit in `origin.json`,
+    which later runs use again. A killed run goes on in the media pass.
 
     Raises:
         DataError: nothing to read, or more than `max_reject_share` of the rows rejected; their
@@ -66,7 +67,9 @@ def write_manifests(p: Parameters, out: Path) -> Prepared:
 
     plan = Plan(p.seed, p.calibration_share, p.heldout_share, p.calibration_rows, p.heldout_rows)
     selection = preparation.Selection(p.data_sources, p.sample_rows, p.seed)
-    source = preparation.open_source(p.source, selection, out / "data", p.synthetic_rows, p)
+    source = preparation.open_source(
+        p.source, selection, p.synthetic_rows, p, out=out, earlier=p.output
+    )
     log = MediaLog(out / "media.jsonl", earlier=p.output / "media.jsonl")
     preparation.use_media(source, p, check=p.media_check, log=log)
     leaks, leakage = preparation.drop_leaks(source.found, p.benchmarks)

@@ -7,15 +7,19 @@ import http.server
 import json
 import socket
 import threading
+import warnings
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from clips import record, write_clip, write_picture
+from sources import parameters
 
-from sf.data.hub import HubSource, Repository, needed_files, parse_hub
+from sf.data.hub import HubSource, Repository, needed_files, parse_hub, record_commit
 from sf.data.preparation import Selection, open_source, use_media
 from sf.errors import ConfigError, EnvironmentFault
+from sf.stages import prepare
 
 COMMIT = "c" * 40
 NAME = "someone/rows"
@@ -27,6 +31,7 @@ class Hub(http.server.ThreadingHTTPServer):
     Attributes:
         asked: (path, first byte) of every download.
         break_after: bytes after which a download of a file breaks off, once.
+        head: the commit that the branch "main" stands for.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,6 +39,7 @@ class Hub(http.server.ThreadingHTTPServer):
         self.folder = folder
         self.asked: list[tuple[str, int]] = []
         self.break_after: dict[str, int] = {}
+        self.head = COMMIT
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -55,19 +61,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         folder = self.server.folder
         if self.path.startswith(f"/api/datasets/{NAME}/revision/"):
-            if not self.path.startswith(
-                (
-                    f"/api/datasets/{NAME}/revision/main",
-                    "/api/datasets/" + NAME + "/revision/" + COMMIT,
-                )
-            ):
+            revision = self.path.removeprefix(f"/api/datasets/{NAME}/revision/").split("?")[0]
+            if revision not in ("main", COMMIT, self.server.head):
                 self._json({"error": "no"}, 404, X_Error_Code="RevisionNotFound")
                 return
+            sha = self.server.head if revision == "main" else revision
             names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-            info = {"id": NAME, "sha": COMMIT, "siblings": [{"rfilename": n} for n in names]}
+            info = {"id": NAME, "sha": sha, "siblings": [{"rfilename": n} for n in names]}
             self._json(info)
             return
-        start = f"/datasets/{NAME}/resolve/{COMMIT}/"
+        commits = (COMMIT, self.server.head)
+        starts = [f"/datasets/{NAME}/resolve/{commit}/" for commit in commits]
+        start = starts[1] if self.path.startswith(starts[1]) else starts[0]
         path = folder / self.path.removeprefix(start)
         if not self.path.startswith(start) or not path.is_file():
             self._json({"error": "no"}, 404, X_Error_Code="RepoNotFound")
@@ -81,7 +86,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
         self.send_response(206 if first else 200)
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", self.path.split("/")[5])
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(len(data) - first))
         if first:
@@ -139,13 +144,28 @@ def hub(tmp_path, monkeypatch):
     server.server_close()
 
 
-def opened(vision, sources=(), revision="main"):
-    selection = Selection(sources, 0, 0)
-    return open_source(f"hub:{NAME}@{revision}", selection, Path("unused"), 1, vision)
+@pytest.fixture
+def opened(vision, tmp_path):
+    """Opens the repository with its results in one folder and an earlier result in another."""
+
+    def call(sources=(), revision=COMMIT, out="out", earlier="none"):
+        (tmp_path / out).mkdir(exist_ok=True)
+        return open_source(
+            f"hub:{NAME}@{revision}",
+            Selection(sources, 0, 0),
+            1,
+            vision,
+            out=tmp_path / out,
+            earlier=tmp_path / earlier,
+        )
+
+    return call
 
 
-def test_everything_is_fetched_once_and_the_commit_is_recorded(hub, vision):
-    source = opened(vision)
+def test_everything_is_fetched_once_and_the_commit_is_recorded(hub, opened, vision, monkeypatch):
+    from huggingface_hub import constants
+
+    source = opened()
     assert source.origin == f"hub:{NAME}@{COMMIT}"
     assert source.root.name == COMMIT
     use_media(source, vision, check=False, log=None)
@@ -153,12 +173,64 @@ def test_everything_is_fetched_once_and_the_commit_is_recorded(hub, vision):
     assert source.found.rejects == []
     asked = len(hub.asked)
     assert asked == 1 + 4 + 2
-    opened(vision, revision=COMMIT)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{filename}"
+    )
+    again = opened()  # without a network: all is there
     assert len(hub.asked) == asked  # nothing is fetched twice
+    assert [row.id for row in again.found.rows] == [row.id for row in source.found.rows]
 
 
-def test_only_what_the_subset_needs_is_fetched(hub, vision):
-    source = opened(vision, ["STAR"])
+def test_a_pinned_commit_is_no_reason_to_warn(hub, opened):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert opened().unpinned == ""
+
+
+def test_a_branch_stays_at_the_commit_it_stood_for_first(hub, opened, tmp_path):
+    with pytest.warns(UserWarning, match=f"main names no commit: {COMMIT}.*now, and recorded"):
+        first = opened(revision="main")
+    assert first.unpinned == f"hub:{NAME}@main"
+    hub.head = "d" * 40  # someone pushes
+    with pytest.warns(UserWarning, match=f"{COMMIT}.*an earlier run recorded"):
+        assert opened(revision="main").origin.endswith(COMMIT)  # a killed run goes on
+    (tmp_path / "out").rename(tmp_path / "result")
+    with pytest.warns(UserWarning, match=f"{COMMIT}.*an earlier run recorded"):
+        again = opened(revision="main", earlier="result")  # other parameters, new work folder
+    assert again.origin.endswith(COMMIT)
+    assert json.loads((tmp_path / "out/origin.json").read_text())["commit"] == COMMIT
+    with pytest.warns(UserWarning, match=f"{hub.head}.*now, and recorded"):
+        other = opened(revision="main", out="elsewhere")
+    assert other.origin.endswith(hub.head)
+
+
+def test_a_record_of_another_source_is_not_used(hub, opened, tmp_path):
+    (tmp_path / "result").mkdir()
+    record_commit(tmp_path / "result", f"hub:{NAME}@v1", "e" * 40)
+    with pytest.warns(UserWarning, match=COMMIT):
+        assert opened(revision="main", earlier="result").origin.endswith(COMMIT)
+
+
+def test_the_card_says_that_the_revision_is_not_pinned(hub, tmp_path):
+    job = SimpleNamespace(
+        out=tmp_path / "out", tracker=SimpleNamespace(summary=lambda values: None)
+    )
+    for revision, said in (("main", True), (COMMIT, False)):
+        job.out.mkdir(exist_ok=True)
+        given = parameters(f"hub:{NAME}@{revision}", tmp_path, media_check=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            prepare.run(given, job)
+        card = (job.out / "data_card.md").read_text()
+        assert card.startswith(f"# Data card: hub:{NAME}@{COMMIT}")
+        assert ("Not pinned" in card) is said
+        assert json.loads((job.out / "origin.json").read_text())["commit"] == COMMIT
+        assert COMMIT in json.loads((job.out / "dataset.json").read_text())["source"]
+
+
+def test_only_what_the_subset_needs_is_fetched(hub, opened):
+    source = opened(["STAR"])
     assert [row.data_source for row in source.found.rows] == ["STAR"]
     assert sorted(name for name, _ in hub.asked) == ["STAR.zip", "Video-R1-260k.json"]
 
