@@ -19,8 +19,8 @@ class Parameters(Vision, Runtime, Evaluate):
         system: what the row is called: the method, or the objective that the checkpoint was
             trained with.
         method: attention method (a key of `sf.baselines.METHODS`).
-        value: of the method's knob. By default `inference_p` where the knob is p, else the
-            method's own default.
+        value: of the method's knob. By default `inference_p` for zipvl, which trained models run
+            under, else the method's own default.
         suite: a column's name, or "image", "video", "all".
         seed: of the bootstrap and of the parsers' random guesses.
         checkpoint: folder of the model.
@@ -51,14 +51,12 @@ def run(p: Parameters, job: Job) -> None:
         DataError: the benchmarks' data are not there.
         EvaluationFailed: some benchmarks failed.
     """
-    from sf.baselines import build, method_class
+    from sf.baselines import build
     from sf.evaluation.columns import suite
     from sf.evaluation.source import read_source
 
     columns = suite(p.suite)
-    knob, value = method_class(p.method).knob, p.value
-    if value is None and knob is not None and knob.name == "p":
-        value = p.inference_p
+    value = p.inference_p if p.value is None and p.method == "zipvl" else p.value
     build(p.method, value)
     source = read_source(p.benchmarks)
 

@@ -1,0 +1,114 @@
+"""Every method through the model class and the stage: batches, ratios, records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted import BOUNDS
+
+from sf.baselines import METHODS, method_class
+from sf.evaluation.columns import column
+from sf.evaluation.model import SparseChatModel
+from sf.evaluation.run import evaluate_columns
+from sf.jobs import Job
+from sf.stages import benchmarks, evaluate
+from sf.tracking import Tracker
+
+# nsa needs weights of its own, and moba's blocks are longer than these prompts.
+TRAINING_FREE = [name for name in METHODS if name not in ("full", "moba", "nsa")]
+VALUES = {"threshold": 0.02, "visionzip": 0.5}
+
+
+def _records(checkpoint: Path, home: Path, work: Path, name: str, size: int) -> dict[Any, Any]:
+    lm = SparseChatModel(
+        str(checkpoint),
+        method=name,
+        value=VALUES.get(name),
+        batch_size=size,
+        **BOUNDS,  # type: ignore[arg-type]
+    )
+    columns = [column(task) for task in ("mmstar", "videomme")]
+    results = evaluate_columns(lm, columns, home, work, most_new_tokens=4)
+    found = [s.record for r in results for samples in r.samples.values() for s in samples]
+    return {(record.task, record.doc_id): record for record in found}
+
+
+@pytest.mark.parametrize("name", TRAINING_FREE)
+def test_a_method_answers_in_batches_as_alone(
+    checkpoints: dict[str, Path], home: Path, tmp_path: Path, name: str
+) -> None:
+    path = checkpoints["qwen2_5_vl"]
+    alone, together = (_records(path, home, tmp_path / str(size), name, size) for size in (1, 4))
+    text = json.loads((path / "config.json").read_text())["text_config"]
+    head = text["hidden_size"] // text["num_attention_heads"]
+    whole = 2 * text["num_key_value_heads"] * head * 4 * text["num_hidden_layers"]
+    assert len({record.prompt_tokens for record in alone.values()}) > 3
+    for key, record in alone.items():
+        assert record.reply == together[key].reply
+        assert record.token_ratio == pytest.approx(together[key].token_ratio, abs=2e-3)
+        assert record.kv_bytes == together[key].kv_bytes
+        kv_ratio = record.kv_bytes / (whole * record.prompt_tokens)
+        keeps_kv = name in ("minference", "twilight")
+        assert kv_ratio == pytest.approx(1.0 if keeps_kv else record.token_ratio)
+    ratios = [record.token_ratio for record in alone.values()]
+    assert max(ratios) <= 1
+    assert min(ratios) < 1
+
+
+def test_a_stage_runs_a_method_at_its_default_or_at_a_value(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    def job(name: str) -> Job:
+        folders = [tmp_path / name / part for part in ("out", "state")]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        return Job(out=folders[0], state=folders[1], tracker=Tracker(folders[0]))
+
+    source = job("benchmarks")
+    benchmarks.run(
+        benchmarks.Parameters(
+            benchmark_source="synthetic",
+            benchmark_samples=2,
+            suites=["mmstar"],
+            seed=0,
+            output=source.out,
+        ),
+        source,
+    )
+    found = {}
+    for name, value in (("twilight", None), ("fastv", None), ("fastv", 0.25), ("zipvl", None)):
+        target = job(f"{name}{value}")
+        evaluate.run(
+            evaluate.Parameters(
+                **BOUNDS,  # type: ignore[arg-type]
+                device="cpu",
+                dtype="float32",
+                inference_p=0.9,
+                evaluate_batch=2,
+                model="tiny",
+                system=name,
+                method=name,
+                value=value,
+                suite="mmstar",
+                seed=0,
+                checkpoint=checkpoints["qwen2_vl"],
+                benchmarks=source.out,
+                output=target.out,
+            ),
+            target,
+        )
+        results = json.loads((target.out / "results.json").read_text())
+        assert results["method"] == name
+        found[name, value] = results["value"]
+    # The study's threshold is zipvl's alone: Twilight's p is another quantity.
+    knob = method_class("twilight").knob
+    assert knob is not None
+    assert found == {
+        ("twilight", None): knob.default,
+        ("fastv", None): 0.5,
+        ("fastv", 0.25): 0.25,
+        ("zipvl", None): 0.9,
+    }
