@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from sf.errors import TrainingCollapse
+from sf.training.cost import CostEstimate
 
 __all__ = ["FIGURES", "FiniteGradients", "Monitor"]
 
@@ -48,14 +49,20 @@ class Monitor(TrainerCallback):
     Args:
         tracker: `log(step, values)`.
         counter: `sf.progress.Progress`, advanced once a step.
+        cost: its figures are logged too.
         patience: steps for which a figure must be bad before a warning.
         max_logp_gap: bound on |logp(train) - logp(rollout)|.
     """
 
     def __init__(
-        self, tracker: Any, counter: Any, patience: int = 50, max_logp_gap: float = 0.5
+        self,
+        tracker: Any,
+        counter: Any,
+        cost: CostEstimate | None = None,
+        patience: int = 50,
+        max_logp_gap: float = 0.5,
     ) -> None:
-        self.tracker, self.counter = tracker, counter
+        self.tracker, self.counter, self.cost = tracker, counter, cost
         self.patience, self.max_logp_gap = patience, max_logp_gap
         self.latest: dict[str, float] = {}
         self._bad_since: dict[str, int] = {}
@@ -83,7 +90,7 @@ class Monitor(TrainerCallback):
         if torch.cuda.is_available():
             values["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.latest = values
-        self.tracker.log(state.global_step, values)
+        self.tracker.log(state.global_step, values | (self.cost.figures if self.cost else {}))
         self._warn(state.global_step, values)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,15 +16,18 @@ from sf.progress import progress
 from sf.training.answers import answer_set
 from sf.training.card import write_card, write_sparsity
 from sf.training.checkpoints import SealCheckpoints, check_disk, last_sealed
+from sf.training.collapse import CollapseWatch, kept_checkpoints
+from sf.training.cost import CostEstimate
 from sf.training.dataset import training_set
 from sf.training.encoding import Encoder, backbone
+from sf.training.faults import clear_faults
 from sf.training.levels import Levels
 from sf.training.monitor import FiniteGradients, Monitor
 from sf.training.objectives import RECIPES, settled
 from sf.training.parameters import RunParameters
 from sf.training.records import SampleTable
 from sf.training.rewards import GroupReward
-from sf.training.settings import KEEP_CHECKPOINTS, grpo_config, sft_arguments
+from sf.training.settings import grpo_config, sft_arguments
 from sf.training.sft import SparseSFTTrainer
 from sf.training.sharpness import KINDS
 from sf.training.steady import SteadyTrainer
@@ -88,15 +90,11 @@ def assemble(
     processor = load_processor(base)
     backbone(model).visual.requires_grad_(p.train_vision)
     trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
-    size = check_disk(checkpoints, model.num_parameters(), trained, KEEP_CHECKPOINTS)
+    size = check_disk(checkpoints, model.num_parameters(), trained, kept_checkpoints(p))
+    unit = "rollouts" if RECIPES[p.objective].learner == "grpo" else "levels"
+    cost = CostEstimate(p, size, kept_checkpoints(p), unit)
     if int(os.environ.get("RANK", "0")) == 0:
-        print(
-            f"{p.train_steps} steps of {p.questions_per_step} questions x {p.group_size} "
-            f"{'rollouts' if RECIPES[p.objective].learner == 'grpo' else 'levels'}; "
-            f"a checkpoint of {size:.2f} GiB every {p.save_every} steps, "
-            f"{KEEP_CHECKPOINTS} kept, {shutil.disk_usage(checkpoints).free / 2**30:.0f} GiB free",
-            file=sys.stderr,
-        )
+        print(cost.before(checkpoints), file=sys.stderr)
     encoder = Encoder(
         model,
         processor,
@@ -105,12 +103,13 @@ def assemble(
         template=p.prompt_template,
         frozen_tower=not p.train_vision,
     )
-    monitor = Monitor(tracker, counter)
+    monitor, watch = Monitor(tracker, counter, cost), CollapseWatch(p)
     pathwise = PathwiseWeight.of(p) if p.objective == "pathwise" else None
-    sealing = SealCheckpoints({"pathwise": pathwise} if pathwise else {})
+    parts = {"collapse": watch} | ({"pathwise": pathwise} if pathwise else {})
+    sealing = SealCheckpoints(parts)
     common: dict[str, Any] = {
         "samples": samples.add if samples else None,
-        "callbacks": [monitor, sealing, FiniteGradients()],
+        "callbacks": [cost, monitor, watch, sealing, FiniteGradients()],
     }
     trainer: SteadyTrainer
     if RECIPES[p.objective].learner == "grpo":
@@ -186,8 +185,9 @@ def train(
         the last figures.
 
     Raises:
-        TrainingCollapse: the loss or a gradient is not finite.
-        EnvironmentFault: no room for the checkpoints.
+        TrainingCollapse: the loss or a gradient is not finite, or a figure collapsed
+            (`sf.training.collapse`).
+        EnvironmentFault: no room for the checkpoints, a full disk or too little memory.
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
     resumed = last_sealed(checkpoints)
@@ -197,7 +197,8 @@ def train(
         training = assemble(p, base, rows, checkpoints, tracker, counter, samples)
         if resumed is not None:
             training.sealing.restore(resumed)
-        training.trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        with clear_faults(training.trainer.state, checkpoints):
+            training.trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     figures = _last_figures(training)
     if training.trainer.is_world_process_zero():
         save(training, out, p, provenance, figures)

@@ -65,6 +65,14 @@ class Train(Section):
         description="regulariser over attention rows; objective sharpness only"
     )
     sharpness_weight: Annotated[float, Field(ge=0)] = Field(description="objective sharpness only")
+    collapse_patience: Annotated[int, Field(ge=0)] = Field(
+        description="steps over which a collapse is judged; 0: no early stop"
+    )
+    collapse_accuracy: Fraction = Field(
+        description="share of the first steps' accuracy below which the run ends; 0: never"
+    )
+    collapse_token_ratio: Fraction = Field(description="the same of the token ratio")
+    collapse_entropy: Fraction = Field(description="the same of the answers' entropy")
     train_vision: bool = Field(description="also train the vision tower; else it is frozen")
     rollouts_per_forward: Positive = Field(description="micro-batch of one device, in rollouts")
     gradient_checkpointing: bool

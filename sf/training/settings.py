@@ -16,11 +16,10 @@ from transformers import TrainingArguments
 from trl import GRPOConfig
 
 from sf.errors import ConfigError
+from sf.training.collapse import kept_checkpoints
 from sf.training.parameters import RunParameters
 
 __all__ = ["common_arguments", "grpo_config", "micro_batch", "sft_arguments"]
-
-KEEP_CHECKPOINTS = 2
 
 
 def micro_batch(p: RunParameters, world_size: int) -> tuple[int, int]:
@@ -121,7 +120,7 @@ def common_arguments(p: RunParameters, folder: Path, world_size: int | None) -> 
         "seed": p.seed,
         "save_strategy": "steps",
         "save_steps": p.save_every,
-        "save_total_limit": KEEP_CHECKPOINTS,
+        "save_total_limit": kept_checkpoints(p),
         "logging_steps": p.log_every,
         "logging_nan_inf_filter": False,
         "report_to": [],

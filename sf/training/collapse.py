@@ -1,0 +1,135 @@
+"""The early stop: a run whose figures fell far below what they were at first ends with an error.
+
+Three figures can fall silently while the reward still rises: accuracy (the efficiency part
+outweighs correctness), the token ratio (almost nothing is attended) and the entropy of the answers
+(all rollouts of a group are one answer, nothing is explored). The first steps are those of the base
+model, so the comparison is with the base model at the same levels.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+import warnings
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from sf.errors import TrainingCollapse
+from sf.training.checkpoints import last_sealed
+from sf.training.parameters import RunParameters
+
+__all__ = ["CollapseWatch", "kept_checkpoints"]
+
+ADVICE = {
+    "accuracy": "lower learning_rate, raise beta, or raise the lowest of rollout_p",
+    "token_ratio": "lower pathwise_weight or raise pathwise_target, lower learning_rate, or raise "
+    "the lowest of rollout_p",
+    "entropy": "raise beta or temperature, or lower learning_rate",
+}
+
+
+def kept_checkpoints(p: RunParameters) -> int:
+    """How many checkpoints are kept, so that one is older than a collapse that takes `patience`."""
+    return max(2, math.ceil(p.collapse_patience / p.save_every) + 1)
+
+
+class CollapseWatch(TrainerCallback):
+    """Ends a run that has collapsed.
+
+    The rule: the mean of a figure over the last `patience` steps is below its share of its mean
+    over the first `patience` steps of the run. Half-way there it warns. Both means count log
+    entries, so `log_every` steps are the least. The first steps' means are saved with each
+    checkpoint. Checkpoints of the last `patience` steps are removed then: the newest that is left
+    was written before the collapse, and a repeated call goes on from there.
+
+    Args:
+        p: the parameters; `collapse_patience` 0 watches nothing, a share of 0 not that figure.
+    """
+
+    def __init__(self, p: RunParameters) -> None:
+        self.patience = p.collapse_patience
+        self.entries = max(1, math.ceil(p.collapse_patience / p.log_every))
+        self.shares = {
+            "accuracy": p.collapse_accuracy,
+            "token_ratio": p.collapse_token_ratio,
+            "entropy": p.collapse_entropy,
+        }
+        self.first: dict[str, list[float]] = {name: [] for name in self.shares}
+        self.recent = {name: deque[float](maxlen=self.entries) for name in self.shares}
+        self._warned: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {
+            "first": self.first,
+            "recent": {name: list(values) for name, values in self.recent.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.first = {name: list(state["first"][name]) for name in self.shares}
+        self.recent = {
+            name: deque(state["recent"][name], maxlen=self.entries) for name in self.shares
+        }
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Called on every rank with the same figures.
+
+        Raises:
+            TrainingCollapse: a figure has collapsed.
+        """
+        for name, share in self.shares.items():
+            value = (logs or {}).get(name)
+            if not self.patience or not share or value is None:
+                continue
+            if len(self.first[name]) < self.entries:
+                self.first[name].append(float(value))
+                continue
+            self.recent[name].append(float(value))
+            if len(self.recent[name]) == self.entries:
+                self._judge(name, share, args, state)
+
+    def _judge(self, name: str, share: float, args: Any, state: Any) -> None:
+        now, then = statistics.fmean(self.recent[name]), statistics.fmean(self.first[name])
+        if now >= (1 + share) / 2 * then:
+            self._warned.discard(name)
+            return
+        fell = f"mean over {self.patience} steps was {then:.4g} at first"
+        if now >= share * then:
+            if name not in self._warned and state.is_world_process_zero:
+                self._warned.add(name)
+                warnings.warn(
+                    f"step {state.global_step}: {name} is {now:.4g}, its {fell}; below "
+                    f"{share * then:.4g} the run ends ({ADVICE[name]})",
+                    stacklevel=2,
+                )
+            return
+        left = self._last_good(Path(args.output_dir), state)
+        raise TrainingCollapse(
+            name,
+            round(now, 6),
+            f"its {fell}, and below {share:g} of that (collapse_{name}) the run counts as "
+            f"collapsed, at step {state.global_step}",
+            f"{ADVICE[name]}; or watch less strictly. {left}",
+        )
+
+    def _last_good(self, folder: Path, state: Any) -> str:
+        """Drop the checkpoints of the collapse; say what is left."""
+        begun = state.global_step - self.patience
+        for path in folder.glob("checkpoint-*"):
+            if state.is_world_process_zero and int(path.name.rpartition("-")[2]) > begun:
+                shutil.rmtree(path)
+        good = last_sealed(folder) if state.is_world_process_zero else None
+        if good is None:
+            return "No checkpoint is older than the collapse"
+        return (
+            f"The last checkpoint from before, a whole model, is {good}: copy it before you "
+            "change a parameter, which starts the run anew"
+        )
