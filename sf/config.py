@@ -161,6 +161,14 @@ class Profile(Section):
     profile_ratio: Fraction
     profile_repeats: Annotated[int, Field(ge=3)]
     profile_decode_tokens: Positive
+    profile_batch: Positive = Field(description="rows of a prompt's batch")
+    profile_prompts: Literal["text", "video"] = Field(
+        description="random text, or a video of growing length through processor and vision tower"
+    )
+    profile_fit: bool = Field(description="search the largest batch and the longest prompt")
+    profile_fit_gib: Annotated[float, Field(ge=0)] = Field(
+        description="memory limit of that search on a CPU; a GPU's own memory is its limit"
+    )
 
 
 class Axes(Section):

@@ -28,10 +28,15 @@ class Peak:
     Attributes:
         prefill: highest until the first new token.
         decode: highest from the first new token on.
+        held: what is there at the last new token; None when the call did not say.
+        reserved: on CUDA, the highest that the allocator took from the device, weights and unused
+            room included.
     """
 
     prefill: int
     decode: int
+    held: int | None = None
+    reserved: int | None = None
 
 
 def cache_bytes(cache: Any) -> int:
@@ -53,7 +58,7 @@ def peak_of(run: Callable[[Callable[[], None]], object], device: torch.device) -
     """Run a call and say how many bytes it held at most.
 
     Args:
-        run: the call; it is given a function to call when prefill is over.
+        run: the call; it is given a function to call at the first new token and at the last one.
         device: where it runs.
     """
     return _cuda_peak(run, device) if device.type == "cuda" else _cpu_peak(run)
@@ -63,26 +68,37 @@ def _cuda_peak(run: Callable[[Callable[[], None]], object], device: torch.device
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    prefill = []
+    prefill: list[int] = []
+    held: list[int] = []
+    reserved: list[int] = []
 
-    def first_token() -> None:
+    def mark() -> None:
         torch.cuda.synchronize(device)
-        prefill.append(torch.cuda.max_memory_allocated(device) - before)
-        torch.cuda.reset_peak_memory_stats(device)
+        held.append(torch.cuda.memory_allocated(device) - before)
+        if not prefill:
+            prefill.append(torch.cuda.max_memory_allocated(device) - before)
+            reserved.append(torch.cuda.max_memory_reserved(device))
+            torch.cuda.reset_peak_memory_stats(device)
 
-    run(first_token)
+    run(mark)
     torch.cuda.synchronize(device)
-    return Peak(prefill[0], torch.cuda.max_memory_allocated(device) - before)
+    reserved.append(torch.cuda.max_memory_reserved(device))
+    return Peak(
+        prefill[0],
+        torch.cuda.max_memory_allocated(device) - before,
+        held[1] if len(held) > 1 else None,
+        max(reserved),
+    )
 
 
 def _cpu_peak(run: Callable[[Callable[[], None]], object]) -> Peak:
-    def first_token() -> None:
+    def mark() -> None:
         with record_function(DECODE_MARK):
             pass
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else two lines on stderr for each profile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        run(first_token)
+        run(mark)
     assert record.profiler is not None
     results = record.profiler.kineto_results
     assert results is not None
@@ -91,12 +107,14 @@ def _cpu_peak(run: Callable[[Callable[[], None]], object]) -> Peak:
         for event in results.events()
         if event.name() in ("[memory]", DECODE_MARK)
     )
-    held, peaks, phase = 0, [0, 0], 0
-    for _, mark, change in events:
-        phase = 1 if mark else phase
+    held, peaks, levels = 0, [0, 0], list[int]()
+    for _, marked, change in events:
+        if marked:
+            levels.append(held)
         held += change
+        phase = min(len(levels), 1)
         peaks[phase] = max(peaks[phase], held)
-    return Peak(*peaks)
+    return Peak(peaks[0], peaks[1], levels[1] if len(levels) > 1 else None)
 
 
 def available_bytes(device: torch.device) -> int:

@@ -1,8 +1,10 @@
-"""Where prefill time goes: projections, selection, attention, MLP and the rest.
+"""Where the time to the first token goes.
 
-Marks are set by module hooks and around the selection of `sf.attention`; "attention" is what a
-layer's attention module takes besides its projections and selection: rope, gathering, the kernel,
-cache pruning. Prompts here are text, so no vision tower runs.
+Marks are set by module hooks and around selection and cache of `sf.attention`. "vision" is the
+vision tower; "attention" is what a layer's attention module takes besides its projections and
+selection: rope, gathering, the kernel; "pruning" is storing a layer's kept K and V. Keys and values
+that attention has gathered are what the cache then holds, so pruning copies nothing of its own
+(but for a dense layer with padded rows) and that part is close to zero.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from typing import Any
 
 from torch import nn
 
+from sf.attention.cache import PrunedLayer
 from sf.attention.plan import Plan
 from sf.profiling.clock import Clock
 
 __all__ = ["PARTS", "Parts", "watched"]
 
-PARTS = ("projections", "selection", "attention", "mlp", "other")
+PARTS = ("vision", "projections", "selection", "attention", "pruning", "mlp", "other")
 
 
 @dataclass
@@ -96,29 +99,35 @@ def watched(model: Any, clock: Clock) -> Iterator[Parts]:
         clock: of its device.
     """
     parts = Parts(clock)
+    inner = getattr(model, "model", None)
+    for name in ("visual", "vision_tower"):
+        tower = getattr(inner, name, None)
+        if isinstance(tower, nn.Module):
+            parts.watch(tower, "vision")
     for layer in model.get_decoder().layers:
         parts.watch(layer.self_attn, "attention")
         parts.watch(layer.mlp, "mlp")
         for module in layer.self_attn.modules():
             if isinstance(module, nn.Linear):
                 parts.watch(module, "projections")
-    choose = Plan.choose
-    Plan.choose = _timed(choose, parts)  # type: ignore[method-assign]
+    choose, commit = Plan.choose, PrunedLayer.commit
+    Plan.choose = _timed(choose, parts, "selection")  # type: ignore[method-assign]
+    PrunedLayer.commit = _timed(commit, parts, "pruning")  # type: ignore[method-assign]
     try:
         yield parts
     finally:
-        Plan.choose = choose  # type: ignore[method-assign]
+        Plan.choose, PrunedLayer.commit = choose, commit  # type: ignore[method-assign]
         parts.close()
 
 
-def _timed(choose: Callable[..., Any], parts: Parts) -> Callable[..., Any]:
-    @wraps(choose)
+def _timed(function: Callable[..., Any], parts: Parts, name: str) -> Callable[..., Any]:
+    @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         if parts.closed:
-            return choose(*args, **kwargs)
-        parts.start("selection")
+            return function(*args, **kwargs)
+        parts.start(name)
         try:
-            return choose(*args, **kwargs)
+            return function(*args, **kwargs)
         finally:
             parts.stop()
 

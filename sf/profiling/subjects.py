@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from sf.errors import ConfigError
 
-__all__ = ["SHAPES", "Shape", "Subject", "load_subject", "prompt_ids"]
+__all__ = ["SHAPES", "Shape", "Subject", "load_checkpoint", "load_subject"]
 
 CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Qwen2.5-VL language model's sizes; the vision tower is left small, prompts are text.
+    """A language model's sizes; the vision tower is left small, prompts are text.
 
     Attributes:
         hidden: width of the residual stream.
@@ -28,6 +28,7 @@ class Shape:
         vocabulary: rows of the embedding.
         tied: whether embedding and output share weights.
         note: what it is.
+        family: the model class around it.
     """
 
     hidden: int
@@ -38,27 +39,27 @@ class Shape:
     vocabulary: int
     tied: bool
     note: str
+    family: Literal["qwen2_5_vl", "qwen2_vl", "llava_onevision"] = "qwen2_5_vl"
+
+
+def _part(width: int, heads: int, kv_heads: int, mlp: int, note: str) -> Shape:
+    return Shape(width, 2, heads, kv_heads, mlp, 2048, True, f"2 layers {note}")
+
+
+def _seven(vocabulary: int, note: str, family: Any) -> Shape:
+    return Shape(3584, 28, 28, 4, 18944, vocabulary, False, note, family)
 
 
 SHAPES: dict[str, Shape] = {
-    "qwen2.5-vl-3b-quarter": Shape(
-        512,
-        2,
-        4,
-        1,
-        2752,
-        2048,
-        True,
-        "2 layers of a quarter of Qwen2.5-VL-3B's width, heads of 128",
+    "qwen2.5-vl-3b-quarter": _part(
+        512, 4, 1, 2752, "of a quarter of Qwen2.5-VL-3B's width, heads of 128"
     ),
-    "qwen2.5-vl-3b-half": Shape(
-        1024, 2, 8, 1, 5504, 2048, True, "2 layers of half of Qwen2.5-VL-3B's width, heads of 128"
-    ),
-    "qwen2.5-vl-3b-2layers": Shape(
-        2048, 2, 16, 2, 11008, 2048, True, "2 layers of Qwen2.5-VL-3B's shape"
-    ),
+    "qwen2.5-vl-3b-half": _part(1024, 8, 1, 5504, "of half of Qwen2.5-VL-3B's width, heads of 128"),
+    "qwen2.5-vl-3b-2layers": _part(2048, 16, 2, 11008, "of Qwen2.5-VL-3B's shape"),
     "qwen2.5-vl-3b": Shape(2048, 36, 16, 2, 11008, 151936, True, "Qwen2.5-VL-3B's shape"),
-    "qwen2.5-vl-7b": Shape(3584, 28, 28, 4, 18944, 152064, False, "Qwen2.5-VL-7B's shape"),
+    "qwen2.5-vl-7b": _seven(152064, "Qwen2.5-VL-7B's shape", "qwen2_5_vl"),
+    "qwen2-vl-7b": _seven(152064, "Qwen2-VL-7B's shape", "qwen2_vl"),
+    "llava-video-7b": _seven(152064, "LLaVA-Video-7B-Qwen2's shape", "llava_onevision"),
 }
 
 
@@ -67,16 +68,35 @@ class Subject:
     """A model to profile.
 
     Attributes:
-        name: "checkpoint" or a key of `SHAPES`.
+        name: "checkpoint", a key of `SHAPES`, or a folder's name.
         model: on its device, in evaluation mode.
         weights: "trained" or "random".
         note: one line for a table.
+        processor: None for random weights.
     """
 
     name: str
     model: Any
     weights: str
     note: str
+    processor: Any = None
+
+
+def load_checkpoint(
+    name: str, path: Path | str, dtype: str, device: str, note: str = "the study's own checkpoint"
+) -> Subject:
+    """A checkpoint's folder or hub id with its processor, where there is one.
+
+    Raises:
+        DataError, UnsupportedModelError: see `sf.models.load_model`.
+    """
+    from sf.models import load_model, load_processor
+
+    model = load_model(path, dtype=dtype, device=device).eval()
+    folder = Path(path)
+    known = not folder.is_dir() or (folder / "preprocessor_config.json").is_file()
+    known = known or (folder / "processor_config.json").is_file()
+    return Subject(name, model, "trained", note, load_processor(path) if known else None)
 
 
 def load_subject(name: str, checkpoint: Path, dtype: str, device: str, seed: int) -> Subject:
@@ -86,10 +106,7 @@ def load_subject(name: str, checkpoint: Path, dtype: str, device: str, seed: int
         ConfigError: no such shape.
     """
     if name == CHECKPOINT:
-        from sf.models import load_model
-
-        model = load_model(checkpoint, dtype=dtype, device=device).eval()
-        return Subject(name, model, "trained", "the study's own checkpoint")
+        return load_checkpoint(name, checkpoint, dtype, device)
     if name not in SHAPES:
         known = ", ".join([CHECKPOINT, *SHAPES])
         raise ConfigError("profile_subjects", name, "is unknown", f"choose among: {known}")
@@ -98,70 +115,96 @@ def load_subject(name: str, checkpoint: Path, dtype: str, device: str, seed: int
 
 
 def _build(shape: Shape, dtype: str, device: str, seed: int) -> Any:
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    head = shape.hidden // shape.heads
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "hidden_size": shape.hidden,
-            "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.kv_heads,
-            "intermediate_size": shape.intermediate,
-            "vocab_size": shape.vocabulary,
-            "max_position_embeddings": 262144,
-            "bos_token_id": 4,
-            "eos_token_id": 5,
-            "pad_token_id": 5,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_section": [head // 8, 3 * head // 16, 3 * head // 16],
-            },
-        },
-        vision_config={
-            "depth": 1,
-            "hidden_size": 64,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "out_hidden_size": shape.hidden,
-            "fullatt_block_indexes": [0],
-        },
-        tie_word_embeddings=shape.tied,
-        vision_start_token_id=0,
-        vision_end_token_id=1,
-        image_token_id=2,
-        video_token_id=3,
-    )
+    build, config = _FAMILIES[shape.family](shape)
     config._attn_implementation = "sdpa"
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     try:
         with torch.device(device):
-            model = Qwen2_5_VLForConditionalGeneration(config)
+            model = build(config)
     finally:
         torch.set_default_dtype(before)
     return model.eval()
 
 
-def prompt_ids(model: Any, batch: int, length: int, seed: int) -> torch.Tensor:
-    """Random text tokens (batch, length), int64, on the model's device; no special ones.
-
-    Args:
-        model: its configuration says which tokens are special.
-        batch: rows.
-        length: tokens a row.
-        seed: of the draw.
-    """
-    text = model.config.get_text_config()
-    special = {
-        value
-        for config in (model.config, text, model.generation_config)
-        for key, value in config.to_dict().items()
-        if key.endswith("_token_id") and isinstance(value, int)
+def _text(shape: Shape) -> dict[str, Any]:
+    return {
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "intermediate_size": shape.intermediate,
+        "vocab_size": shape.vocabulary,
+        "max_position_embeddings": 262144,
+        "bos_token_id": 4,
+        "eos_token_id": 5,
+        "pad_token_id": 5,
     }
-    usable = torch.tensor([at for at in range(text.vocab_size) if at not in special])
-    generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(len(usable), (batch, length), generator=generator)
-    return usable[picks].to(model.device)
+
+
+def _qwen(shape: Shape, vision: dict[str, Any], config: Any) -> Any:
+    head = shape.hidden // shape.heads
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 1e6,
+        "mrope_section": [head // 8, 3 * head // 16, 3 * head // 16],
+    }
+    return config(
+        text_config={**_text(shape), "rope_parameters": rope},
+        vision_config={"depth": 1, "num_heads": 2, **vision},
+        tie_word_embeddings=shape.tied,
+        vision_start_token_id=0,
+        vision_end_token_id=1,
+        image_token_id=2,
+        video_token_id=3,
+    )
+
+
+def _qwen2_5_vl(shape: Shape) -> tuple[Any, Any]:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    vision = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "out_hidden_size": shape.hidden,
+        "fullatt_block_indexes": [0],
+    }
+    return Qwen2_5_VLForConditionalGeneration, _qwen(shape, vision, Qwen2_5_VLConfig)
+
+
+def _qwen2_vl(shape: Shape) -> tuple[Any, Any]:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    vision = {"embed_dim": 64, "hidden_size": shape.hidden, "mlp_ratio": 1}
+    return Qwen2VLForConditionalGeneration, _qwen(shape, vision, Qwen2VLConfig)
+
+
+def _llava_onevision(shape: Shape) -> tuple[Any, Any]:
+    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+
+    config = LlavaOnevisionConfig(
+        text_config={"model_type": "qwen2", **_text(shape)},
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "vision_use_head": False,
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        tie_word_embeddings=shape.tied,
+        image_token_index=2,
+        video_token_index=3,
+        image_grid_pinpoints=[[28, 28]],
+    )
+    return LlavaOnevisionForConditionalGeneration, config
+
+
+_FAMILIES = {
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen2_vl": _qwen2_vl,
+    "llava_onevision": _llava_onevision,
+}

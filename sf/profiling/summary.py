@@ -29,8 +29,12 @@ SPEEDUP = (
 NOTES = ("weights", "ratio_set_by", "note")  # added to each line of both tables
 FULL = "full"
 SPARSE = "sparse"
-TIMES = ("prefill_ms", "decode_ms")
-SIZES = ("kv_bytes", "peak_prefill_bytes", "peak_decode_bytes")
+TIMES = ("prefill_ms", "decode_ms", "step_ms")
+SIZES = (
+    *("kv_bytes", "peak_prefill_bytes", "peak_decode_bytes", "held_decode_bytes"),
+    "reserved_bytes",
+)
+THROUGHPUT = "tokens_per_s"  # of the decode loop, all rows together
 DOES_NOT_FIT = "does not fit"
 
 
@@ -75,7 +79,8 @@ def tidy(subject: str, length: int, batch: int, runs: Mapping[str, Run]) -> list
 
     Returns:
         Columns subject, length, batch, side, token_ratio, metric, unit, value, low, high,
-        coverage, repeats, status. Sizes are exact and have no interval.
+        coverage, repeats, status. Sizes are exact and have no interval. What a device does not
+        count, or a side does not do, has no line.
     """
     lines = []
     for side, run in runs.items():
@@ -88,13 +93,16 @@ def tidy(subject: str, length: int, batch: int, runs: Mapping[str, Run]) -> list
         }
         times = {name: getattr(run, name) for name in TIMES}
         times |= {f"prefill_{part}_ms": values for part, values in run.parts_ms.items()}
+        times[THROUGHPUT] = [1e3 * batch / value for value in run.step_ms]
         for name, values in times.items():
+            if not values:
+                continue
             found = median(values)
             lines.append(
                 {
                     **head,
                     "metric": name,
-                    "unit": "ms",
+                    "unit": "tokens/s" if name == THROUGHPUT else "ms",
                     "value": found.value,
                     "low": found.low,
                     "high": found.high,
@@ -113,6 +121,7 @@ def tidy(subject: str, length: int, batch: int, runs: Mapping[str, Run]) -> list
                 "status": "measured",
             }
             for name in SIZES
+            if getattr(run, name) is not None
         )
     return lines
 
@@ -155,6 +164,8 @@ def speedups(
     }
     lines = []
     for name in TIMES:
+        if not getattr(full, name) or not getattr(sparse, name):
+            continue
         pairs = zip(getattr(full, name), getattr(sparse, name), strict=True)
         found = median([left / right for left, right in pairs])
         verdict = "faster" if found.low > 1 else "slower" if found.high < 1 else "no difference"
@@ -170,6 +181,8 @@ def speedups(
             }
         )
     for name in SIZES:
+        if not getattr(full, name) or not getattr(sparse, name):
+            continue
         ratio = getattr(full, name) / getattr(sparse, name)
         verdict = "smaller" if ratio > 1 else "larger" if ratio < 1 else "no difference"
         lines.append(

@@ -17,12 +17,15 @@ from sf.profiling.clock import Clock
 from sf.profiling.hardware import describe, require_device
 from sf.profiling.measure import KeepAll, Workload, measure
 from sf.profiling.parts import PARTS, Parts, watched
-from sf.profiling.point import least_bytes, point
-from sf.profiling.subjects import SHAPES, Shape, Subject, load_subject, prompt_ids
+from sf.profiling.point import Settings, least_bytes, point
+from sf.profiling.prompts import prompt_ids, text_inputs
+from sf.profiling.roofline import Ceilings
+from sf.profiling.subjects import SHAPES, Shape, Subject, load_subject
 from sf.selection import Policy, Scores, TopK
 
 TINY = Shape(64, 2, 4, 2, 96, 256, True, "a test's")
 LENGTH = 96
+LIMITS = Ceilings(1e10, 1e10)
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +39,13 @@ def subject() -> Subject:
 
 
 @pytest.fixture(scope="module")
-def settings() -> SimpleNamespace:
+def settings() -> Settings:
     """Three repeats of four tokens."""
-    return SimpleNamespace(
-        profile_ratio=0.25, profile_repeats=3, profile_decode_tokens=4, profile_lengths=[LENGTH]
-    )
+    return Settings((LENGTH,), TopK(ratio=0.25), "top-k 0.25", repeats=3, decode_tokens=4)
 
 
 def test_a_point_counts_the_cache_exactly(subject: Subject, settings: Any) -> None:
-    lines = pd.DataFrame(point(subject, LENGTH, settings)["lines"])
+    lines = pd.DataFrame(point(subject, LENGTH, settings, LIMITS)["lines"])
     sizes = lines[lines["metric"] == "kv_bytes"].set_index("side")["value"]
     per_token = 2 * 2 * 2 * 16 * 4  # layers, K and V, heads, channels, bytes
     # transformers holds prompt and four tokens; the growing cache reserves 64 places for them.
@@ -59,9 +60,9 @@ def test_a_point_counts_the_cache_exactly(subject: Subject, settings: Any) -> No
 
 
 def test_parts_add_up_to_prefill(subject: Subject, settings: Any) -> None:
-    lines = pd.DataFrame(point(subject, LENGTH, settings)["lines"])
+    lines = pd.DataFrame(point(subject, LENGTH, settings, LIMITS)["lines"])
     runs = measure(
-        Workload(subject.model, prompt_ids(subject.model, 1, LENGTH, 0), 2),
+        Workload(subject.model, text_inputs(subject.model, 1, LENGTH, 0), 2),
         {"full": KeepAll(), "sparse": TopK(ratio=0.25)},
         repeats=3,
     )
@@ -71,6 +72,7 @@ def test_parts_add_up_to_prefill(subject: Subject, settings: Any) -> None:
             parts = [run.parts_ms[name][repeat] for name in PARTS]
             assert sum(parts) == pytest.approx(total)
             assert min(parts) >= 0
+        assert len(run.step_ms) == 3
     assert {f"prefill_{name}_ms" for name in PARTS} <= set(lines["metric"])
 
 
@@ -86,23 +88,28 @@ def test_nested_parts_are_counted_once() -> None:
     parts.stop()  # 20
     assert parts.milliseconds(25.0) == {
         "projections": 3.0,
+        "vision": 0.0,
         "selection": 6.0,
         "attention": 11.0,
+        "pruning": 0.0,
         "mlp": 0.0,
         "other": 5.0,
     }
 
 
 def test_watching_leaves_nothing_behind(subject: Subject) -> None:
+    from sf.attention import PrunedLayer
     from sf.attention.plan import Plan
 
-    before = Plan.choose
+    before, commit = Plan.choose, PrunedLayer.commit
     with watched(subject.model, Clock(torch.device("cpu"))):
         assert Plan.choose is not before
-    work = Workload(subject.model, prompt_ids(subject.model, 1, LENGTH, 0), 2)
+        assert PrunedLayer.commit is not commit
+    work = Workload(subject.model, text_inputs(subject.model, 1, LENGTH, 0), 2)
     with pytest.raises(KeyError):
         measure(work, {"full": Broken()}, repeats=1)
     assert Plan.choose is before
+    assert PrunedLayer.commit is commit
     assert not any(module._forward_hooks for module in subject.model.modules())
     assert not any(module._forward_pre_hooks for module in subject.model.modules())
 
@@ -137,7 +144,7 @@ class Greedy(Policy):
 
 
 def test_a_side_that_does_not_fit_does_not_take_the_other_with_it(subject: Subject) -> None:
-    work = Workload(subject.model, prompt_ids(subject.model, 1, LENGTH, 0), 2)
+    work = Workload(subject.model, text_inputs(subject.model, 1, LENGTH, 0), 2)
     runs = measure(work, {"full": Greedy(), "sparse": TopK(ratio=0.25)}, repeats=3)
     assert set(runs) == {"sparse"}
     assert len(runs["sparse"].prefill_ms) == 3
@@ -146,7 +153,7 @@ def test_a_side_that_does_not_fit_does_not_take_the_other_with_it(subject: Subje
 def test_a_length_that_does_not_fit_says_so(subject: Subject, settings: Any) -> None:
     length = 10**12
     assert least_bytes(subject.model, 1, length) > 2**40
-    found = point(subject, length, settings)
+    found = point(subject, length, settings, LIMITS)
     assert {line["status"] for line in found["lines"]} == {"does not fit"}
     assert {line["side"] for line in found["lines"]} == {"full", "sparse"}
     assert found["speedups"] == []
@@ -198,6 +205,10 @@ def test_the_stage_writes_its_files_and_goes_on_after_a_kill(
         profile_ratio=0.25,
         profile_repeats=3,
         profile_decode_tokens=2,
+        profile_batch=2,
+        profile_prompts="text",
+        profile_fit=False,
+        profile_fit_gib=0.0,
     )
     figures: dict[str, float] = {}
     job: Any = SimpleNamespace(
@@ -208,11 +219,17 @@ def test_the_stage_writes_its_files_and_goes_on_after_a_kill(
     run(parameters, job)
     files = {str(path.relative_to(job.out)) for path in job.out.rglob("*") if path.is_file()}
     pictures = {f"figures/{n}.{s}" for n in ("latency", "memory", "parts") for s in ("png", "svg")}
-    tables = {"tables/profile.csv", "tables/profile.parquet", "tables/speedup.csv"}
+    names = ("profile.csv", "profile.parquet", "speedup.csv", "roofline.csv", "fit.csv")
+    tables = {f"tables/{name}" for name in names}
     assert files == {"hardware.json", *tables, *pictures}
     table = pd.read_csv(job.out / "tables/profile.csv")
     assert list(table["length"].drop_duplicates()) == [64, 128]
     assert figures["checkpoint_kv_bytes_ratio_at_128"] > 1
+    assert set(table["batch"]) == {2}
+    assert pd.read_csv(job.out / "tables/fit.csv").empty
+    facts = json.loads((job.out / "hardware.json").read_text())
+    assert facts["ceilings"]["flops"] > 1e8
+    assert facts["ceilings"]["bytes"] > 1e8
     (job.state / "checkpoint-128.json").unlink()  # as if killed before the second length
     (job.out / "tables/profile.csv").unlink()
     run(parameters, job)

@@ -1,0 +1,257 @@
+"""What the hardware could do at best: work counted from shapes, ceilings measured beside it.
+
+For each part of the model, FLOPs are the products that its result needs (causal attention counts
+the pairs that are looked at), and bytes what must at least be moved: weights, the part's input and
+its output, each once. The floor of a part is the longer of FLOPs / ceiling and bytes / ceiling; the
+achieved share is floor / measured time. Norms, rope, activations and residual sums count nothing:
+they are what the share loses.
+
+Symbols: B rows, L prompt tokens, W a layer's kept tokens, M model size, H heads, G KV heads, D head
+size, I width of the MLP, V vocabulary, P probes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sf.attention.projections import LEAST_COLUMNS
+from sf.profiling.clock import Clock
+
+__all__ = [
+    "ROOFLINE",
+    "Ceilings",
+    "Sizes",
+    "Work",
+    "ceilings",
+    "decode_work",
+    "prefill_work",
+    "roofline_lines",
+]
+
+ROOFLINE = (  # columns of the table
+    *("subject", "length", "batch", "side", "phase", "part", "flops", "bytes"),
+    *("floor_ms", "bound", "measured_ms", "share"),
+)
+PROBES = 128
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a part has to do at least.
+
+    Attributes:
+        flops: multiplications and additions, two a product.
+        bytes: read and written.
+    """
+
+    flops: float
+    bytes: float
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A decoder's shape; `element` is bytes a number."""
+
+    layers: int
+    model: int
+    heads: int
+    groups: int
+    head: int
+    mlp: int
+    vocabulary: int
+    element: int
+
+    @staticmethod
+    def of(model: Any) -> Sizes:
+        """The shape of a transformers model's decoder."""
+        text = model.config.get_text_config()
+        return Sizes(
+            layers=text.num_hidden_layers,
+            model=text.hidden_size,
+            heads=text.num_attention_heads,
+            groups=text.num_key_value_heads,
+            head=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            mlp=text.intermediate_size,
+            vocabulary=text.vocab_size,
+            element=next(model.parameters()).element_size(),
+        )
+
+    def linear(self, rows: float, wide: int, out: int) -> Work:
+        """A projection of `rows` tokens."""
+        moved = wide * out + rows * (wide + out)
+        return Work(2.0 * rows * wide * out, moved * self.element)
+
+    def mlp_work(self, rows: float) -> Work:
+        """Gate, up and down; what lies between them is not counted as moved."""
+        weights = 3 * self.model * self.mlp
+        return Work(2.0 * rows * weights, (weights + 2 * rows * self.model) * self.element)
+
+    def head_work(self, rows: float) -> Work:
+        """Logits of the rows' last tokens."""
+        return self.linear(rows, self.model, self.vocabulary)
+
+
+def prefill_work(
+    sizes: Sizes, batch: int, length: int, kept: Sequence[float] | None = None
+) -> dict[str, Work]:
+    """Work of a prefill, by part.
+
+    Args:
+        sizes: of the decoder.
+        batch, length: B and L.
+        kept: W of each layer (mean over rows) of a sparse prefill that skips the projections of
+            dropped tokens; None for dense.
+    """
+    s, total = sizes, dict.fromkeys(PARTS, Work(0.0, 0.0))
+    for width in [length] * s.layers if kept is None else kept:
+        sparse = width < length
+        lean = sparse and length >= LEAST_COLUMNS
+        probes = min(PROBES, length)
+        asked = batch * (min(width + probes, length) if lean else length)
+        told = batch * (width if lean else length)
+        total["projections"] += s.linear(asked, s.model, s.heads * s.head)
+        total["projections"] += s.linear(batch * length, s.model, 2 * s.groups * s.head)
+        total["projections"] += s.linear(told, s.heads * s.head, s.model)
+        total["attention"] += attention_work(s, batch, width * (width + 1) / 2, width, width)
+        if sparse:
+            scored = attention_work(s, batch, probes * length, probes, length)
+            # Scores only: no values are read, no output is written.
+            mass = batch * length * 4
+            keys = batch * (length * s.groups + probes * s.heads) * s.head * s.element
+            total["selection"] += Work(scored.flops / 2, keys + mass)
+        total["mlp"] += s.mlp_work(batch * length)
+    total["other"] += s.head_work(batch)
+    return {name: work for name, work in total.items() if work.bytes}
+
+
+PARTS = ("projections", "selection", "attention", "mlp", "other")
+
+
+def decode_work(sizes: Sizes, batch: int, entries: Sequence[float]) -> dict[str, Work]:
+    """Work of one further token for every row, by part.
+
+    Args:
+        sizes: of the decoder.
+        batch: B.
+        entries: what the new token sees in each layer, itself included (mean over rows).
+    """
+    s, total = sizes, dict.fromkeys(PARTS, Work(0.0, 0.0))
+    for seen in entries:
+        total["projections"] += s.linear(batch, s.model, (s.heads + 2 * s.groups) * s.head)
+        total["projections"] += s.linear(batch, s.heads * s.head, s.model)
+        total["attention"] += attention_work(s, batch, seen, 1, seen)
+        total["mlp"] += s.mlp_work(batch)
+    total["other"] += s.head_work(batch)
+    return {name: work for name, work in total.items() if work.bytes}
+
+
+def attention_work(s: Sizes, batch: int, pairs: float, queries: float, keys: float) -> Work:
+    """Attention of `queries` over `keys`, of which `pairs` look at each other."""
+    flops = 4.0 * batch * s.heads * s.head * pairs
+    moved = batch * s.head * (2 * queries * s.heads + 2 * keys * s.groups)
+    return Work(flops, moved * s.element)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """The best that this device did in this run.
+
+    Attributes:
+        flops: of a square product in the run's dtype, per second.
+        bytes: read and written while copying, per second.
+    """
+
+    flops: float
+    bytes: float
+
+    def floor_ms(self, work: Work) -> float:
+        """Milliseconds that the work takes at least."""
+        return 1e3 * max(work.flops / self.flops, work.bytes / self.bytes)
+
+    def bound(self, work: Work) -> str:
+        """Which ceiling it meets first."""
+        return "compute" if work.flops / self.flops > work.bytes / self.bytes else "memory"
+
+
+def ceilings(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> Ceilings:
+    """Measure both ceilings; the fastest of as many tries as `seconds` allow each.
+
+    Args:
+        device: where.
+        dtype: of the products.
+        seconds: for each of the two.
+    """
+    cuda = device.type == "cuda"
+    side = 8192 if cuda else 1024
+    left = torch.randn(side, side, dtype=dtype, device=device)
+    right, out = torch.randn_like(left), torch.empty_like(left)
+    # Far larger than any cache.
+    source = torch.ones((1 << 30) if cuda else (1 << 26), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    with torch.inference_mode():
+        product = _fastest(lambda: torch.mm(left, right, out=out), device, seconds)
+        copy = _fastest(lambda: target.copy_(source), device, seconds)
+    return Ceilings(2.0 * side**3 / product, 2.0 * source.nbytes / copy)
+
+
+def _fastest(call: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    """Seconds of the fastest try; the first ones warm up."""
+    clock = Clock(device)
+    for _ in range(3):
+        call()
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        clock.synchronize()
+        start = clock.mark()
+        call()
+        end = clock.mark()
+        clock.synchronize()
+        best = min(best, clock.ms(start, end) / 1e3)
+    return best
+
+
+def roofline_lines(
+    head: Mapping[str, object],
+    phase: str,
+    work: Mapping[str, Work],
+    measured_ms: Mapping[str, float],
+    limits: Ceilings,
+) -> list[dict[str, object]]:
+    """Lines of the table: each part, then the whole.
+
+    Args:
+        head: subject, length, batch and side.
+        phase: "prefill" or "decode".
+        work: by part.
+        measured_ms: by part and "whole"; a part that was not timed alone has no share.
+        limits: of the device.
+    """
+    lines = []
+    floors = {name: limits.floor_ms(part) for name, part in work.items()}
+    whole = Work(sum(w.flops for w in work.values()), sum(w.bytes for w in work.values()))
+    # Parts run one after the other: the whole's floor is the sum of theirs.
+    for name, part in [*work.items(), ("whole", whole)]:
+        floor = floors.get(name, sum(floors.values()))
+        taken = measured_ms.get(name)
+        lines.append(
+            {
+                **head,
+                "phase": phase,
+                "part": name,
+                "flops": part.flops,
+                "bytes": part.bytes,
+                "floor_ms": floor,
+                "bound": limits.bound(part),
+                "measured_ms": taken,
+                "share": floor / taken if taken else None,
+            }
+        )
+    return lines

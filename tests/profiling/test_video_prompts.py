@@ -1,0 +1,110 @@
+"""A video of growing length through the real processor and vision tower."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from sf.errors import ConfigError
+from sf.models import build_tiny
+from sf.profiling.hardware import after, gpu_state, read_state
+from sf.profiling.point import Settings, point
+from sf.profiling.prompts import video_inputs
+from sf.profiling.roofline import Ceilings
+from sf.profiling.subjects import SHAPES, Shape, Subject, load_checkpoint, load_subject
+from sf.selection import TopK
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl"])
+def subject(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Subject:
+    """A tiny model with its processor, saved and loaded."""
+    folder = tmp_path_factory.mktemp(request.param)
+    for part in build_tiny(request.param, ["What happens in this video?"], seed=0):
+        part.save_pretrained(folder)
+    return load_checkpoint("tiny", folder, "float32", "cpu")
+
+
+def test_a_prompt_is_about_as_long_as_asked(subject: Subject) -> None:
+    widths = []
+    for length in (200, 600, 1000):
+        inputs = video_inputs(subject.model, subject.processor, 1, length)
+        width = inputs["input_ids"].shape[1]
+        assert length - 64 - 60 < width <= length
+        placeholders = (inputs["input_ids"] == subject.model.config.video_token_id).sum()
+        assert int(placeholders) == inputs["video_grid_thw"].prod() // 4
+        widths.append(width)
+    assert widths == sorted(set(widths))
+
+
+def test_a_point_times_the_vision_tower(subject: Subject) -> None:
+    settings = Settings((300,), TopK(ratio=0.25), "top-k", 3, 2, batch=2, prompts="video")
+    lines = pd.DataFrame(point(subject, 300, settings, Ceilings(1e10, 1e10))["lines"])
+    vision = lines[lines["metric"] == "prefill_vision_ms"].set_index("side")["value"]
+    assert (vision[["full", "sparse"]] > 0).all()
+    assert set(lines["batch"]) == {2}
+    length = int(lines["length"].iloc[0])
+    assert 176 < length <= 300
+    ratio = lines[lines["side"] == "sparse"]["token_ratio"].iloc[0]
+    assert 0.25 <= ratio < 0.25 + 1 / length
+
+
+def test_text_prompts_have_no_vision(subject: Subject) -> None:
+    settings = Settings((100,), TopK(ratio=0.25), "top-k", 3, 2)
+    lines = pd.DataFrame(point(subject, 100, settings, Ceilings(1e10, 1e10))["lines"])
+    assert (lines[lines["metric"] == "prefill_vision_ms"]["value"] == 0).all()
+
+
+def test_random_weights_have_no_processor() -> None:
+    with pytest.raises(ConfigError, match="random weights have no processor"):
+        video_inputs(SimpleNamespace(device="cpu"), None, 1, 300)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "llava_onevision"])
+def test_every_family_is_built_and_measured(family: Any) -> None:
+    SHAPES["tiny"] = Shape(64, 2, 4, 2, 96, 256, True, "a test's", family)
+    try:
+        subject = load_subject("tiny", Path(), "float32", "cpu", seed=0)
+    finally:
+        del SHAPES["tiny"]
+    settings = Settings((64,), TopK(ratio=0.25), "top-k", 3, 2)
+    lines = pd.DataFrame(point(subject, 64, settings, Ceilings(1e10, 1e10))["lines"])
+    loop = lines[lines["metric"] == "step_ms"].set_index("side")["value"]
+    assert set(loop.index) == {"full", "sparse", "transformers"}
+    rate = lines[lines["metric"] == "tokens_per_s"].set_index("side")["value"]
+    assert rate["full"] == pytest.approx(1e3 / loop["full"])
+
+
+def test_nvidia_smi_is_read() -> None:
+    line = "570.86.15, 1215, 1980, 3201, 71, 690.12, 97, 0x0000000000000024\n"
+    state = read_state(line)
+    assert state is not None
+    assert state["driver_version"] == "570.86.15"
+    assert state["clocks.sm"] == 1215.0
+    assert state["throttled"] == ["power cap", "temperature"]
+    idle = read_state("570.86, 345, 1980, 2619, 31, [N/A], 0, 0x0000000000000001")
+    assert idle is not None
+    assert idle["throttled"] == []
+    assert idle["power.draw"] is None
+    assert read_state("") is None
+    assert read_state("No devices were found") is None
+
+
+def test_a_throttled_gpu_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sf.profiling import hardware
+
+    cuda = torch.device("cuda")
+    line = "570.86.15, 1215, 1980, 3201, 71, 690.12, 97, 0x24"
+    monkeypatch.setattr(hardware, "gpu_state", lambda device: read_state(line))
+    assert after(cuda) == [
+        "the GPU was throttled at the end (power cap, temperature): 1215 of 1980 MHz"
+    ]
+
+
+def test_a_cpu_has_no_gpu_state() -> None:
+    assert gpu_state(torch.device("cpu")) is None
+    assert after(torch.device("cpu")) == []
