@@ -132,6 +132,8 @@ class Calibrate(Section):
 
     calibrate_p: list[RetentionP] = Field(min_length=1)
     calibrate_batch: Positive
+    two_turn_p: list[RetentionP] = Field(min_length=1)
+    two_turn_pairs: Annotated[int, Field(ge=0, description="second questions at most; 0: none")]
 
 
 class Benchmarks(Section):

@@ -37,6 +37,12 @@ TABLES = ("sf/report/__init__.py", "sf/report/tables.py")
 MODELLING = ("sf/attention", "sf/selection", "sf/models", "sf/data", "sf/progress.py")
 DRAWING = ("sf/report/__init__.py", "sf/report/style.py", "sf/report/tables.py")
 ANSWERING = ("sf/evaluation/__init__.py", "sf/evaluation/answer.py", "sf/evaluation/intervals.py")
+CURVES = (
+    "sf/evaluation/continuation.py",
+    "sf/evaluation/curve.py",
+    "sf/evaluation/two_turn.py",
+    "sf/report/curves.py",
+)
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ STAGES = (
         values={"model": "{model}", "system": "base", "split": "calibration", "seed": "{seed}"},
         sections=("calibrate", "answering", "vision", "runtime"),
         inputs={"checkpoint": ("base", BASE), "data": ("prepare", {})},
-        code=(*MODELLING, *ANSWERING, *DRAWING, "sf/evaluation/curve.py", "sf/report/curves.py"),
+        code=(*MODELLING, *ANSWERING, *DRAWING, *CURVES),
     ),
     Stage(
         name="train",
@@ -160,7 +166,7 @@ STAGES = (
         values={"model": "{model}", "system": "base", "split": "heldout", "seed": "{seed}"},
         sections=("calibrate", "answering", "vision", "runtime"),
         inputs={"checkpoint": ("base", BASE), "data": ("prepare", {})},
-        code=(*MODELLING, *ANSWERING, *DRAWING, "sf/evaluation/curve.py", "sf/report/curves.py"),
+        code=(*MODELLING, *ANSWERING, *DRAWING, *CURVES),
     ),
     Stage(
         name="frontier_trained",
@@ -171,7 +177,7 @@ STAGES = (
         values={"model": "{model}", "system": "{objective}", "split": "heldout", "seed": "{seed}"},
         sections=("calibrate", "answering", "vision", "runtime"),
         inputs={"checkpoint": ("train", CHECKPOINT), "data": ("prepare", {})},
-        code=(*MODELLING, *ANSWERING, *DRAWING, "sf/evaluation/curve.py", "sf/report/curves.py"),
+        code=(*MODELLING, *ANSWERING, *DRAWING, *CURVES),
     ),
     Stage(
         name="evaluate_base",

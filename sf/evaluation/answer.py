@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
@@ -135,11 +135,19 @@ class AnswerLog:
                 file.write(json.dumps({"key": key, **asdict(answer)}, ensure_ascii=False) + "\n")
 
 
-def batches(rows: Sequence[Row], batch: int) -> list[tuple[Row, ...]]:
+class _Asked(Protocol):
+    @property
+    def data_type(self) -> str: ...
+
+
+Asked = TypeVar("Asked", bound=_Asked)
+
+
+def batches(rows: Sequence[Asked], batch: int) -> list[tuple[Asked, ...]]:
     """Rows in batches of one media type, images first, the order within a type kept.
 
     Args:
-        rows: manifest rows.
+        rows: manifest rows, or what else has a `data_type`.
         batch: rows in a batch at most.
 
     Raises:

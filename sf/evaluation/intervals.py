@@ -8,7 +8,13 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["bootstrap_mean", "bootstrap_median", "resamples", "wilson"]
+__all__ = [
+    "bootstrap_clusters",
+    "bootstrap_mean",
+    "bootstrap_median",
+    "resamples",
+    "wilson",
+]
 
 DRAWS = 2000
 
@@ -74,3 +80,27 @@ def bootstrap_median(
     if data.size < 2:
         return float("nan"), float("nan")
     return _bounds(np.median(data[resamples(data.size, seed)], axis=1), level)
+
+
+def bootstrap_clusters(
+    values: ArrayLike, clusters: Sequence[object] | NDArray[np.str_], seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean whose values come in clusters, drawn as a whole.
+
+    Args:
+        values: (samples,) finite numbers.
+        clusters: (samples,), what each value belongs to, such as its image.
+        seed: of the resampling.
+        level: coverage.
+
+    Returns:
+        (low, high); (nan, nan) for fewer than two clusters.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    _, owner = np.unique(np.asarray(clusters), return_inverse=True)
+    counts = np.bincount(owner)
+    if len(counts) < 2:
+        return float("nan"), float("nan")
+    sums = np.bincount(owner, weights=data)
+    drawn = resamples(len(counts), seed)
+    return _bounds(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), level)

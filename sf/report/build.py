@@ -14,6 +14,7 @@ from sf.report.pictures import history_picture
 from sf.report.profile_sections import profile_sections
 from sf.report.results import Study
 from sf.report.style import save
+from sf.report.two_turn import two_turn_sections
 
 __all__ = ["build_report"]
 
@@ -34,6 +35,7 @@ def build_report(study: Study, scale: str, folder: Path) -> dict[str, float]:
     benchmarks, overview, averages = benchmark_sections(study, folder, stand_ins)
     sections[0] = replace(sections[0], tables=[*sections[0].tables, overview])
     sections += benchmarks
+    sections += two_turn_sections(study)
     sections += _training_sections(study, folder)
     sections += profile_sections(study, folder)
     sections.append(_provenance(study))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sf.config import Answering, Calibrate, Runtime, Vision
 
@@ -35,34 +35,38 @@ def run(p: Parameters, job: Job) -> None:
     """Answer the split at every threshold and write tables and pictures of the curve.
 
     Writes `tables/answers.parquet` (one line per p and row), `tables/curve.csv`,
-    `tables/layers.csv`, `figures/curve.png`, `figures/layers.png` and their SVG. Answers go to
-    `job.state` as they come, so a killed run goes on with the next batch.
+    `tables/layers.csv`, `figures/curve.png`, `figures/layers.png` and their SVG; of second
+    questions on a pruned cache `tables/two_turn_answers.parquet` and `tables/two_turn.csv`.
+    Answers go to `job.state` as they come, so a killed run goes on with the next batch.
     """
     from sf.data.manifest import read_manifest
     from sf.evaluation.answer import AnswerLog
     from sf.evaluation.curve import answers_at, curve_table, grid_with_dense, layer_table
+    from sf.evaluation.two_turn import pairs_of, two_turn_answers, two_turn_table
     from sf.models import load_model, load_processor
     from sf.report.curves import curve_picture, layer_picture
     from sf.report.style import save
     from sf.report.tables import write_csv, write_parquet
 
     rows = read_manifest(p.data / f"{p.split}.parquet")
-    answers = answers_at(
-        load_model(p.checkpoint, dtype=p.dtype, device=p.device),
-        load_processor(p.checkpoint),
-        rows,
-        p,
-        grid_with_dense(p.calibrate_p),
-        AnswerLog(job.state / "answers.jsonl"),
-        batch=p.calibrate_batch,
-        max_new_tokens=p.max_completion_tokens,
-        template=p.prompt_template,
-        cutoff=p.correctness_cutoff,
-    )
+    model = load_model(p.checkpoint, dtype=p.dtype, device=p.device)
+    processor = load_processor(p.checkpoint)
+    settings: dict[str, Any] = {
+        "batch": p.calibrate_batch,
+        "max_new_tokens": p.max_completion_tokens,
+        "template": p.prompt_template,
+        "cutoff": p.correctness_cutoff,
+    }
+    log, grid = AnswerLog(job.state / "answers.jsonl"), grid_with_dense(p.calibrate_p)
+    answers = answers_at(model, processor, rows, p, grid, log, **settings)
+    pairs, log = pairs_of(rows, p.two_turn_pairs), AnswerLog(job.state / "second.jsonl")
+    second = two_turn_answers(model, processor, pairs, p, p.two_turn_p, log, **settings)
     curve, layers = curve_table(answers, p.seed), layer_table(answers, p.seed)
     write_parquet(answers, job.out / "tables" / "answers.parquet")
     write_csv(curve, job.out / "tables" / "curve.csv")
     write_csv(layers, job.out / "tables" / "layers.csv")
+    write_parquet(second, job.out / "tables" / "two_turn_answers.parquet")
+    write_csv(two_turn_table(second, p.seed), job.out / "tables" / "two_turn.csv")
     where = f"{p.model}, {p.split} split, {len(rows)} questions"
     save(curve_picture({p.system: curve}, where), job.out / "figures", "curve")
     save(layer_picture({p.system: layers}, where), job.out / "figures", "layers")

@@ -147,3 +147,12 @@ def test_a_step_logged_twice_counts_once(tmp_path: Path) -> None:
     result = study.result("train", model="tiny", objective="sparsity_forcing")
     assert result is not None
     assert list(result.history()["step"]) == [1, 2, 3]
+
+
+def test_second_questions_stand_beside_their_arms(report: Path) -> None:
+    lines = (report / "report.md").read_text(encoding="utf-8").splitlines()
+    row = next(line for line in lines if line.startswith("| tiny | base | 0.9 |"))
+    assert row == (
+        "| tiny | base | 0.9 | 60.0 | 95.0 | 90.0 | 80.0 | 85.0 | -10.0 (-20.0 to +0.0) | "
+        "-15.0 (-25.0 to -5.0) | 80 |"
+    )

@@ -1,0 +1,227 @@
+"""A second question about the same media, after the first turn pruned the KV cache.
+
+Beyond the paper: pruning keeps what the first question needed. Pairs of manifest rows about one
+image or video become one conversation; the first question's reply is the right one, given, so that
+the arms differ in attention and cache only:
+
+- dense: full attention, everything stays in the cache;
+- whole: the first prompt is read under top-p, every token's K and V stay;
+- pruned: the first prompt is read under top-p, only the kept tokens' K and V stay (what sparse
+  inference does in a chat);
+- anew: the whole conversation is read again under top-p, as a new prompt.
+
+Replies are greedy (`sf.evaluation.continuation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from sf.data.prompts import messages, question_text
+from sf.data.rewards import correctness
+from sf.data.vision import encode_parts
+from sf.evaluation.answer import Answer, AnswerLog, batches
+from sf.evaluation.continuation import cut, greedy, more_of
+from sf.evaluation.intervals import bootstrap_clusters
+from sf.progress import progress
+from sf.selection import TopP
+
+if TYPE_CHECKING:
+    from sf.config import Vision
+    from sf.data.manifest import Row
+    from sf.data.prompts import Template
+
+__all__ = ["ARMS", "Pair", "pairs_of", "two_turn_answers", "two_turn_table"]
+
+ARMS = ("dense", "whole", "pruned", "anew")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two questions about one image or video; `id` and `data_type` are the second one's."""
+
+    first: Row
+    second: Row
+
+    @property
+    def id(self) -> str:
+        """The second row's id."""
+        return self.second.id
+
+    @property
+    def data_type(self) -> str:
+        """ "image" or "video"."""
+        return self.second.data_type
+
+
+def pairs_of(rows: Sequence[Row], most: int) -> list[Pair]:
+    """Disjoint pairs of neighbouring rows about the same media, in the order of the rows.
+
+    Args:
+        rows: of a manifest.
+        most: pairs at most.
+    """
+    by_media: dict[str, list[Row]] = {}
+    for row in rows:
+        by_media.setdefault(str(row.media_path), []).append(row)
+    found = [
+        Pair(first, second)
+        for group in by_media.values()
+        for first, second in zip(group[::2], group[1::2], strict=False)
+    ]
+    return found[:most]
+
+
+def _talk(pair: Pair, template: Template) -> list[dict[str, Any]]:
+    reply = {"type": "text", "text": pair.first.solution}
+    question = {"type": "text", "text": question_text(pair.second, template)}
+    return [
+        *messages(pair.first, template),
+        {"role": "assistant", "content": [reply]},
+        {"role": "user", "content": [question]},
+    ]
+
+
+def _run(
+    model: Any,
+    processor: Any,
+    pairs: Sequence[Pair],
+    arm: str,
+    p: float,
+    vision: Vision,
+    template: Template,
+    limit: int,
+    cutoff: float,
+) -> list[Answer]:
+    talks = [_talk(pair, template) for pair in pairs]
+    device = str(model.device)
+    policy = None if arm == "dense" else TopP(p=p, whole_kv=arm == "whole")
+    prompts = talks if arm == "anew" else [talk[:1] for talk in talks]
+    found = {}
+    for members, inputs in encode_parts(processor, prompts, vision, device):
+        more = None
+        if arm != "anew":
+            replies = [pairs[i].first.solution for i in members]
+            more = more_of(processor, [talks[i] for i in members], replies, device)
+        completions, ratios = greedy(model, inputs, more, policy, limit)
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        for at, index in enumerate(members):
+            row = pairs[index].second
+            tokens = cut(completions[at], model.generation_config.eos_token_id)
+            reply = processor.decode(tokens, skip_special_tokens=True)
+            found[index] = Answer(
+                id=row.id,
+                data_type=row.data_type,
+                problem_type=row.problem_type,
+                reply=reply.strip(),
+                correct=float(correctness(row.problem_type, reply, row.solution, cutoff=cutoff)),
+                token_ratio=float(ratios[:, at].mean()),
+                layer_ratios=tuple(ratios[:, at].tolist()),
+                prompt_tokens=int(lengths[at]),
+                seconds=0.0,
+            )
+    return [found[index] for index in range(len(pairs))]
+
+
+def two_turn_answers(
+    model: Any,
+    processor: Any,
+    pairs: Sequence[Pair],
+    vision: Vision,
+    grid: Sequence[float],
+    log: AnswerLog,
+    *,
+    batch: int,
+    max_new_tokens: int,
+    template: Template = "answer",
+    cutoff: float = 0.5,
+) -> pd.DataFrame:
+    """Answer the second question of every pair in every arm; what the log holds is kept.
+
+    Args:
+        model: the checkpoint, on its device.
+        processor: its processor.
+        pairs: of `pairs_of`.
+        vision: pixel and frame bounds.
+        grid: retention thresholds.
+        log: answers of an earlier run of the same call, to which this one appends.
+        batch: pairs in a batch at most.
+        max_new_tokens: generation limit.
+        template: prompt template.
+        cutoff: share from which a fractional score counts as correct.
+
+    Returns:
+        One row per arm, p and pair: columns arm, p (1 for dense), media (path), and the fields of
+        `Answer` for the second question; `token_ratio` is that of the prompt read under the policy.
+
+    Raises:
+        UnsupportedModelError: the chat template rewrites an earlier turn.
+    """
+    model.eval()
+    runs = [("dense", 1.0), *((arm, float(p)) for p in grid for arm in ARMS[1:])]
+    missing = {run: [pair for pair in pairs if log.get(str(run), pair.id) is None] for run in runs}
+    total = len(runs) * len(pairs)
+    with progress("second turns", total, total - sum(map(len, missing.values()))) as shown:
+        for part in batches(pairs, batch):
+            for run in runs:
+                lacking = {pair.id for pair in missing[run]}
+                if lacking.isdisjoint(pair.id for pair in part):
+                    continue
+                answers = _run(
+                    model, processor, part, *run, vision, template, max_new_tokens, cutoff
+                )
+                fresh = [answer for answer in answers if answer.id in lacking]
+                log.add(str(run), fresh)
+                shown.advance(len(fresh), note=f"{run[0]} {run[1]:g}")
+    lines = []
+    for arm, p in runs:
+        for pair in pairs:
+            answer = log.get(str((arm, p)), pair.id)
+            assert answer is not None
+            media = str(pair.second.media_path)
+            lines.append({"arm": arm, "p": p, "media": media, **asdict(answer)})
+    return pd.DataFrame(lines)
+
+
+def two_turn_table(answers: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Accuracy of the second question per p and arm, and what pruning costs.
+
+    Args:
+        answers: of `two_turn_answers`.
+        seed: of the bootstrap.
+
+    Returns:
+        Per p: p, pairs, media (images and videos), token_ratio (of the first prompt), dense,
+        whole, pruned, anew (accuracies), and of pruned - whole and pruned - dense the difference
+        with its paired 95 % interval, bootstrapped over media: cost, cost_low, cost_high,
+        gap, gap_low, gap_high. Empty without pairs.
+    """
+    names = ["p", "pairs", "media", "token_ratio", *ARMS]
+    names += [f"{name}{end}" for name in ("cost", "gap") for end in ("", "_low", "_high")]
+    if answers.empty:
+        return pd.DataFrame(columns=names)
+    right = {run: part.set_index("id")["correct"] for run, part in answers.groupby(["arm", "p"])}
+    dense = right["dense", 1.0]
+    media = answers.drop_duplicates("id").set_index("id")["media"].loc[dense.index].to_numpy()
+    lines = []
+    for p in sorted(answers.loc[answers["arm"] != "dense", "p"].unique()):
+        arms = {"dense": dense} | {arm: right[arm, p].loc[dense.index] for arm in ARMS[1:]}
+        pruned = answers[(answers["arm"] == "pruned") & (answers["p"] == p)]
+        line: dict[str, object] = {
+            "p": p,
+            "pairs": len(dense),
+            "media": len(set(media)),
+            "token_ratio": pruned["token_ratio"].mean(),
+            **{arm: values.mean() for arm, values in arms.items()},
+        }
+        for name, other in (("cost", "whole"), ("gap", "dense")):
+            difference = (arms["pruned"] - arms[other]).to_numpy(np.float64)
+            line[name] = difference.mean()
+            line[f"{name}_low"], line[f"{name}_high"] = bootstrap_clusters(difference, media, seed)
+        lines.append(line)
+    return pd.DataFrame(lines, columns=names)
