@@ -15,8 +15,11 @@ Replies are greedy (`sf.evaluation.continuation`).
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +29,7 @@ from sf.data.prompts import messages, question_text
 from sf.data.rewards import correctness
 from sf.data.vision import encode_parts
 from sf.evaluation.answer import Answer, AnswerLog, batches
-from sf.evaluation.continuation import cut, greedy, more_of
+from sf.evaluation.continuation import More, cut, greedy, more_of
 from sf.evaluation.intervals import bootstrap_clusters
 from sf.progress import progress
 from sf.selection import TopP
@@ -87,27 +90,41 @@ def _talk(pair: Pair, template: Template) -> list[dict[str, Any]]:
     ]
 
 
-def _run(
+_Read = tuple[list[int], Any, More | None]  # pairs' indices, prompt, what continues it
+
+
+def _read(
+    processor: Any,
+    pairs: Sequence[Pair],
+    vision: Vision,
+    template: Template,
+    device: str,
+    anew: bool,
+) -> list[_Read]:
+    """The first prompts and their continuations; or whole conversations as prompts."""
+    talks = [_talk(pair, template) for pair in pairs]
+    if anew:
+        return [(*part, None) for part in encode_parts(processor, talks, vision, device)]
+    found: list[_Read] = []
+    for members, inputs in encode_parts(processor, [talk[:1] for talk in talks], vision, device):
+        replies = [pairs[i].first.solution for i in members]
+        more = more_of(processor, [talks[i] for i in members], replies, device)
+        found.append((members, inputs, more))
+    return found
+
+
+def _answers(
     model: Any,
     processor: Any,
     pairs: Sequence[Pair],
-    arm: str,
-    p: float,
-    vision: Vision,
-    template: Template,
+    read: Sequence[_Read],
+    policy: TopP | None,
     limit: int,
     cutoff: float,
 ) -> list[Answer]:
-    talks = [_talk(pair, template) for pair in pairs]
-    device = str(model.device)
-    policy = None if arm == "dense" else TopP(p=p, whole_kv=arm == "whole")
-    prompts = talks if arm == "anew" else [talk[:1] for talk in talks]
-    found = {}
-    for members, inputs in encode_parts(processor, prompts, vision, device):
-        more = None
-        if arm != "anew":
-            replies = [pairs[i].first.solution for i in members]
-            more = more_of(processor, [talks[i] for i in members], replies, device)
+    started = time.perf_counter()
+    found: dict[int, Answer] = {}
+    for members, inputs, more in read:
         completions, ratios = greedy(model, inputs, more, policy, limit)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         for at, index in enumerate(members):
@@ -125,7 +142,8 @@ def _run(
                 prompt_tokens=int(lengths[at]),
                 seconds=0.0,
             )
-    return [found[index] for index in range(len(pairs))]
+    seconds = (time.perf_counter() - started) / len(pairs)
+    return [replace(found[index], seconds=seconds) for index in range(len(pairs))]
 
 
 def two_turn_answers(
@@ -168,16 +186,19 @@ def two_turn_answers(
     total = len(runs) * len(pairs)
     with progress("second turns", total, total - sum(map(len, missing.values()))) as shown:
         for part in batches(pairs, batch):
-            for run in runs:
-                lacking = {pair.id for pair in missing[run]}
+            device = str(model.device)
+            read = functools.cache(partial(_read, processor, part, vision, template, device))
+            for arm, p in runs:
+                lacking = {pair.id for pair in missing[arm, p]}
                 if lacking.isdisjoint(pair.id for pair in part):
                     continue
-                answers = _run(
-                    model, processor, part, *run, vision, template, max_new_tokens, cutoff
+                policy = None if arm == "dense" else TopP(p=p, whole_kv=arm == "whole")
+                answers = _answers(
+                    model, processor, part, read(arm == "anew"), policy, max_new_tokens, cutoff
                 )
                 fresh = [answer for answer in answers if answer.id in lacking]
-                log.add(str(run), fresh)
-                shown.advance(len(fresh), note=f"{run[0]} {run[1]:g}")
+                log.add(str((arm, p)), fresh)
+                shown.advance(len(fresh), note=f"{arm} {p:g}")
     lines = []
     for arm, p in runs:
         for pair in pairs:

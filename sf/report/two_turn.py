@@ -32,9 +32,9 @@ def two_turn_sections(study: Study) -> list[Section]:
     """One section with a line per model, checkpoint and threshold; none where nothing was asked."""
     rows = []
     for result in study.everything():
-        if result.kind == "frontier":
-            table = result.table("two_turn.csv")
-            rows += [_line(result.axes, line) for _, line in table.iterrows()]
+        if result.kind == "frontier" and study.shown(result):
+            found = result.table("two_turn.csv")
+            rows += [_line(result.axes, line) for _, line in found.iterrows()]
     if not rows:
         return []
     header = [*_HEADER, "pruned - whole", "pruned - dense", "pairs"]
