@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sf.report.across_seeds import across_seeds_section
 from sf.report.before_after import before_after_sections
 from sf.report.benchmark_sections import benchmark_sections
 from sf.report.benchmark_tables import Cell
@@ -34,6 +35,8 @@ def build_report(study: Study, scale: str, folder: Path) -> dict[str, float]:
     sections, figures = before_after_sections(study, folder)
     benchmarks, overview, averages = benchmark_sections(study, folder, stand_ins)
     sections[0] = replace(sections[0], tables=[*sections[0].tables, overview])
+    objectives = across_seeds_section(study, folder)
+    sections += [objectives] if objectives is not None else []
     sections += benchmarks
     sections += two_turn_sections(study)
     sections += _training_sections(study, folder)

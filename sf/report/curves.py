@@ -20,6 +20,8 @@ TITLES = {
     "full": "full attention",
     "zipvl": "base + top-p (ZipVL)",
     "sparsity_forcing": "Sparsity Forcing",
+    "v1_range": "Sparsity Forcing, p from U(0, 1)",
+    "zipvl_sft": "SFT under ZipVL",
 }
 
 

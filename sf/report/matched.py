@@ -16,13 +16,23 @@ from numpy.typing import NDArray
 from sf.errors import DataError
 from sf.evaluation.intervals import resamples
 
-__all__ = ["Difference", "at_fixed_p", "at_matched_ratio", "points_above"]
+__all__ = [
+    "Curve",
+    "Difference",
+    "at_fixed_p",
+    "at_matched_ratio",
+    "both_curves",
+    "interpolated",
+    "interval",
+    "points_above",
+    "row_weights",
+]
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class _Curve:
+class Curve:
     """Ratio and correctness of every row at every p; (p, rows), p ascending."""
 
     p: Array
@@ -41,17 +51,22 @@ class Difference:
     high: float
 
 
-def _curve(answers: pd.DataFrame, order: list[str]) -> _Curve:
+def curve_of(answers: pd.DataFrame, order: list[str]) -> Curve:
     ratio = answers.pivot(index="p", columns="id", values="token_ratio")[order].sort_index()
     correct = answers.pivot(index="p", columns="id", values="correct")[order].sort_index()
-    return _Curve(
+    return Curve(
         ratio.index.to_numpy(np.float64),
         ratio.to_numpy(np.float64),
         correct.to_numpy(np.float64),
     )
 
 
-def _both(base: pd.DataFrame, trained: pd.DataFrame) -> tuple[_Curve, _Curve]:
+def both_curves(base: pd.DataFrame, trained: pd.DataFrame) -> tuple[Curve, Curve]:
+    """Two models' answers to the same rows, in one order.
+
+    Raises:
+        DataError: the two did not answer the same rows.
+    """
     order = sorted(set(base["id"]))
     if set(trained["id"]) != set(order):
         raise DataError(
@@ -60,10 +75,10 @@ def _both(base: pd.DataFrame, trained: pd.DataFrame) -> tuple[_Curve, _Curve]:
             "before and after must have answered the same rows",
             "run the frontier stage of both on one manifest",
         )
-    return _curve(base, order), _curve(trained, order)
+    return curve_of(base, order), curve_of(trained, order)
 
 
-def _weights(rows: int, seed: int) -> Array:
+def row_weights(rows: int, seed: int) -> Array:
     """(draws, rows): how often each row was drawn, over rows; the first draw is the data."""
     drawn = resamples(rows, seed)
     counts = np.zeros((len(drawn) + 1, rows))
@@ -72,7 +87,8 @@ def _weights(rows: int, seed: int) -> Array:
     return counts / rows
 
 
-def _interval(draws: Array) -> tuple[float, float]:
+def interval(draws: Array) -> tuple[float, float]:
+    """The middle 95 % of bootstrap draws."""
     low, high = np.nanquantile(draws, [0.025, 0.975])
     return float(low), float(high)
 
@@ -94,8 +110,8 @@ def at_matched_ratio(base: pd.DataFrame, trained: pd.DataFrame, seed: int) -> pd
     Raises:
         DataError: the two did not answer the same rows.
     """
-    before, after = _both(base, trained)
-    weights = _weights(before.ratio.shape[1], seed)
+    before, after = both_curves(base, trained)
+    weights = row_weights(before.ratio.shape[1], seed)
     base_ratio, base_right = weights @ before.ratio.T, weights @ before.correct.T
     ratio, right = weights @ after.ratio.T, weights @ after.correct.T
     lines = []
@@ -104,7 +120,7 @@ def at_matched_ratio(base: pd.DataFrame, trained: pd.DataFrame, seed: int) -> pd
             continue
         there = np.array(
             [
-                _interpolated(ratio[draw, at], base_ratio[draw], base_right[draw])
+                interpolated(ratio[draw, at], base_ratio[draw], base_right[draw])
                 for draw in range(len(weights))
             ]
         )
@@ -112,7 +128,7 @@ def at_matched_ratio(base: pd.DataFrame, trained: pd.DataFrame, seed: int) -> pd
         if np.isnan(there[0]):
             lines.append({**line, "verdict": "outside"})
             continue
-        low, high = _interval(right[1:, at] - there[1:])
+        low, high = interval(right[1:, at] - there[1:])
         lines.append(
             {
                 **line,
@@ -127,7 +143,7 @@ def at_matched_ratio(base: pd.DataFrame, trained: pd.DataFrame, seed: int) -> pd
     return pd.DataFrame(lines, columns=[*names, "verdict"])
 
 
-def _interpolated(ratio: float, ratios: Array, values: Array) -> float:
+def interpolated(ratio: float, ratios: Array, values: Array) -> float:
     """Value of a curve at a ratio; nan outside of it."""
     order = np.argsort(ratios)
     return float(np.interp(ratio, ratios[order], values[order], left=np.nan, right=np.nan))
@@ -146,18 +162,18 @@ def at_fixed_p(
     Returns:
         {"token_ratio": ..., "accuracy": ...}, shares in [0, 1].
     """
-    before, after = _both(base, trained)
+    before, after = both_curves(base, trained)
     places = [np.flatnonzero(np.isclose(curve.p, p)) for curve in (before, after)]
     if any(len(place) == 0 for place in places):
         return None
     left, right = (int(place[0]) for place in places)
-    weights = _weights(before.ratio.shape[1], seed)
+    weights = row_weights(before.ratio.shape[1], seed)
     found = {}
     for name, old, new in (
         ("token_ratio", before.ratio[left], after.ratio[right]),
         ("accuracy", before.correct[left], after.correct[right]),
     ):
         draws = weights @ (new - old)
-        low, high = _interval(draws[1:])
+        low, high = interval(draws[1:])
         found[name] = Difference(float(old.mean()), float(new.mean()), float(draws[0]), low, high)
     return found

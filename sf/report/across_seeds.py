@@ -1,0 +1,252 @@
+"""Training objectives against each other: accuracy at equal token ratio, over training seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from sf.report.benchmark_tables import Cell
+from sf.report.curves import title
+from sf.report.matched import Array, Curve, both_curves, interpolated, interval, row_weights
+from sf.report.page import Picture, Section, Table
+from sf.report.results import Study
+from sf.report.style import figure, in_style, look, note, percent, save
+from sf.report.tables import write_csv
+
+__all__ = ["across_seeds", "across_seeds_picture", "across_seeds_section"]
+
+UNTRAINED = "base"
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A curve under each bootstrap draw of the questions; the first draw is the data.
+
+    Attributes:
+        p: (points,) ascending.
+        ratio, right: (draws, points).
+    """
+
+    p: Array
+    ratio: Array
+    right: Array
+
+    @classmethod
+    def of(cls, curve: Curve, weights: Array) -> _Drawn:
+        return cls(curve.p, weights @ curve.ratio.T, weights @ curve.correct.T)
+
+    def at(self, ratio: float) -> Array:
+        """(draws,), accuracy at a token ratio; nan outside of the curve."""
+        pairs = zip(self.ratio, self.right, strict=True)
+        return np.array([interpolated(ratio, ratios, right) for ratios, right in pairs])
+
+
+def across_seeds(
+    base: pd.DataFrame, trained: Mapping[str, Sequence[pd.DataFrame]], seed: int
+) -> pd.DataFrame:
+    """Every objective at the token ratios that the base model has at its thresholds.
+
+    The interval of a difference is a bootstrap of two levels: questions, the same for both models,
+    and training seeds.
+
+    Args:
+        base: answers of the base model: columns p, id, token_ratio, correct.
+        trained: objective -> answers of the models of its seeds to the same rows.
+        seed: of the bootstrap.
+
+    Returns:
+        Per system ("base" first) and p of the base curve below 1: system, seeds (how many), p,
+        token_ratio (the base model's there), accuracy (mean over seeds), least, most (of the
+        seeds), difference (to the base model), low, high (95 %). Accuracy and what follows is nan
+        where some seed's curve does not reach the ratio: nothing is extrapolated.
+
+    Raises:
+        DataError: the models did not answer the same rows.
+    """
+    curve, _ = both_curves(base, base)
+    weights = row_weights(curve.ratio.shape[1], seed)
+    untrained = _Drawn.of(curve, weights)
+    points = [(at, p) for at, p in enumerate(untrained.p) if p < 1.0]
+    lines = []
+    for system, runs in {UNTRAINED: [base], **trained}.items():
+        drawn = [_Drawn.of(both_curves(base, run)[1], weights) for run in runs]
+        rng = np.random.default_rng(seed)
+        chosen = rng.integers(0, len(runs), size=(len(weights), len(runs)))
+        chosen[0] = np.arange(len(runs))
+        for at, p in points:
+            ratio = float(untrained.ratio[0, at])
+            there = np.stack([run.at(ratio) for run in drawn], axis=1)
+            line = {"system": system, "seeds": len(runs), "p": p, "token_ratio": ratio}
+            if np.isnan(there[0]).any():
+                lines.append(line)
+                continue
+            mean = np.take_along_axis(there, chosen, axis=1).mean(axis=1)
+            change = mean - untrained.at(ratio)
+            low, high = interval(change[1:])
+            seeds = {"accuracy": mean[0], "least": there[0].min(), "most": there[0].max()}
+            lines.append({**line, **seeds, "difference": change[0], "low": low, "high": high})
+    names = ["system", "seeds", "p", "token_ratio", "accuracy", "least", "most", "difference"]
+    return pd.DataFrame(lines, columns=[*names, "low", "high"])
+
+
+def at_thresholds(trained: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
+    """Token ratio and accuracy of every run at every p.
+
+    Returns:
+        Columns system, run (its number), p, token_ratio, accuracy.
+    """
+    parts = [
+        answers.groupby("p")[["token_ratio", "correct"]].mean().reset_index().assign(
+            system=system, run=at
+        )
+        for system, runs in trained.items()
+        for at, answers in enumerate(runs)
+    ]  # fmt: skip
+    return pd.concat(parts, ignore_index=True).rename(columns={"correct": "accuracy"})
+
+
+@in_style
+def across_seeds_picture(points: pd.DataFrame, matched: pd.DataFrame, where: str) -> Figure:
+    """Accuracy against token ratio, every run thin and the means of the seeds thick; differences.
+
+    Args:
+        points: `at_thresholds`, "base" included.
+        matched: `across_seeds`.
+        where: what was measured on.
+    """
+    systems = list(dict.fromkeys(points["system"]))
+    fig, axes = figure(12.0, 4.8, columns=2)
+    left, right = axes[0]
+    for at, system in enumerate(systems):
+        style, own = look(system, systems), points[points["system"] == system]
+        for _, run in own.groupby("run"):
+            left.plot(run["token_ratio"], run["accuracy"], color=style.colour, alpha=0.3,
+                      linewidth=0.8)  # fmt: skip
+        mean = own.groupby("p")[["token_ratio", "accuracy"]].mean()
+        left.plot(mean["token_ratio"], mean["accuracy"], color=style.colour, marker=style.marker,
+                  linestyle=style.line, label=title(system))  # fmt: skip
+        lines = matched[(matched["system"] == system) & matched["accuracy"].notna()]
+        if system == UNTRAINED or lines.empty:
+            continue
+        shift = 0.008 * (at - len(systems) / 2)
+        right.errorbar(
+            lines["token_ratio"] + shift,
+            100 * lines["difference"],
+            yerr=[100 * (lines["difference"] - lines["low"]),
+                  100 * (lines["high"] - lines["difference"])],
+            color=style.colour, marker=style.marker, linestyle="none", capsize=3, elinewidth=1,
+            label=title(system),
+        )  # fmt: skip
+    left.set(title="Accuracy at a token ratio", xlabel="token ratio (%)",
+             ylabel="correct answers (%)")  # fmt: skip
+    left.set_xlim(0, 1.03)
+    left.legend(loc="lower right")
+    right.axhline(0.0, color="#555555", linewidth=1, linestyle="--")
+    right.set(title="Trained minus base at the same ratio", xlabel="token ratio (%)",
+              ylabel="difference (points)")  # fmt: skip
+    right.set_xlim(0, 1.03)
+    percent(left, "y")
+    percent(left, "x")
+    percent(right, "x")
+    note(fig, f"{where}; thin: single seeds; bars: 95 %, over questions and training seeds; "
+              "marks of one ratio stand side by side")  # fmt: skip
+    return fig
+
+
+def across_seeds_section(study: Study, folder: Path) -> Section | None:
+    """The comparison of the study's objectives; None with one objective from one seed.
+
+    Args:
+        study: its results.
+        folder: of the report; pictures and `across_seeds.csv` go there.
+    """
+    if len(study.objectives) * len(study.seeds) == 1:
+        return None
+    tables, pictures, written = [], [], []
+    for model in study.models:
+        base = study.result("frontier", model=model, system=UNTRAINED)
+        trained = {name: _answers(study, model, name) for name in study.objectives}
+        trained = {name: runs for name, runs in trained.items() if runs}
+        if base is None or not trained:
+            continue
+        untrained = base.table("answers.parquet")
+        matched = across_seeds(untrained, trained, int(base.parameters["seed"]))
+        points = at_thresholds({UNTRAINED: [untrained], **trained})
+        where = f"{model}, {base.parameters['split']} split, {untrained['id'].nunique()} questions"
+        name = f"across_seeds_{model}"
+        save(across_seeds_picture(points, matched, where), folder / "figures", name)
+        pictures.append(Picture(name, f"{model}: training objectives over seeds."))
+        tables.append(_table(model, matched, points))
+        written.append(matched.assign(model=model))
+    if not written:
+        return None
+    write_csv(pd.concat(written), folder / "tables" / "across_seeds.csv")
+    text = [
+        "Accuracy (%) at the token ratios that the base model has at its thresholds, read off each "
+        "trained model's own curve by linear interpolation: mean over training seeds, their range, "
+        "and in small print the difference to the base model with a 95 % bootstrap interval over "
+        "questions and seeds. All seeds start from one base model and share its data."
+    ]
+    return Section("Objectives over training seeds", text=text, tables=tables, pictures=pictures)
+
+
+def _answers(study: Study, model: str, objective: str) -> list[pd.DataFrame]:
+    found = [
+        study.result("frontier", model=model, system=objective, seed=str(seed))
+        for seed in study.seeds
+    ]
+    return [result.table("answers.parquet") for result in found if result is not None]
+
+
+def _table(model: str, matched: pd.DataFrame, points: pd.DataFrame) -> Table:
+    ratios = matched[matched["system"] == UNTRAINED]["token_ratio"].tolist()
+    largest = points[points["p"] < 1.0]["p"].max()
+    rows = []
+    for system, lines in matched.groupby("system", sort=False):
+        own = points[points["system"] == system]
+        rows.append(
+            [
+                Cell("none" if system == UNTRAINED else str(system)),
+                Cell(str(lines["seeds"].iloc[0]) if system != UNTRAINED else ""),
+                *(_cell(line, bool(system == UNTRAINED)) for line in lines.to_dict("records")),
+                _spread(own[own["p"] == largest]["token_ratio"]),
+                _spread(own[own["p"] == 1.0]["accuracy"]),
+            ]
+        )
+    return Table(
+        name=f"across_seeds_{model}",
+        caption=f"{model}: accuracy (%) at equal token ratio",
+        header=[
+            "trained with",
+            "seeds",
+            *(f"at ratio {100 * ratio:.1f} %" for ratio in ratios),
+            f"token ratio at p = {largest:g} (%)",
+            "accuracy with full attention (%)",
+        ],
+        rows=rows,
+    )
+
+
+def _cell(line: Mapping[Any, Any], untrained: bool) -> Cell:
+    if np.isnan(line["accuracy"]):
+        return Cell("outside the curve")
+    if untrained:
+        return Cell(f"{100 * line['accuracy']:.1f}")
+    return Cell(
+        f"{100 * line['accuracy']:.1f} ({100 * line['least']:.1f} to {100 * line['most']:.1f})",
+        f"{100 * line['difference']:+.1f}, {100 * line['low']:+.1f} to {100 * line['high']:+.1f}",
+    )
+
+
+def _spread(values: pd.Series) -> Cell:
+    if values.empty:
+        return Cell("not measured")
+    text = f"{100 * values.mean():.1f}"
+    return Cell(text if len(values) == 1 else
+                f"{text} ({100 * values.min():.1f} to {100 * values.max():.1f})")  # fmt: skip

@@ -1,0 +1,75 @@
+"""Objectives over training seeds, on curves whose figures are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import made_study
+import numpy as np
+import pandas as pd
+import pytest
+
+from sf.report.across_seeds import across_seeds, across_seeds_section, at_thresholds
+from sf.report.build import build_report
+
+BEFORE, AFTER = made_study.BEFORE, made_study.AFTER
+WORSE = made_study.answers(
+    dict(zip(made_study.GRID, (0.5, 0.65, 0.7, 0.8), strict=True)),
+    dict(zip(made_study.GRID, (0.3, 0.55, 0.7, 1.0), strict=True)),
+)
+
+
+def lines(table: pd.DataFrame, system: str) -> pd.DataFrame:
+    return table[table["system"] == system].reset_index(drop=True)
+
+
+def test_the_base_model_against_itself_is_no_difference() -> None:
+    table = across_seeds(BEFORE, {"same": [BEFORE, BEFORE]}, seed=0)
+    for system in ("base", "same"):
+        own = lines(table, system)
+        assert own["p"].tolist() == [0.5, 0.9, 0.975]
+        assert own["accuracy"].tolist() == pytest.approx([0.3, 0.7, 0.9])
+        assert np.allclose(own[["difference", "low", "high"]], 0.0)
+        assert np.allclose(own["least"], own["most"])
+
+
+def test_accuracy_is_read_off_the_trained_curve_at_the_ratio_of_the_base() -> None:
+    own = lines(across_seeds(BEFORE, {"x": [AFTER]}, seed=0), "x")
+    ratio = own["token_ratio"].to_numpy()
+    assert ratio == pytest.approx([0.2, 0.6, 0.8], abs=0.005)
+    points = at_thresholds({"x": [AFTER]}).sort_values("token_ratio")
+    expected = np.interp(ratio[1:], points["token_ratio"], points["accuracy"])
+    assert own["accuracy"].to_numpy()[1:] == pytest.approx(expected)
+    assert expected == pytest.approx([0.8667, 0.91], abs=0.005)
+    assert own.loc[0, ["accuracy", "difference", "low", "high"]].isna().all()  # below its curve
+
+
+def test_seeds_give_mean_range_and_a_wider_interval() -> None:
+    table = across_seeds(BEFORE, {"x": [AFTER, WORSE], "one": [AFTER], "other": [WORSE]}, seed=0)
+    both, one, other = (lines(table, name).loc[1] for name in ("x", "one", "other"))
+    assert both["seeds"] == 2
+    assert both["accuracy"] == pytest.approx((one["accuracy"] + other["accuracy"]) / 2)
+    assert (both["least"], both["most"]) == (other["accuracy"], one["accuracy"])
+    assert both["difference"] == pytest.approx((one["difference"] + other["difference"]) / 2)
+    width = both["high"] - both["low"]
+    assert width > 1.5 * max(line["high"] - line["low"] for line in (one, other))
+    assert both["low"] <= other["difference"] < one["difference"] <= both["high"]
+
+
+def test_a_report_of_several_seeds_has_the_section(tmp_path: Path) -> None:
+    study = made_study.write_study(tmp_path / "results")
+    assert across_seeds_section(study, tmp_path / "none") is None
+    more = replace(study, seeds=(0, 1, 2))
+    folder = study.root / f"frontier/{made_study.MODEL}/sparsity_forcing"
+    made_study.write_curve(folder / "seed1", "calibrate", WORSE, "heldout")
+    build_report(more, "compare", tmp_path / "report")
+    text = (tmp_path / "report/report.md").read_text()
+    assert "Objectives over training seeds" in text
+    assert "outside the curve" in text
+    row = next(line for line in text.splitlines() if line.startswith("| sparsity_forcing | 2 |"))
+    assert "76.7 (66.7 to 86.7)" in row
+    table = pd.read_csv(tmp_path / "report/tables/across_seeds.csv")
+    assert set(table["system"]) == {"base", "sparsity_forcing"}
+    for kind in ("png", "svg"):
+        assert (tmp_path / f"report/figures/across_seeds_tiny.{kind}").stat().st_size > 5000
