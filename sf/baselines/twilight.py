@@ -130,10 +130,10 @@ class _Steps:
             self.attention.shares.clear()
             self.replacement.open()
 
-    def after(self, *_: Any) -> None:
+    def after(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.replacement.close()
-        if not self.attention.shares or self._running is None:
-            return
+        if output is None or not self.attention.shares or self._running is None:
+            return  # the forward raised, or was no decoding step
         shares = torch.stack([share.cpu() for share in self.attention.shares.values()])
         running = self._running.cpu()
         before = self.trace.read, self.trace.steps

@@ -120,6 +120,19 @@ def test_steps_after_a_rows_end_do_not_count(model, rows):
         model.generation_config.eos_token_id = before
 
 
+def test_an_error_within_a_step_comes_through_and_leaves_nothing(model, rows, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    dense = generate(model, rows[0])
+    monkeypatch.setattr("sf.baselines.twilight._Attention.choose", fail)
+    with pytest.raises(ZeroDivisionError), Twilight(p=0.5).apply(model):
+        generate(model, rows[0])
+    assert model.get_decoder().config._attn_implementation == "sdpa"
+    again = generate(model, rows[0])
+    assert torch.equal(torch.stack(dense.logits), torch.stack(again.logits))
+
+
 def test_p_is_checked():
     with pytest.raises(ConfigError, match=r"p = 1.1"):
         Twilight(p=1.1)

@@ -1,0 +1,140 @@
+"""What each attention method costs in time, next to full attention on the same prompt.
+
+A prompt of text and one image goes through `generate` with random weights of a real shape. Every
+repeat runs all methods in a random order; a figure is the mean over repeats of method time / full
+time within a repeat, with a 95 % bootstrap interval. Prefill is `generate` of one token, vision
+tower included; decoding is what further tokens cost.
+
+    python benchmarks/methods.py [--visual 1600] [--text 200] [--repeats 6] [--json FILE]
+
+On a machine that others use, `--clock cpu` counts the process's own CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import sf  # noqa: F401  (before transformers: it lets torchvision import beside a CPU-only torch)
+
+# isort: split
+import torch
+
+from sf.baselines import METHODS, build
+from sf.evaluation.intervals import bootstrap_mean
+from sf.profiling.subjects import load_subject, prompt_ids
+
+WEIGHTS_OF_ITS_OWN = ("nsa",)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    unit: str = "x full attention"
+    target: float | None = None
+    better: str = "lower"
+
+
+def prompt(model: Any, visual: int, text: int) -> dict[str, torch.Tensor]:
+    """Half of the text, one image of about `visual` tokens, the other half."""
+    side = max(1, round(visual**0.5))
+    grid = torch.tensor([[1, 2 * side, 2 * side]], device=model.device)
+    words = prompt_ids(model, 1, text, 0)[0]
+    image = torch.full((side * side,), model.config.image_token_id, device=model.device)
+    ids = torch.cat([words[: text // 2], image, words[text // 2 :]])[None]
+    patch = 3 * 2 * 14 * 14
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(4 * side * side, patch, generator=generator)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": (ids == model.config.image_token_id).long(),
+        "pixel_values": pixels.to(model.device, model.dtype),
+        "image_grid_thw": grid,
+    }
+
+
+def deeper(arguments: argparse.Namespace) -> Any:
+    """The subject with as many layers as asked: FastV's first two are dense."""
+    model = load_subject(arguments.subject, Path(), arguments.dtype, arguments.device, 0).model
+    text = model.config.get_text_config()
+    text.num_hidden_layers = arguments.layers
+    text.layer_types = ["full_attention"] * arguments.layers
+    torch.manual_seed(0)
+    fresh = type(model)(model.config)
+    return fresh.to(model.device, model.dtype).eval()
+
+
+def seconds(model: Any, inputs: dict[str, torch.Tensor], name: str, tokens: int, clock: Any) -> Any:
+    """Time of `generate` under a method, and the trace's token ratio."""
+    with torch.inference_mode(), build(name).apply(model) as trace:
+        start = clock()
+        model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return clock() - start, float(trace.token_ratio.mean())
+
+
+def measure(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, float]]:
+    """The rows, and each method's token ratio on this prompt (random weights)."""
+    torch.set_num_threads(arguments.threads)
+    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
+    model = deeper(arguments)
+    inputs = prompt(model, arguments.visual, arguments.text)
+    names = [name for name in METHODS if name not in WEIGHTS_OF_ITS_OWN]
+    prefill: dict[str, list[float]] = {name: [] for name in names}
+    decode: dict[str, list[float]] = {name: [] for name in names}
+    ratios = {}
+    for repeat in range(arguments.repeats + 1):
+        random.shuffle(names)
+        for name in names:
+            first, _ = seconds(model, inputs, name, 1, clock)
+            whole, ratios[name] = seconds(model, inputs, name, 1 + arguments.tokens, clock)
+            if repeat:  # the one before the first warms up
+                prefill[name].append(first)
+                decode[name].append(max(whole - first, 1e-9) / arguments.tokens)
+    rows = []
+    for stage, times in (("prefill", prefill), ("decode", decode)):
+        for name in METHODS:
+            if name in times and name != "full":
+                shares = [one / full for one, full in zip(times[name], times["full"], strict=True)]
+                mean = sum(shares) / len(shares)
+                rows.append(Row(f"{stage} {name}", mean, *bootstrap_mean(shares, 0)))
+    return rows, ratios
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--subject", default="qwen2.5-vl-3b-quarter")
+    parser.add_argument("--visual", type=int, default=1600)
+    parser.add_argument("--text", type=int, default=200)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows, ratios = measure(arguments)
+    print(f"{'':24s}{'x full':>8s}  95 % interval     token ratio (random weights)")
+    for row in rows:
+        ratio = ratios[row.name.split()[1]]
+        print(f"{row.name:24s}{row.value:8.2f}  {row.low:.2f} to {row.high:.2f}{ratio:14.3f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
