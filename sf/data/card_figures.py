@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from matplotlib.ticker import MaxNLocator
 
 from sf.data.manifest import DATA_TYPES, PROBLEM_TYPES, Row
 from sf.report.style import figure, save
@@ -17,60 +20,63 @@ _THUMBNAIL = 160  # pixels, longest side
 _FRAMES_SHOWN = 4
 
 
+def _stacked(panel: Any, names: Sequence[str], counts: Mapping[tuple[str, str], int]) -> None:
+    """One bar of rows a name, a part for each media type."""
+    left = [0] * len(names)
+    for kind in DATA_TYPES:
+        widths = [counts.get((name, kind), 0) for name in names]
+        panel.barh(names, widths, left=left, color=COLOURS[kind], label=kind)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    panel.invert_yaxis()
+    panel.set_xlabel("rows")
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+
+
 def counts_picture(splits: Mapping[str, Sequence[Row]], folder: Path) -> None:
     """Rows by problem type and media, one panel a split: counts.png, counts.svg."""
-    fig, axes = figure(3.4 * len(splits), 3.2, columns=len(splits))
+    fig, axes = figure(3.4 * len(splits) + 1, 3.2, columns=len(splits))
     for panel, (split, rows) in zip(axes[0], splits.items(), strict=True):
-        counts = Counter((row.problem_type, row.data_type) for row in rows)
-        left = [0] * len(PROBLEM_TYPES)
-        for kind in DATA_TYPES:
-            widths = [counts[problem, kind] for problem in PROBLEM_TYPES]
-            panel.barh(PROBLEM_TYPES, widths, left=left, color=COLOURS[kind], label=kind)
-            left = [start + width for start, width in zip(left, widths, strict=True)]
-        panel.invert_yaxis()
+        _stacked(panel, PROBLEM_TYPES, Counter((row.problem_type, row.data_type) for row in rows))
         panel.set_title(f"{split}: {len(rows):,} rows")
-        panel.set_xlabel("rows")
-    axes[0][-1].legend()
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
     save(fig, folder, "counts")
 
 
 def source_picture(rows: Sequence[Row], folder: Path, most: int) -> None:
     """Rows of the largest sources: sources.png, sources.svg."""
     totals = Counter(row.data_source for row in rows).most_common(most)
-    counts = Counter((row.data_source, row.data_type) for row in rows)
-    fig, axes = figure(7.0, 1.2 + 0.26 * max(len(totals), 1))
+    fig, axes = figure(8.0, 1.2 + 0.26 * max(len(totals), 1))
     panel = axes[0][0]
     names = [name for name, _ in totals]
-    left = [0] * len(names)
-    for kind in DATA_TYPES:
-        widths = [counts[name, kind] for name in names]
-        panel.barh(names, widths, left=left, color=COLOURS[kind], label=kind)
-        left = [start + width for start, width in zip(left, widths, strict=True)]
-    panel.invert_yaxis()
-    panel.set_xlabel("rows")
+    _stacked(panel, names, Counter((row.data_source, row.data_type) for row in rows))
     panel.set_title("Rows by source")
-    panel.legend()
+    fig.legend(*panel.get_legend_handles_labels(), loc="outside right upper")
     save(fig, folder, "sources")
+
+
+def _histogram(panel: Any, rows: Sequence[Row], measure: str, kinds: Sequence[str]) -> None:
+    """Counts of rows by a measure, the same bins for all media types."""
+    values = {kind: [getattr(r, measure) for r in rows if r.data_type == kind] for kind in kinds}
+    together = [value for members in values.values() for value in members]
+    if together:
+        span = (min(together), max(together))
+        for kind, members in values.items():
+            panel.hist(members, bins=40, range=span, color=COLOURS[kind], alpha=0.75, label=kind)
+    panel.set_ylabel("rows")
+    panel.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 
 def length_picture(rows: Sequence[Row], folder: Path) -> None:
     """Histograms of visual tokens and of video durations: lengths.png, lengths.svg."""
-    fig, axes = figure(8.4, 3.2, columns=2)
+    fig, axes = figure(9.4, 3.2, columns=2)
     tokens, seconds = axes[0]
-    for kind in DATA_TYPES:
-        values = [row.visual_tokens for row in rows if row.data_type == kind]
-        if values:
-            tokens.hist(values, bins=40, color=COLOURS[kind], alpha=0.75, label=kind)
+    _histogram(tokens, rows, "visual_tokens", DATA_TYPES)
     tokens.set_title("Visual tokens a row")
     tokens.set_xlabel("tokens")
-    tokens.set_ylabel("rows")
-    tokens.legend()
-    durations = [row.duration_s for row in rows if row.data_type == "video"]
-    if durations:
-        seconds.hist(durations, bins=40, color=COLOURS["video"])
+    _histogram(seconds, rows, "duration_s", ["video"])
     seconds.set_title("Duration of videos")
     seconds.set_xlabel("seconds")
-    seconds.set_ylabel("rows")
+    fig.legend(*tokens.get_legend_handles_labels(), loc="outside right upper")
     save(fig, folder, "lengths")
 
 
@@ -125,6 +131,7 @@ def example_pictures(
             cost = f", {row.visual_tokens} visual tokens" if row.visual_tokens else ""
             lines += [f"### {problem}, {kind}", "", f"![{row.id}](figures/{name})", ""]
             lines += [f"Row `{row.id}` from {row.data_source}{cost}.", ""]
-            lines += [f"> {line}" for line in (*row.problem.splitlines(), *row.options)]
-            lines += ["", f"Answer: {row.answer}", ""]
+            asked = (*row.problem.splitlines(), *row.options)
+            lines += [f"> {html.escape(line, quote=False)}  " for line in asked]  # "  ": new line
+            lines += ["", f"Answer: {html.escape(row.answer, quote=False)}", ""]
     return lines

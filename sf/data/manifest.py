@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,8 +157,3 @@ def read_manifest(path: Path) -> list[Row]:
         record["options"] = tuple(record["options"])
         record["data_root"] = root
     return [Row(**record) for record in records]
-
-
-def as_record(row: Row) -> dict[str, Any]:
-    """A row as plain values, for tables."""
-    return {**asdict(row), "options": list(row.options)}

@@ -1,4 +1,4 @@
-"""How right a completion is: Video-R1's five accuracy rewards, its format reward, 0/1 correctness.
+"""How right a completion is: Video-R1's five accuracy rewards, and 0/1 correctness.
 
 All take the whole completion and the whole solution and read what stands inside <answer> tags.
 Multiple choice and numerical are 0 or 1; OCR, free-form and regression are fractions, so that
@@ -20,9 +20,7 @@ from sf.data.answers import extract_answer, parse_number
 from sf.errors import ConfigError, DataError
 
 __all__ = [
-    "DEFAULT_CUTOFF",
     "correctness",
-    "format_reward",
     "free_form",
     "multiple_choice",
     "numerical",
@@ -33,8 +31,6 @@ __all__ = [
     "word_error_rate",
 ]
 
-DEFAULT_CUTOFF = 0.5
-_FORMAT = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
 _NOT_WORD = re.compile(r"[^a-z0-9]+")
 
 
@@ -131,11 +127,6 @@ def regression(completion: str, solution: str) -> float:
     return 1.0 - min(1.0, abs(given - right) / abs(right))
 
 
-def format_reward(completion: str) -> float:
-    """1 if the completion is <think>...</think><answer>...</answer> and nothing else, else 0."""
-    return float(_FORMAT.fullmatch(completion) is not None)
-
-
 _SCORES: dict[str, Callable[[str, str], float]] = {
     "multiple choice": multiple_choice,
     "numerical": numerical,
@@ -157,15 +148,10 @@ def score(problem_type: str, completion: str, solution: str) -> float:
     return _SCORES[problem_type](completion, solution)
 
 
-def correctness(
-    problem_type: str, completion: str, solution: str, cutoff: float = DEFAULT_CUTOFF
-) -> float:
+def correctness(problem_type: str, completion: str, solution: str, cutoff: float) -> float:
     """1.0 if the score reaches the cut-off or the answer is the solution's text, else 0.0.
 
     ROUGE-2 knows no pairs in a single word: "red" for "red" scores 2/3, and must count as right.
-
-    A free-form answer that equals the right one is right at any cut-off: ROUGE-2 knows no pair in
-    a single word, so that "red" for "red" scores only 2/3.
 
     Args:
         problem_type: one of the five.
@@ -180,13 +166,6 @@ def correctness(
     if not 0.0 < cutoff <= 1.0:
         rule = "it must lie in (0, 1]: at 0 every completion would be right"
         raise ConfigError("correctness_cutoff", cutoff, rule, "use 0.5 or more")
-    if problem_type == "free-form" and _same_text(completion, solution):
-        return 1.0
     value = score(problem_type, completion, solution)
     answer = extract_answer(completion)
     return float(value >= cutoff or (bool(answer) and answer == extract_answer(solution)))
-
-
-def _same_text(completion: str, solution: str) -> bool:
-    given = extract_answer(completion)
-    return bool(given) and given == extract_answer(solution)

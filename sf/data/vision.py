@@ -74,6 +74,8 @@ def load_image_and_format(path: Path | str) -> tuple[PIL.Image.Image, str]:
             raise refuse(f"it is a decompression bomb: {error}") from error
         except DataError:
             raise
+        except PIL.UnidentifiedImageError as error:
+            raise refuse("it is damaged, or of no image format that is read") from error
         except (OSError, SyntaxError, ValueError) as error:
             raise refuse(f"it cannot be decoded: {error}") from error
     return _rgb(PIL.ImageOps.exif_transpose(image)), (image.format or "").lower()

@@ -82,3 +82,19 @@ def write_picture(path: Path, size: tuple[int, int] = (56, 56), shade: int = 90)
     path.parent.mkdir(parents=True, exist_ok=True)
     PIL.Image.fromarray(noise).save(path)
     return path
+
+
+def write_broken(folder: Path) -> None:
+    """{cut,empty,text}.{png,mp4}, cut.jpg and sound.mp4, each unusable; whole.* can be used."""
+    import PIL.Image
+
+    write_picture(folder / "whole.png")
+    PIL.Image.open(folder / "whole.png").save(folder / "whole.jpg")
+    write_clip(folder / "whole.mp4", 30)
+    for suffix in ("png", "jpg", "mp4"):
+        data = (folder / f"whole.{suffix}").read_bytes()
+        (folder / f"cut.{suffix}").write_bytes(data[: len(data) // 2])
+    for suffix in ("png", "mp4"):
+        (folder / f"empty.{suffix}").touch()
+        (folder / f"text.{suffix}").write_text("no media")
+    write_audio(folder / "sound.mp4")

@@ -64,6 +64,18 @@ def test_stage_writes_card_tables_and_pictures(good_source, tmp_path):
     assert json.loads(dataset["profile"])["num_train"] > 0
 
 
+def test_examples_on_the_card_show_the_question_as_it_is(tmp_path):
+    """Markdown would swallow tags, and run a question and its options together."""
+    write_picture(tmp_path / "data/pictures/0.png")
+    root = write_source(tmp_path / "data", [record(0, problem="Where is <b> & <image>?")])
+    job = SimpleNamespace(out=tmp_path / "out", state=tmp_path / "state", tracker=Figures())
+    job.out.mkdir()
+    all_for_training = {"heldout_share": 1e-9, "calibration_share": 1e-9}
+    prepare.run(parameters(root, tmp_path, **all_for_training), job)
+    card = (job.out / "data_card.md").read_text()
+    assert "> Where is &lt;b&gt; &amp; &lt;image&gt;?  \n> A. red  \n> B. blue  \n" in card
+
+
 def test_sides_must_leave_something_to_train_on(good_source, tmp_path):
     with pytest.raises(ConfigError, match="heldout_share"):
         prepared(good_source, tmp_path, calibration_share=0.5, heldout_share=0.5)

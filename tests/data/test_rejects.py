@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import PIL.Image
 import pytest
-from clips import record, write_audio, write_clip, write_picture
+from clips import record, write_broken, write_picture
 from sources import prepared, reasons, used, write_source
 
 from sf.errors import ConfigError, DataError
@@ -16,26 +16,15 @@ from sf.errors import ConfigError, DataError
 
 def bad_rows(root: Path) -> list[tuple[dict, str]]:
     """Rows with one fault each, and what the reason must say."""
-    pictures, clips = root / "pictures", root / "clips"
+    pictures = root / "pictures"
     pictures.mkdir(parents=True)
-    clips.mkdir()
-    whole = write_picture(pictures / "whole.png").read_bytes()
-    (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
-    PIL.Image.open(pictures / "whole.png").save(pictures / "whole.jpg")
-    whole = (pictures / "whole.jpg").read_bytes()
-    (pictures / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (pictures / "empty.png").touch()
-    (pictures / "text.png").write_text("hello")
+    write_broken(pictures)
     PIL.Image.new("1", (20_000, 20_000)).save(pictures / "bomb.png")
     PIL.Image.new("RGB", (900, 3)).save(pictures / "flat.png")
     outside = write_picture(root.parent / "outside" / "secret.png")
     (pictures / "link.png").symlink_to(outside)
     (root / "linked").symlink_to(outside.parent)
     (pictures / "folder.png").mkdir()
-    whole = write_clip(clips / "whole.mp4", 30).read_bytes()
-    (clips / "cut.mp4").write_bytes(whole[: len(whole) // 2])
-    (clips / "empty.mp4").touch()
-    write_audio(clips / "sound.mp4")
 
     def at(path: str, **changes: object) -> dict:
         kind = "video" if path.endswith("mp4") else "image"
@@ -53,9 +42,9 @@ def bad_rows(root: Path) -> list[tuple[dict, str]]:
         (at("./pictures/link.png"), "symbolic link"),
         (at("./linked/secret.png"), "symbolic link"),
         (at("./pictures/folder.png"), "no file"),
-        (at("./clips/cut.mp4"), "unreadable media"),
-        (at("./clips/empty.mp4"), "empty media"),
-        (at("./clips/sound.mp4"), "audio only"),
+        (at("./pictures/cut.mp4"), "unreadable media"),
+        (at("./pictures/empty.mp4"), "empty media"),
+        (at("./pictures/sound.mp4"), "audio only"),
         (at("./pictures/whole.png", data_type="video"), "no video format"),
         (at("../outside/secret.png"), "path traversal"),
         (at("./pictures/../../outside/secret.png"), "path traversal"),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sf.data.answers import extract_answer, option_letters, parse_number, parse_solution
 from sf.data.manifest import PROBLEM_TYPES
-from sf.data.rewards import correctness, format_reward, rouge_f, score, word_error_rate
+from sf.data.rewards import correctness, rouge_f, score, word_error_rate
 from sf.errors import ConfigError, DataError
 
 
@@ -145,23 +145,6 @@ def test_the_answer_may_follow_thinking_and_span_lines():
     text = "<think>hm, A?</think>\n<answer>\n B \n</answer> done"
     assert extract_answer(text) == "B"
     assert score("multiple choice", text, wrapped("B")) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("completion", "reward"),
-    [
-        ("<think>a</think><answer>b</answer>", 1.0),
-        ("<think>a\nb</think>\n\n<answer>b</answer>\n", 1.0),
-        ("<answer>b</answer>", 0.0),
-        ("<think>a</think>", 0.0),
-        ("<answer>b</answer><think>a</think>", 0.0),
-        ("x <think>a</think><answer>b</answer>", 0.0),
-        ("<think>a</think> so <answer>b</answer>", 0.0),
-        ("", 0.0),
-    ],
-)
-def test_format(completion, reward):
-    assert format_reward(completion) == reward
 
 
 @pytest.mark.parametrize(("cutoff", "expected"), [(0.5, 1.0), (0.9, 1.0), (0.91, 0.0), (1.0, 0.0)])
