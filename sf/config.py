@@ -178,6 +178,9 @@ class Axes(Section):
 
     models: list[str] = Field(min_length=1)
     methods: list[Method] = Field(min_length=1)
+    curve_methods: list[Method] = Field(
+        default_factory=list, description="methods beside ZipVL whose curve over p is measured"
+    )
     objectives: list[Objective] = Field(min_length=1)
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="of training")
 

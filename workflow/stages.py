@@ -38,6 +38,7 @@ MODELLING = ("sf/attention", "sf/selection", "sf/models", "sf/data", "sf/progres
 DRAWING = ("sf/report/__init__.py", "sf/report/style.py", "sf/report/tables.py")
 ANSWERING = ("sf/evaluation/__init__.py", "sf/evaluation/answer.py", "sf/evaluation/intervals.py")
 CURVES = (
+    "sf/baselines",
     "sf/evaluation/continuation.py",
     "sf/evaluation/curve.py",
     "sf/evaluation/two_turn.py",
@@ -164,6 +165,23 @@ STAGES = (
         axes=MODEL,
         folder_axes={"system": "base"},
         values={"model": "{model}", "system": "base", "split": "heldout", "seed": "{seed}"},
+        sections=("calibrate", "answering", "vision", "runtime"),
+        inputs={"checkpoint": ("base", BASE), "data": ("prepare", {})},
+        code=(*MODELLING, *ANSWERING, *DRAWING, *CURVES),
+    ),
+    Stage(
+        name="frontier_method",
+        run="calibrate",
+        output="frontier",
+        axes={"model": "axes.models", "method": "axes.curve_methods"},
+        folder_axes={"system": "{method}"},
+        values={
+            "model": "{model}",
+            "system": "{method}",
+            "method": "{method}",
+            "split": "heldout",
+            "seed": "{seed}",
+        },
         sections=("calibrate", "answering", "vision", "runtime"),
         inputs={"checkpoint": ("base", BASE), "data": ("prepare", {})},
         code=(*MODELLING, *ANSWERING, *DRAWING, *CURVES),

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
-from sf.attention import sparsify
+from sf.attention import Trace, sparsify
 from sf.data.prompts import messages
 from sf.data.rewards import correctness
 from sf.data.vision import encode_parts
@@ -190,7 +190,7 @@ def answer_encoded(
     model: Any,
     processor: Any,
     encoded: Encoded,
-    policy: Any | None,
+    context: AbstractContextManager[Trace | None],
     *,
     max_new_tokens: int,
     cutoff: float = 0.5,
@@ -201,7 +201,7 @@ def answer_encoded(
         model: a transformers model for image/video and text.
         processor: its processor.
         encoded: rows and inputs, on the model's device.
-        policy: sparse policy of `sf.selection`, or None for the dense model.
+        context: what the model runs under: `sparsify(...)`, a method's `apply`, or `nullcontext()`.
         max_new_tokens: generation limit.
         cutoff: share from which a fractional score counts as correct.
 
@@ -209,7 +209,6 @@ def answer_encoded(
         One answer per row, in order.
     """
     started = time.perf_counter()
-    context = nullcontext() if policy is None else sparsify(model, policy)
     width = encoded.inputs["input_ids"].shape[1]
     with context as trace:
         output = model.generate(
@@ -280,8 +279,9 @@ def answer_rows(
         for part in batches(rows, batch):
             device = str(model.device)
             for encoded in encode_rows(processor, part, vision, device=device, template=template):
+                context = nullcontext() if policy is None else sparsify(model, policy)
                 for answer in answer_encoded(
-                    model, processor, encoded, policy, max_new_tokens=max_new_tokens, cutoff=cutoff
+                    model, processor, encoded, context, max_new_tokens=max_new_tokens, cutoff=cutoff
                 ):
                     found[answer.id] = answer
     finally:

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from sf.baselines import METHODS, method_class
+from sf.errors import ConfigError
 from sf.evaluation.answer import Answer, AnswerLog, answer_encoded, batches, encode_rows
 from sf.evaluation.intervals import bootstrap_mean, wilson
 from sf.progress import progress
-from sf.selection import TopP
 
 if TYPE_CHECKING:
+    from sf.attention import Trace
     from sf.config import Vision
     from sf.data.manifest import Row
     from sf.data.prompts import Template
 
-__all__ = ["answers_at", "curve_table", "grid_with_dense", "layer_table"]
+__all__ = ["answers_at", "curve_table", "grid_with_dense", "layer_table", "under"]
 
 DENSE = 1.0
 
@@ -45,6 +48,7 @@ def answers_at(
     max_new_tokens: int,
     template: Template = "answer",
     cutoff: float = 0.5,
+    method: str = "zipvl",
 ) -> pd.DataFrame:
     """Answer every row at every p; what the log already holds is not computed again.
 
@@ -59,6 +63,10 @@ def answers_at(
         max_new_tokens: generation limit.
         template: prompt template.
         cutoff: share from which a fractional score counts as correct.
+        method: attention method with a threshold p, whose other values are its own.
+
+    Raises:
+        ConfigError: the method has no p.
 
     Returns:
         One row per p and manifest row, ordered by p, then as `rows`; columns `p` and the fields
@@ -76,14 +84,32 @@ def answers_at(
                 processor, part, vision, device=str(model.device), template=template
             )
             for p, encoded in itertools.product(wanted, pieces):
-                policy = None if p == DENSE else TopP(p=p)
                 answers = answer_encoded(
-                    model, processor, encoded, policy, max_new_tokens=max_new_tokens, cutoff=cutoff
+                    model,
+                    processor,
+                    encoded,
+                    under(model, method, p),
+                    max_new_tokens=max_new_tokens,
+                    cutoff=cutoff,
                 )
                 log.add(_key(p), [a for a in answers if a.id in missing[p]])
                 shown.advance(sum(a.id in missing[p] for a in answers), note=f"p {p:g}")
     found = [{"p": p, **asdict(_logged(log, p, row.id))} for p in grid for row in rows]
     return pd.DataFrame(found)
+
+
+def under(model: Any, method: str, p: float) -> AbstractContextManager[Trace | None]:
+    """What `model` runs under at a threshold; ZipVL at p = 1 is the model's own dense attention.
+
+    Raises:
+        ConfigError: the method has no p.
+    """
+    found: Any = method_class(method)
+    if "p" not in found.__dataclass_fields__:
+        having = [name for name in METHODS if "p" in method_class(name).__dataclass_fields__]
+        rule = "its curve is over a threshold p, which this method does not have"
+        raise ConfigError("method", method, rule, f"use {' or '.join(having)}")
+    return nullcontext() if (method, p) == ("zipvl", DENSE) else found(p=p).apply(model)
 
 
 def _key(p: float) -> str:

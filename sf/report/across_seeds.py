@@ -172,6 +172,9 @@ def across_seeds_section(study: Study, folder: Path) -> Section | None:
     for model in study.models:
         base = study.result("frontier", model=model, system=UNTRAINED)
         trained = {name: _answers(study, model, name) for name in study.objectives}
+        for name in study.curve_methods:
+            result = study.result("frontier", model=model, system=name)
+            trained[name] = [result.table("answers.parquet")] if result is not None else []
         trained = {name: runs for name, runs in trained.items() if runs}
         if base is None or not trained:
             continue
@@ -182,7 +185,7 @@ def across_seeds_section(study: Study, folder: Path) -> Section | None:
         name = f"across_seeds_{model}"
         save(across_seeds_picture(points, matched, where), folder / "figures", name)
         pictures.append(Picture(name, f"{model}: training objectives over seeds."))
-        tables.append(_table(model, matched, points))
+        tables.append(_table(model, matched, points, (UNTRAINED, *study.curve_methods)))
         written.append(matched.assign(model=model))
     if not written:
         return None
@@ -204,7 +207,9 @@ def _answers(study: Study, model: str, objective: str) -> list[pd.DataFrame]:
     return [result.table("answers.parquet") for result in found if result is not None]
 
 
-def _table(model: str, matched: pd.DataFrame, points: pd.DataFrame) -> Table:
+def _table(
+    model: str, matched: pd.DataFrame, points: pd.DataFrame, untrained: Sequence[str]
+) -> Table:
     ratios = matched[matched["system"] == UNTRAINED]["token_ratio"].tolist()
     largest = points[points["p"] < 1.0]["p"].max()
     rows = []
@@ -213,7 +218,7 @@ def _table(model: str, matched: pd.DataFrame, points: pd.DataFrame) -> Table:
         rows.append(
             [
                 Cell("none" if system == UNTRAINED else str(system)),
-                Cell(str(lines["seeds"].iloc[0]) if system != UNTRAINED else ""),
+                Cell("" if system in untrained else str(lines["seeds"].iloc[0])),
                 *(_cell(line, bool(system == UNTRAINED)) for line in lines.to_dict("records")),
                 _spread(own[own["p"] == largest]["token_ratio"]),
                 _spread(own[own["p"] == 1.0]["accuracy"]),
@@ -238,10 +243,11 @@ def _cell(line: Mapping[Any, Any], untrained: bool) -> Cell:
         return Cell("outside the curve")
     if untrained:
         return Cell(f"{100 * line['accuracy']:.1f}")
-    return Cell(
-        f"{100 * line['accuracy']:.1f} ({100 * line['least']:.1f} to {100 * line['most']:.1f})",
-        f"{100 * line['difference']:+.1f}, {100 * line['low']:+.1f} to {100 * line['high']:+.1f}",
-    )
+    text = f"{100 * line['accuracy']:.1f}"
+    if line["seeds"] > 1:
+        text += f" ({100 * line['least']:.1f} to {100 * line['most']:.1f})"
+    change = f"{100 * line['difference']:+.1f}, {100 * line['low']:+.1f} to"
+    return Cell(text, f"{change} {100 * line['high']:+.1f}")
 
 
 def _spread(values: pd.Series) -> Cell:

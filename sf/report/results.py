@@ -81,8 +81,8 @@ class Study:
 
     Attributes:
         root: the folder that holds them, `results/SCALE`.
-        models, methods, objectives, suites, seeds: the axes. What does not say a seed means the
-            first one.
+        models, methods, objectives, suites, seeds, curve_methods: the axes. What does not say a
+            seed means the first one.
     """
 
     root: Path
@@ -91,6 +91,7 @@ class Study:
     objectives: tuple[str, ...]
     suites: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
+    curve_methods: tuple[str, ...] = ()
 
     def folder(self, kind: str, **axes: str) -> Path:
         """Where a result lies, below `root`; a system may be an objective, with a `seed`."""
@@ -127,7 +128,8 @@ class Study:
                 ("train", {**named, "objective": one["system"], "seed": one["seed"]})
                 for one in trained
             ]
-            wanted += [("frontier", one) for one in ({**named, "system": "base"}, *trained)]
+            untrained = [{**named, "system": name} for name in ("base", *self.curve_methods)]
+            wanted += [("frontier", one) for one in (*untrained, *trained)]
             wanted += [
                 ("evaluate", {**one, "suite": suite})
                 for one in (*({**named, "system": method} for method in self.methods), *trained)

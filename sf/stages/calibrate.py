@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sf.config import Answering, Calibrate, Runtime, Vision
+from sf.config import Answering, Calibrate, Method, Runtime, Vision
 
 if TYPE_CHECKING:
     from sf.jobs import Job
@@ -16,7 +16,8 @@ class Parameters(Vision, Runtime, Answering, Calibrate):
 
     Attributes:
         model: name of the base model.
-        system: whose checkpoint it is: base or an objective.
+        system: whose curve it is: base, an objective or a method.
+        method: attention method with a threshold p.
         split: manifest to measure on.
         checkpoint: folder of the checkpoint.
         data: folder of the manifests.
@@ -25,6 +26,7 @@ class Parameters(Vision, Runtime, Answering, Calibrate):
     seed: int
     model: str
     system: str = "base"
+    method: Method = "zipvl"
     split: str = "calibration"
     checkpoint: Path
     data: Path
@@ -58,7 +60,7 @@ def run(p: Parameters, job: Job) -> None:
         "cutoff": p.correctness_cutoff,
     }
     log, grid = AnswerLog(job.state / "answers.jsonl"), grid_with_dense(p.calibrate_p)
-    answers = answers_at(model, processor, rows, p, grid, log, **settings)
+    answers = answers_at(model, processor, rows, p, grid, log, **settings, method=p.method)
     pairs, log = pairs_of(rows, p.two_turn_pairs), AnswerLog(job.state / "second.jsonl")
     second = two_turn_answers(model, processor, pairs, p, p.two_turn_p, log, **settings)
     curve, layers = curve_table(answers, p.seed), layer_table(answers, p.seed)

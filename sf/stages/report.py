@@ -34,6 +34,7 @@ def study_of(p: Parameters) -> Study:
         tuple(p.objectives),
         tuple(p.suites),
         tuple(p.seeds),
+        tuple(p.curve_methods),
     )
 
 

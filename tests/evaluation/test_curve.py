@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,9 @@ from scipy.stats import binomtest
 
 from sf.config import Vision
 from sf.data.manifest import Row
+from sf.errors import ConfigError
 from sf.evaluation.answer import AnswerLog
-from sf.evaluation.curve import answers_at, curve_table, grid_with_dense, layer_table
+from sf.evaluation.curve import answers_at, curve_table, grid_with_dense, layer_table, under
 from sf.evaluation.intervals import bootstrap_mean, bootstrap_median, wilson
 from sf.mini.scenes import render, sample_scene
 from sf.models import load_model, load_processor
@@ -153,3 +155,27 @@ def test_a_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
     low, high = bootstrap_median([1.0, 2.0, 9.0], seed=0)
     assert (low, high) == (1.0, 9.0)
     assert all(np.isnan(bound) for bound in bootstrap_median([1.0], seed=0))
+
+
+def test_a_curve_of_another_method_with_a_threshold(
+    checkpoints: dict[str, Path], rows: list[Row], tmp_path: Path
+) -> None:
+    model, processor = (
+        load_model(checkpoints["qwen2_5_vl"]),
+        load_processor(checkpoints["qwen2_5_vl"]),
+    )
+    given: tuple[Any, ...] = (model, processor, rows[:2], VISION)
+    found = {
+        name: answers_at(
+            *given, [0.9, 1.0], AnswerLog(tmp_path / name), batch=2, max_new_tokens=3, method=name
+        )
+        for name in ("zipvl", "temperature")
+    }
+    ratios = {name: table.groupby("p")["token_ratio"].mean() for name, table in found.items()}
+    assert ratios["temperature"][1.0] == ratios["zipvl"][1.0] == 1.0
+    assert ratios["temperature"][0.9] < ratios["zipvl"][0.9]  # sharper rows
+
+
+def test_a_method_without_a_threshold_has_no_curve() -> None:
+    with pytest.raises(ConfigError, match=r"use zipvl or .*temperature"):
+        under(None, "fastv", 0.9)

@@ -60,7 +60,9 @@ def test_seeds_give_mean_range_and_a_wider_interval() -> None:
 def test_a_report_of_several_seeds_has_the_section(tmp_path: Path) -> None:
     study = made_study.write_study(tmp_path / "results")
     assert across_seeds_section(study, tmp_path / "none") is None
-    more = replace(study, seeds=(0, 1, 2))
+    more = replace(study, seeds=(0, 1, 2), curve_methods=("temperature",))
+    other = study.root / f"frontier/{made_study.MODEL}/temperature"
+    made_study.write_curve(other, "calibrate", BEFORE, "heldout")
     folder = study.root / f"frontier/{made_study.MODEL}/sparsity_forcing"
     made_study.write_curve(folder / "seed1", "calibrate", WORSE, "heldout")
     build_report(more, "compare", tmp_path / "report")
@@ -69,7 +71,8 @@ def test_a_report_of_several_seeds_has_the_section(tmp_path: Path) -> None:
     assert "outside the curve" in text
     row = next(line for line in text.splitlines() if line.startswith("| sparsity_forcing | 2 |"))
     assert "76.7 (66.7 to 86.7)" in row
+    assert any(line.startswith("| temperature |  | 30.0 (+0.0,") for line in text.splitlines())
     table = pd.read_csv(tmp_path / "report/tables/across_seeds.csv")
-    assert set(table["system"]) == {"base", "sparsity_forcing"}
+    assert set(table["system"]) == {"base", "sparsity_forcing", "temperature"}
     for kind in ("png", "svg"):
         assert (tmp_path / f"report/figures/across_seeds_tiny.{kind}").stat().st_size > 5000
