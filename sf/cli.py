@@ -122,6 +122,63 @@ def ask_command(
     _stdout.print(f"kept tokens drawn in {escape(str(place))}")
 
 
+@app.command("profile")
+def profile_command(
+    model: Annotated[
+        str, typer.Argument(help="a checkpoint's folder or hub id, or a shape: qwen2.5-vl-7b, …")
+    ],
+    method: Annotated[
+        str | None, typer.Option(help="beside full attention; zipvl, or top_k for random weights")
+    ] = None,
+    value: Annotated[float | None, typer.Option(help="of the method's knob")] = None,
+    length: Annotated[list[int] | None, typer.Option(help="prompt tokens; repeat it")] = None,
+    batch: Annotated[int, typer.Option(help="rows")] = 1,
+    repeats: Annotated[int, typer.Option(help="6 is the fewest for 95 % intervals")] = 6,
+    decode_tokens: Annotated[int, typer.Option(help="after the first")] = 32,
+    prompts: Annotated[str, typer.Option(help="text (random) or video (drawn)")] = "text",
+    video: Annotated[Path | None, typer.Option(help="a file for --prompts video")] = None,
+    fit: Annotated[bool, typer.Option(help="search largest batch and longest prompt")] = False,
+    fit_gib: Annotated[float, typer.Option(help="memory limit of that search on a CPU")] = 0.0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; a GPU where there is one")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 on a CPU, else bfloat16")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="folder; results/own/profile/MODEL if not given")
+    ] = None,
+) -> None:
+    """Measure latency, memory and decoding of a method beside full attention."""
+    from sf.ask import pick_runtime
+    from sf.profiling.command import Request, run, sentences, table
+
+    if prompts not in ("text", "video"):
+        raise ConfigError("prompts", prompts, "must be text or video")
+    runtime = pick_runtime(device, dtype)
+    folder = output or Path("results/own/profile") / Path(model).name
+    found = run(
+        Request(
+            model=model,
+            method=method,
+            value=value,
+            lengths=tuple(length or (1024, 4096, 16384)),
+            batch=batch,
+            repeats=repeats,
+            decode_tokens=decode_tokens,
+            prompts="video" if prompts == "video" else "text",
+            video=video,
+            fit=fit,
+            fit_gib=fit_gib,
+            device=runtime.device,
+            dtype=runtime.dtype,
+            output=folder,
+        )
+    )
+    _stdout.print(table(found))
+    for sentence in sentences(found):
+        _stdout.print(escape(sentence))
+    _stdout.print(f"tables and pictures are in {escape(str(folder))}")
+
+
 @app.command("log")
 def log_command() -> None:
     """Log every finished result that the MLflow store does not hold yet."""

@@ -151,17 +151,14 @@ def _generate(work: Workload, each: Callable[[], None]) -> Any:
     )
 
 
-def _loop(work: Workload, output: Any, position: Tensor | None) -> DecodeLoop | None:
+def _loop(work: Workload, side: Side, output: Any, position: Tensor | None) -> DecodeLoop | None:
     """The decode loop that goes on where `generate` stopped; None where it would be another thing.
 
     A method that attends in a way of its own while it decodes is not what the loop computes.
     """
     model = work.model
-    if position is None or model.get_decoder().config._attn_implementation not in (
-        SPARSE_ATTENTION,
-        "sdpa",
-        "eager",
-    ):
+    pruned = model.get_decoder().config._attn_implementation == SPARSE_ATTENTION
+    if position is None or not (pruned or side is None):
         return None
     prompt, token = output.sequences[:, :-1], output.sequences[:, -1]
     valid = torch.ones_like(prompt, dtype=torch.bool)
@@ -220,7 +217,7 @@ def _timed(work: Workload, side: Side, clock: Clock, run: Run, *, loop: bool) ->
         if trace is not None:
             run.token_ratio = float(trace.token_ratio.float().mean())
             run.layer_ratios = trace.layer_ratios.float().mean(1).tolist()
-        steps = _loop(work, output, position.last) if loop else None
+        steps = _loop(work, side, output, position.last) if loop else None
         if steps is not None:
             run.step_ms.append(_time_steps(steps, work.decode_tokens, clock))
 

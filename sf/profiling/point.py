@@ -102,7 +102,8 @@ def point(subject: Subject, length: int, settings: Settings, limits: Ceilings) -
         "roofline": [
             line
             for side in (FULL, SPARSE)
-            if side in runs
+            # Work is counted for pruned caches; the loop runs on those alone.
+            if side in runs and (side == FULL or runs[side].step_ms)
             for line in _roofline(subject, length, settings, side, runs[side], limits)
         ],
     }

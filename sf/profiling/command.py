@@ -1,0 +1,223 @@
+"""`sf profile`: any checkpoint or random-weight shape, any method, on the device at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.table import Table
+
+from sf.baselines import build
+from sf.config import Runtime, validated
+from sf.errors import ConfigError, OutputConflictError
+from sf.profiling.hardware import require_device
+from sf.profiling.point import Settings
+from sf.profiling.study import Profiled, figures, profile, write
+from sf.profiling.subjects import SHAPES, Subject, load_checkpoint, load_subject
+from sf.profiling.summary import FULL, SPARSE
+from sf.progress import progress
+from sf.provenance import digest_of, write_json
+
+__all__ = ["Request", "run", "sentences", "table"]
+
+POINTS = ".points"
+METRICS = {  # title -> metric, unit of the table, factor
+    "prefill (ms)": ("prefill_ms", 1.0),
+    "token, generate (ms)": ("decode_ms", 1.0),
+    "token, loop (ms)": ("step_ms", 1.0),
+    "KV cache (MiB)": ("kv_bytes", 2.0**-20),
+    "peak (MiB)": ("peak_prefill_bytes", 2.0**-20),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command was asked.
+
+    Attributes:
+        model: a key of `SHAPES`, a checkpoint's folder, or OWNER/NAME on a hub.
+        method: a name of `sf.baselines.METHODS`; None: top_k, or zipvl when there are weights.
+        value: of the method's knob; None: its default.
+        lengths, batch, repeats, decode_tokens, prompts, video, fit, fit_gib: see `Settings`.
+        device, dtype: see `sf.config.Runtime`.
+        seed: of random weights.
+        output: where tables and pictures go.
+    """
+
+    model: str
+    method: str | None
+    value: float | None
+    lengths: tuple[int, ...]
+    batch: int
+    repeats: int
+    decode_tokens: int
+    prompts: Literal["text", "video"]
+    video: Path | None
+    fit: bool
+    fit_gib: float
+    device: str
+    dtype: str
+    output: Path
+    seed: int = 0
+
+
+def run(request: Request) -> Profiled:
+    """Measure, write tables and pictures into the output folder, and give back what was found.
+
+    A killed run continues when it is asked the same again.
+
+    Raises:
+        EnvironmentFault: a GPU was asked for and there is none.
+        ConfigError: a value out of range, or an unknown method.
+        OutputConflictError: the folder holds something else.
+        DataError, UnsupportedModelError: the checkpoint.
+    """
+    runtime = validated(Runtime, {"device": request.device, "dtype": request.dtype})
+    settings = _settings(request)
+    device = require_device(runtime.device)
+    state = _claim(request)
+    name = request.model if request.model in SHAPES else Path(request.model).name
+
+    def load(_: str) -> Subject:
+        if request.model in SHAPES:
+            return load_subject(request.model, Path(), request.dtype, request.device, request.seed)
+        note = f"checkpoint {request.model}"
+        return load_checkpoint(name, request.model, request.dtype, request.device, note)
+
+    with progress("profile", len(set(settings.lengths)) + settings.fit) as shown:
+        found = profile(
+            [name],
+            load,
+            settings,
+            device,
+            request.dtype,
+            state,
+            lambda note: shown.advance(note=note),
+        )
+    write(found, settings, request.output)
+    write_json(request.output / "figures.json", figures(found))
+    return found
+
+
+def _settings(request: Request) -> Settings:
+    counts = {
+        "batch": (request.batch, 1),
+        "repeats": (request.repeats, 3),
+        "decode_tokens": (request.decode_tokens, 1),
+        "lengths": (min(request.lengths, default=0), 1),
+    }
+    for field, (value, least) in counts.items():
+        if value < least:
+            raise ConfigError(field, value, f"at least {least}")
+    if request.prompts == "video" and request.model in SHAPES:
+        raise ConfigError(
+            "prompts", "video", "random weights have no processor", "name a checkpoint"
+        )
+    if request.video is not None and request.prompts != "video":
+        raise ConfigError("video", str(request.video), "is shown with --prompts video only")
+    name = request.method or ("top_k" if request.model in SHAPES else "zipvl")
+    method = build(name, request.value)
+    knob = method.knob
+    setting = "" if knob is None else f" at {knob.name} = {getattr(method, knob.name):g}"
+    return Settings(
+        lengths=request.lengths,
+        sparse=method,
+        ratio_set_by=f"{name}{setting}",
+        repeats=request.repeats,
+        decode_tokens=request.decode_tokens,
+        batch=request.batch,
+        prompts=request.prompts,
+        video=request.video,
+        fit=request.fit,
+        fit_gib=request.fit_gib,
+    )
+
+
+def _claim(request: Request) -> Path:
+    """The folder of finished points of this very request."""
+    folder = request.output
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _ours(folder))):
+        raise OutputConflictError(
+            "output", str(folder), "holds something else", "choose another folder"
+        )
+    asked = {**vars(request), "output": None, "lengths": None}
+    return folder / POINTS / digest_of(asked)
+
+
+def _ours(folder: Path) -> bool:
+    return (folder / POINTS).is_dir()
+
+
+def table(found: Profiled) -> Table:
+    """Full and sparse side by side, a row per length and figure."""
+    names = ("prompt", "kept", "figure", "full", "sparse", "full / sparse")
+    shown = Table(title=str(found.table["ratio_set_by"].iloc[0]))
+    for name in names:
+        shown.add_column(name, justify="left" if name == "figure" else "right")
+    for length, part in found.table.groupby("length", sort=True):
+        cells = {(r["metric"], r["side"]): r for r in part.to_dict("records")}
+        ratios = found.ratios[found.ratios["length"] == length].set_index("metric")
+        kept = part[part["side"] == SPARSE]["token_ratio"].dropna()
+        begin = [f"{length:,}", f"{kept.iloc[0]:.3f}" if len(kept) else ""]
+        for title, (metric, factor) in METRICS.items():
+            ratio = _ratio(ratios.loc[metric]) if metric in ratios.index else ""
+            both = [_cell(cells.get((metric, side)), factor) for side in (FULL, SPARSE)]
+            shown.add_row(*begin, title, *both, ratio)
+            begin = ["", ""]
+        shown.add_section()
+    return shown
+
+
+def _cell(line: Any, factor: float) -> str:
+    if line is None:
+        return "not measured"
+    if line["status"] != "measured":
+        return str(line["status"])
+    value = line["value"] * factor
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _ratio(line: Any) -> str:
+    if line["verdict"] == "no difference":
+        return "no difference"
+    interval = "" if line["low"] == line["high"] else f" ({line['low']:.2f} to {line['high']:.2f})"
+    return f"{line['ratio']:.2f}{interval}"
+
+
+def sentences(found: Profiled) -> list[str]:
+    """Break-even lengths, roofline shares, what fits, and notes about the machine."""
+    named = figures(found)
+    said = []
+    for metric, phrase in (("prefill_ms", "prefill"), ("step_ms", "decoding")):
+        tokens = [v for name, v in named.items() if name.endswith(f"{metric}_break_even_tokens")]
+        where = f"from {tokens[0]:,.0f} tokens on" if tokens else "at no measured length"
+        said.append(f"Sparse attention is faster in {phrase} {where}.")
+    said += _shares(found)
+    for line in found.fit.to_dict("records"):
+        what = (
+            f"longest prompt at batch {line['batch']}: {line['length']:,} tokens"
+            if line["what"] == "length"
+            else f"largest batch at {line['length']:,} tokens: {line['batch']}"
+        )
+        more = " (the search's end: more may fit)" if line["bounded"] else ""
+        said.append(f"{line['side']}, {what}{more}.")
+    limits = found.hardware["ceilings"]
+    said.append(
+        f"Ceilings in this run: {limits['flops'] / 1e12:.3g} TFLOP/s, "
+        f"{limits['bytes'] / 1e9:.3g} GB/s copied."
+    )
+    return said + [f"Note: {note}." for note in found.hardware["notes"]]
+
+
+def _shares(found: Profiled) -> Sequence[str]:
+    whole = found.roofline[found.roofline["part"] == "whole"]
+    if whole.empty:
+        return []
+    last = whole[whole["length"] == whole["length"].max()]
+    return [
+        f"{line['phase']}, {line['side']}, at {line['length']:,} tokens: {100 * line['share']:.0f} "
+        f"% of the roofline (floor {line['floor_ms']:.3g} ms)."
+        for line in last.to_dict("records")
+    ]

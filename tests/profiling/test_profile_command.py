@@ -1,0 +1,93 @@
+"""`sf profile` from its command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sf.baselines import build
+from sf.cli import app
+from sf.errors import ConfigError, EnvironmentFault, OutputConflictError
+from sf.profiling import roofline
+from sf.profiling.measure import Workload, measure
+from sf.profiling.prompts import text_inputs
+from sf.profiling.subjects import SHAPES, Shape, load_subject
+
+RUN = ["profile", "tiny", "--repeats", "3", "--decode-tokens", "2", "--length", "64"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny shape, and ceilings that take no time."""
+    monkeypatch.setitem(SHAPES, "tiny", Shape(64, 4, 4, 2, 96, 256, True, "a test's"))
+    monkeypatch.setattr("sf.profiling.study.ceilings", lambda *given: roofline.Ceilings(1e10, 1e10))
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def test_it_prints_its_table_and_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    words = [*RUN, "--device", "cpu", "--output", str(folder)]
+    first = CliRunner().invoke(app, words)
+    assert first.exit_code == 0, first.output
+    for text in ("top_k at ratio = 0.25", "prefill (ms)", "token, loop (ms)", "of the roofline"):
+        assert text in first.output
+    table = pd.read_parquet(folder / "tables/profile.parquet")
+    assert set(table["side"]) == {"full", "sparse", "transformers"}
+    assert json.loads((folder / "figures.json").read_text())["tiny_kv_bytes_ratio_at_64"] > 1
+    assert {path.name for path in (folder / "figures").iterdir()} >= {"latency.png", "memory.svg"}
+    # One length more: what is there is not measured again.
+    again = CliRunner().invoke(app, [*words, "--length", "128"])
+    assert again.exit_code == 0, again.output
+    longer = pd.read_parquet(folder / "tables/profile.parquet")
+    same = longer[longer["length"] == 64].reset_index(drop=True)
+    pd.testing.assert_frame_equal(same, table)
+    assert set(longer["length"]) == {64, 128}
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "text"),
+    [
+        (["--method", "zipvI"], ConfigError, "zipvl"),
+        (["--method", "zipvl", "--value", "1.5"], ConfigError, r"p = 1\.5"),
+        (["--repeats", "2"], ConfigError, "repeats = 2"),
+        (["--prompts", "video"], ConfigError, "name a checkpoint"),
+        (["--prompts", "audio"], ConfigError, "text or video"),
+        (["--video", "a.mp4"], ConfigError, "--prompts video only"),
+        (["--device", "tpu"], ConfigError, "device"),
+    ],
+)
+def test_bad_input_is_one_error(
+    words: list[str], error: type[Exception], text: str, tmp_path: Path
+) -> None:
+    given = ["--device", "cpu", "--output", str(tmp_path / "out"), *words]
+    with pytest.raises(error, match=text):
+        CliRunner().invoke(app, [*RUN, *given], catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_is_no_cpu_run(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match="cuda"):
+        CliRunner().invoke(app, [*RUN, "--device", "cuda"], catch_exceptions=False)
+
+
+def test_another_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(OutputConflictError, match="something else"):
+        CliRunner().invoke(
+            app, [*RUN, "--device", "cpu", "--output", str(tmp_path)], catch_exceptions=False
+        )
+
+
+def test_only_pruned_caches_are_decoded_in_the_loop() -> None:
+    """Twilight attends in its own way while it decodes: the loop would compute something else."""
+    model = load_subject("tiny", Path(), "float32", "cpu", seed=0).model
+    work = Workload(model, text_inputs(model, 1, 64, 0), 2)
+    sides = {name: build(name) for name in ("zipvl", "fastv", "twilight", "minference")}
+    loops = {name: len(run.step_ms) for name, run in measure(work, sides, 1).items()}
+    assert loops == {"zipvl": 1, "fastv": 1, "twilight": 0, "minference": 0}
