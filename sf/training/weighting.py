@@ -12,20 +12,20 @@ from sf.training.parameters import RunParameters
 
 __all__ = ["PathwiseWeight"]
 
-DAMPING = 20.0
-"""Proportional gain in steps of the dual variable: the ratio answers late to the weight, and pure
-integration would swing around the target."""
+BAND = 0.2
+"""Half the width, relative to the target, of the band in which the weight goes from full to 0."""
 
 
 @dataclass
 class PathwiseWeight:
     """The weight of the term, step by step.
 
-    With a target the weight is the dual variable of "minimise the loss subject to token ratio <=
-    target": it grows while the ratio is above the target, shrinks below it and is never negative.
-    Each step adds `dual_rate` x (ratio / target - 1); the weight in force is the dual variable plus
-    `DAMPING` such steps (an augmented Lagrangian), which keeps it from overshooting. It starts at
-    `weight`.
+    With a target the weight follows a dual variable, that of "minimise the loss subject to token
+    ratio <= target": it starts at `weight`, grows by `dual_rate` x (ratio / target - 1) a step while
+    the ratio is above the target, shrinks below it and is never negative. The ratio answers late and
+    goes on falling for a while, so the dual variable alone would overshoot: it is in full force
+    while the ratio is more than a fifth (`BAND`) above the target, in half at it, and in none a
+    fifth below.
 
     Attributes:
         weight: in force without a target; else where the dual variable starts.
@@ -92,9 +92,9 @@ class PathwiseWeight:
             ratio: this step's token ratio at the level that keeps most.
         """
         if self.target:
-            excess = self.dual_rate * (ratio / self.target - 1.0)
-            self.dual = max(0.0, self.dual + excess)
-            return max(0.0, self.dual + DAMPING * excess)
+            excess = ratio / self.target - 1.0
+            self.dual = max(0.0, self.dual + self.dual_rate * excess)
+            return self.dual * min(1.0, max(0.0, 0.5 + excess / (2 * BAND)))
         rising = (step + 1) / self.total_steps
         share = {"constant": 1.0, "rising": rising, "falling": 1.0 - step / self.total_steps}
         return self.weight * share[self.schedule]

@@ -212,3 +212,21 @@ def test_gate_and_shares_reach_the_loss(
     trainer, _ = one_step(base, rows, tmp_path, pathwise_gate=gate, pathwise_layers="deeper")
     assert trainer._coefficient.tolist() == [0.0 if gate else 1 / 8, 1 / 8] * 4
     assert torch.allclose(trainer._shares, torch.tensor([1 / 6, 2 / 6, 3 / 6]))
+
+
+@pytest.mark.slow
+def test_asked_ratio_is_held(base: Path, rows: list[Row], tmp_path: Path) -> None:
+    """From 0.95 to the 0.5 asked for, and no further; the same weight without a target goes on."""
+    ended = []
+    for target in (0.5, 0.0):
+        p = parameters(
+            objective="pathwise", train_steps=90, save_every=999, lr_schedule="constant",
+            rollout_p=[0.5, 0.7, 0.9, 0.975], pathwise_gate=False, pathwise_target=target,
+            pathwise_weight=1.5, pathwise_dual_rate=0.02,
+        )  # fmt: skip
+        log = Log()
+        assemble(p, base, rows, tmp_path / str(target), log, Progress("t", 90)).trainer.train()
+        assert log.history[0][1]["pathwise_ratio"] > 0.9
+        ended.append(sum(values["pathwise_ratio"] for _, values in log.history[-15:]) / 15)
+    assert 0.4 < ended[0] < 0.55
+    assert ended[1] < ended[0] - 0.1

@@ -48,13 +48,23 @@ def test_gate() -> None:
 def test_target_is_reached_whatever_the_weight_begins_with(start: float) -> None:
     """A system whose ratio follows 1 / (1 + weight) with a lag of 15 steps: 25 % is weight 3."""
     own, ratio = weighting(target=0.25, weight=start, dual_rate=0.1), 0.9
-    seen = []
+    ratios, weights = [], []
     for step in range(600):
-        ratio += (1 / (1 + own.advance(step, ratio)) - ratio) / 15
-        seen.append(ratio)
-    assert seen[-1] == pytest.approx(0.25, abs=0.01)
-    assert start > 3 or min(seen) > 0.15, "it must not fall through the target"
-    assert own.dual == pytest.approx(3.0, abs=0.2)
+        weights.append(own.advance(step, ratio))
+        ratio += (1 / (1 + weights[-1]) - ratio) / 15
+        ratios.append(ratio)
+    assert ratios[-1] == pytest.approx(0.25, abs=0.01)
+    assert min(ratios) > 0.2, "it must not fall through the target"
+    assert weights[-1] == pytest.approx(3.0, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "share"), [(0.9, 1.0), (0.3, 1.0), (0.275, 0.75), (0.25, 0.5), (0.2, 0.0), (0.1, 0.0)]
+)
+def test_weight_fades_within_a_fifth_of_the_target(ratio: float, share: float) -> None:
+    own = weighting(target=0.25, weight=4.0)
+    assert own.advance(0, ratio) == pytest.approx(share * own.dual)
+    assert (own.dual > 4.0) is (ratio > 0.25)
 
 
 def test_weight_is_never_negative() -> None:
