@@ -21,11 +21,11 @@ class PathwiseWeight:
     """The weight of the term, step by step.
 
     With a target the weight follows a dual variable, that of "minimise the loss subject to token
-    ratio <= target": it starts at `weight`, grows by `dual_rate` x (ratio / target - 1) a step while
-    the ratio is above the target, shrinks below it and is never negative. The ratio answers late and
-    goes on falling for a while, so the dual variable alone would overshoot: it is in full force
-    while the ratio is more than a fifth (`BAND`) above the target, in half at it, and in none a
-    fifth below.
+    ratio <= target": it starts at `weight`, grows by `dual_rate` x (ratio / target - 1) a step
+    while the ratio is above the target, shrinks below it and is never negative. The ratio answers
+    late and goes on falling for a while, so the dual variable alone would overshoot: it is in full
+    force while the ratio is more than a fifth (`BAND`) above the target, in half at it, and in none
+    a fifth below.
 
     Attributes:
         weight: in force without a target; else where the dual variable starts.

@@ -13,7 +13,8 @@ from sf.data.manifest import Row
 from sf.errors import TrainingCollapse
 from sf.models import load_model
 from sf.progress import Progress
-from sf.training.run import Training, assemble
+from sf.training.card import read_sparsity
+from sf.training.run import Training, assemble, train
 
 
 def build(base: Path, rows: list[Row], folder: Path, **changes: Any) -> tuple[Training, Log]:
@@ -137,3 +138,56 @@ def test_gradient_that_is_not_finite_ends_before_the_weights_change(
     with pytest.raises(TrainingCollapse, match="gradient"):
         training.trainer.train()
     assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "selector"),
+    [
+        ({"rollout_selector": "top_k"}, "TopK"),
+        ({"rollout_selector": "threshold", "rollout_p": [0.01, 0.02, 0.05, 0.1]}, "Threshold"),
+        ({"rollout_draw": "uniform", "group_size": 6}, "TopP"),
+        ({"reward_correctness": "fractional", "reward_latency_weight": 1.0}, "TopP"),
+    ],
+    ids=["top-k", "threshold", "range and group size", "latency"],
+)
+def test_rows_of_tables_four_to_six_are_parameters(
+    base: Path, rows: list[Row], tmp_path: Path, changes: dict[str, Any], selector: str
+) -> None:
+    p, log = parameters(train_steps=1, **changes), Log()
+    state, out = tmp_path / "state", tmp_path / "out"
+    train(p, base, rows, state, out, log, {"model": "tiny", "objective": "sparsity_forcing"})
+    values, note = log.history[-1][1], read_sparsity(out)
+    assert note["selector"] == selector
+    assert 0 < note["p"] <= 1
+    assert values["logp_gap"] < 2e-5
+    assert 0 < values["token_ratio"] < 1
+    if selector == "TopK":
+        assert values["token_ratio"] == pytest.approx(values["retention_p"], abs=0.03)
+    saved = 1 - values["token_ratio"]
+    if p.reward_latency_weight:
+        saved += 1 - values["latency_ratio"]
+    assert values["efficiency"] == pytest.approx(saved, abs=1e-5)
+
+
+def test_shared_work_is_done_once(base: Path, rows: list[Row], tmp_path: Path) -> None:
+    """Two questions, eight rollouts: two runs of the tower, two prompts in the reference."""
+    trainer = build(base, rows, tmp_path, train_steps=1)[0].trainer
+    towers: list[int] = []
+    for model in (trainer.model, trainer.ref_model):
+        model.model.visual.register_forward_hook(lambda *_: towers.append(1))
+    prompts: list[tuple[int, ...]] = []
+    logits: list[int] = []
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        prompts.append(tuple(kwargs["input_ids"].shape))
+        logits.append(output.logits.shape[1])
+
+    trainer.ref_model.register_forward_hook(note, with_kwargs=True)
+    trainer.train()
+    assert len(towers) == 2
+    questions, answers = prompts
+    assert questions[0] == 2
+    assert answers[0] == 8
+    width = max(len(ids) for ids in trainer.rollout.completion_ids)
+    assert answers[1] == width - 1
+    assert logits == [1, width - 1]
