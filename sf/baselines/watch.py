@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from sf.attention import Trace
 from sf.errors import UnsupportedModelError
 
-__all__ = ["prompt_mask", "watching"]
+__all__ = ["watching"]
 
 
-def prompt_mask(kwargs: dict[str, Any]) -> tuple[Tensor, int]:
+def _prompt_mask(kwargs: dict[str, Any]) -> tuple[Tensor, int]:
     """The decoder's padding mask as bool (B, past + L), and L, from its keyword arguments."""
     inputs = kwargs.get("inputs_embeds")
     inputs = kwargs.get("input_ids") if inputs is None else inputs
@@ -40,7 +40,7 @@ def watching(model: Any, trace: Trace) -> Iterator[None]:
     layers = int(decoder.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
 
     def after(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        mask, length = prompt_mask(kwargs)
+        mask, length = _prompt_mask(kwargs)
         cache = getattr(output, "past_key_values", None)
         total = length if cache is None else int(cache.get_seq_length())
         if total == length:
