@@ -151,6 +151,11 @@ class Evaluate(Section):
 
     inference_p: RetentionP
     evaluate_batch: Positive
+    match_ratio: Fraction = Field(
+        description="turn each method's knob until it keeps this share of the calibration rows' "
+        "tokens; 0: the methods' own values"
+    )
+    match_tolerance: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Profile(Section):

@@ -210,8 +210,12 @@ STAGES = (
             "suite": "{suite}",
             "seed": "{seed}",
         },
-        sections=("evaluate", "vision", "runtime"),
-        inputs={"checkpoint": ("base", BASE), "benchmarks": ("benchmarks", {})},
+        sections=("evaluate", "answering", "vision", "runtime"),
+        inputs={
+            "checkpoint": ("base", BASE),
+            "benchmarks": ("benchmarks", {}),
+            "data": ("prepare", {}),
+        },
         code=(*MODELLING, "sf/baselines", "sf/evaluation", "sf/mini", *TABLES),
     ),
     Stage(
@@ -227,8 +231,12 @@ STAGES = (
             "suite": "{suite}",
             "seed": "{seed}",
         },
-        sections=("evaluate", "vision", "runtime"),
-        inputs={"checkpoint": ("train", CHECKPOINT), "benchmarks": ("benchmarks", {})},
+        sections=("evaluate", "answering", "vision", "runtime"),
+        inputs={
+            "checkpoint": ("train", CHECKPOINT),
+            "benchmarks": ("benchmarks", {}),
+            "data": ("prepare", {}),
+        },
         code=(*MODELLING, "sf/baselines", "sf/evaluation", "sf/mini", *TABLES),
     ),
     Stage(

@@ -151,6 +151,14 @@ class SparseChatModel(lmms):
             self._log = RecordLog(self._records_folder, self.rank)
         return self._log
 
+    def turn(self, value: float) -> None:
+        """Set the method's knob; what is answered from now on is answered with it.
+
+        Raises:
+            ConfigError: out of range, or a method without a knob.
+        """
+        self.attention = build(self.method, value)
+
     def clean(self) -> None:
         """Keep the model: lmms-eval's own would delete it, and one model serves several calls."""
 

@@ -19,6 +19,7 @@ from sf.report.benchmark_tables import (
     lines,
     measured,
 )
+from sf.report.equal_cost import equal_cost_sections
 from sf.report.page import Picture, Section, Table
 from sf.report.pictures import benchmark_picture
 from sf.report.results import Study
@@ -56,6 +57,7 @@ def benchmark_sections(
         )
         for kind, number in NUMBERS.items()
     ]
+    sections += equal_cost_sections(study, rows)
     extra = beyond(table)
     if extra:
         header = ["model", "method", "benchmark", "score", "token ratio (%)"]

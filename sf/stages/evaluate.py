@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sf.config import Evaluate, Method, Runtime, Suite, Vision
+from sf.config import Answering, Evaluate, Method, Runtime, Suite, Vision
 
 if TYPE_CHECKING:
+    from sf.evaluation.model import SparseChatModel
     from sf.jobs import Job
 
 
-class Parameters(Vision, Runtime, Evaluate):
+class Parameters(Vision, Runtime, Answering, Evaluate):
     """One job.
 
     Attributes:
@@ -25,6 +26,8 @@ class Parameters(Vision, Runtime, Evaluate):
         seed: of the bootstrap and of the parsers' random guesses.
         checkpoint: folder of the model.
         benchmarks: result of the `benchmarks` stage.
+        data: folder of the manifests: with `match_ratio` the knob is searched on the calibration
+            split, answered as `calibrate` does.
     """
 
     model: str
@@ -35,6 +38,7 @@ class Parameters(Vision, Runtime, Evaluate):
     seed: int
     checkpoint: Path
     benchmarks: Path
+    data: Path
     output: Path
 
 
@@ -43,21 +47,29 @@ def run(p: Parameters, job: Job) -> None:
 
     Writes `results.json`, `samples.jsonl`, `tables/scores.csv` (a line per column),
     `tables/tasks.csv` (lmms-eval's own metrics) and `tables/layers.csv` (token ratio by layer).
+    With `match_ratio`, for a method with a knob, also `tables/matched.csv` (the value found, in
+    one line) and `tables/match_probes.csv` (every value tried).
+
     Replies are kept in `job.state`: a killed run goes on with the next batch. A benchmark that
     fails is reported after the others were tried, and the stage ends without a result.
 
     Raises:
-        ConfigError: an unknown suite or method, a value out of its range.
+        ConfigError: an unknown suite or method, a value out of its range or beside `match_ratio`.
         DataError: the benchmarks' data are not there.
         EvaluationFailed: some benchmarks failed.
     """
-    from sf.baselines import build
+    from sf.baselines import build, method_class
+    from sf.errors import ConfigError
     from sf.evaluation.columns import suite
     from sf.evaluation.source import read_source
 
     columns = suite(p.suite)
     value = p.inference_p if p.value is None and p.method == "zipvl" else p.value
     build(p.method, value)
+    matching = p.match_ratio > 0 and method_class(p.method).knob is not None
+    if matching and p.value is not None:
+        rule = "match_ratio searches the value itself"
+        raise ConfigError("value", p.value, rule, "drop one of them, or set match_ratio to 0")
     source = read_source(p.benchmarks)
 
     from sf.evaluation.model import SparseChatModel
@@ -81,6 +93,8 @@ def run(p: Parameters, job: Job) -> None:
         video_fps=p.video_fps,
         records=str(job.state / "records"),
     )
+    if matching:
+        lm.turn(_match(p, job, lm))
     results = evaluate_columns(
         lm,
         columns,
@@ -92,3 +106,29 @@ def run(p: Parameters, job: Job) -> None:
     )
     figures = write_results(job.out, results, lm, seed=p.seed, model=p.model, system=p.system)
     job.tracker.summary(figures)
+
+
+def _match(p: Parameters, job: Job, lm: SparseChatModel) -> float:
+    """The knob's value for `match_ratio`; its tables are written."""
+    from sf.data.manifest import read_manifest
+    from sf.evaluation.answer import AnswerLog
+    from sf.evaluation.matched import match_method, match_table
+    from sf.report.tables import write_csv
+
+    match, probes = match_method(
+        lm.model,
+        lm.processor,
+        read_manifest(p.data / "calibration.parquet"),
+        p,
+        p.method,
+        p.match_ratio,
+        AnswerLog(job.state / "match.jsonl"),
+        tolerance=p.match_tolerance,
+        batch=p.evaluate_batch,
+        max_new_tokens=p.max_completion_tokens,
+        template=p.prompt_template,
+        cutoff=p.correctness_cutoff,
+    )
+    write_csv(match_table(p.method, match, probes), job.out / "tables" / "matched.csv")
+    write_csv(probes, job.out / "tables" / "match_probes.csv")
+    return match.value

@@ -11,13 +11,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from scripted import BOUNDS
 
+from sf.data.manifest import Row, write_manifest
+from sf.errors import ConfigError
 from sf.evaluation.columns import COLUMNS, column
 from sf.evaluation.source import read_source
 from sf.jobs import Job
+from sf.mini.scenes import render, sample_scene
 from sf.stages import benchmarks, evaluate
 from sf.tracking import Tracker
 
@@ -52,6 +56,12 @@ def _arguments(checkpoint: Path, source: Path, output: Path, **changed: Any) -> 
         "dtype": "float32",
         "inference_p": 0.9,
         "evaluate_batch": 1,
+        "match_ratio": 0.0,
+        "match_tolerance": 0.02,
+        "prompt_template": "answer",
+        "max_completion_tokens": 2,
+        "correctness_cutoff": 0.99,
+        "data": str(output.parent / "data"),
         "model": "tiny",
         "system": "zipvl",
         "method": "zipvl",
@@ -104,6 +114,7 @@ _RUN = """
 import json, sys
 from pathlib import Path
 from sf.jobs import Job
+from sf.mini.scenes import render, sample_scene
 from sf.stages import evaluate
 from sf.tracking import Tracker
 folder = Path(sys.argv[2])
@@ -152,3 +163,45 @@ def test_killed_and_called_again_it_ends_with_the_same_tables(
     facts = json.loads((whole.out / "results.json").read_text())
     assert (facts["value"], facts["lmms_eval"]) == (0.9, "0.7.3")
     assert facts["scores"][0]["scale"] == column("mme").scale
+
+
+def test_a_method_is_evaluated_at_the_value_that_gives_the_asked_ratio(
+    checkpoints: dict[str, Path], source: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = []
+    for at in range(3):
+        render(sample_scene(np.random.default_rng(at), rows=5, cols=6)).save(data / f"{at}.png")
+        rows.append(
+            Row(
+                id=str(at),
+                problem="What is it?",
+                problem_type="free-form",
+                data_type="image",
+                options=(),
+                solution="<answer>ring</answer>",
+                answer="ring",
+                media=f"{at}.png",
+                data_source="test",
+                data_root=str(data),
+            )
+        )
+    write_manifest(data / "calibration.parquet", rows, data)
+    job = _job(tmp_path)
+    changed = {"method": "threshold", "system": "threshold", "suite": "chartqa"}
+    values = _arguments(
+        checkpoints["qwen2_5_vl"], source, tmp_path / "result", match_ratio=0.7, **changed
+    )
+    evaluate.run(evaluate.Parameters(**values), job)
+    (line,) = pd.read_csv(job.out / "tables" / "matched.csv").to_dict("records")
+    assert (line["method"], line["knob"], line["asked"]) == ("threshold", "threshold", 0.7)
+    assert line["reached"]
+    assert abs(line["token_ratio"] - 0.7) <= 0.02
+    facts = json.loads((job.out / "results.json").read_text())
+    assert facts["value"] == pytest.approx(line["value"], rel=1e-4)
+    assert facts["value"] != 0.001  # the default
+    probes = pd.read_csv(job.out / "tables" / "match_probes.csv")
+    assert len(probes) == line["measurements"]
+    with pytest.raises(ConfigError, match="match_ratio searches the value itself"):
+        evaluate.run(evaluate.Parameters(**{**values, "value": 0.5}), _job(tmp_path / "both"))

@@ -1,0 +1,194 @@
+"""What our evaluation adds to lmms-eval's built-in `qwen2_5_vl` class: records, digests, traces.
+
+Both answer the same stand-ins with the same weights, method full, batch 1 and lmms-eval's own media
+loading; replies are checked to be equal. A run is a whole benchmark: requests, replies, scoring.
+Within each repeat the variants run in a random order, so that they meet the same load; the overhead
+is the median over repeats of ours / built-in - 1 within a repeat, with a 95 % bootstrap interval.
+The models are random and far smaller than published ones, so the shares are upper bounds: what is
+added does not grow with the model.
+
+    python benchmarks/evaluation_overhead.py [--samples 4] [--repeats 7] [--json FILE]
+
+On a machine that others use, `--clock cpu` counts the process's own CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sf  # noqa: F401  (before transformers: it lets torchvision import beside a CPU-only torch)
+
+# isort: split
+import torch
+from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from sf.evaluation.columns import column
+from sf.evaluation.model import SparseChatModel
+from sf.evaluation.run import evaluate_columns
+from sf.mini.benchmarks import write_benchmarks
+from sf.models import build_tiny
+
+COLUMNS = ("mmstar", "ocrbench", "videomme")
+TARGET = 0.05
+TOKENS = 8
+SHAPES = {
+    "tiny": {},
+    "small": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12},
+}
+BOUNDS = {"video_min_pixels": 784, "video_max_pixels": 50176, "video_max_frames": 4}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; None where there is nothing to say."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    unit: str
+    target: float | None = None
+    better: str = "none"
+
+
+class Builtin(Qwen2_5_VL):
+    """lmms-eval's class, kept alive between tasks and scored like ours."""
+
+    asked: Any = None
+
+    def clean(self) -> None:
+        """Keep the model."""
+
+    def answered(self, task: str) -> list[Any]:
+        """The other class's records: the replies must be the same, which scoring checks."""
+        return self.asked.answered(task)
+
+
+def checkpoint(shape: str, folder: Path) -> None:
+    """A random model with large weights, so that replies differ, and its processor."""
+    model, processor = build_tiny("qwen2_5_vl", ["What color is the ring? A. red"] * 3, seed=1)
+    if SHAPES[shape]:
+        config = model.config
+        for name, value in SHAPES[shape].items():
+            setattr(config.text_config, name, value)
+        config.text_config.layer_types = ["full_attention"] * config.text_config.num_hidden_layers
+        head = config.text_config.hidden_size // config.text_config.num_attention_heads
+        sections = [head // 8, 3 * head // 16, 3 * head // 16]
+        config.text_config.rope_parameters["mrope_section"] = sections
+        config.vision_config.out_hidden_size = config.text_config.hidden_size
+        torch.manual_seed(1)
+        generation = model.generation_config
+        model = Qwen2_5_VLForConditionalGeneration(config)
+        model.generation_config = generation
+    for weight in model.model.language_model.layers.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=2.8 / weight.shape[1] ** 0.5)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def interval(values: list[float], draws: int = 2000) -> tuple[float, float, float]:
+    """Median and its 95 % bootstrap interval."""
+    chance = random.Random(0)
+    medians = sorted(statistics.median(chance.choices(values, k=len(values))) for _ in range(draws))
+    return statistics.median(values), medians[draws // 40], medians[-draws // 40]
+
+
+def measure(shape: str, home: Path, work: Path, arguments: argparse.Namespace) -> list[Row]:
+    """Seconds a run of each variant, and the overhead."""
+    path = work / shape
+    checkpoint(shape, path)
+    first = SparseChatModel(str(path), media="lmms_eval", **BOUNDS)
+    theirs = Builtin(
+        str(path),
+        device="cpu",
+        device_map="cpu",
+        batch_size=1,
+        min_pixels=784,
+        max_pixels=50176,
+        max_num_frames=4,
+    )
+    theirs._model.float().load_state_dict(first.model.state_dict())
+    theirs.asked = first
+    columns = [column(name) for name in COLUMNS]
+    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
+    times: dict[str, list[float]] = {"built-in": [], "ours": [], "again": []}
+
+    def run(lm: Any) -> float:
+        began = clock()
+        evaluate_columns(lm, columns, home, work / "scratch", most_new_tokens=TOKENS)
+        return clock() - began
+
+    run(first)  # warm, and the replies that the built-in's must equal
+    for repeat in range(arguments.repeats + 1):
+        records = work / "records" / f"{shape}{repeat}"
+        ours = SparseChatModel(str(path), media="lmms_eval", records=str(records), **BOUNDS)
+        order = [("built-in", theirs), ("ours", ours), ("again", theirs)]
+        random.shuffle(order)
+        for name, lm in order:
+            spent = run(lm)
+            if repeat:
+                times[name].append(spent)
+    table = [
+        Row(f"{shape} {name}", *interval(times[key]), "s")
+        for key, name in (("built-in", "built-in"), ("ours", "ours"))
+    ]
+    for key, name, target in (
+        ("ours", "overhead of ours", TARGET),
+        ("again", "built-in against itself", None),
+    ):
+        shares = [a / b - 1 for a, b in zip(times[key], times["built-in"], strict=True)]
+        table.append(Row(f"{shape} {name}", *interval(shares), "of built-in", target, "lower"))
+    return table
+
+
+def show(table: list[Row]) -> str:
+    """A Markdown table."""
+    lines = ["| what | median | 95 % interval | unit | target |", "|---|---|---|---|---|"]
+    for row in table:
+        verdict = ""
+        if row.target is not None:
+            verdict = f"{row.target:g} {'met' if row.value <= row.target else 'missed'}"
+        span = f"{row.low:.3g} - {row.high:.3g}"
+        lines.append(f"| {row.name} | {row.value:.3g} | {span} | {row.unit} | {verdict} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print a table, write it as JSON where asked."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    random.seed(0)
+    table: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        work, home = Path(folder), Path(folder) / "home"
+        chosen = [column(name) for name in COLUMNS]
+        write_benchmarks(home, arguments.samples, 3, columns=chosen)
+        for shape in arguments.shapes:
+            table += measure(shape, home, work, arguments)
+    how = f"{arguments.threads} threads, {arguments.clock} clock, {arguments.repeats} repeats"
+    print(f"{how}, load {os.getloadavg()[0]:.1f}")
+    print(show(table))
+    if arguments.json:
+        arguments.json.write_text(json.dumps([vars(row) for row in table], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The report's table of methods whose knobs were turned to one token ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from sf.report.benchmark_tables import AVERAGE, MEASURED, NOT_MEASURED, RATIO, Cell, Line
+from sf.report.page import Section, Table
+from sf.report.results import Study
+
+__all__ = ["equal_cost_sections"]
+
+_TEXT = (
+    "Each method's knob was turned until it keeps the asked share of the calibration rows' tokens "
+    "(by its own count, docs/evaluation.md); benchmarks differ in what they need, so the ratio "
+    "measured on them differs from it."
+)
+
+
+def equal_cost_sections(study: Study, rows: Mapping[str, Sequence[Line]]) -> list[Section]:
+    """One section, or none where no ratio was asked for.
+
+    Args:
+        study: its results.
+        rows: the lines of tables 1 ("image") and 2 ("video").
+    """
+    lines: dict[tuple[str, str], list[Cell]] = {}
+    for result in study.everything():
+        key = result.axes.get("model", ""), result.axes.get("system", "")
+        if result.kind != "evaluate" or key in lines or not study.shown(result):
+            continue
+        if result.parameters.get("match_ratio") and (result.folder / "tables/matched.csv").exists():
+            lines[key] = _line(key, result.table("matched.csv").iloc[0], rows)
+    if not lines:
+        return []
+    header = ["model", "method", "knob", "asked (%)", "calibration ratio (%)", "accuracy there (%)"]
+    header += [name for kind in rows for name in (f"{kind} average", f"{kind} token ratio (%)")]
+    table = Table("equal_cost", "Methods at matched ratio", header, list(lines.values()), keys=3)
+    notes = [
+        f"{model}, {method}: the asked ratio was not reached; the row shows the nearest one."
+        for (model, method), cells in lines.items()
+        if cells[4].note
+    ]
+    return [Section("Methods at matched ratio", text=[_TEXT], notes=notes, tables=[table])]
+
+
+def _line(key: tuple[str, str], found: pd.Series, rows: Mapping[str, Sequence[Line]]) -> list[Cell]:
+    tried = f"{found['measurements']} measurements on {found['rows']} rows"
+    reached = Cell(f"{100 * found['token_ratio']:.1f}", note="" if found["reached"] else tried)
+    cells = [
+        Cell(key[0]),
+        Cell(key[1]),
+        Cell(f"{found['knob']} = {found['value']:.4g}"),
+        Cell(f"{100 * found['asked']:.1f}"),
+        reached,
+        Cell(f"{100 * found['accuracy']:.1f}"),
+    ]
+    for lines in rows.values():
+        line = next((x for x in lines if (x.model, x.system) == key and x.source == MEASURED), None)
+        for name in (AVERAGE, RATIO):
+            cells.append(Cell(NOT_MEASURED) if line is None else line.cells[name])
+    return cells
