@@ -81,3 +81,10 @@ def test_bound_must_be_a_positive_number(tmp_path, monkeypatch, limit):
     monkeypatch.setenv("SF_FRAME_CACHE_GIB", limit)
     with pytest.raises(ConfigError, match="SF_FRAME_CACHE_GIB"):
         FrameCache.from_environment()
+
+
+def test_frames_of_an_older_rule_are_decoded_again(clip, kept, vision, monkeypatch):
+    load_video(clip, vision, kept)
+    assert kept.get(clip, vision) is not None
+    monkeypatch.setattr("sf.data.frame_cache.DECODING", "a later rule")
+    assert kept.get(clip, vision) is None

@@ -109,3 +109,13 @@ def test_killed_media_pass_goes_on(good_source, tmp_path, monkeypatch):
     os.utime(good_source / "pictures/1.png")
     prepared(good_source, tmp_path)
     assert opened == ["pictures/1.png"]
+
+
+def test_facts_of_an_older_rule_are_found_again(tmp_path, vision, monkeypatch):
+    """Facts that were found before videos were turned upright, say, must not be taken over."""
+    write_picture(tmp_path / "a.png")
+    log = check.MediaLog(tmp_path / "media.jsonl")
+    log.add([check.inspect(tmp_path, "a.png", "image", vision)])
+    assert log.known("a.png", "image", check.media_key(tmp_path, "a.png", "image", vision))
+    monkeypatch.setattr(check, "FACTS", "a later rule")
+    assert not log.known("a.png", "image", check.media_key(tmp_path, "a.png", "image", vision))
