@@ -22,6 +22,8 @@ from sf.report.tables import write_csv
 __all__ = ["across_seeds", "across_seeds_picture", "across_seeds_section"]
 
 UNTRAINED = "base"
+RATIOS = (0.15, 0.25, 0.35, 0.5, 0.75)
+"""Token ratios at which systems are compared; a quarter is what the paper reaches."""
 
 
 @dataclass(frozen=True)
@@ -48,23 +50,27 @@ class _Drawn:
 
 
 def across_seeds(
-    base: pd.DataFrame, trained: Mapping[str, Sequence[pd.DataFrame]], seed: int
+    base: pd.DataFrame,
+    trained: Mapping[str, Sequence[pd.DataFrame]],
+    seed: int,
+    ratios: Sequence[float] = RATIOS,
 ) -> pd.DataFrame:
-    """Every objective at the token ratios that the base model has at its thresholds.
+    """Every system at the same token ratios, read off its own curve by linear interpolation.
 
     The interval of a difference is a bootstrap of two levels: questions, the same for both models,
     and training seeds.
 
     Args:
         base: answers of the base model: columns p, id, token_ratio, correct.
-        trained: objective -> answers of the models of its seeds to the same rows.
+        trained: system -> answers of the models of its seeds to the same rows.
         seed: of the bootstrap.
+        ratios: token ratios in (0, 1).
 
     Returns:
-        Per system ("base" first) and p of the base curve below 1: system, seeds (how many), p,
-        token_ratio (the base model's there), accuracy (mean over seeds), least, most (of the
-        seeds), difference (to the base model), low, high (95 %). Accuracy and what follows is nan
-        where some seed's curve does not reach the ratio: nothing is extrapolated.
+        Per system ("base" first) and ratio: system, seeds (how many), token_ratio, accuracy (mean
+        over seeds), least, most (of the seeds), difference (to the base model), low, high (95 %).
+        nan where the curve of the base model or of some seed does not reach the ratio: nothing is
+        extrapolated.
 
     Raises:
         DataError: the models did not answer the same rows.
@@ -72,26 +78,24 @@ def across_seeds(
     curve, _ = both_curves(base, base)
     weights = row_weights(curve.ratio.shape[1], seed)
     untrained = _Drawn.of(curve, weights)
-    points = [(at, p) for at, p in enumerate(untrained.p) if p < 1.0]
     lines = []
     for system, runs in {UNTRAINED: [base], **trained}.items():
         drawn = [_Drawn.of(both_curves(base, run)[1], weights) for run in runs]
         rng = np.random.default_rng(seed)
         chosen = rng.integers(0, len(runs), size=(len(weights), len(runs)))
         chosen[0] = np.arange(len(runs))
-        for at, p in points:
-            ratio = float(untrained.ratio[0, at])
+        for ratio in ratios:
             there = np.stack([run.at(ratio) for run in drawn], axis=1)
-            line = {"system": system, "seeds": len(runs), "p": p, "token_ratio": ratio}
-            if np.isnan(there[0]).any():
-                lines.append(line)
-                continue
-            mean = np.take_along_axis(there, chosen, axis=1).mean(axis=1)
-            change = mean - untrained.at(ratio)
-            low, high = interval(change[1:])
-            seeds = {"accuracy": mean[0], "least": there[0].min(), "most": there[0].max()}
-            lines.append({**line, **seeds, "difference": change[0], "low": low, "high": high})
-    names = ["system", "seeds", "p", "token_ratio", "accuracy", "least", "most", "difference"]
+            line = {"system": system, "seeds": len(runs), "token_ratio": ratio}
+            if not np.isnan(there[0]).any():
+                mean = np.take_along_axis(there, chosen, axis=1).mean(axis=1)
+                line |= {"accuracy": mean[0], "least": there[0].min(), "most": there[0].max()}
+                change = mean - untrained.at(ratio)
+                if not np.isnan(change[0]):
+                    low, high = interval(change[1:])
+                    line |= {"difference": change[0], "low": low, "high": high}
+            lines.append(line)
+    names = ["system", "seeds", "token_ratio", "accuracy", "least", "most", "difference"]
     return pd.DataFrame(lines, columns=[*names, "low", "high"])
 
 
@@ -131,7 +135,7 @@ def across_seeds_picture(points: pd.DataFrame, matched: pd.DataFrame, where: str
         mean = own.groupby("p")[["token_ratio", "accuracy"]].mean()
         left.plot(mean["token_ratio"], mean["accuracy"], color=style.colour, marker=style.marker,
                   linestyle=style.line, label=title(system))  # fmt: skip
-        lines = matched[(matched["system"] == system) & matched["accuracy"].notna()]
+        lines = matched[(matched["system"] == system) & matched["difference"].notna()]
         if system == UNTRAINED or lines.empty:
             continue
         shift = 0.008 * (at - len(systems) / 2)
@@ -191,10 +195,10 @@ def across_seeds_section(study: Study, folder: Path) -> Section | None:
         return None
     write_csv(pd.concat(written), folder / "tables" / "across_seeds.csv")
     text = [
-        "Accuracy (%) at the token ratios that the base model has at its thresholds, read off each "
-        "trained model's own curve by linear interpolation: mean over training seeds, their range, "
-        "and in small print the difference to the base model with a 95 % bootstrap interval over "
-        "questions and seeds. All seeds start from one base model and share its data."
+        "Accuracy (%) at equal token ratios, read off each model's own curve by linear "
+        "interpolation: mean over training seeds, their range, and in small print the difference "
+        "to the base model with a 95 % bootstrap interval over questions and seeds. All seeds "
+        "start from one base model and share its data."
     ]
     return Section("Objectives over training seeds", text=text, tables=tables, pictures=pictures)
 
@@ -210,7 +214,7 @@ def _answers(study: Study, model: str, objective: str) -> list[pd.DataFrame]:
 def _table(
     model: str, matched: pd.DataFrame, points: pd.DataFrame, untrained: Sequence[str]
 ) -> Table:
-    ratios = matched[matched["system"] == UNTRAINED]["token_ratio"].tolist()
+    ratios = matched["token_ratio"].unique()
     largest = points[points["p"] < 1.0]["p"].max()
     rows = []
     for system, lines in matched.groupby("system", sort=False):
@@ -230,7 +234,7 @@ def _table(
         header=[
             "trained with",
             "seeds",
-            *(f"at ratio {100 * ratio:.1f} %" for ratio in ratios),
+            *(f"at {100 * ratio:g} % of the tokens" for ratio in ratios),
             f"token ratio at p = {largest:g} (%)",
             "accuracy with full attention (%)",
         ],
@@ -246,6 +250,8 @@ def _cell(line: Mapping[Any, Any], untrained: bool) -> Cell:
     text = f"{100 * line['accuracy']:.1f}"
     if line["seeds"] > 1:
         text += f" ({100 * line['least']:.1f} to {100 * line['most']:.1f})"
+    if np.isnan(line["difference"]):
+        return Cell(text)
     change = f"{100 * line['difference']:+.1f}, {100 * line['low']:+.1f} to"
     return Cell(text, f"{change} {100 * line['high']:+.1f}")
 
