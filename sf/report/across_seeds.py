@@ -152,7 +152,7 @@ def across_seeds_picture(points: pd.DataFrame, matched: pd.DataFrame, where: str
     left.set_xlim(0, 1.03)
     left.legend(loc="lower right")
     right.axhline(0.0, color="#555555", linewidth=1, linestyle="--")
-    right.set(title="Trained minus base at the same ratio", xlabel="token ratio (%)",
+    right.set(title="Difference to the base model at the same ratio", xlabel="token ratio (%)",
               ylabel="difference (points)")  # fmt: skip
     right.set_xlim(0, 1.03)
     percent(left, "y")
