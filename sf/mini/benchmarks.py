@@ -28,7 +28,7 @@ from sf.mini.video_benchmarks import MLVU_TYPES, VIDEO_MAKERS
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MAKERS", "Example", "maker_of", "training_examples", "write_benchmarks"]
+__all__ = ["MAKERS", "Example", "training_examples", "write_benchmarks"]
 
 MAKERS = IMAGE_MAKERS | VIDEO_MAKERS
 _TWINS = {"videomme_w_subtitle": "videomme"}  # they read the same rows
@@ -63,7 +63,7 @@ def _make(part: Part, samples: int, seed: int, size: WorldSize) -> list[Document
     made: list[Document] = []
     index = 0
     while len(made) < wanted:
-        made += maker_of(part.task)(rng, index, supply)
+        made += _maker_of(part.task)(rng, index, supply)
         index += 1
     return made
 
@@ -154,7 +154,7 @@ def write_benchmarks(
     return {task: replies[task] for task in wanted}
 
 
-def maker_of(task: str) -> Maker:
+def _maker_of(task: str) -> Maker:
     """What makes the rows that a task reads."""
     return MAKERS[_TWINS.get(task, task)]
 

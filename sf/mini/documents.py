@@ -14,17 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from sf.mini.questions import CLIP_KINDS, Kind, Question, ask, askable
+from sf.mini.questions import CLIP_KINDS, Kind, Question, ask
 from sf.mini.rows import WorldSize
 from sf.mini.world import Clip, Event, Glyph, Scene, sample_clip, sample_scene
 
 __all__ = [
     "SUBJECTS",
-    "About",
     "Document",
     "Fresh",
     "Maker",
-    "NotAskable",
     "Supply",
     "turn",
 ]
@@ -48,10 +46,6 @@ class Document:
     clip: Clip | None = None
     file: str = ""
     texts: dict[str, str] = field(default_factory=dict)
-
-
-class NotAskable(ValueError):
-    """A given scene or clip does not allow the kind of question that a document needs."""
 
 
 class Supply(ABC):
@@ -101,29 +95,8 @@ class Fresh(Supply):
         return sample_clip(rng, side, side, self.size.frames, glyph=glyph, event=event)
 
 
-@dataclass(frozen=True)
-class About(Supply):
-    """One given scene or clip, whatever is asked."""
-
-    subject: Scene | Clip
-    size: WorldSize
-
-    def scene(self, rng: np.random.Generator, kind: Kind) -> Scene:
-        if not isinstance(self.subject, Scene) or kind not in askable(self.subject):
-            raise NotAskable(kind)
-        return self.subject
-
-    def clip(self, rng: np.random.Generator, kind: Kind) -> Clip:
-        if not isinstance(self.subject, Clip) or kind not in askable(self.subject):
-            raise NotAskable(kind)
-        return self.subject
-
-
 Maker = Callable[[np.random.Generator, int, Supply], list[Document]]
-"""(randomness, running number, supply) -> one document, or several that are scored together.
-
-Raises `NotAskable` where the supply cannot give what the document is about.
-"""
+"""(randomness, running number, supply) -> one document, or several that are scored together."""
 
 
 def turn(values: Sequence[Any], index: int) -> Any:

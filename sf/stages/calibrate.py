@@ -38,7 +38,8 @@ def run(p: Parameters, job: Job) -> None:
 
     Writes `tables/answers.parquet` (one line per p and row), `tables/curve.csv`,
     `tables/layers.csv`, `figures/curve.png`, `figures/layers.png` and their SVG; of second
-    questions on a pruned cache `tables/two_turn_answers.parquet` and `tables/two_turn.csv`.
+    questions on a pruned cache `tables/two_turn_answers.parquet` and `tables/two_turn.csv`, which
+    is empty for other methods than zipvl.
     Answers go to `job.state` as they come, so a killed run goes on with the next batch.
     """
     from sf.data.manifest import read_manifest
@@ -61,7 +62,9 @@ def run(p: Parameters, job: Job) -> None:
     }
     log, grid = AnswerLog(job.state / "answers.jsonl"), grid_with_dense(p.calibrate_p)
     answers = answers_at(model, processor, rows, p, grid, log, **settings, method=p.method)
-    pairs, log = pairs_of(rows, p.two_turn_pairs), AnswerLog(job.state / "second.jsonl")
+    # Whether the rest of a prompt is missed is asked of top-p's pruned cache only.
+    pairs = pairs_of(rows, p.two_turn_pairs if p.method == "zipvl" else 0)
+    log = AnswerLog(job.state / "second.jsonl")
     second = two_turn_answers(model, processor, pairs, p, p.two_turn_p, log, **settings)
     curve, layers = curve_table(answers, p.seed), layer_table(answers, p.seed)
     write_parquet(answers, job.out / "tables" / "answers.parquet")

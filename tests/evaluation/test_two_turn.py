@@ -23,6 +23,7 @@ from sf.evaluation.intervals import bootstrap_clusters, bootstrap_mean
 from sf.evaluation.two_turn import ARMS, _talk, pairs_of, two_turn_answers, two_turn_table
 from sf.mini.scenes import render, sample_clip, sample_scene, write_video
 from sf.models import load_model, load_processor
+from sf.report.tables import write_csv, write_parquet
 
 VISION = Vision(**BOUNDS)  # type: ignore[arg-type]
 TOKENS = 5
@@ -162,6 +163,18 @@ def test_batches_equal_batch_one_and_a_kill_costs_nothing(
     pd.testing.assert_frame_equal(_answers(loaded, rows, log)[names], together[names])
     assert log.read_text().splitlines(keepends=True)[:8] == lines[:8]
     assert len(log.read_text().splitlines()) == len(lines)
+
+
+def test_no_pairs_give_empty_tables_that_can_be_read_again(
+    loaded: tuple[Any, Any], rows: list[Row], tmp_path: Path
+) -> None:
+    answers = _answers(loaded, rows[:1], tmp_path / "log.jsonl")
+    write_parquet(answers, tmp_path / "answers.parquet")
+    write_csv(two_turn_table(answers, 0), tmp_path / "table.csv")
+    assert pd.read_parquet(tmp_path / "answers.parquet").empty
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert table.empty
+    assert {"p", "pruned", "cost_low"} <= set(table.columns)
 
 
 def test_a_template_that_rewrites_a_turn_is_refused(
