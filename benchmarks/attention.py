@@ -242,7 +242,8 @@ def show(table: list[Row]) -> str:
 
 def _verdict(row: Row) -> str:
     assert row.target is not None
-    return "met" if row.value >= row.target else "missed"
+    met = row.value <= row.target if row.better == "lower" else row.value >= row.target
+    return "met" if met else "missed"
 
 
 def main() -> None:

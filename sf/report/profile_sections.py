@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sf.report import published
 from sf.report.benchmark_tables import NOT_MEASURED, Cell
 from sf.report.page import Picture, Section, Table
 from sf.report.results import Result, Study
@@ -22,14 +23,19 @@ PROFILE_TEXT = (
     "interval of the ratio contains 1. Peaks are bytes above the weights."
 )
 METRICS = {  # table -> metric -> title, its unit in what the table holds
-    "times": {"prefill_ms": ("prefill (ms)", 1.0), "decode_ms": ("decode (ms per token)", 1.0)},
+    "times": {
+        "prefill_ms": ("prefill (ms)", 1.0),
+        "decode_ms": ("generate (ms per token)", 1.0),
+        "step_ms": ("decode loop (ms per token)", 1.0),
+    },
     "memory": {
         "kv_bytes": ("KV cache (MiB)", 2.0**20),
         "peak_prefill_bytes": ("peak in prefill (MiB)", 2.0**20),
-        "peak_decode_bytes": ("peak in decoding (MiB)", 2.0**20),
+        "held_decode_bytes": ("held in decoding (MiB)", 2.0**20),
     },
 }
 RATIO = "ratio"
+PAPER_LENGTH = 200_000
 
 
 def profile_sections(study: Study, folder: Path) -> list[Section]:
@@ -38,7 +44,7 @@ def profile_sections(study: Study, folder: Path) -> list[Section]:
         result = study.result("profile", model=model)
         if result is None:
             continue
-        tables += _tables(result, model)
+        tables += [*_tables(result, model), beside_the_paper(result, model)]
         text += [f"{model}, {sentence}" for sentence in _break_even(result)]
         facts = json.loads((result.folder / "hardware.json").read_text(encoding="utf-8"))
         notes += [f"{model}: {note}." for note in facts["notes"]]
@@ -55,6 +61,38 @@ def profile_sections(study: Study, folder: Path) -> list[Section]:
     if not tables:
         text = ["Not measured: no profile of this study was found."]
     return [Section("Latency and memory", text=text, notes=notes, tables=tables, pictures=pictures)]
+
+
+def beside_the_paper(result: Result, model: str) -> Table:
+    """The paper's two ratios at 200k tokens, and what was measured here, never one for the other.
+
+    A GPU's column is filled by a profile on a GPU with a length of 200,000 or more alone.
+    """
+    table = result.table("speedup.csv")
+    facts = json.loads((result.folder / "hardware.json").read_text(encoding="utf-8"))
+    on_gpu = facts.get("device") == "cuda"
+    rows = []
+    for subject in dict.fromkeys(table["subject"]):
+        for title, name, metric in (
+            ("decode throughput, sparse / full", "decode_speedup", "step_ms"),
+            ("KV memory, full / sparse", "memory_ratio", "kv_bytes"),
+        ):
+            value, owner = published.at_200k(name)
+            part = table[(table["subject"] == subject) & (table["metric"] == metric)]
+            there = part[part["length"] >= PAPER_LENGTH].to_dict("records") if on_gpu else []
+            longest = part[part["length"] == part["length"].max()].to_dict("records")
+            row = [Cell(subject), Cell(title), Cell(f"{value:g}", note=f"{owner}, figure 4")]
+            row.append(_ratio(there[-1]) if there else Cell(NOT_MEASURED))
+            row.append(Cell(f"{longest[0]['length']:,}" if longest else ""))
+            row.append(_ratio(longest[0]) if longest else Cell(NOT_MEASURED))
+            rows.append(row)
+    return Table(
+        name=f"beside_paper_{model}",
+        caption=f"{model}: the paper's ratios at 200k tokens (run {result.run})",
+        header=["subject", "figure", "paper", "here, GPU at 200k", "longest here", "ratio there"],
+        rows=rows,
+        keys=2,
+    )
 
 
 def _copy(source: Path, folder: Path, name: str) -> None:
@@ -126,7 +164,7 @@ def _break_even(result: Result) -> list[str]:
     found = []
     for subject in dict.fromkeys(table["subject"]):
         words = []
-        for metric, phrase in (("prefill_ms", "prefill"), ("decode_ms", "decoding")):
+        for metric, phrase in (("prefill_ms", "prefill"), ("step_ms", "decoding")):
             tokens = figures.get(f"{subject}_{metric}_break_even_tokens")
             words.append(
                 f"{phrase} from {tokens:,.0f} tokens on"

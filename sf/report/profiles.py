@@ -7,15 +7,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from sf.profiling.summary import break_even
 from sf.report.style import figure, in_style, look, note, rows_figure
 
 __all__ = ["latency_picture", "memory_picture", "parts_picture"]
 
 SIDES = {"full": ("full", "full attention"), "sparse": ("sparsity_forcing", "sparse attention")}
 PARTS = {  # prefill's parts in the order of the forward pass, Okabe and Ito's colours
+    "vision": "#CC79A7",
     "projections": "#56B4E9",
     "selection": "#D55E00",
     "attention": "#E69F00",
+    "pruning": "#F0E442",
     "mlp": "#009E73",
     "other": "#BBBBBB",
 }
@@ -87,7 +90,7 @@ def latency_picture(table: pd.DataFrame, ratios: pd.DataFrame, where: str) -> Fi
         lengths = sorted(set(part["length"]))
         for panel, metric, title, label in (
             (row[0], "prefill_ms", "Time to the first token", "prefill (ms)"),
-            (row[1], "decode_ms", "Time per further token", "decode (ms per token)"),
+            (row[1], _token(part), _title(part), "decode (ms per token)"),
         ):
             _sides(panel, part, metric, 1.0)
             _length_axis(panel, lengths)
@@ -102,12 +105,26 @@ def latency_picture(table: pd.DataFrame, ratios: pd.DataFrame, where: str) -> Fi
     return fig
 
 
+def _token(table: pd.DataFrame) -> str:
+    """The decode loop's time where it was measured, else that of generate."""
+    return "step_ms" if (table["metric"] == "step_ms").any() else "decode_ms"
+
+
+def _title(table: pd.DataFrame) -> str:
+    loop = _token(table) == "step_ms"
+    return f"Time per further token{' (decode loop)' if loop else ''}"
+
+
 def _speedup(axes: Axes, ratios: pd.DataFrame, lengths: list[int]) -> None:
+    axes.axhspan(0.0, 1.0, color="#f2f2f2", zorder=0)
     for metric, system, label in (
         ("prefill_ms", "sparsity_forcing", "prefill"),
-        ("decode_ms", "base", "decode"),
+        (_token(ratios), "base", "decode"),
     ):
         part = ratios[ratios["metric"] == metric].sort_values("length")
+        tokens = break_even(part, metric)
+        start = "not faster here" if tokens is None else f"faster from {_length(tokens)}"
+        label = f"{label}: {start}"
         style = look(system)
         axes.errorbar(
             part["length"],
@@ -120,9 +137,12 @@ def _speedup(axes: Axes, ratios: pd.DataFrame, lengths: list[int]) -> None:
         )
     axes.axhline(1.0, color="#555555", linewidth=1, linestyle="--")
     _length_axis(axes, lengths)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=0, top=1.35 * max(1.5, axes.get_ylim()[1]))  # room for the legend
+    axes.annotate(
+        "sparse is slower", (0.5, 0.03), xycoords="axes fraction", ha="center", fontsize=8
+    )
     axes.set(title="Speed-up over full attention", ylabel="full / sparse (times)")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left")
 
 
 @in_style
@@ -133,7 +153,7 @@ def memory_picture(table: pd.DataFrame, where: str) -> Figure:
     panels = (
         ("kv_bytes", "KV cache", "keys and values (MiB)"),
         ("peak_prefill_bytes", "Peak in prefill", "above the weights (MiB)"),
-        ("peak_decode_bytes", "Peak in decoding", "above the weights (MiB)"),
+        ("held_decode_bytes", "Held in decoding", "above the weights (MiB)"),
     )
     for row, subject in zip(axes, subjects, strict=True):
         part = table[table["subject"] == subject]
@@ -151,6 +171,9 @@ def memory_picture(table: pd.DataFrame, where: str) -> Figure:
 def parts_picture(table: pd.DataFrame, where: str) -> Figure | None:
     """Prefill time by part of the model, stacked, full beside sparse; None without such lines."""
     names = {f"prefill_{part}_ms": part for part in PARTS}
+    # A part that takes no time anywhere (no tower for text) is no entry of the legend.
+    taken = table[table["value"] > 0]["metric"].unique()
+    names = {metric: part for metric, part in names.items() if metric in taken}
     table = table[table["metric"].isin(list(names))]
     if table.empty:
         return None

@@ -11,7 +11,15 @@ from pathlib import Path
 
 from sf.evaluation.columns import COLUMNS, Column
 
-__all__ = ["NOT_PUBLISHED", "VERSIONS", "average", "figure", "latest", "models_with"]
+__all__ = [
+    "NOT_PUBLISHED",
+    "VERSIONS",
+    "at_200k",
+    "average",
+    "figure",
+    "latest",
+    "models_with",
+]
 
 NOT_PUBLISHED = "n/p"
 TABLES = {"image": "table1_image", "video": "table2_video"}
@@ -46,6 +54,17 @@ def latest(kind: str, model: str, system: str, metric: str) -> tuple[float | Non
         if there is not None:
             return there, version
     return None, ""
+
+
+def at_200k(metric: str) -> tuple[float, str]:
+    """A ratio of figure 4, full over sparse at 200k tokens, and the model that it is of.
+
+    Args:
+        metric: "decode_speedup" or "memory_ratio".
+    """
+    name = f"{metric}_at_200k"
+    (found,) = [(v, key[2]) for key, v in _figures().items() if key[1::3] == ("figure4", name)]
+    return found
 
 
 def models_with(kind: str, system: str) -> list[str]:

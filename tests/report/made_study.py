@@ -109,8 +109,10 @@ def write_profile(folder: Path) -> None:
     lines, pairs = [], []
     for length, sparse in ((1024, [9.0, 11.0] * 3), (2048, [5.0] * 6)):
         runs = {
-            "full": Run([10.0] * 6, [2.0] * 6, {"mlp": [6.0] * 6}, 4 * length, 9, 9, 1.0),
-            "sparse": Run(sparse, [1.0] * 6, {"mlp": [3.0] * 6}, length, 9, 9, 0.25),
+            "full": Run(
+                [10.0] * 6, [2.0] * 6, {"mlp": [6.0] * 6}, 4 * length, 9, 9, 1.0, [2.0] * 6
+            ),
+            "sparse": Run(sparse, [1.0] * 6, {"mlp": [3.0] * 6}, length, 9, 9, 0.25, [1.0] * 6),
         }
         note = {"weights": "random", "ratio_set_by": "top-k 0.25", "note": "made"}
         lines += [{**line, **note} for line in tidy("shape", length, 1, runs)]

@@ -12,7 +12,8 @@ import pytest
 from sf.report.benchmark_tables import Cell
 from sf.report.build import build_report
 from sf.report.page import Page, Section, Table, html, markdown
-from sf.report.results import Study
+from sf.report.profile_sections import beside_the_paper
+from sf.report.results import Result, Study
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +157,23 @@ def test_second_questions_stand_beside_their_arms(report: Path) -> None:
         "| tiny | base | 0.9 | 60.0 | 95.0 | 90.0 | 80.0 | 85.0 | -10.0 (-20.0 to +0.0) | "
         "-15.0 (-25.0 to -5.0) | 80 |"
     )
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_papers_ratios_stand_beside_what_was_measured(device: str, tmp_path: Path) -> None:
+    """A CPU's figure never fills the GPU's column, nor a short prompt's the one at 200k."""
+    made_study.write_profile(tmp_path)
+    result = Result("profile", {}, tmp_path, {"key": "0" * 8, "commit": "1" * 8})
+    speedup = tmp_path / "tables/speedup.csv"
+    text = speedup.read_text(encoding="utf-8")
+    (tmp_path / "hardware.json").write_text(f'{{"device": "{device}", "notes": []}}')
+    short = beside_the_paper(result, "tiny").rows
+    assert [cell.text for cell in short[0]] == [
+        *("shape", "decode throughput, sparse / full", "3.3", "not measured"),
+        *("2,048", "2.00"),
+    ]
+    assert [cell.text for cell in short[1]][2:] == ["3", "not measured", "2,048", "4.00"]
+    speedup.write_text(text.replace("shape,2048", "shape,200000"), encoding="utf-8")
+    long = beside_the_paper(result, "tiny").rows
+    wanted = "2.00" if device == "cuda" else "not measured"
+    assert [cell.text for cell in long[0]][3:] == [wanted, "200,000", "2.00"]
