@@ -35,6 +35,7 @@ for job in JOBS:
         output:
             job.stamp,
         params:
+            launch=job.stage.launch,
             cmd=job.command,
             code=code_digest(job.stage.run),
         log:
@@ -45,4 +46,4 @@ for job in JOBS:
             runtime=int(given["hours"] * 60),
             gpu=given["gpus"],
         shell:
-            "{params.cmd} 2>&1 | tee {log}"
+            "{params.launch} {params.cmd} 2>&1 | tee {log}"

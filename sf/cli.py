@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sf import ranks
 from sf.errors import ConfigError, SparsityForcingError
 
 app = typer.Typer(
@@ -34,7 +35,8 @@ def run_command(
     from sf.jobs import run_stage
 
     outcome = run_stage(stage, context.args, study)
-    _stdout.print(f"{stage}: {outcome}")
+    if ranks.rank() == 0:
+        _stdout.print(f"{stage}: {outcome}")
 
 
 @app.command("use")
@@ -193,8 +195,9 @@ def main() -> None:
     try:
         app()
     except SparsityForcingError as error:
+        where = f" on rank {ranks.rank()}" if ranks.world_size() > 1 else ""
         Console(stderr=True, soft_wrap=True).print(
-            f"[bold red]error:[/] {escape(str(error))}", highlight=False
+            f"[bold red]error{where}:[/] {escape(str(error))}", highlight=False
         )
         sys.exit(2)
 

@@ -5,6 +5,9 @@ it returns, the runner writes the stamp (`stage.json`) and renames the work fold
 folder: an output folder with a stamp is complete. The stamp's key hashes the parameters, the
 content of the inputs and the code of the stage, so either engine (or a person) may call the same
 command again and finished work is adopted instead of redone.
+
+Under torchrun (stages that say `RANKS = True`) the first rank does all of this and the others wait
+for its word: run with it, or end.
 """
 
 from __future__ import annotations
@@ -24,14 +27,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from sf import provenance
+from sf import provenance, ranks
 from sf.config import validated
 from sf.errors import ConfigError, EnvironmentFault, OutputConflictError
 from sf.layout import STAMP
-from sf.tracking import Tracker, log_pending
+from sf.tracking import SilentTracker, Tracker, log_pending
 
 STAGES = ("prepare", "benchmarks", "base", "calibrate", "train", "evaluate", "profile", "report")
 MIN_FREE_GIB = 1.0
+RUN, DONE, UP_TO_DATE = "run", "done", "up to date"
 
 
 @dataclass(frozen=True)
@@ -127,27 +131,47 @@ def run_stage(stage: str, arguments: list[str], study: str) -> str:
     parameters = validated(module.Parameters, parse_flags(module.Parameters, arguments))
     output: Path = parameters.output
     work = work_folder(output)
+    if ranks.world_size() > 1:
+        if not getattr(module, "RANKS", False):
+            rule = f"cannot run in {ranks.world_size()} processes"
+            raise ConfigError("stage", stage, rule, "start it without torchrun")
+        ranks.join()
+        if ranks.rank():
+            return _follow(module, parameters, work)
     work.mkdir(parents=True, exist_ok=True)
     with _exclusive(work, output):
         inputs = input_folders(module, parameters)
         identity = provenance.identity(stage, module, parameters, inputs)
         if _adopt(output, work, identity["key"]):
             log_pending(output, study)
-            return "up to date"
+            return str(ranks.agreed(UP_TO_DATE))
         _refuse_foreign(output, work)
         _check_disk(output)
         _reset_if_changed(work, identity["key"])
         command = shlex.join(["sf", "run", stage, "--study", study, *arguments])
         tracker = Tracker.start(stage, parameters, identity, work, study)
         job = Job(out=work / "out", state=work / "state", tracker=tracker)
+        ranks.agreed(RUN)
         with tracker:
             module.run(parameters, job)
+            ranks.meet()
         tracker.write_summary()
         stamp = {**identity, "command": command, "study": study, "seconds": tracker.seconds()}
         stamp["files"] = provenance.file_digests(job.out)
         _finish(output, work, stamp)
         log_pending(output, study)
-    return "done"
+    return DONE
+
+
+def _follow(module: ModuleType, parameters: BaseModel, work: Path) -> str:
+    """What a rank but the first does: the stage's own work, if the first one says so."""
+    said: str = ranks.agreed()
+    if said == RUN:
+        tracker = SilentTracker(work)
+        module.run(parameters, Job(out=work / "out", state=work / "state", tracker=tracker))
+        ranks.meet()
+        said = DONE
+    return said
 
 
 @contextmanager

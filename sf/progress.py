@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from sf.ranks import rank
+
 __all__ = ["Progress", "progress"]
 
 INTERVAL_S = 10.0
@@ -65,7 +67,7 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Progress]:
         A `Progress`; call `advance` on it.
     """
     counter = Progress(title, total, done, _first=done)
-    if not sys.stderr.isatty():
+    if rank() or not sys.stderr.isatty():
         counter._shown = counter._started
         yield counter
         return

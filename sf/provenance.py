@@ -23,7 +23,8 @@ from sf.errors import DataError
 from sf.layout import STAMP
 
 ROOT = Path(__file__).parent.parent
-RUNNER = ("jobs.py", "tracking.py", "provenance.py")  # how a stage is run, not what it does
+# How a stage is run, not what it does.
+RUNNER = ("jobs.py", "ranks.py", "tracking.py", "provenance.py")
 PACKAGES = ("torch", "transformers", "trl", "lmms_eval", "accelerate", "datasets", "numpy", "av")
 
 

@@ -27,7 +27,7 @@ from pydantic import BaseModel
 
 from sf.layout import STAMP
 
-__all__ = ["EXPERIMENT", "Tracker", "log_all", "log_pending", "tracking_uri"]
+__all__ = ["EXPERIMENT", "SilentTracker", "Tracker", "log_all", "log_pending", "tracking_uri"]
 
 EXPERIMENT = "sparsity-forcing"
 LIVE_SECONDS = 20.0  # at most one live transfer per this time: sqlite locks under many writers
@@ -148,6 +148,16 @@ class Tracker:
         """Seconds spent on this job, killed earlier calls included."""
         self._note_seconds()
         return float((self.work / "seconds").read_text())
+
+
+class SilentTracker(Tracker):
+    """Of ranks but the first: takes figures and leaves them."""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Nothing: the first rank logs."""
+
+    def summary(self, values: dict[str, float]) -> None:
+        """Nothing: the first rank logs."""
 
 
 def log_pending(output: Path, study: str) -> None:

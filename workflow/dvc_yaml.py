@@ -39,7 +39,7 @@ def _stage(stage: Stage) -> dict[str, Any]:
         parts = FOLDERS[kind].format_map({"scale": names["scale"], **_rest(kind)}).split("/*")
         deps.append(parts[0])
     body: dict[str, Any] = {
-        "cmd": command(stage, names, sections),
+        "cmd": " ".join([stage.launch, command(stage, names, sections)]).strip(),
         "deps": deps + stage.code_paths,
         "outs": [{stage.output_folder(names): {"cache": False, "persist": True}}],
     }

@@ -62,6 +62,7 @@ class Stage:
         inputs: flag -> (kind, placeholders) of the results that are read.
         code: files and folders that the stage's code lies in, besides `CORE` and its own file.
         gather: kinds of results of which everything is read (the report).
+        ranks: can run in several processes, one a GPU.
     """
 
     name: str
@@ -74,6 +75,12 @@ class Stage:
     inputs: Mapping[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)
     code: tuple[str, ...] = ()
     gather: tuple[str, ...] = ()
+    ranks: bool = False
+
+    @property
+    def launch(self) -> str:
+        """What stands before the stage's command: `workflow.launch` counts the processes."""
+        return "python -m workflow.launch" if self.ranks else ""
 
     @property
     def code_paths(self) -> list[str]:
@@ -156,6 +163,7 @@ STAGES = (
         values={"model": "{model}", "objective": "{objective}", "seed": "{train_seed}"},
         sections=("train", "answering", "vision", "runtime"),
         inputs={"base": ("base", BASE), "data": ("prepare", {})},
+        ranks=True,
         code=(*MODELLING, "sf/training", "sf/report/__init__.py", "sf/report/style.py"),
     ),
     Stage(
@@ -216,6 +224,7 @@ STAGES = (
             "benchmarks": ("benchmarks", {}),
             "data": ("prepare", {}),
         },
+        ranks=True,
         code=(*MODELLING, "sf/baselines", "sf/evaluation", "sf/mini", *TABLES),
     ),
     Stage(
@@ -237,6 +246,7 @@ STAGES = (
             "benchmarks": ("benchmarks", {}),
             "data": ("prepare", {}),
         },
+        ranks=True,
         code=(*MODELLING, "sf/baselines", "sf/evaluation", "sf/mini", *TABLES),
     ),
     Stage(
@@ -259,6 +269,22 @@ STAGES = (
         gather=("calibrate", "train", "frontier", "evaluate", "profile"),
     ),
 )
+
+
+def launcher(run: str, resources: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How the Python of a stage of `sf run` is started in several processes; [] for one.
+
+    Args:
+        run: the stage.
+        resources: the parameters' section.
+    """
+    given = resources.get(run, resources["default"])
+    if given["gpus"] < 2 or not any(stage.ranks for stage in STAGES if stage.run == run):
+        return []
+    if given.get("launch_config"):
+        words = ["accelerate.commands.launch", "--config_file", given["launch_config"]]
+        return ["-m", *words, "--num_processes", str(given["gpus"])]
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={given['gpus']}"]
 
 
 @dataclass(frozen=True)

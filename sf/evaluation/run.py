@@ -10,7 +10,6 @@ a second call goes on where the first one was killed.
 from __future__ import annotations
 
 import errno
-import os
 import random
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from sf.evaluation.aggregate import task_score
 from sf.evaluation.columns import Column, Part
 from sf.evaluation.scoring import SampleScore, sample_score
 from sf.evaluation.tasks import benchmark_home, build_task
+from sf.ranks import join, rank, world_size
 
 if TYPE_CHECKING:
     from sf.evaluation.model import SparseChatModel
@@ -114,7 +114,7 @@ def evaluate_columns(
         EnvironmentFault: the disk is full.
     """
     work.mkdir(parents=True, exist_ok=True)
-    _join_processes()
+    join()
     session = _Session(lm, home, work, limit, most_new_tokens, seed)
     results = []
     with benchmark_home(home, work / "arrow"), _printing_to(work / "lmms_eval.log"):
@@ -122,7 +122,7 @@ def evaluate_columns(
             result = _guarded(session, column)
             if result is not None:
                 results.append(result)
-    if _rank():
+    if rank():
         return []
     if session.failures:
         failed = len(session.failures)
@@ -168,26 +168,9 @@ def _guarded(session: _Session, column: Column) -> ColumnResult | None:
 def _note_failure(session: _Session, column: Column, error: Exception) -> None:
     """Keep an error for the end; of several processes all must stop, or the others would wait."""
     error.add_note(f"in benchmark {column.name}")
-    if _world_size() > 1:
+    if world_size() > 1:
         raise error
     session.failures.append(error)
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _join_processes() -> None:
-    """Open torchrun's process group, for objects on the CPU and lmms-eval's counters on GPUs."""
-    import torch.distributed
-
-    if _world_size() > 1 and not torch.distributed.is_initialized():
-        gpus = torch.cuda.is_available()
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
 
 
 def _all_records(own: list[Record]) -> list[Record]:
@@ -195,11 +178,11 @@ def _all_records(own: list[Record]) -> list[Record]:
 
     Ranks with fewer rows answer their last one again: each row counts once.
     """
-    if _world_size() == 1:
+    if world_size() == 1:
         return own
     import torch.distributed
 
-    gathered: list[Any] | None = [None] * _world_size() if _rank() == 0 else None
+    gathered: list[Any] | None = [None] * world_size() if rank() == 0 else None
     torch.distributed.gather_object(own, gathered, dst=0)
     if gathered is None:
         return own
@@ -240,13 +223,13 @@ def _evaluate_part(
             log_samples=True,
             cli_args=options,
             process_docs_parallel=1,
-            distributed_executor_backend="torchrun" if _world_size() > 1 else "accelerate",
+            distributed_executor_backend="torchrun" if world_size() > 1 else "accelerate",
         )
     except SystemExit as error:  # how task modules say that a video is missing
         remedy = "complete the benchmark's files"
         raise DataError(part.task, None, str(error), remedy) from error
     records = _all_records(session.lm.answered(part.task))
-    if _rank():
+    if rank():
         return {}, []
     logged = sorted(found["samples"][part.task], key=lambda sample: sample["doc_id"])
     _check_complete(part, wanted, logged, records)

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sf.config import Answering, Evaluate, Method, Runtime, Suite, Vision
+from sf.ranks import agreed, rank
 
 if TYPE_CHECKING:
     from sf.evaluation.model import SparseChatModel
     from sf.jobs import Job
+
+
+RANKS = True
 
 
 class Parameters(Vision, Runtime, Answering, Evaluate):
@@ -94,7 +98,7 @@ def run(p: Parameters, job: Job) -> None:
         records=str(job.state / "records"),
     )
     if matching:
-        lm.turn(_match(p, job, lm))
+        lm.turn(agreed(_match(p, job, lm) if rank() == 0 else None))
     results = evaluate_columns(
         lm,
         columns,
@@ -104,6 +108,8 @@ def run(p: Parameters, job: Job) -> None:
         most_new_tokens=source.most_new_tokens,
         seed=p.seed,
     )
+    if rank():
+        return
     figures = write_results(job.out, results, lm, seed=p.seed, model=p.model, system=p.system)
     job.tracker.summary(figures)
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sf.ranks import rank
 from sf.training.parameters import RunParameters
 
 if TYPE_CHECKING:
     from sf.jobs import Job
+
+
+RANKS = True
 
 
 class Parameters(RunParameters):
@@ -48,6 +52,8 @@ def run(p: Parameters, job: Job) -> None:
         settled(p).model_dump(mode="json", exclude={"base", "data", "output"}),
     )
     where = f"{p.model}, {p.objective}, seed {p.seed}"
+    if rank():
+        return
     history = history_table(job.out / "history.jsonl")
     save(training_picture(history, where), job.out / "figures", "training")
     job.tracker.summary({f"last_{name}": value for name, value in figures.items()})

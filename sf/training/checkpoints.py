@@ -82,8 +82,7 @@ def last_sealed(folder: Path) -> Path | None:
         if damage is None:
             return path
         warnings.warn(f"{path.name} {damage}; going on from an earlier one", stacklevel=2)
-        if os.environ.get("RANK", "0") == "0":
-            shutil.rmtree(path)
+        shutil.rmtree(path)
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from transformers import PrinterCallback
 
 from sf.models import load_model, load_processor
 from sf.progress import progress
+from sf.ranks import agreed, rank
 from sf.training.answers import answer_set
 from sf.training.card import write_card, write_sparsity
 from sf.training.checkpoints import SealCheckpoints, check_disk, last_sealed
@@ -93,7 +93,7 @@ def assemble(
     size = check_disk(checkpoints, model.num_parameters(), trained, kept_checkpoints(p))
     unit = "rollouts" if RECIPES[p.objective].learner == "grpo" else "levels"
     cost = CostEstimate(p, size, kept_checkpoints(p), unit)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if rank() == 0:
         print(cost.before(checkpoints), file=sys.stderr)
     encoder = Encoder(
         model,
@@ -190,7 +190,8 @@ def train(
         EnvironmentFault: no room for the checkpoints, a full disk or too little memory.
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
-    resumed = last_sealed(checkpoints)
+    # One rank looks: it also removes what is broken.
+    resumed = agreed(last_sealed(checkpoints) if rank() == 0 else None)
     done = int(resumed.name.rpartition("-")[2]) if resumed else 0
     with progress("train", p.train_steps, done) as counter:
         samples = SampleTable(out / "tables" / "completions.csv", done)

@@ -8,13 +8,13 @@ parameter files.
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
 from trl import GRPOConfig
 
+from sf import ranks
 from sf.errors import ConfigError
 from sf.training.collapse import kept_checkpoints
 from sf.training.parameters import RunParameters
@@ -102,8 +102,7 @@ def common_arguments(p: RunParameters, folder: Path, world_size: int | None) -> 
     Raises:
         ConfigError: see `micro_batch`.
     """
-    ranks = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
-    size, forwards = micro_batch(p, ranks)
+    size, forwards = micro_batch(p, ranks.world_size() if world_size is None else world_size)
     return {
         "output_dir": str(folder),
         "max_steps": p.train_steps,

@@ -66,7 +66,7 @@ def test_both_engines_run_the_same_commands(tmp_path: Path) -> None:
         (tmp_path / "params.yaml").write_bytes((ROOT / "params" / f"{scale}.yaml").read_bytes())
         with Repo(str(tmp_path)) as repo:
             dvc_commands = sorted(stage.cmd for stage in repo.index.stages)
-        ours = sorted(job.command for job in specs(scale))
+        ours = sorted(f"{job.stage.launch} {job.command}".strip() for job in specs(scale))
         assert [shlex.split(c) for c in dvc_commands] == [shlex.split(c) for c in ours]
 
 

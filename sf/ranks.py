@@ -1,0 +1,86 @@
+"""The processes of one job under torchrun: which one this is, and how they keep together."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from datetime import timedelta
+from typing import Any
+
+from sf.errors import EnvironmentFault
+
+__all__ = ["agreed", "join", "meet", "rank", "world_size"]
+
+PATIENCE = timedelta(hours=24)
+"""How long ranks wait for the first one, which hashes inputs and writes results alone."""
+_PR_SET_PDEATHSIG = 1
+_control: Any = None
+
+
+def rank() -> int:
+    """Of this process; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Processes of the job; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join() -> None:
+    """Open the process group, if there are several ranks; harmless when repeated.
+
+    From here on a rank also ends when torchrun is killed: an orphan would hold the job's lock.
+
+    Raises:
+        EnvironmentFault: torchrun is gone already.
+    """
+    global _control
+    if world_size() == 1 or _control is not None:
+        return
+    import torch.distributed as dist
+
+    _end_with_parent()
+    if not dist.is_initialized():
+        gpus = dist.is_nccl_available() and _has_gpu()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    # The default group's timeout is for collectives of a training step.
+    _control = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def agreed(value: Any = None) -> Any:
+    """What the first rank says; the others' values are not looked at."""
+    if world_size() == 1:
+        return value
+    import torch.distributed as dist
+
+    join()
+    said = [value]
+    dist.broadcast_object_list(said, src=0, group=_control)
+    return said[0]
+
+
+def meet() -> None:
+    """Wait until all ranks are here."""
+    if world_size() > 1:
+        import torch.distributed as dist
+
+        join()
+        dist.barrier(group=_control)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _end_with_parent() -> None:
+    """Linux: SIGKILL when the parent ends."""
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "prctl"):
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise EnvironmentFault("torchrun", None, "ended before its processes", "start again")

@@ -1,0 +1,196 @@
+"""One job in several processes: gloo on the CPU, started as the engines start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ruamel.yaml import YAML
+
+from sf import provenance
+from sf.config import read_yaml
+from sf.layout import STAMP
+from sf.training.checkpoints import SEAL
+from workflow.stages import JobSpec, jobs, launcher
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "training"))
+
+ALONE = {"cpus": 1, "mem_gib": 2, "gpus": 0, "hours": 0.5}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+}
+
+
+def test_only_stages_that_can_are_started_in_several_processes() -> None:
+    several = {**ALONE, "gpus": 4}
+    for given in ({"default": several}, {"default": ALONE, "train": several}):
+        words = launcher("train", given)
+        assert words[:2] == ["-m", "torch.distributed.run"]
+        assert "--nproc-per-node=4" in words
+    assert launcher("evaluate", {"default": several})
+    assert launcher("calibrate", {"default": several}) == []
+    for gpus in (0, 1):
+        assert launcher("train", {"default": {**ALONE, "gpus": gpus}}) == []
+    words = launcher("train", {"default": {**several, "launch_config": "fsdp.yaml"}})
+    assert words == [
+        "-m", "accelerate.commands.launch", "--config_file", "fsdp.yaml", "--num_processes", "4",
+    ]  # fmt: skip
+
+
+def params(processes: int, **train: Any) -> dict[str, Any]:
+    """The smoke scale with another number of processes of one stage."""
+    given = read_yaml(ROOT / "params" / "smoke.yaml")
+    given["axes"]["models"] = ["tiny-qwen2.5-vl"]
+    del given["base"]["tiny-qwen2-vl"]
+    given["train"] |= {"train_steps": 4, "save_every": 2, "reward_gate": False}
+    given["train"] |= {"rollout_p": [0.5, 0.9], "group_size": 2, **train}
+    for stage in ("train", "calibrate"):
+        given["resources"][stage] = {**ALONE, "gpus": processes}
+    return given
+
+
+def study(folder: Path, given: dict[str, Any]) -> Path:
+    """A working directory with finished results of the stages before training."""
+    from tiny_world import build, write_rows
+
+    from sf.data.manifest import write_manifest
+
+    base = folder / "results/smoke/base/tiny-qwen2.5-vl"
+    data = folder / "results/smoke/prepare"
+    for part in (base, data):
+        part.mkdir(parents=True)
+    rows = write_rows(folder / "media")
+    for piece in build("qwen2_5_vl", rows):
+        piece.save_pretrained(base)
+    write_manifest(data / "train.parquet", rows, folder / "media")
+    for part in (base, data):
+        provenance.write_json(part / STAMP, {"files": provenance.file_digests(part)})
+    with (folder / "params.yaml").open("w") as stream:
+        YAML().dump(given, stream)
+    return folder
+
+
+def job(given: dict[str, Any], name: str = "train") -> JobSpec:
+    return next(spec for spec in jobs(given) if spec.stage.name == name)
+
+
+def start(folder: Path, spec: JobSpec) -> subprocess.Popen[str]:
+    call = f"exec {sys.executable} -m workflow.launch {spec.command}"
+    environment = {**ENVIRONMENT, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    return subprocess.Popen(
+        call,
+        shell=True,
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finished(folder: Path, spec: JobSpec) -> str:
+    process = start(folder, spec)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def wait_for(process: subprocess.Popen[str], path: Path) -> dict[str, psutil.Process]:
+    """The job's ranks, once `path` is there."""
+    until = time.monotonic() + 200
+    while not path.is_file():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    children = psutil.Process(process.pid).children()
+    return {rank: c for c in children if (rank := c.environ().get("RANK"))}
+
+
+def figures(folder: Path, spec: JobSpec) -> dict[int, dict[str, float]]:
+    lines = (folder / spec.output / "history.jsonl").read_text().splitlines()
+    return {entry["step"]: entry for entry in map(json.loads, lines)}
+
+
+def weights(folder: Path, spec: JobSpec) -> bytes:
+    return (folder / spec.output / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finished training in two processes."""
+    folder = study(tmp_path_factory.mktemp("two"), params(2))
+    assert "train: done" in finished(folder, job(params(2)))
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(two: Path, tmp_path: Path) -> None:
+    one, spec = study(tmp_path / "one", params(0)), job(params(2))
+    finished(one, spec)
+    ours, expected = figures(two, spec), figures(one, spec)
+    assert list(ours) == list(expected) == [1, 2, 3, 4]
+    # The first step's answers are the same; its rounding then moves the later ones apart.
+    for name in ("reward", "token_ratio", "retention_p", "loss", "grad_norm", "kl"):
+        assert ours[1][name] == pytest.approx(expected[1][name], rel=1e-3, abs=1e-6), name
+    stamps = [json.loads((f / spec.output / STAMP).read_text()) for f in (two, one)]
+    assert set(stamps[0]["files"]) == set(stamps[1]["files"])
+    assert stamps[0]["command"] == stamps[1]["command"] == spec.command
+    # Both ranks are told that there is nothing to do.
+    said = finished(two, spec)
+    assert said.count("train: up to date") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["rank 1", "torchrun"])
+def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
+    two: Path, tmp_path: Path, victim: str
+) -> None:
+    spec = job(params(2))
+    folder = study(tmp_path / "killed", params(2))
+    process = start(folder, spec)
+    work = (folder / spec.output).with_name(f".{Path(spec.output).name}.work")
+    ranks = wait_for(process, work / "state" / "checkpoints" / "checkpoint-2" / SEAL)
+    assert sorted(ranks) == ["0", "1"]
+    if victim == "torchrun":
+        process.send_signal(signal.SIGKILL)
+    else:
+        ranks["1"].send_signal(signal.SIGKILL)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode
+    _, alive = psutil.wait_procs(list(ranks.values()), timeout=20)
+    assert not alive
+    if victim == "rank 1":
+        assert "Signal 9 (SIGKILL)" in said
+        assert "rank      : 1" in said
+    assert not (folder / spec.output).exists()
+    assert "train: done" in finished(folder, spec)
+    assert weights(folder, spec) == weights(two, spec)
+
+
+@pytest.mark.slow
+def test_an_error_on_a_rank_is_shown_with_its_rank(tmp_path: Path) -> None:
+    given = params(2, questions_per_step=1, rollout_p=[0.5, 0.7, 0.9], group_size=3)
+    folder = study(tmp_path / "odd", given)
+    process = start(folder, job(given))
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode
+    assert "error on rank" in said
+    assert "divide over 2 ranks" in said
+    words = job(given, "calibrate").command
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+           "-m", "sf.cli", *words.split()[1:]]  # fmt: skip
+    found = subprocess.run(run, cwd=folder, env=ENVIRONMENT, text=True, capture_output=True)
+    assert found.returncode
+    assert "cannot run in 2 processes" in found.stderr
