@@ -48,7 +48,9 @@ def _apart(names: list[str]) -> list[str]:
 
 Method = Annotated[str, AfterValidator(_known_method)]
 Suite = Annotated[str, AfterValidator(_known_suite)]
-Objective = Literal["sparsity_forcing", "v1_range", "pathwise", "zipvl_sft", "sharpness"]
+Objective = Literal[
+    "sparsity_forcing", "v1_range", "pathwise", "zipvl_sft", "sharpness", "moba", "nsa"
+]
 Family = Literal["qwen2_vl", "qwen2_5_vl", "llava_onevision", "llava_next_video"]
 SCRATCH_FAMILIES = ("qwen2_vl", "qwen2_5_vl")  # of which a tiny model can be trained here
 Model = TypeVar("Model", bound=BaseModel)

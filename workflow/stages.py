@@ -236,7 +236,7 @@ STAGES = (
         values={
             "model": "{model}",
             "system": "{objective}",
-            "method": "zipvl",
+            "method": "trained",
             "suite": "{suite}",
             "seed": "{seed}",
         },

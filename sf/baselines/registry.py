@@ -33,6 +33,7 @@ METHODS: dict[str, str] = {
     "temperature": "sf.baselines.temperature:Temperature",
     "moba": "sf.baselines.moba:MoBA",
     "nsa": "sf.baselines.nsa:NSA",
+    "trained": "sf.baselines.as_trained:AsTrained",
 }
 """A trained checkpoint is evaluated with the method that it was trained under."""
 

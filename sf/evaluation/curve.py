@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from sf.attention.running import level_of, running
 from sf.baselines import METHODS, method_class
 from sf.errors import ConfigError
 from sf.evaluation.answer import Answer, AnswerLog, answer_encoded, batches, encode_rows
@@ -99,17 +100,23 @@ def answers_at(
 
 
 def under(model: Any, method: str, p: float) -> AbstractContextManager[Trace | None]:
-    """What `model` runs under at a threshold; ZipVL at p = 1 is the model's own dense attention.
+    """What `model` runs under at a threshold.
+
+    ZipVL at p = 1 is the model's own dense attention; a checkpoint that was trained with another
+    attention runs under that (`sf.attention.running.level_of`).
 
     Raises:
         ConfigError: the method has no p.
     """
+    if method == "zipvl":
+        return running(model, level_of(model, p))
     found: Any = method_class(method)
     if "p" not in found.__dataclass_fields__:
         having = [name for name in METHODS if "p" in method_class(name).__dataclass_fields__]
         rule = "its curve is over a threshold p, which this method does not have"
         raise ConfigError("method", method, rule, f"use {' or '.join(having)}")
-    return nullcontext() if (method, p) == ("zipvl", DENSE) else found(p=p).apply(model)
+    context: AbstractContextManager[Trace | None] = found(p=p).apply(model)
+    return context
 
 
 def _key(p: float) -> str:

@@ -63,10 +63,13 @@ def run(p: Parameters, job: Job) -> None:
         EvaluationFailed: some benchmarks failed.
     """
     from sf.baselines import build, method_class
+    from sf.baselines.as_trained import method_of
     from sf.errors import ConfigError
     from sf.evaluation.columns import suite
     from sf.evaluation.source import read_source
 
+    if p.method == "trained":
+        p = p.model_copy(update={"method": method_of(p.checkpoint)})
     columns = suite(p.suite)
     value = p.inference_p if p.value is None and p.method == "zipvl" else p.value
     build(p.method, value)

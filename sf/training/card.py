@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SPARSITY_FILE", "read_sparsity", "write_card", "write_sparsity"]
+__all__ = ["REPLACED", "SELECTED", "SPARSITY_FILE", "read_sparsity", "write_card", "write_sparsity"]
 
 SPARSITY_FILE = "sparsity.json"
 
 
-def write_sparsity(folder: Path, selector: str, level: float, provenance: Any) -> None:
+def write_sparsity(folder: Path, selector: str, level: float | None, provenance: Any) -> None:
     """Note how the weights are meant to be run.
 
     Args:
         folder: of the checkpoint.
-        selector: name of the policy class in `sf.selection`.
-        level: at inference; of top-p this is p.
+        selector: name of the policy class in `sf.selection`, or of the trained attention.
+        level: at inference; of top-p this is p, of a trained attention None.
         provenance: plain values: objective, base, data, parameters, versions.
     """
     note = {"selector": selector, "p": level, "provenance": provenance}
@@ -33,12 +33,38 @@ def read_sparsity(folder: Path) -> dict[str, Any]:
     return note
 
 
+SELECTED = """The weights are a plain transformers checkpoint. Run them sparsely with
+
+```python
+from sf import TopP, sparsify
+
+with sparsify(model, TopP(p=...)) as trace:  # p from sparsity.json
+    output = model.generate(**inputs)
+trace.token_ratio
+```
+"""
+REPLACED = """The attention is noted in config.json, with its settings; plain transformers would run
+dense attention in its place. Run them with
+
+```python
+from sf.baselines import apply_method
+from sf.models import load_model
+
+model = load_model(folder)
+with apply_method(model, "trained") as trace:
+    output = model.generate(**inputs)
+trace.token_ratio
+```
+"""
+
+
 def write_card(
     folder: Path,
     title: str,
     about: str,
     settings: Mapping[str, Any],
     figures: Mapping[str, float],
+    usage: str = SELECTED,
 ) -> None:
     """A model card: what it is, how to run it, settings, last training figures."""
     lines = [
@@ -50,16 +76,7 @@ def write_card(
         f"# {title}",
         "",
         f"Trained with {about}",
-        "The weights are a plain transformers checkpoint. Run them sparsely with",
-        "",
-        "```python",
-        "from sf import TopP, sparsify",
-        "",
-        "with sparsify(model, TopP(p=...)) as trace:  # p from sparsity.json",
-        "    output = model.generate(**inputs)",
-        "trace.token_ratio",
-        "```",
-        "",
+        usage,
         "## Last training figures",
         "",
         "| figure | value |",

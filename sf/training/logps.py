@@ -5,12 +5,13 @@ Shapes: R rollouts (or given answers), P padded prompt length, C completion leng
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
-from sf.attention import sparsify
+from sf.attention import Trace, sparsify
 from sf.selection import Policy
 from sf.training.encoding import Prompts, encoder_outputs
 from sf.training.padding import length_buckets
@@ -110,9 +111,7 @@ class PolicyForward:
             term = SparsityTerm(self.coefficient[rows], self.shares, self.measure)
             inputs["sparsity_term"] = term
         # Skipped projections would leave the term out, and probes' queries without a gradient.
-        with sparsify(
-            self.bare, policy, prompt_width=ids.shape[1] - width, skip_dropped=term is None
-        ) as trace:
+        with self._attention(policy, ids.shape[1] - width, term is None) as trace:
             if term is not None:
                 watch_attention()
             result = self._head(inputs, width)
@@ -120,6 +119,12 @@ class PolicyForward:
             self.measured.append(term.mean_ratio)
         self.ratios.append((rows, trace.layer_ratios))
         return result
+
+    def _attention(
+        self, policy: Policy, prompt_width: int, skip_dropped: bool
+    ) -> AbstractContextManager[Trace]:
+        """What the model's attention is during a forward."""
+        return sparsify(self.bare, policy, prompt_width=prompt_width, skip_dropped=skip_dropped)
 
     def _head(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self._fused(inputs, width) if self.fused else self._plain(inputs, width)

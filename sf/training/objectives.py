@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sf.training.parameters import RunParameters
 
-__all__ = ["RECIPES", "Recipe", "settled"]
+if TYPE_CHECKING:
+    from sf.attention.blocks import BlockAttention
+
+__all__ = ["RECIPES", "Recipe", "block_attention", "settled"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,14 @@ class Recipe:
     about: str
     changes: Mapping[str, Any] = field(default_factory=dict)
 
+
+ONE_DENSE_LEVEL = {
+    "group_size": 1,
+    "rollout_selector": "top_p",
+    "rollout_draw": "grid",
+    "rollout_p": [1.0],
+}
+"""Every question once, no tokens selected away."""
 
 RECIPES: Mapping[str, Recipe] = {
     "sparsity_forcing": Recipe(
@@ -55,12 +66,19 @@ RECIPES: Mapping[str, Recipe] = {
         "sft",
         "supervised fine-tuning on the data set's answers with full attention and a regulariser "
         "that sharpens attention rows; the token selection is for inference.",
-        {
-            "group_size": 1,
-            "rollout_selector": "top_p",
-            "rollout_draw": "grid",
-            "rollout_p": [1.0],
-        },
+        ONE_DENSE_LEVEL,
+    ),
+    "moba": Recipe(
+        "sft",
+        "supervised fine-tuning on the data set's answers with MoBA (arXiv 2502.13189) in the "
+        "place of the attention.",
+        ONE_DENSE_LEVEL,
+    ),
+    "nsa": Recipe(
+        "sft",
+        "supervised fine-tuning on the data set's answers with NSA (arXiv 2502.11089) in the place "
+        "of the attention.",
+        ONE_DENSE_LEVEL,
     ),
 }
 
@@ -68,3 +86,20 @@ RECIPES: Mapping[str, Recipe] = {
 def settled(p: RunParameters) -> RunParameters:
     """The parameters that a run goes by: those given, with the objective's own in their place."""
     return p.model_copy(update=dict(RECIPES[p.objective].changes))
+
+
+def block_attention(p: RunParameters) -> BlockAttention | None:
+    """The attention that the objective trains in the place of the model's own."""
+    from sf.attention.blocks import MobaAttention, NsaAttention
+
+    if p.objective == "moba":
+        return MobaAttention(p.moba_top_k, p.moba_block)
+    if p.objective == "nsa":
+        return NsaAttention(
+            p.nsa_top_n,
+            p.nsa_compress_block,
+            p.nsa_compress_stride,
+            p.nsa_select_block,
+            p.nsa_window,
+        )
+    return None

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PrinterCallback
 
+from sf.attention.blocks import Replacement, note_trained
 from sf.models import load_model, load_processor
 from sf.progress import progress
 from sf.ranks import agreed, rank
 from sf.training.answers import answer_set
-from sf.training.card import write_card, write_sparsity
+from sf.training.card import REPLACED, SELECTED, write_card, write_sparsity
 from sf.training.checkpoints import SealCheckpoints, check_disk, last_sealed
 from sf.training.collapse import CollapseWatch, kept_checkpoints
 from sf.training.cost import CostEstimate
@@ -23,7 +25,7 @@ from sf.training.encoding import Encoder, backbone
 from sf.training.faults import clear_faults
 from sf.training.levels import Levels
 from sf.training.monitor import FiniteGradients, Monitor
-from sf.training.objectives import RECIPES, settled
+from sf.training.objectives import RECIPES, block_attention, settled
 from sf.training.parameters import RunParameters
 from sf.training.records import SampleTable
 from sf.training.rewards import GroupReward
@@ -88,6 +90,7 @@ def assemble(
     # The weights stay float32, whatever the computation runs in: steps of 1e-6 vanish in bfloat16.
     model = load_model(base, device=p.device)
     processor = load_processor(base)
+    replacement = _replaced(p, model)
     backbone(model).visual.requires_grad_(p.train_vision)
     trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
     size = check_disk(checkpoints, model.num_parameters(), trained, kept_checkpoints(p))
@@ -115,6 +118,7 @@ def assemble(
     if RECIPES[p.objective].learner == "grpo":
         trainer = _grpo(p, model, processor, encoder, checkpoints, pathwise=pathwise, **common)
     else:
+        common["replacement"] = replacement
         trainer = _sft(p, model, processor, encoder, checkpoints, **common)
     trainer.remove_callback(PrinterCallback)
     return Training(trainer, processor, monitor, sealing, checkpoints)
@@ -159,6 +163,18 @@ def _sft(
         measure=KINDS[p.sharpness_kind],
         **common,
     )
+
+
+def _replaced(p: RunParameters, model: Any) -> Replacement | None:
+    """The objective's own attention, in the model for as long as it lives."""
+    attention = block_attention(p)
+    if attention is None:
+        return None
+    torch.manual_seed(p.seed)
+    note_trained(model, attention)
+    replacement = Replacement(model, attention)
+    replacement.open()
+    return replacement
 
 
 def train(
@@ -227,9 +243,13 @@ def save(
     training.processor.save_pretrained(out)
     levels = Levels.of(p)
     selector = type(levels.policy([levels.inference])).__name__
-    write_sparsity(out, selector, levels.inference, provenance)
+    level: float | None = levels.inference
+    usage = SELECTED
+    if block_attention(p) is not None:
+        selector, level, usage = p.objective, None, REPLACED
+    write_sparsity(out, selector, level, provenance)
     title = f"{provenance['model']} after {provenance['objective']}"
-    write_card(out, title, RECIPES[p.objective].about, provenance, figures)
+    write_card(out, title, RECIPES[p.objective].about, provenance, figures, usage)
 
 
 def _last_figures(training: Training) -> dict[str, float]:

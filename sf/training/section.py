@@ -65,6 +65,17 @@ class Train(Section):
         description="regulariser over attention rows; objective sharpness only"
     )
     sharpness_weight: Annotated[float, Field(ge=0)] = Field(description="objective sharpness only")
+    moba_top_k: Positive = Field(description="blocks a query reads; objective moba only")
+    moba_block: Positive = Field(description="tokens of a block; objective moba only")
+    nsa_top_n: Annotated[int, Field(ge=3)] = Field(
+        description="blocks of the selected branch; objective nsa only"
+    )
+    nsa_compress_block: Positive = Field(description="tokens; objective nsa only")
+    nsa_compress_stride: Positive = Field(
+        description="tokens; divides the two kinds of blocks; objective nsa only"
+    )
+    nsa_select_block: Positive = Field(description="tokens; objective nsa only")
+    nsa_window: Positive = Field(description="tokens; objective nsa only")
     collapse_patience: Annotated[int, Field(ge=0)] = Field(
         description="steps over which a collapse is judged; 0: no early stop"
     )

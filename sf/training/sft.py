@@ -13,12 +13,17 @@ Shapes: R answers, C answer length, J layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 
+from sf.attention import Trace
+from sf.attention.blocks import Replacement
+from sf.selection import Policy
 from sf.training.answers import Answers, gather_answers
 from sf.training.encoding import Encoder
 from sf.training.levels import Levels
@@ -29,8 +34,23 @@ from sf.training.steady import SteadyTrainer
 __all__ = ["AnswerForward", "SparseSFTTrainer"]
 
 
+@dataclass
 class AnswerForward(PolicyForward):
-    """Gives log-probabilities and, in the entropies' place, whether a token is the likeliest."""
+    """Gives log-probabilities and, in the entropies' place, whether a token is the likeliest.
+
+    Attributes:
+        replacement: the attention that the model has for good; None: its own, with a selection.
+    """
+
+    replacement: Replacement | None = None
+
+    def _attention(
+        self, policy: Policy, prompt_width: int, skip_dropped: bool
+    ) -> AbstractContextManager[Trace]:
+        if self.replacement is None:
+            return super()._attention(policy, prompt_width, skip_dropped)
+        self.replacement.prompt_width = prompt_width
+        return nullcontext(self.replacement.trace)
 
     def _head(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.model(**inputs, logits_to_keep=width + 1).logits[:, :-1].float()
@@ -51,6 +71,7 @@ class SparseSFTTrainer(SteadyTrainer):
         levels: how sparse each entry of a question's group is.
         sharpness_weight: of the regulariser over attention rows; 0: none.
         measure: the regulariser (`sf.training.sharpness.KINDS`).
+        replacement: an attention that is trained in the place of the model's own; open.
         samples: takes the first question of each logged step (`records.SampleTable.add`).
         callbacks: transformers callbacks.
     """
@@ -65,6 +86,7 @@ class SparseSFTTrainer(SteadyTrainer):
         levels: Levels,
         sharpness_weight: float = 0.0,
         measure: Measure = effective_ratio,
+        replacement: Replacement | None = None,
         samples: Callable[[int, list[dict[str, Any]]], None] | None = None,
         callbacks: Sequence[Any] = (),
     ) -> None:
@@ -79,6 +101,7 @@ class SparseSFTTrainer(SteadyTrainer):
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the micro-batch
         self.encoder, self.levels, self.samples = encoder, levels, samples
         self.sharpness_weight, self.measure = sharpness_weight, measure
+        self.replacement = replacement
         self._shown = -1
 
     def compute_loss(
@@ -151,6 +174,7 @@ class SparseSFTTrainer(SteadyTrainer):
             coefficient=coefficient,
             shares=shares,
             measure=self.measure,
+            replacement=self.replacement,
         )
 
     def _show(

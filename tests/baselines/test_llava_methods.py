@@ -67,4 +67,4 @@ def test_visionzip_is_refused(llava):
     ):
         pass
     assert llava.get_decoder().config._attn_implementation == "sdpa"
-    assert set(METHODS) - set(VALUES) == {"full", "visionzip", "moba", "nsa"}
+    assert set(METHODS) - set(VALUES) == {"full", "visionzip", "moba", "nsa", "trained"}

@@ -60,8 +60,11 @@ class MobaAttention(BlockAttention):
         own = (position_BL // size)[:, None, :, None]
         past = torch.arange(full, device=own.device) < own
         score = (query_BHLD.to(exact) @ mean_BHND.transpose(2, 3)).masked_fill(~past, -torch.inf)
-        best = score.topk(min(self.top_k - 1, full), dim=-1).indices
+        wanted = self.most(self.top_k, position_BL // size) - 1
+        best = score.topk(min(int(wanted.max()), full), dim=-1).indices
+        wanted = torch.arange(best.shape[-1], device=own.device) < wanted
         shape = (*query_BHLD.shape[:3], -(-columns // size))
-        chosen = torch.zeros(shape, dtype=torch.bool, device=own.device).scatter(3, best, True)
+        chosen = torch.zeros(shape, dtype=torch.bool, device=own.device)
+        chosen = chosen.scatter(3, best, wanted.expand_as(best))
         chosen[..., :full] &= past
         return chosen.scatter(3, own.expand(-1, heads, -1, -1), True)

@@ -205,8 +205,10 @@ class NsaAttention(BlockAttention):
         index = torch.arange(count, device=device)
         fixed = (index == 0) | (index == own) | (index == own - 1)
         score = score.masked_fill(fixed, torch.inf).masked_fill(index > own, -torch.inf)
-        best = score.topk(min(max(self.top_n, 3), count), dim=-1).indices
-        chosen = torch.zeros_like(score, dtype=torch.bool).scatter(3, best, True)
+        wanted = self.most(self.top_n, position_BL // self.select_block).clamp(min=3)
+        best = score.topk(min(int(wanted.max()), count), dim=-1).indices
+        ranked = (torch.arange(best.shape[-1], device=device) < wanted).expand_as(best)
+        chosen = torch.zeros_like(score, dtype=torch.bool).scatter(3, best, ranked)
         return chosen & (index <= own)
 
     def read(self, chosen_BGLN: Tensor, position_BL: Tensor, entries: int) -> Tensor:

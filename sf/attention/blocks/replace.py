@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,26 @@ __all__ = ["BlockAttention", "Forward", "Replacement"]
 NAME = "block_attention"
 
 
+@dataclass(frozen=True)
 class BlockAttention(ABC):
-    """A causal attention whose queries each read some of the keys. Subclasses are dataclasses."""
+    """A causal attention whose queries each read some blocks of keys.
+
+    Attributes:
+        share: in (0, 1], instead of a number of blocks: that share of the blocks that begin at or
+            before the query, rounded up. 0: the number.
+    """
+
+    share: float = field(default=0.0, kw_only=True)
+
+    def at_share(self, share: float) -> Self:
+        """The same attention reading another share of the blocks."""
+        return replace(self, share=share)
+
+    def most(self, number: int, own_BL: Tensor) -> Tensor:
+        """int64 (B, 1, L, 1), blocks that queries in the blocks `own_BL` read at most."""
+        if not self.share:
+            return torch.full_like(own_BL, number)[:, None, :, None]
+        return ((own_BL + 1) * self.share).ceil().long()[:, None, :, None]
 
     def check(self, modules: Sequence[Any]) -> None:
         """Raise ConfigError where the decoder's attention modules lack what the method needs."""

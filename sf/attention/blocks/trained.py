@@ -25,7 +25,7 @@ ATTENTIONS: dict[str, type[Any]] = {"moba": MobaAttention, "nsa": NsaAttention}
 def note_trained(model: Any, attention: BlockAttention) -> None:
     """Note the attention in the model's configuration, and give the model its weights."""
     name = next(name for name, kind in ATTENTIONS.items() if isinstance(attention, kind))
-    note = {"name": name, **asdict(attention)}  # type: ignore[call-overload]
+    note = {"name": name, **asdict(attention)}
     setattr(model.config.get_text_config(), FIELD, note)
     equip(model)
 

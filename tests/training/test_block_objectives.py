@@ -1,0 +1,118 @@
+"""MoBA and NSA as objectives: loss and gradient, resumption, the checkpoint that comes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_sft import first_loss, gradients, prompt_and_reply, same, trainer_of
+from tiny_world import Log, parameters
+
+from sf.attention.blocks import Replacement, note_trained, trained_attention
+from sf.attention.running import level_of, running
+from sf.baselines import apply_method
+from sf.baselines.as_trained import method_of
+from sf.data.manifest import Row
+from sf.data.prompts import messages
+from sf.data.vision import encode
+from sf.models import load_model, load_processor
+from sf.training.card import read_sparsity
+from sf.training.objectives import block_attention
+from sf.training.run import train
+
+
+@pytest.fixture(params=["moba", "nsa"])
+def objective(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def equipped(base: Path, p: Any) -> Any:
+    """The base model as training starts with it."""
+    model = load_model(base)
+    model.model.visual.requires_grad_(False)
+    attention = block_attention(p)
+    assert attention is not None
+    torch.manual_seed(p.seed)
+    note_trained(model, attention)
+    return model
+
+
+def test_loss_and_gradient_are_those_of_decoding_step_by_step(
+    base: Path, rows: list[Row], tmp_path: Path, objective: str
+) -> None:
+    trainer, _ = trainer_of(base, rows, tmp_path, objective)
+    batch, loss, ours = first_loss(trainer)
+    p = parameters(objective=objective)
+    model, processor = equipped(base, p), load_processor(base)
+    expected, ratios = torch.zeros(()), []
+    for row in batch["row"].tolist():
+        inputs, reply = prompt_and_reply(processor, rows[row], p)
+        logps = []
+        with Replacement(model, block_attention(p)) as trace:
+            output = model(**inputs, use_cache=True)
+            cache, mask = output.past_key_values, inputs["attention_mask"]
+            for at, token in enumerate(reply[0]):
+                logps.append(torch.log_softmax(output.logits[0, -1], dim=-1)[token])
+                position = model.model.rope_deltas + mask.shape[1]
+                mask = torch.cat([mask, mask.new_ones(1, 1)], dim=1)
+                output = model(
+                    input_ids=reply[:, at : at + 1],
+                    attention_mask=mask,
+                    position_ids=position.view(1, 1, 1).expand(3, 1, 1),
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            ratios.append(float(trace.token_ratio))
+        expected = expected - torch.stack(logps).mean() / len(batch["row"])
+    expected.backward()
+    assert torch.allclose(loss, expected, atol=1e-5)
+    same(ours, gradients(model), atol=2e-5)
+    assert any(".nsa." in name for name in ours) == (objective == "nsa")
+    logged = trainer._figures._values["token_ratio"]
+    assert logged[-1] == pytest.approx(sum(ratios) / len(ratios), abs=1e-5)
+
+
+def test_a_run_in_two_parts_is_one_run_and_its_checkpoint_is_evaluated_as_trained(
+    base: Path, rows: list[Row], tmp_path: Path, objective: str
+) -> None:
+    note = {"model": "tiny", "objective": objective}
+
+    def run(folder: Path, steps: int) -> Any:
+        p = parameters(objective=objective, train_steps=steps, lr_schedule="constant")
+        p = p.model_copy(update={"gradient_checkpointing": True})
+        train(p, base, rows, folder / "state", folder / "out", Log(), note)
+        return load_model(folder / "out")
+
+    whole = run(tmp_path / "whole", 4)
+    run(tmp_path / "parts", 2)
+    again = run(tmp_path / "parts", 4)
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    p = parameters(objective=objective)
+    assert trained_attention(whole.config) == block_attention(p)
+    start, end = equipped(base, p).state_dict(), whole.state_dict()
+    assert start.keys() == end.keys()
+    moved = {name for name, weight in start.items() if not torch.equal(weight, end[name])}
+    assert any("q_proj" in name for name in moved)
+    assert any("compress_key.outer" in name for name in moved) == (objective == "nsa")
+    assert method_of(tmp_path / "whole" / "out") == objective
+    assert method_of(base) == "zipvl"
+    assert read_sparsity(tmp_path / "whole" / "out")["selector"] == objective
+    assert 'apply_method(model, "trained")' in (tmp_path / "whole/out/README.md").read_text()
+    inputs = encode(load_processor(base), [messages(rows[0], "answer")], p, "cpu")
+    with Replacement(whole, block_attention(p)):
+        expected = whole(**inputs).logits
+    for name in ("trained", objective):
+        with apply_method(whole, name):
+            assert torch.equal(whole(**inputs).logits, expected)
+    # The curve of such a checkpoint goes by the share of blocks.
+    ratios = []
+    for share in (0.2, 0.6, 1.0):
+        with running(whole, level_of(whole, share)) as trace:
+            whole(**inputs)
+        assert trace is not None
+        ratios.append(float(trace.token_ratio))
+    assert ratios[0] < ratios[1] < ratios[2]
+    assert ratios[2] == pytest.approx(1) or objective == "nsa"
