@@ -44,7 +44,11 @@ def profile_sections(study: Study, folder: Path) -> list[Section]:
         result = study.result("profile", model=model)
         if result is None:
             continue
-        tables += [*_tables(result, model), beside_the_paper(result, model)]
+        tables += [
+            *_tables(result, model),
+            roofline(result, model),
+            beside_the_paper(result, model),
+        ]
         text += [f"{model}, {sentence}" for sentence in _break_even(result)]
         facts = json.loads((result.folder / "hardware.json").read_text(encoding="utf-8"))
         notes += [f"{model}: {note}." for note in facts["notes"]]
@@ -61,6 +65,38 @@ def profile_sections(study: Study, folder: Path) -> list[Section]:
     if not tables:
         text = ["Not measured: no profile of this study was found."]
     return [Section("Latency and memory", text=text, notes=notes, tables=tables, pictures=pictures)]
+
+
+def roofline(result: Result, model: str) -> Table:
+    """The decoder's floor, time and achieved share: prefill, and a token of the decode loop."""
+    table = result.table("roofline.csv")
+    rows = []
+    for line in table[table["part"] == "whole"].to_dict("records"):
+        share = f"{100 * line['share']:.3g}"
+        rows.append(
+            [
+                Cell(str(line["subject"])),
+                Cell(f"{line['length']:,}"),
+                Cell(str(line["phase"])),
+                Cell(str(line["side"])),
+                Cell(f"{line['flops']:.3g}"),
+                Cell(f"{line['bytes']:.3g}"),
+                Cell(f"{line['floor_ms']:.3g}", note=f"bound by {line['bound']}"),
+                Cell(f"{line['measured_ms']:.3g}"),
+                Cell(share),
+            ]
+        )
+    return Table(
+        name=f"roofline_{model}",
+        caption=f"{model}: share of the roofline, all parts in tables/roofline.csv "
+        f"(run {result.run})",
+        header=[
+            *("subject", "prompt", "phase", "side"),
+            *("FLOPs", "bytes", "floor (ms)", "measured (ms)", "share (%)"),
+        ],
+        rows=rows,
+        keys=4,
+    )
 
 
 def beside_the_paper(result: Result, model: str) -> Table:

@@ -12,6 +12,7 @@ import pandas as pd
 from sf.evaluation.columns import COLUMNS
 from sf.evaluation.curve import curve_table, layer_table
 from sf.profiling.measure import Run
+from sf.profiling.roofline import ROOFLINE, Ceilings, Work, roofline_lines
 from sf.profiling.summary import LINE, NOTES, SPEEDUP, speedups, tidy
 from sf.report.results import Study
 from sf.report.tables import write_csv, write_parquet
@@ -119,6 +120,10 @@ def write_profile(folder: Path) -> None:
         pairs += [{**line, **note} for line in speedups("shape", length, 1, runs)]
     write_csv(pd.DataFrame(lines, columns=[*LINE, *NOTES]), folder / "tables/profile.csv")
     write_csv(pd.DataFrame(pairs, columns=[*SPEEDUP, *NOTES]), folder / "tables/speedup.csv")
+    head = {"subject": "shape", "length": 2048, "batch": 1, "side": "full"}
+    work = {"mlp": Work(3e9, 1e6)}
+    floors = roofline_lines(head, "prefill", work, {"whole": 12.0}, Ceilings(1e12, 1e12))
+    write_csv(pd.DataFrame(floors, columns=list(ROOFLINE)), folder / "tables/roofline.csv")
     (folder / "hardware.json").write_text(json.dumps({"notes": ["the CPU was busy"]}))
     (folder / "metrics.json").write_text('{"shape_prefill_ms_break_even_tokens": 2048.0}')
 

@@ -12,7 +12,7 @@ import pytest
 from sf.report.benchmark_tables import Cell
 from sf.report.build import build_report
 from sf.report.page import Page, Section, Table, html, markdown
-from sf.report.profile_sections import beside_the_paper
+from sf.report.profile_sections import beside_the_paper, roofline
 from sf.report.results import Result, Study
 
 
@@ -177,3 +177,12 @@ def test_the_papers_ratios_stand_beside_what_was_measured(device: str, tmp_path:
     long = beside_the_paper(result, "tiny").rows
     wanted = "2.00" if device == "cuda" else "not measured"
     assert [cell.text for cell in long[0]][3:] == [wanted, "200,000", "2.00"]
+
+
+def test_the_share_of_the_roofline_is_shown(tmp_path: Path) -> None:
+    made_study.write_profile(tmp_path)
+    result = Result("profile", {}, tmp_path, {"key": "0" * 8, "commit": "1" * 8})
+    (row,) = roofline(result, "tiny").rows
+    assert [cell.text for cell in row] == [
+        *("shape", "2,048", "prefill", "full", "3e+09", "1e+06", "3", "12", "25"),
+    ]
