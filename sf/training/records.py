@@ -76,6 +76,9 @@ def training_picture(history: pd.DataFrame, where: str) -> Figure:
         for name in names:
             if name in history:
                 panel.plot(history["step"], history[name], label=name.replace("_", " "))
+        if not panel.lines:
+            panel.set_visible(False)  # the objective has none of these figures
+            continue
         if title.endswith("%"):
             percent(panel, "y")
         if panel.get_legend_handles_labels()[0]:

@@ -38,3 +38,4 @@ def test_picture_shows_what_was_logged(tmp_path: Path) -> None:
     lines = [line.get_label() for axes in figure.axes for line in axes.get_lines()]
     assert {"accuracy", "token ratio", "kl"} <= set(lines)
     assert len(lines) == 4
+    assert [axes.get_visible() for axes in figure.axes] == [True, True, True, False]
