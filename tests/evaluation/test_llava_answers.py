@@ -15,7 +15,7 @@ from tiny_llava import CELLS, FAMILIES, build_llava
 from transformers.video_utils import VideoMetadata
 
 from sf import FixedMask, TopP
-from sf.ask import answer, load_media, overlay
+from sf.ask import answer, ask, load_media, overlay
 from sf.ask.media import bounds
 from sf.attention.visual_tokens import locate, visual_mask
 from sf.config import BaseModelSpec, Vision, validated
@@ -243,6 +243,24 @@ def test_one_kept_token_is_one_cell_of_the_picture(
     result = answer(model, processor, media, QUESTION, FixedMask([kept] * 3), max_new_tokens=1)
     assert np.argwhere(result.kept).tolist() == [[layer, *cell] for layer in range(3)]
     assert overlay(result, media, QUESTION).axes
+
+
+def test_a_video_is_asked_about_from_its_file(saved: dict[str, Path], tmp_path: Path) -> None:
+    """`sf ask` as a whole: the video is loaded again once the model is known to be LLaVA."""
+    path, picture = tmp_path / "clip.mp4", tmp_path / "kept.png"
+    write_video(sample_clip(np.random.default_rng(1), rows=3, cols=4, frames=4), path, 1)
+    result = ask(
+        saved["llava_onevision"],
+        QUESTION,
+        video=path,
+        fps=1.0,
+        max_pixels=4 * 784,
+        device="cpu",
+        max_new_tokens=2,
+        picture=picture,
+    )
+    assert result.grid == (4, 3, 3)
+    assert picture.stat().st_size > 1000
 
 
 def test_media_of_the_qwen_class_are_refused(saved: dict[str, Path]) -> None:
