@@ -37,7 +37,8 @@ def backbone(model: Any) -> Any:
     Raises:
         UnsupportedModelError: the model is not of Qwen2-VL's build.
     """
-    inner = getattr(model, "model", None)
+    unwrap = getattr(model, "get_base_model", None)  # of a model with adapters
+    inner = getattr(unwrap() if unwrap else model, "model", None)
     if inner is None or not hasattr(inner, "get_rope_index") or not hasattr(inner, "visual"):
         raise UnsupportedModelError(
             "model",

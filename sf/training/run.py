@@ -12,6 +12,7 @@ import torch
 from transformers import PrinterCallback
 
 from sf.attention.blocks import Replacement, note_trained
+from sf.errors import ConfigError
 from sf.models import load_model, load_processor
 from sf.progress import progress
 from sf.ranks import agreed, rank
@@ -92,6 +93,7 @@ def assemble(
     processor = load_processor(base)
     replacement = _replaced(p, model)
     backbone(model).visual.requires_grad_(p.train_vision)
+    model = _with_adapters(p, model)
     trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
     size = check_disk(checkpoints, model.num_parameters(), trained, kept_checkpoints(p))
     unit = "rollouts" if RECIPES[p.objective].learner == "grpo" else "levels"
@@ -162,6 +164,32 @@ def _sft(
         sharpness_weight=p.sharpness_weight if p.objective == "sharpness" else 0.0,
         measure=KINDS[p.sharpness_kind],
         **common,
+    )
+
+
+def _with_adapters(p: RunParameters, model: Any) -> Any:
+    """Low-rank adapters on the decoder's linear layers, if they are asked for.
+
+    Raises:
+        ConfigError: with an objective that trains weights of its own, or with the vision tower.
+    """
+    if not p.lora_rank:
+        return model
+    if block_attention(p) is not None or p.train_vision:
+        rule = "adapters are trained on the decoder of the model as it is"
+        remedy = "set it to 0, or choose another objective and train_vision: false"
+        raise ConfigError("lora_rank", p.lora_rank, rule, remedy)
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(p.seed)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=p.lora_rank,
+            lora_alpha=p.lora_alpha,
+            target_modules=r".*language_model.*\.(q|k|v|o|gate|up|down)_proj",
+            task_type="CAUSAL_LM",
+        ),
     )
 
 
@@ -239,7 +267,8 @@ def save(
         figures: for the card.
     """
     trainer = training.trainer
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    (model.merge_and_unload() if p.lora_rank else model).save_pretrained(out)
     training.processor.save_pretrained(out)
     levels = Levels.of(p)
     selector = type(levels.policy([levels.inference])).__name__

@@ -257,7 +257,8 @@ class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
         if self.ref_model is not None or self.beta == 0.0:
             return False
         model = self.accelerator.unwrap_model(self.model)
-        return any(getattr(module, "disable_adapters", False) for module in model.modules())
+        # Of the layers only: a transformers model has a method of this name.
+        return any(getattr(module, "disable_adapters", False) is True for module in model.modules())
 
     # -- loss -------------------------------------------------------------------------------
 

@@ -57,6 +57,8 @@ PARAMETERS: dict[str, Any] = {
     "pathwise_dual_rate": 0.1,
     "sharpness_kind": "entropy",
     "sharpness_weight": 0.1,
+    "lora_rank": 0,
+    "lora_alpha": 8.0,
     "moba_top_k": 2,
     "moba_block": 4,
     "nsa_top_n": 3,
