@@ -31,11 +31,15 @@ def moba(q: np.ndarray, k: np.ndarray, v: np.ndarray, top_k: int, size: int, sca
 
 
 def nsa(q, k, v, gates, phi, top_n, block, stride, size, window, scaling):
-    """As `moba`; gates (3, H, L); phi: (windows, block, D) to (windows, D)."""
+    """As `moba`; gates (3, H, L); phi: (windows, block, D) to (windows, D).
+
+    Also `clear` (L): False where a block that is left out is as important as a chosen one but for
+    rounding. A window over two blocks counts for both alike, and either choice is right then.
+    """
     heads, length, _ = q.shape
     groups = k.shape[0]
     share = heads // groups
-    out, pairs = np.zeros_like(q), 0.0
+    out, pairs, clear = np.zeros_like(q), 0.0, np.ones(length, dtype=bool)
     for g in range(groups):
         starts = [s for s in range(0, length, stride) if s + block <= length]
         folded = [np.stack([part[g, s : s + block] for s in starts]) if starts else None
@@ -62,7 +66,11 @@ def nsa(q, k, v, gates, phi, top_n, block, stride, size, window, scaling):
                 importance[j] = sum(mass[c] * len(strides[c] & covered) for c in ended)
             fixed = [j for j in {0, own - 1, own} if j >= 0]
             rest = sorted((j for j in importance if j not in fixed), key=lambda j: -importance[j])
-            chosen = set(fixed) | set(rest[: max(0, max(top_n, 3) - len(fixed))])
+            count = max(0, max(top_n, 3) - len(fixed))
+            chosen = set(fixed) | set(rest[:count])
+            if 0 < count < len(rest):
+                last, first_out = importance[rest[count - 1]], importance[rest[count]]
+                clear[t] &= last == first_out == 0 or last - first_out > 1e-9
             selected = [s for s in range(t + 1) if s // size in chosen]
             near = [s for s in range(t + 1) if s > t - window]
             for h in mine:
@@ -73,7 +81,7 @@ def nsa(q, k, v, gates, phi, top_n, block, stride, size, window, scaling):
                     softmax_over(q[h, t], k[g, near], scaling) @ v[g, near]
                 )
             pairs += share * (len(set(selected) | set(near)) + len(ended))
-    return out, pairs / heads
+    return out, pairs / heads, clear
 
 
 def equivalent(pairs: float) -> float:
