@@ -199,9 +199,6 @@ class Resources(Section):
     mem_gib: Positive
     gpus: Annotated[int, Field(ge=0)]
     hours: Annotated[float, Field(gt=0)]
-    launch_config: str = Field(
-        default="", description="accelerate's configuration file for several GPUs; none: torchrun"
-    )
 
 
 class Params(Section):

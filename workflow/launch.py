@@ -2,9 +2,9 @@
 
     python -m workflow.launch sf run train --study mini …
 
-With more than one GPU the command runs under torchrun on this machine (or `accelerate launch`, if
-the resources name a configuration), else as it is. The number of processes is read from params.yaml
-when the job starts: it is no part of the command, so changing it reruns nothing.
+With more than one GPU the command runs under torchrun on this machine, else as it is. The number of
+processes is read from params.yaml when the job starts: it is no part of the command, so changing it
+reruns nothing.
 """
 
 from __future__ import annotations

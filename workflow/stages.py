@@ -281,9 +281,6 @@ def launcher(run: str, resources: Mapping[str, Mapping[str, Any]]) -> list[str]:
     given = resources.get(run, resources["default"])
     if given["gpus"] < 2 or not any(stage.ranks for stage in STAGES if stage.run == run):
         return []
-    if given.get("launch_config"):
-        words = ["accelerate.commands.launch", "--config_file", given["launch_config"]]
-        return ["-m", *words, "--num_processes", str(given["gpus"])]
     return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={given['gpus']}"]
 
 

@@ -66,7 +66,7 @@ class Train(Section):
     )
     sharpness_weight: Annotated[float, Field(ge=0)] = Field(description="objective sharpness only")
     lora_rank: Annotated[int, Field(ge=0, description="of adapters; 0: all weights are trained")]
-    lora_alpha: Annotated[float, Field(gt=0, description="scales adapters by alpha / rank")]
+    lora_alpha: Positive = Field(description="scales adapters by alpha / rank")
     moba_top_k: Positive = Field(description="blocks a query reads; objective moba only")
     moba_block: Positive = Field(description="tokens of a block; objective moba only")
     nsa_top_n: Annotated[int, Field(ge=3)] = Field(

@@ -58,7 +58,7 @@ PARAMETERS: dict[str, Any] = {
     "sharpness_kind": "entropy",
     "sharpness_weight": 0.1,
     "lora_rank": 0,
-    "lora_alpha": 8.0,
+    "lora_alpha": 8,
     "moba_top_k": 2,
     "moba_block": 4,
     "nsa_top_n": 3,
