@@ -49,8 +49,10 @@ class Group:
         return float(self.sums.sum() / self.counts.sum())
 
     def draws(self, rng: np.random.Generator, draws: int) -> NDArray[np.float64]:
-        """Scores (draws,) of resampled units."""
+        """Scores (draws,) of resampled units; NaN for a single unit: its spread is unknown."""
         units = len(self.sums)
+        if units < 2:
+            return np.full(draws, np.nan)
         found = np.empty(draws)
         step = max(1, _CHUNK // units)
         for start in range(0, draws, step):
@@ -159,7 +161,7 @@ def unit_values(part: Part, scores: Sequence[SampleScore]) -> NDArray[np.float64
 
 
 def interval(draws: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap replicates."""
+    """Percentile interval of bootstrap replicates; NaN where a category has a single unit."""
     tail = (1 - level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)

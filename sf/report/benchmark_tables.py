@@ -195,6 +195,8 @@ def _average_span(value: float, by_column: dict[str, Any], columns: list[Column]
         (by_column[c.name]["high"] - by_column[c.name]["low"]) / 2 * 100 / c.scale for c in columns
     ]
     half = math.sqrt(sum(width**2 for width in halves)) / len(halves)
+    if math.isnan(half):
+        return ""
     return _span(max(0.0, value - half), min(100.0, value + half))
 
 

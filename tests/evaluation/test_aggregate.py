@@ -49,6 +49,15 @@ def test_categories_are_drawn_each_for_itself() -> None:
     assert draws == pytest.approx(np.full(draws.shape, 100 / 7))
 
 
+def test_a_category_of_one_unit_gives_no_interval() -> None:
+    """A zero width would say that the score is certain."""
+    pair = [SampleScore(value, group="color", unit="p0") for value in (1.0, 0.0)]
+    more = [SampleScore(1.0, group="count", unit=unit) for unit in ("p1", "p2")]
+    low, high = interval(column_draws(column("mme"), {"mme": pair + more}, seed=0))
+    assert np.isnan(low)
+    assert np.isnan(high)
+
+
 def test_mme_counts_pairs() -> None:
     pairs = [(1.0, 1.0), (1.0, 0.0), (0.0, 0.0), (1.0, 1.0)]
     scores = {

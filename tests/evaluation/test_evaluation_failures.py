@@ -112,7 +112,7 @@ def test_all_that_is_missing_is_said_at_once(copy: Path, tmp_path: Path) -> None
         assert name in text
     found, rows = prepare_source(str(copy), 2, 0, ["mme", "mlvu_dev"], tmp_path, tmp_path)
     assert (found.kind, found.limit) == ("folder", 2)
-    assert rows == {"mme": 28, "mlvu_dev": 7}
+    assert rows == {"mme": 56, "mlvu_dev": 7}
 
 
 def test_hub_data_that_are_not_there_are_listed_before_any_model_is_loaded(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from ruamel.yaml import YAML
 
 from workflow.stages import jobs, read_params
 
@@ -171,8 +172,10 @@ def test_snakemake_notices_what_its_records_do_not_say(checkout: Path) -> None:
 
 
 def test_dvc_alone_does_the_whole_study_and_snakemake_adopts_it(checkout: Path) -> None:
+    """For one of the two models: the other's stages would be the same ones once more."""
     first = tables(checkout)
     assert first
+    drop_model(checkout, "tiny-qwen2-vl")
     for name in ("results", "reports/smoke", ".snakemake"):
         shutil.rmtree(checkout / name)
     (checkout / "dvc.lock").unlink()
@@ -181,7 +184,18 @@ def test_dvc_alone_does_the_whole_study_and_snakemake_adopts_it(checkout: Path) 
     second = tables(checkout)
     assert second.keys() == first.keys()
     for name, table in first.items():
-        pd.testing.assert_frame_equal(table, second[name])
+        left = table[table["model"] != "tiny-qwen2-vl"].reset_index(drop=True)
+        assert 0 < len(left) < len(table)
+        pd.testing.assert_frame_equal(left, second[name])
+
+
+def drop_model(folder: Path, name: str) -> None:
+    path, yaml = folder / "params.yaml", YAML()
+    params = yaml.load(path.read_text())
+    params["axes"]["models"].remove(name)
+    del params["base"][name]
+    with path.open("w") as stream:
+        yaml.dump(params, stream)
 
 
 def test_the_runs_hang_under_one_study_in_mlflow(checkout: Path) -> None:
