@@ -153,7 +153,10 @@ def test_killed_and_called_again_it_ends_with_the_same_tables(
 
     scores = pd.read_csv(whole.out / "tables" / "scores.csv")
     assert list(scores["column"]) == [c.name for c in COLUMNS if c.kind == "image"]
-    assert ((scores["low"] <= scores["score"]) & (scores["score"] <= scores["high"])).all()
+    single = scores["low"].isna()  # so few samples that categories have one each
+    assert list(scores["column"][single]) == ["mmstar"]
+    spans = scores[~single]
+    assert ((spans["low"] <= spans["score"]) & (spans["score"] <= spans["high"])).all()
     assert ((scores["token_ratio"] > 0) & (scores["token_ratio"] < 1)).all()
     layers = pd.read_csv(whole.out / "tables" / "layers.csv")
     means = layers.groupby("column", sort=False)["token_ratio"].mean().to_numpy()
