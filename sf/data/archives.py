@@ -8,6 +8,7 @@ and passes over the archive again only if it needs members that are not out yet.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import posixpath
@@ -25,6 +26,7 @@ __all__ = ["ArchiveIndex", "archive_stem", "find_archives", "is_archive"]
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 UNPACKED = ".unpacked"
 _LARGEST_MEMBER = 16 * 2**30
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def is_archive(name: str) -> bool:
@@ -53,6 +55,10 @@ def archive_stem(archive: str) -> str:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name
+
+
+def _unreadable(archive: str, error: Exception) -> DataError:
+    return DataError("archive", archive, f"it cannot be read: {error}", "fetch it again")
 
 
 class ArchiveIndex:
@@ -89,9 +95,7 @@ class ArchiveIndex:
             with zipfile.ZipFile(self.root / archive) as opened:
                 members = [info for info in opened.infolist() if not info.is_dir()]
         except (OSError, zipfile.BadZipFile) as error:
-            raise DataError(
-                "archive", archive, f"it cannot be read: {error}", "fetch it again"
-            ) from error
+            raise _unreadable(archive, error) from error
         for info in members:
             reference = f"{archive}{MEMBER}{info.filename}"
             self._sizes[reference] = info.file_size
@@ -139,16 +143,17 @@ class ArchiveIndex:
         try:
             target.mkdir(exist_ok=True)
             members = self._pass_over(archive, source, target, wanted)
-        except PermissionError as error:
-            rule = f"its folder cannot be written: {error.strerror}"
-            raise DataError("archive", archive, rule, "unpack it by hand") from error
-        except (OSError, tarfile.TarError, EOFError) as error:
-            raise DataError(
-                "archive", archive, f"it cannot be read: {error}", "fetch it again"
-            ) from error
-        beside = record.with_suffix(".tmp")
-        beside.write_text(json.dumps({"stamp": stamp, "members": members}))
-        beside.replace(record)
+            beside = record.with_suffix(".tmp")
+            beside.write_text(json.dumps({"stamp": stamp, "members": members}))
+            beside.replace(record)
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise _unreadable(archive, error) from error
+            rule = f"it cannot be unpacked beside itself: {error.strerror}"
+            remedy = "make room and writing possible there, or unpack it by hand"
+            raise DataError("archive", archive, rule, remedy) from error
+        except (tarfile.TarError, EOFError) as error:
+            raise _unreadable(archive, error) from error
         places = self._match(archive, members, wanted)
         return {media: f"{archive}{UNPACKED}/{name}" for media, name in places.items()}
 

@@ -78,7 +78,10 @@ def _opened(path: Path | str) -> Iterator[av.container.InputContainer]:
         plain = MEMBER not in str(path)  # ffmpeg reads a file itself faster than through Python
         source = f"file:{os.path.abspath(path)}" if plain else stream
         try:
-            with av.open(source, mode="r", options=_OPTIONS) as container:
+            # Titles of old files are in any encoding; nobody reads them.
+            with av.open(
+                source, mode="r", options=_OPTIONS, metadata_errors="replace"
+            ) as container:
                 yield container
         except av.FFmpegError as error:
             if error.errno == errno.EINVAL:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import tarfile
 import zipfile
@@ -106,4 +108,26 @@ def test_damaged_archives_and_members(tmp_path):
     assert set(used(out)) == {"0"}
     (root / "more.zip").write_bytes(b"no archive")
     with pytest.raises(DataError, match=r"more\.zip"):
+        prepared(root, tmp_path)
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC])
+def test_a_tar_where_nothing_can_be_written_is_not_called_damaged(
+    good_source, tmp_path, monkeypatch, code
+):
+    """A data root is often mounted read-only; a zip is read there, a tar must be unpacked."""
+    root = tmp_path / "data"
+    shutil.copytree(good_source, root)
+    with tarfile.open(root / "videos.tar", "w") as archive:
+        archive.add(root / "clips", "clips")
+    shutil.rmtree(root / "clips")
+    made = Path.mkdir
+
+    def mkdir(path: Path, *args: object, **named: object) -> None:
+        if path.is_relative_to(root):
+            raise OSError(code, os.strerror(code), str(path))
+        made(path, *args, **named)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(DataError, match=rf"{os.strerror(code)}.*unpack it by hand"):
         prepared(root, tmp_path)

@@ -74,6 +74,25 @@ def test_truncated_streamable_video_is_noticed(tmp_path):
         probe_video(fast)
 
 
+@pytest.mark.parametrize("place", ["container", "stream"])
+def test_a_title_in_another_encoding_spoils_nothing(tmp_path, vision, place):
+    """Old files hold titles in Latin-1 and the like; PyAV would raise UnicodeDecodeError."""
+    path = tmp_path / "old.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        (container if place == "container" else stream).metadata["title"] = "Caf-CAFE"
+        for number in range(6):
+            frame = np.full((48, 64, 3), 40 * number, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    data = path.read_bytes()
+    assert data.count(b"Caf-CAFE") == 1
+    path.write_bytes(data.replace(b"Caf-CAFE", b"Caf\xe9CAFE"))
+    frames, _ = load_video(path, vision)
+    assert len(frames) == 4
+
+
 def test_absurd_frames_are_refused_before_they_are_decoded(tmp_path, vision):
     path = tmp_path / "wide.mkv"
     with av.open(str(path), "w") as container:
