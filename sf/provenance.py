@@ -87,13 +87,19 @@ def input_digest(path: Path) -> str:
 
 
 LAZY_IMPORT = re.compile(r"(sf(?:\.\w+)+):\w+")  # "sf.baselines.full:Full", as a registry's line
+DATA_NAME = re.compile(r"\w[\w.-]*\.\w+")
 
 
 @functools.cache
-def imported_modules(file: Path) -> frozenset[Path]:
-    """The files of this package that `file` names in imports, inside functions and as text too."""
+def named_files(file: Path) -> frozenset[Path]:
+    """The files of this package that `file` names: in imports, inside functions and as text too,
+    and data beside it by their plain names, such as "published.csv".
+    """
+    if file.suffix != ".py":
+        return frozenset()
     tree = ast.parse(file.read_text(encoding="utf-8"))
     names: set[str] = set()
+    found: set[Path] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
@@ -103,8 +109,9 @@ def imported_modules(file: Path) -> frozenset[Path]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             lazy = LAZY_IMPORT.fullmatch(node.value)
             names.update([lazy[1]] if lazy else [])
+            if DATA_NAME.fullmatch(node.value) and file.with_name(node.value).is_file():
+                found.add(file.with_name(node.value))
     names |= {sf.EXPORTS[name[3:]] for name in names if name[3:] in sf.EXPORTS}
-    found = set()
     for name in names:
         parts = name.split(".")
         for depth in range(1, len(parts) + 1):
@@ -116,19 +123,19 @@ def imported_modules(file: Path) -> frozenset[Path]:
 
 
 def code_files(start: Path) -> list[Path]:
-    """`start` and every file of this package that it imports, directly or not."""
+    """`start` and every file of this package that it names, directly or not."""
     seen: set[Path] = set()
     todo = [start]
     while todo:
         file = todo.pop()
         if file not in seen:
             seen.add(file)
-            todo.extend(imported_modules(file))
+            todo.extend(named_files(file))
     return sorted(seen)
 
 
 def code_digest(start: Path) -> str:
-    """A hash of `start` and of what it imports of this package, the stage runner left out."""
+    """A hash of `start` and of what it names of this package, the stage runner left out."""
     return digest_of(
         {
             str(path.relative_to(ROOT)): file_digest(path)

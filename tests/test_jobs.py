@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sf import jobs
+from sf import jobs, provenance
 from sf.errors import ConfigError, DataError, OutputConflictError
 from sf.jobs import parse_flags, run_stage, work_folder
 from sf.layout import STAMP
@@ -84,6 +84,18 @@ def test_a_lost_stamp_is_restored_and_a_damaged_file_is_made_again(stage: Path) 
 def test_changed_code_is_run_again(stage: Path) -> None:
     run()
     (stage / "counting_stage.py").write_text(STAGE + "\n# another line\n")
+    assert run() == "done"
+
+
+def test_changed_data_beside_the_code_are_run_again(stage: Path) -> None:
+    (stage / "known.csv").write_text("1")
+    (stage / "other.csv").write_text("1")
+    (stage / "counting_stage.py").write_text(STAGE + '\nKNOWN = "known.csv"\n')
+    provenance.named_files.cache_clear()
+    assert run() == "done"
+    (stage / "other.csv").write_text("2")
+    assert run() == "up to date"
+    (stage / "known.csv").write_text("2")
     assert run() == "done"
 
 

@@ -389,11 +389,11 @@ def code_digest(run: str) -> str:
 
 
 def code_files(stage: Stage) -> list[str]:
-    """The Python files that the stage declares."""
+    """The files that the stage declares: Python and data of the package."""
     files: set[str] = set()
     for declared in stage.code_paths:
         path = provenance.ROOT / declared
-        found = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        found = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
         files.update(str(file.relative_to(provenance.ROOT)) for file in found)
     return sorted(files)
 

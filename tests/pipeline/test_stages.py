@@ -79,6 +79,13 @@ def test_a_stage_declares_the_code_that_it_imports(stage: Stage) -> None:
     assert needed <= set(code_files(stage)), sorted(needed - set(code_files(stage)))
 
 
+def test_the_reports_own_data_are_part_of_its_code() -> None:
+    found = {path.name for path in provenance.code_files(ROOT / "sf/stages/report.py")}
+    assert {"published.csv", "page.html.jinja"} <= found
+    prepared = provenance.code_files(ROOT / "sf/stages/prepare.py")
+    assert all(path.suffix == ".py" for path in prepared)
+
+
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_declared_code_exists(stage: Stage) -> None:
     for path in stage.code_paths:
