@@ -208,7 +208,7 @@ def benchmark_picture(
         panel.grid(axis="x", visible=False)
         panel.set_ylim(0, 104)
     score.set_xticklabels([])
-    score.set(title="Score", ylabel="percent of the best")
+    score.set(title="Score", ylabel="% of the highest possible")
     ratio.set(title="Kept tokens", ylabel="token ratio (%)")
     fig.legend(*score.get_legend_handles_labels(), loc="outside upper right", ncols=len(systems))
     note(fig, f"{where}; bars on the marks: 95 % intervals")
