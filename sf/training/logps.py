@@ -1,5 +1,8 @@
 """Log-probabilities of given completions: one teacher-forced forward under sparse attention.
 
+Where the rollout kept its prompts' graph (`PromptPass`), the forward is over the completions only
+and continues from there; its backward pass goes through both.
+
 Shapes: R rollouts (or given answers), P padded prompt length, C completion length.
 """
 
@@ -16,6 +19,7 @@ from sf.selection import Policy
 from sf.training.encoding import Prompts, encoder_outputs
 from sf.training.padding import length_buckets
 from sf.training.pathwise import Measure, SparsityTerm, effective_ratio, watch_attention
+from sf.training.rollout import PromptPass
 
 __all__ = ["Forced", "PolicyForward"]
 
@@ -55,6 +59,8 @@ class PolicyForward:
         measure: what stands for the effective ratio in it.
         bucketed: run prompts of similar length together. Ranks that share a model need the same
             number of forwards, so it is for one process only.
+        passes: of the prompts; used up by the first forward with a gradient, whose `rows` must then
+            be all R.
         measured: per bucket (R,), the term's value, mean over layers.
         ratios: per bucket its rows and their token ratios (J, R).
     """
@@ -68,6 +74,7 @@ class PolicyForward:
     coefficient: torch.Tensor | None = None
     shares: torch.Tensor | None = None
     measure: Measure = effective_ratio
+    passes: list[PromptPass] = field(default_factory=list)
     measured: list[torch.Tensor] = field(default_factory=list)
     ratios: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
@@ -82,17 +89,45 @@ class PolicyForward:
             attention_mask: (R, P + C) long.
             width: C.
         """
-        lengths = attention_mask[:, :-width].sum(1).tolist()
-        buckets = length_buckets(lengths) if self.bucketed else [list(range(len(rows)))]
-        parts = []
-        for bucket in buckets:
-            at = torch.tensor(bucket, device=rows.device)
-            start = input_ids.shape[1] - width - max(lengths[i] for i in bucket)
-            ids, mask = input_ids[at, start:], attention_mask[at, start:]
-            parts.append(self._forward(rows[at], start, ids, mask, width))
-        back = torch.tensor([i for bucket in buckets for i in bucket], device=rows.device).argsort()
+        parts, places = [], []
+        if self.passes and torch.is_grad_enabled():
+            place = rows.argsort()
+            while self.passes:
+                part = self.passes.pop(0)
+                at = place[part.rows]
+                ids, mask = input_ids[at, -width:], attention_mask[at, part.start :]
+                parts.append(self._continue(part, ids, mask))
+                places.append(at)
+        else:
+            lengths = attention_mask[:, :-width].sum(1).tolist()
+            for bucket in length_buckets(lengths) if self.bucketed else [list(range(len(rows)))]:
+                at = torch.tensor(bucket, device=rows.device)
+                start = input_ids.shape[1] - width - max(lengths[i] for i in bucket)
+                ids, mask = input_ids[at, start:], attention_mask[at, start:]
+                parts.append(self._forward(rows[at], start, ids, mask, width))
+                places.append(at)
+        back = torch.cat(places).argsort()
         logps, entropies = (torch.cat(pieces)[back] for pieces in zip(*parts, strict=True))
         return logps, entropies
+
+    def _continue(
+        self, part: PromptPass, ids: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One bucket's completions (R, C), after the prompts' shared pass."""
+        prompts, owner = self.forced.prompts, self.forced.owner[part.rows]
+        width = ids.shape[1]
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": prompts.positions_with(owner, width)[:, :, -width:],
+            "past_key_values": part.cache,
+            "use_cache": True,
+        }
+        with sparsify(self.bare, self.forced.policy(part.rows, part.start)):
+            logps, entropies = self._head(inputs, width - 1)
+        self.ratios.append((part.rows, part.layer_ratios))
+        first = self._of_logits(part.logits[:, None], ids[:, :1])
+        return torch.cat([first[0], logps], dim=1), torch.cat([first[1], entropies], dim=1)
 
     def _forward(
         self, rows: torch.Tensor, start: int, ids: torch.Tensor, mask: torch.Tensor, width: int
@@ -127,16 +162,27 @@ class PolicyForward:
         return sparsify(self.bare, policy, prompt_width=prompt_width, skip_dropped=skip_dropped)
 
     def _head(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the last `width` tokens of the input, from 0 to all but the first."""
         return self._fused(inputs, width) if self.fused else self._plain(inputs, width)
 
     def _fused(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-        labels[:, :-width] = -100
+        mask = inputs["attention_mask"][:, -inputs["input_ids"].shape[1] :]
+        labels = inputs["input_ids"].masked_fill(mask == 0, -100)
+        first = labels.shape[1] - width
+        labels[:, :first] = -100
         output = self.model(**inputs, labels=labels, fused_lm_head=True)
-        return output.log_probs[:, -width:], output.entropy[:, -width:]
+        # TRL's results begin with the second token's.
+        return output.log_probs[:, first - 1 :], output.entropy[:, first - 1 :]
 
     def _plain(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.model(**inputs, logits_to_keep=width + 1).logits[:, :-1]
+        ids = inputs["input_ids"]
+        return self._of_logits(logits, ids[:, ids.shape[1] - width :])
+
+    def _of_logits(
+        self, logits: torch.Tensor, ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (R, C, vocabulary) and the tokens (R, C) that followed."""
         every = torch.log_softmax(logits.float() / self.temperature, dim=-1)
         entropy = -(every.exp() * every).sum(-1).detach()
-        return every.gather(2, inputs["input_ids"][:, -width:, None]).squeeze(2), entropy
+        return every.gather(2, ids[:, :, None]).squeeze(2), entropy

@@ -1,25 +1,28 @@
 """Sampling answers under sparse attention, one retention threshold per rollout.
 
+The prompts' forward can be shared with the loss (`Sampler(shared=True)`): as long as the weights
+that answer are the weights that learn, what the training forward would compute for the prompts is
+what the rollout's prefill has computed, if that keeps its graph.
+
 Shapes: R rollouts, P padded prompt length, C completion length, J layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.generation import StoppingCriteria, StoppingCriteriaList
+from transformers import Cache
 
-from sf.attention import Trace, sparsify
+from sf.attention import detached, sparsify
 from sf.selection import FixedMask
 from sf.training.encoding import Prompts, encoder_outputs
 from sf.training.padding import length_buckets
 
-__all__ = ["Rollout", "Sampler", "sampling_seeds", "vision_token_ids"]
+__all__ = ["PromptPass", "Rollout", "Sampler", "sampling_seeds", "vision_token_ids"]
 
 VISION_TOKENS = (
     "<|image_pad|>",
@@ -40,6 +43,25 @@ def vision_token_ids(tokenizer: Any) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptPass:
+    """Prompts that were run once with their graph kept, for sampling and for the loss.
+
+    Attributes:
+        rows: (R,) long, the rollouts that they are of.
+        start: columns of padding that were cut off the prompts.
+        logits: (R, vocabulary) of each prompt's last token, with a gradient.
+        cache: keys and values of what each layer kept, with a gradient; continued once.
+        layer_ratios: (J, R).
+    """
+
+    rows: torch.Tensor
+    start: int
+    logits: torch.Tensor
+    cache: Cache
+    layer_ratios: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """What one generation call gave and what its training forward needs.
 
@@ -52,6 +74,7 @@ class Rollout:
         kept: per layer (R, P) bool, the prompt tokens that the layer attended.
         token_ratio: (R,) kept / valid prompt tokens, mean over layers, in (0, 1].
         layer_ratios: (J, R).
+        passes: of the prompts, if they are shared with the loss, which takes them out.
     """
 
     prompts: Prompts
@@ -62,6 +85,7 @@ class Rollout:
     kept: list[torch.Tensor]
     token_ratio: torch.Tensor
     layer_ratios: torch.Tensor
+    passes: list[PromptPass] = field(default_factory=list)
 
     def policy(self, rows: torch.Tensor, start: int) -> FixedMask:
         """The recorded choice for `rows`, without the first `start` columns of padding."""
@@ -87,16 +111,15 @@ def sampling_seeds(seed: int, step: int, places: Sequence[int]) -> list[int]:
     ]
 
 
-class SeededSampling(LogitsProcessor):
-    """Makes greedy decoding sample, and notes each sampled token's log-probability.
+class SeededSampling:
+    """Samples a token per rollout, with its log-probability.
 
     The largest of log p + Gumbel noise is a sample of p. Each rollout has noise of its own seed, so
     it does not matter which rank or which batch it is drawn in, nor what was drawn before: another
     number of ranks and a resumed run sample the same answers.
 
     The log-probability is that of the whole vocabulary at the temperature, which is what the
-    training forward computes; forbidden tokens are removed from sampling only. No step's logits
-    outlive the step.
+    training forward computes; forbidden tokens are removed from sampling only.
 
     Args:
         temperature: sampling temperature, > 0.
@@ -110,34 +133,17 @@ class SeededSampling(LogitsProcessor):
     ) -> None:
         self.temperature, self.forbidden = temperature, list(forbidden)
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        self.logps: list[torch.Tensor] = []
-        self._next = torch.empty(0)
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """(R, vocabulary) logits in and out."""
-        self._next = torch.log_softmax(scores.float() / self.temperature, dim=-1)
-        waiting = torch.empty_like(self._next)
+    def __call__(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(R, vocabulary) logits -> (R,) tokens, (R,) float32 log-probabilities."""
+        every = torch.log_softmax(logits.float() / self.temperature, dim=-1)
+        waiting = torch.empty_like(every)
         for row, generator in zip(waiting, self.generators, strict=True):
             row.exponential_(generator=generator)
-        noisy = self._next - waiting.log()
+        noisy = every - waiting.log()
         noisy[:, self.forbidden] = float("-inf")
-        return noisy
-
-    def note(self, sampled: torch.Tensor) -> None:
-        """Look up what was sampled from the latest logits: (R,) long."""
-        self.logps.append(self._next.gather(1, sampled[:, None]).squeeze(1))
-
-
-class SampledToken(StoppingCriteria):
-    """Tells the recorder each sampled token; never stops. Called once after every token."""
-
-    def __init__(self, recorder: SeededSampling) -> None:
-        self.recorder = recorder
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        """(R, so far) ids in, (R,) False out."""
-        self.recorder.note(input_ids[:, -1])
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        sampled = noisy.argmax(-1)
+        return sampled, every.gather(1, sampled[:, None]).squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,7 @@ class Sampler:
         retention_p: Sequence[float],
         seeds: Sequence[int],
         bucketed: bool = True,
+        shared: bool = False,
     ) -> Rollout:
         """Sample one completion per entry of `owner`.
 
@@ -178,8 +185,10 @@ class Sampler:
             owner: (R,) long, the question of each rollout.
             retention_p: R thresholds in (0, 1].
             seeds: R, of each rollout's sampling.
-            bucketed: one `generate` call per group of similar prompt lengths instead of one for
-                all. Ranks that share a model must not: they need the same number of forwards.
+            bucketed: prompts of similar length are run together, instead of all. Ranks that share
+                a model must not: they need the same number of forwards.
+            shared: keep the prompts' graph for the loss, in `Rollout.passes`. It holds the memory
+                of a training forward over the prompts until then.
         """
         lengths = prompts.attention_mask.sum(1)[owner].tolist()
         buckets = length_buckets(lengths) if bucketed else [list(range(len(owner)))]
@@ -190,18 +199,22 @@ class Sampler:
         kept = [torch.zeros(shape, dtype=torch.bool, device=owner.device) for _ in range(layers)]
         ratios = torch.empty(layers, len(owner), device=owner.device)
         tokens: dict[int, tuple[list[int], list[float]]] = {}
+        passes = []
         for bucket in buckets:
             rows = torch.tensor(bucket, device=owner.device)
             start = shape[1] - max(lengths[at] for at in bucket)
-            trace, sampled, logps = self._generate(
-                model,
-                prompts,
-                features,
-                owner[rows],
-                start,
-                thresholds[bucket].tolist(),
-                [seeds[at] for at in bucket],
-            )
+            with sparsify(model, self.make_policy(thresholds[bucket].tolist())) as trace:
+                with torch.set_grad_enabled(shared):
+                    logits, cache = self._prompt(model, prompts, features, owner[rows], start)
+                drawn = SeededSampling(
+                    self.temperature, self.forbidden, [seeds[at] for at in bucket], owner.device
+                )
+                if shared:
+                    passes.append(PromptPass(rows, start, logits, cache, trace.layer_ratios))
+                    logits, cache = logits.detach(), detached(cache)
+                sampled, logps = self._answer(
+                    model, prompts, owner[rows], start, logits, cache, drawn
+                )
             for layer, chosen in zip(kept, trace.kept, strict=True):
                 layer[rows, start:] = chosen
             ratios[:, rows] = trace.layer_ratios.float()
@@ -219,43 +232,68 @@ class Sampler:
             kept=kept,
             token_ratio=ratios.mean(0),
             layer_ratios=ratios,
+            passes=passes,
         )
 
-    def _generate(
+    def _prompt(
         self,
         model: Any,
         prompts: Prompts,
         features: list[torch.Tensor],
         owner: torch.Tensor,
         start: int,
-        retention_p: list[float],
-        seeds: list[int],
-    ) -> tuple[Trace, torch.Tensor, torch.Tensor]:
-        """One `generate` call; `start` columns of padding are cut off the prompts."""
-        recorder = SeededSampling(self.temperature, self.forbidden, seeds, owner.device)
-        mask = prompts.attention_mask[owner, start:]
-        text = (mask.cumsum(-1) - 1).clamp(min=0)
-        with sparsify(model, self.make_policy(retention_p)) as trace:
-            output = model.generate(
-                input_ids=prompts.input_ids[owner, start:],
-                attention_mask=mask,
-                position_ids=torch.cat([text[None], prompts.positions[:, owner, start:]]),
-                mm_encoder_outputs=encoder_outputs(prompts, features, owner),
-                generation_config=self.generation_config(),
-                logits_processor=LogitsProcessorList([recorder]),
-                stopping_criteria=StoppingCriteriaList([SampledToken(recorder)]),
-            )
-        return trace, output[:, mask.shape[1] :], torch.stack(recorder.logps, dim=1)
-
-    def generation_config(self) -> GenerationConfig:
-        """Greedy; the noise makes it plain sampling: no top-k, no nucleus, no penalty."""
-        return GenerationConfig(
-            max_new_tokens=self.max_completion_tokens,
-            do_sample=False,
-            eos_token_id=list(self.eos_token_ids),
-            pad_token_id=self.pad_token_id,
-            disable_compile=True,
+    ) -> tuple[torch.Tensor, Cache]:
+        """The forward over the prompts; `start` columns of padding are cut off them."""
+        output = model(
+            input_ids=prompts.input_ids[owner, start:],
+            attention_mask=prompts.attention_mask[owner, start:],
+            position_ids=prompts.positions[:, owner, start:],
+            mm_encoder_outputs=encoder_outputs(prompts, features, owner),
+            use_cache=True,
+            logits_to_keep=1,
         )
+        return output.logits[:, -1], output.past_key_values
+
+    def _answer(
+        self,
+        model: Any,
+        prompts: Prompts,
+        owner: torch.Tensor,
+        start: int,
+        logits: torch.Tensor,
+        cache: Cache,
+        draw: SeededSampling,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and log-probabilities, (R, C) both, until every row has ended.
+
+        Not `model.generate`: that takes what is not said, a repetition penalty for instance, from
+        the checkpoint's generation settings, and the policy must be the model alone.
+        """
+        ends = torch.tensor(list(self.eos_token_ids), device=owner.device)
+        mask = prompts.attention_mask[owner, start:]
+        places = prompts.positions_with(owner, self.max_completion_tokens)
+        places = places[:, :, prompts.input_ids.shape[1] :]
+        ended = torch.zeros(len(owner), dtype=torch.bool, device=owner.device)
+        tokens: list[torch.Tensor] = []
+        logps: list[torch.Tensor] = []
+        for at in range(self.max_completion_tokens):
+            if at:
+                mask = torch.cat([mask, mask.new_ones(len(owner), 1)], dim=1)
+                output = model(
+                    input_ids=tokens[-1][:, None],
+                    attention_mask=mask,
+                    position_ids=places[:, :, at - 1, None],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                logits = output.logits[:, -1]
+            sampled, own = draw(logits)
+            tokens.append(sampled.masked_fill(ended, self.pad_token_id))
+            logps.append(own)
+            ended = ended | torch.isin(sampled, ends)
+            if bool(ended.all()):
+                break
+        return torch.stack(tokens, dim=1), torch.stack(logps, dim=1)
 
     def lengths(self, sampled: torch.Tensor) -> list[int]:
         """Tokens of each row up to and with its first end token.

@@ -143,6 +143,23 @@ class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
         self._figures.add("pathwise_weight", weight)
         self._figures.add("pathwise_ratio", ratio)
 
+    def _shares_prompts(self) -> bool:
+        """Whether the rollout's forward over the prompts is the training forward's as well.
+
+        Its graph stays in memory from sampling to loss. That costs nothing where all rollouts of a
+        step are learnt from in one forward. It cannot be where activations are not kept anyway
+        (gradient checkpointing), where sharded weights are gone by then, where the tower learns as
+        well, and with the sparsity term, whose weight follows from the answers.
+        """
+        return not (
+            self.args.gradient_accumulation_steps > 1
+            or self.args.gradient_checkpointing
+            or self.is_fsdp_enabled
+            or self.is_deepspeed_enabled
+            or self.pathwise is not None
+            or not self.encoder.frozen_tower
+        )
+
     def _rollout(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
         """TRL's `rollout_func`: one completion for each of the R local prompts."""
         unique = list(dict.fromkeys(self._rows))
@@ -164,6 +181,7 @@ class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
             ) as model,
             self.accelerator.autocast(),
         ):
+            self.rollout = None  # with what it still holds
             rollout = self.sampler(
                 model,
                 questions,
@@ -171,6 +189,7 @@ class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
                 self.levels(self.state.global_step, places),
                 sampling_seeds(args.seed, self.state.global_step, places),
                 bucketed=self.accelerator.num_processes == 1,
+                shared=self._shares_prompts(),
             )
         self.rollout = rollout
         mask = questions.attention_mask.bool()
@@ -235,6 +254,7 @@ class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
             bucketed=self.accelerator.num_processes == 1,
             coefficient=self._coefficient,
             shares=self._shares,
+            passes=self.rollout.passes,
         )
         with self.accelerator.autocast():
             outputs = [

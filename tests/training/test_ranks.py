@@ -26,6 +26,7 @@ def free_port() -> int:
 
 
 RUNS: dict[str, dict[str, Any]] = {
+    "sparsity_forcing": {"questions_per_step": 1},
     "pathwise": {"questions_per_step": 1},
     "zipvl_sft": {"questions_per_step": 1},
     "sharpness": {"questions_per_step": 2, "sharpness_weight": 2.0},
@@ -59,12 +60,17 @@ def on_two_ranks(
     return found
 
 
+@pytest.mark.parametrize("objective", ["sparsity_forcing", "pathwise"])
 def test_group_of_four_on_two_ranks(
-    base: Path, rows: list[Row], tmp_path: Path, on_two_ranks: dict[str, dict[str, float]]
+    base: Path,
+    rows: list[Row],
+    tmp_path: Path,
+    objective: str,
+    on_two_ranks: dict[str, dict[str, float]],
 ) -> None:
-    """The same answers, rewards, loss and gradient norm."""
-    ours = on_two_ranks["pathwise"]
-    expected = step(base, rows, tmp_path, "pathwise")
+    """The same answers, rewards, loss and gradient norm, prompts shared with the loss or not."""
+    ours = on_two_ranks[objective]
+    expected = step(base, rows, tmp_path, objective)
     for name in ("reward", "token_ratio", "efficiency", "gate", "completion_tokens"):
         assert ours[name] == pytest.approx(expected[name], abs=1e-6), name
     for name in ("loss", "grad_norm", "kl", "entropy"):

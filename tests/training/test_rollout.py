@@ -107,13 +107,25 @@ def test_seeded_sampling_follows_the_temperature() -> None:
     """Frequencies of 4,000 draws against softmax(logits / 0.5), the forbidden token left out."""
     logits = torch.tensor([0.0, 0.5, 1.0, 5.0])
     sampling = SeededSampling(0.5, [3], range(4000), "cpu")
-    drawn = sampling(torch.empty(0), logits.expand(4000, -1)).argmax(-1)
+    drawn, logps = sampling(logits.expand(4000, -1))
     shares = drawn.bincount(minlength=4) / 4000
     assert torch.allclose(shares[:3], torch.softmax(logits[:3] / 0.5, 0), atol=0.03)
     assert shares[3] == 0
-    sampling.note(drawn)
-    expected = torch.log_softmax(logits / 0.5, 0)[drawn]
-    assert torch.allclose(sampling.logps[0], expected)
+    assert torch.allclose(logps, torch.log_softmax(logits / 0.5, 0)[drawn])
+
+
+def test_sampling_ignores_the_checkpoints_generation_settings(
+    built: tuple[Any, Any], rollout: Rollout, sampler: Sampler
+) -> None:
+    """Qwen2.5-VL's own ask for a repetition penalty of 1.05: not the policy that is trained."""
+    settings = built[0].generation_config
+    settings.repetition_penalty, settings.min_new_tokens = 1.5, 6
+    try:
+        again = sampler(built[0], rollout.prompts, rollout.owner, THRESHOLDS * 2, seeds=range(8))
+    finally:
+        settings.repetition_penalty = settings.min_new_tokens = None
+    assert again.completion_ids == rollout.completion_ids
+    assert again.logps == rollout.logps
 
 
 @torch.no_grad()
