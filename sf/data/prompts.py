@@ -2,19 +2,21 @@
 
 Template "think_answer" is Video-R1's public prompt, word for word (its training code,
 QUESTION_TEMPLATE and TYPE_TEMPLATE); "answer" asks for the answer inside <answer> tags without any
-thinking, in few tokens, for small models.
+thinking, in few tokens, for small models; "short" asks for the bare answer, in the words of
+LLaVA-1.5's public prompts, which the benchmarks' own prompts follow.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+from sf.data.answers import extract_answer
 from sf.data.manifest import PROBLEM_TYPES, Row
 from sf.errors import ConfigError, DataError
 
-__all__ = ["Template", "messages", "question_text"]
+__all__ = ["Template", "in_tags", "messages", "question_text", "solution_text"]
 
-Template = Literal["answer", "think_answer"]
+Template = Literal["answer", "think_answer", "short"]
 
 _THINK = (
     "{question}\n"
@@ -43,6 +45,8 @@ _ANSWER_SUFFIX = {
     "free-form": "Give a short text inside <answer> </answer> tags.",
     "regression": "Give the number inside <answer> </answer> tags.",
 }
+_SHORT_CHOICE = "Answer with the option's letter from the given choices directly."
+_SHORT = "Answer the question using a single word or phrase."
 
 
 def question_text(row: Row, template: Template) -> str:
@@ -63,7 +67,25 @@ def question_text(row: Row, template: Template) -> str:
         question = "\n".join([question, "Options:", *row.options])
     if template == "answer":
         return f"{question}\n{_ANSWER_SUFFIX[row.problem_type]}"
+    if template == "short":
+        suffix = _SHORT_CHOICE if row.problem_type == "multiple choice" else _SHORT
+        return f"{question}\n{suffix}"
     return _THINK.format(question=question) + _THINK_SUFFIX[row.problem_type]
+
+
+def solution_text(row: Row, template: Template) -> str:
+    """The reply to be learnt: the solution as the data has it, without its tags for "short"."""
+    return extract_answer(row.solution) if template == "short" else row.solution
+
+
+def in_tags(reply: str, template: Template) -> str:
+    """A reply as correctness reads it (`sf.data.rewards`).
+
+    The whole reply to "short" is the answer; with any piece of an answer tag in it, it is wrong.
+    """
+    if template != "short":
+        return reply
+    return "" if "answer>" in reply else f"<answer>{reply}</answer>"
 
 
 def messages(row: Row, template: Template) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 
 from sf.data.manifest import Row
+from sf.data.prompts import Template, solution_text
 from sf.errors import DataError
 from sf.selection import Policy
 from sf.training.dataset import question_order
@@ -43,9 +44,10 @@ def answer_set(rows: Sequence[Row], count: int, seed: int, group_size: int) -> D
     return Dataset.from_dict({"row": order, "place": list(range(len(order)))})
 
 
-def answer_ids(tokenizer: Any, row: Row) -> list[int]:
-    """The solution as in the data set, tags included, and the end token."""
-    ids: list[int] = tokenizer(row.solution, add_special_tokens=False)["input_ids"]
+def answer_ids(tokenizer: Any, row: Row, template: Template) -> list[int]:
+    """The solution as the template asks for it (`solution_text`) and the end token."""
+    text = solution_text(row, template)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return [*ids, int(tokenizer.eos_token_id)]
 
 
@@ -100,7 +102,7 @@ def gather_answers(
     unique = list(dict.fromkeys(rows))
     prompts = Prompts.collate([encoder(row) for row in unique], tokenizer.pad_token_id)
     device = prompts.input_ids.device
-    replies = [answer_ids(tokenizer, encoder.rows[row]) for row in unique]
+    replies = [answer_ids(tokenizer, encoder.rows[row], encoder.templates[row]) for row in unique]
     width = max(map(len, replies))
     shape = (len(unique), width)
     ids = torch.full(shape, tokenizer.pad_token_id, dtype=torch.long)

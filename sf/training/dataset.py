@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
 
-from sf.data.prompts import messages
+from sf.data.prompts import Template, messages
 from sf.errors import DataError
 
 if TYPE_CHECKING:
     from sf.data.manifest import Row
 
-__all__ = ["question_order", "training_set"]
+__all__ = ["question_order", "templates_of", "training_set"]
+
+_STREAM = 0x73686F7274
+"""Tells the choice of templates from the order of the questions, which has the same seed."""
 
 
 def question_order(num_rows: int, count: int, seed: int) -> list[int]:
@@ -32,7 +35,22 @@ def question_order(num_rows: int, count: int, seed: int) -> list[int]:
     return order[:count]
 
 
-def training_set(rows: Sequence[Row], count: int, seed: int, template: Any) -> Dataset:
+def templates_of(rows: int, template: Template, short_share: float, seed: int) -> list[Template]:
+    """The prompt template of each training row.
+
+    Args:
+        rows: how many.
+        template: of all rows but those that are asked for a bare answer.
+        short_share: of the rows that are, in [0, 1]; a row is asked alike whenever it comes.
+        seed: of the choice.
+    """
+    drawn = np.random.default_rng([_STREAM, seed]).random(rows)
+    return ["short" if share < short_share else template for share in drawn]
+
+
+def training_set(
+    rows: Sequence[Row], count: int, seed: int, templates: Sequence[Template]
+) -> Dataset:
     """One entry per question of the run, so that a run is one epoch whatever its length.
 
     Resuming in a later epoch would otherwise shuffle again from the first epoch's state.
@@ -41,10 +59,10 @@ def training_set(rows: Sequence[Row], count: int, seed: int, template: Any) -> D
         rows: the train manifest.
         count: questions of the whole run.
         seed: of the order.
-        template: prompt template of `sf.data.prompts`.
+        templates: of each row.
 
     Returns:
-        columns prompt (messages, media as paths), row, problem_type, solution.
+        columns prompt (messages, media as paths), row, template, problem_type, solution.
 
     Raises:
         DataError: no rows.
@@ -53,8 +71,9 @@ def training_set(rows: Sequence[Row], count: int, seed: int, template: Any) -> D
         raise DataError("train manifest", None, "holds no rows", "prepare more data")
     table = Dataset.from_dict(
         {
-            "prompt": [messages(row, template) for row in rows],
+            "prompt": [messages(row, how) for row, how in zip(rows, templates, strict=True)],
             "row": list(range(len(rows))),
+            "template": list(templates),
             "problem_type": [row.problem_type for row in rows],
             "solution": [row.solution for row in rows],
         }

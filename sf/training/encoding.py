@@ -171,7 +171,7 @@ class Encoder:
         processor: of the model.
         rows: the training rows; questions are asked for by their index here.
         vision: pixel and frame bounds.
-        template: prompt template of `sf.data.prompts`.
+        templates: prompt template of each row.
         frozen_tower: keep features instead of pixels.
         cache_bytes: how much is kept; the least recently used question goes first.
     """
@@ -183,12 +183,12 @@ class Encoder:
         rows: Sequence[Row],
         vision: Vision,
         *,
-        template: Template,
+        templates: Sequence[Template],
         frozen_tower: bool,
         cache_bytes: int = 2**30,
     ) -> None:
         self.model, self.processor, self.rows, self.vision = model, processor, rows, vision
-        self.template, self.frozen_tower, self.cache_bytes = template, frozen_tower, cache_bytes
+        self.templates, self.frozen_tower, self.cache_bytes = templates, frozen_tower, cache_bytes
         self._kept: OrderedDict[int, Question] = OrderedDict()
         self._bytes = 0
 
@@ -201,7 +201,7 @@ class Encoder:
         if index in self._kept:
             self._kept.move_to_end(index)
             return self._kept[index]
-        question = self._encode(self.rows[index])
+        question = self._encode(self.rows[index], self.templates[index])
         self._kept[index] = question
         self._bytes += question.num_bytes
         while self._bytes > self.cache_bytes and len(self._kept) > 1:
@@ -209,9 +209,9 @@ class Encoder:
         return question
 
     @torch.no_grad()
-    def _encode(self, row: Row) -> Question:
+    def _encode(self, row: Row, template: Template) -> Question:
         device = self.model.device
-        inputs = encode(self.processor, [messages(row, self.template)], self.vision, device)
+        inputs = encode(self.processor, [messages(row, template)], self.vision, device)
         modality = row.data_type
         grid = inputs.get(GRID[modality])
         if grid is None or grid.shape[0] != 1:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from sf.data.prompts import Template, in_tags
 from sf.data.rewards import correctness, score
 
 __all__ = ["GroupReward", "ScoredRollouts"]
@@ -50,10 +51,11 @@ class GroupReward:
         completions: Sequence[Any],
         problem_type: Sequence[str],
         solution: Sequence[str],
+        template: Sequence[Template],
         **_: Any,
     ) -> list[float]:
-        """1.0 or 0.0 per rollout."""
-        texts = [completion[-1]["content"] for completion in completions]
+        """1.0 or 0.0 per rollout; arguments as in `correctness`."""
+        texts = _answers(completions, template)
         return [
             float(correctness(kind, text, target, cutoff=self.cutoff))
             for kind, text, target in zip(problem_type, texts, solution, strict=True)
@@ -64,6 +66,7 @@ class GroupReward:
         completions: Sequence[Any],
         problem_type: Sequence[str],
         solution: Sequence[str],
+        template: Sequence[Template],
         correct: Sequence[float],
         **_: Any,
     ) -> list[float]:
@@ -76,11 +79,12 @@ class GroupReward:
             completions: TRL's.
             problem_type: of each rollout's question.
             solution: of each rollout's question.
+            template: that each rollout's question was asked with.
             correct: what `accuracy` gave.
         """
         if not self.fractional:
             return list(correct)
-        texts = [completion[-1]["content"] for completion in completions]
+        texts = _answers(completions, template)
         return [
             max(score(kind, text, target), float(correctness(kind, text, target, cutoff=1.0)))
             for kind, text, target in zip(problem_type, texts, solution, strict=True)
@@ -117,6 +121,12 @@ class GroupReward:
         spread = right.repeat_interleave(self.num_generations)
         start = self.rank * len(correct)
         return spread[start : start + len(correct)].tolist()
+
+
+def _answers(completions: Sequence[Any], template: Sequence[Template]) -> list[str]:
+    """TRL's completions as correctness reads them."""
+    pairs = zip(completions, template, strict=True)
+    return [in_tags(completion[-1]["content"], how) for completion, how in pairs]
 
 
 class ScoredRollouts:

@@ -21,7 +21,7 @@ from sf.training.card import REPLACED, SELECTED, write_card, write_sparsity
 from sf.training.checkpoints import SealCheckpoints, check_disk, last_sealed
 from sf.training.collapse import CollapseWatch, kept_checkpoints
 from sf.training.cost import CostEstimate
-from sf.training.dataset import training_set
+from sf.training.dataset import templates_of, training_set
 from sf.training.encoding import Encoder, backbone
 from sf.training.faults import clear_faults
 from sf.training.levels import Levels
@@ -105,7 +105,7 @@ def assemble(
         processor,
         rows,
         p,
-        template=p.prompt_template,
+        templates=templates_of(len(rows), p.prompt_template, p.short_share, p.seed),
         frozen_tower=not p.train_vision,
     )
     monitor, watch = Monitor(tracker, counter, cost), CollapseWatch(p)
@@ -135,7 +135,7 @@ def _grpo(
         model,
         processor,
         grpo_config(p, folder),
-        training_set(encoder.rows, count, p.seed, p.prompt_template),
+        training_set(encoder.rows, count, p.seed, encoder.templates),
         encoder,
         Levels.of(p),
         GroupReward(

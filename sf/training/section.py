@@ -29,6 +29,9 @@ class Train(Section):
     rollout_range: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field(
         description="lowest and highest level when drawn uniformly"
     )
+    short_share: Fraction = Field(
+        description="of the rows, how many are asked for a bare answer, without tags"
+    )
     train_steps: Positive
     questions_per_step: Positive
     learning_rate: Annotated[float, Field(gt=0)]

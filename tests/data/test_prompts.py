@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from sf.data.manifest import PROBLEM_TYPES, Row
-from sf.data.prompts import messages, question_text
+from sf.data.prompts import in_tags, messages, question_text, solution_text
 from sf.errors import ConfigError, DataError
 
 
@@ -62,3 +64,21 @@ def test_unknown_template_and_type_are_refused():
         question_text(row("OCR"), "loud")
     with pytest.raises(DataError, match="essay"):
         question_text(row("essay"), "answer")
+
+
+def test_short_asks_for_a_bare_answer_as_the_benchmarks_do():
+    choice = question_text(row("multiple choice"), "short")
+    assert choice.endswith("\nAnswer with the option's letter from the given choices directly.")
+    assert "B. blue" in choice
+    for kind in set(PROBLEM_TYPES) - {"multiple choice"}:
+        text = question_text(row(kind), "short")
+        assert text == "Which {colour}?\nAnswer the question using a single word or phrase."
+
+
+def test_the_reply_to_short_is_the_answer_itself():
+    asked = dataclasses.replace(row("OCR"), solution="<answer>red cube</answer>")
+    assert solution_text(asked, "short") == "red cube"
+    assert solution_text(asked, "answer") == asked.solution
+    assert in_tags("red cube", "short") == asked.solution
+    assert in_tags("red cube", "answer") == "red cube"
+    assert in_tags("red cube</answer>", "short") == ""

@@ -80,7 +80,9 @@ def test_all_paths_see_the_same_video(
     path = sorted((clips / "videomme/data").glob("*.mp4"))[0]
     row = Row("1", "What?", "free-form", "video", (), "", "x", path.name, "s", str(path.parent))
     (calibrated,) = encode_rows(lm.processor, [row], vision)
-    encoder = Encoder(lm.model, lm.processor, [row], vision, template="answer", frozen_tower=False)
+    encoder = Encoder(
+        lm.model, lm.processor, [row], vision, templates=["answer"], frozen_tower=False
+    )
     trained = encoder(0)
 
     indices = frame_indices(NUM_FRAMES, RATE, vision)

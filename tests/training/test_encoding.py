@@ -17,7 +17,11 @@ PAD = 0
 
 
 def make_encoder(built: tuple[Any, Any], rows: list[Row], **changes: Any) -> Encoder:
-    options: dict[str, Any] = {"template": "answer", "frozen_tower": True, **changes}
+    options: dict[str, Any] = {
+        "templates": ["answer"] * len(rows),
+        "frozen_tower": True,
+        **changes,
+    }
     return Encoder(*built, rows, VISION, **options)
 
 

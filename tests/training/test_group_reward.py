@@ -19,6 +19,7 @@ def columns(texts: list[str]) -> dict[str, list]:
         "completions": [reply(text) for text in texts],
         "problem_type": ["OCR"] * len(texts),
         "solution": [RIGHT] * len(texts),
+        "template": ["answer"] * len(texts),
     }
 
 
@@ -32,6 +33,17 @@ def test_cutoff_turns_fractions_into_right_or_wrong() -> None:
     score = GroupReward(1, 0.01, gate=True).accuracy(**half)
     assert score == [1.0]
     assert GroupReward(1, 0.99, gate=True).accuracy(**half) == [0.0]
+
+
+def test_a_bare_answer_is_right_where_one_was_asked_for() -> None:
+    """And nowhere else; a piece of a tag makes it wrong, which is what the reward is to unlearn."""
+    replies = ["red", "blue", "red</answer>", RIGHT]
+    short = columns(replies) | {"template": ["short"] * 4}
+    reward = GroupReward(4, cutoff=0.99, gate=True)
+    assert reward.accuracy(**short) == [1.0, 0.0, 0.0, 0.0]
+    assert reward.accuracy(**columns(replies)) == [0.0, 0.0, 0.0, 1.0]
+    parts = GroupReward(4, 0.99, gate=True, fractional=True)
+    assert parts.correctness(**short, correct=[0.0] * 4) == [1.0, 0.0, 0.0, 0.0]
 
 
 def efficiency(reward: GroupReward, texts: list[str], **ratios: list[float]) -> list[float]:

@@ -15,10 +15,11 @@ import torch
 from tiny_world import Log, parameters, write_rows
 
 from sf.data.manifest import Row
+from sf.data.prompts import Template, question_text
 from sf.models import load_model, load_processor
 from sf.training.card import read_sparsity
 from sf.training.checkpoints import SEAL
-from sf.training.dataset import question_order, training_set
+from sf.training.dataset import question_order, templates_of, training_set
 from sf.training.objectives import RECIPES
 from sf.training.run import train
 
@@ -145,13 +146,34 @@ def test_order_is_seeded_and_covers_all_rows() -> None:
 
 
 def test_training_set_is_one_epoch_of_paths(rows: list[Row]) -> None:
-    data = training_set(rows, 20, 0, "answer")
+    data = training_set(rows, 20, 0, ["answer"] * len(rows))
     assert len(data) == 20
     order = question_order(len(rows), 20, 0)
     assert data["row"][:] == order
     media = data[0]["prompt"][0]["content"][0]
     assert media["path"] == str(rows[order[0]].media_path)
     assert data[0]["solution"] == rows[order[0]].solution
+
+
+def test_a_share_of_the_rows_is_asked_for_a_bare_answer() -> None:
+    found = templates_of(2000, "answer", 0.25, seed=1)
+    assert 0.2 < found.count("short") / 2000 < 0.3
+    assert set(found) == {"short", "answer"}
+    assert found == templates_of(2000, "answer", 0.25, seed=1)
+    assert found != templates_of(2000, "answer", 0.25, seed=2)
+    more = templates_of(2000, "answer", 0.5, seed=1)
+    assert all(b == "short" for a, b in zip(found, more, strict=True) if a == "short")
+    assert set(templates_of(50, "answer", 0.0, seed=1)) == {"answer"}
+    assert set(templates_of(50, "think_answer", 1.0, seed=1)) == {"short"}
+
+
+def test_training_set_asks_each_row_in_its_own_way(rows: list[Row]) -> None:
+    templates: list[Template] = ["short" if at % 2 else "answer" for at in range(len(rows))]
+    data = training_set(rows, 20, 0, templates)
+    for entry in data:
+        text = entry["prompt"][0]["content"][1]["text"]
+        assert entry["template"] == templates[entry["row"]]
+        assert text == question_text(rows[entry["row"]], entry["template"])
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ def sampler(built: tuple[Any, Any]) -> Sampler:
 def rollout(built: tuple[Any, Any], rows: list[Row], sampler: Sampler) -> Rollout:
     """One image and one video question, four rollouts each, in mixed order."""
     model, processor = built
-    encoder = Encoder(model, processor, rows, VISION, template="answer", frozen_tower=True)
+    encoder = Encoder(
+        model, processor, rows, VISION, templates=["answer"] * len(rows), frozen_tower=True
+    )
     prompts = Prompts.collate([encoder(0), encoder(1)], processor.tokenizer.pad_token_id)
     owner = torch.tensor([0, 1, 1, 0, 0, 1, 0, 1])
     return sampler(model.eval(), prompts, owner, THRESHOLDS * 2, seeds=range(8))

@@ -7,17 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_world import Log, parameters
+from tiny_world import VISION, Log, parameters
 
 from sf.attention import sparsify
+from sf.data.answers import extract_answer
 from sf.data.manifest import Row
-from sf.data.prompts import messages
+from sf.data.prompts import Template, messages
 from sf.data.vision import encode
 from sf.errors import TrainingCollapse
 from sf.models import load_model, load_processor
 from sf.progress import Progress
 from sf.selection import TopP
+from sf.training.answers import gather_answers
 from sf.training.dataset import question_order
+from sf.training.encoding import Encoder
+from sf.training.levels import Levels
 from sf.training.run import assemble
 from sf.training.sft import SparseSFTTrainer
 
@@ -244,3 +248,15 @@ def test_loss_that_is_not_finite_ends_clearly(base: Path, rows: list[Row], tmp_p
         trainer.model.lm_head.weight.fill_(float("inf"))
     with pytest.raises(TrainingCollapse, match="loss"):
         trainer.train()
+
+
+def test_a_row_asked_for_a_bare_answer_is_taught_one(base: Path, rows: list[Row]) -> None:
+    model, processor = load_model(base), load_processor(base)
+    templates: list[Template] = ["short", "answer"]
+    encoder = Encoder(model, processor, rows[:2], VISION, templates=templates, frozen_tower=True)
+    levels = Levels("top_p", "grid", (1.0,), (0.0, 1.0), 1, 0)
+    found = gather_answers(encoder, processor.tokenizer, [0, 1], [1.0, 1.0], levels)
+    end = processor.tokenizer.eos_token
+    for at, expected in enumerate((extract_answer(rows[0].solution), rows[1].solution)):
+        ids = found.input_ids[at, -found.width :][found.answer_mask[at].bool()]
+        assert processor.tokenizer.decode(ids) == expected + end

@@ -37,6 +37,7 @@ PARAMETERS: dict[str, Any] = {
     "rollout_draw": "grid",
     "rollout_p": [0.5, 0.7, 0.9, 1.0],
     "rollout_range": [0.0, 1.0],
+    "short_share": 0.0,
     "train_steps": 4,
     "questions_per_step": 2,
     "learning_rate": 1e-3,
