@@ -62,7 +62,7 @@ class Train(Section):
         description="token ratio to reach at the largest level by a dual variable; 0: none"
     )
     pathwise_dual_rate: Annotated[float, Field(gt=0)] = Field(
-        description="change of the weight per step, times ratio / target - 1"
+        description="change of the weight's logarithm over a run, times log(ratio / target)"
     )
     sharpness_kind: Literal["entropy", "linf"] = Field(
         description="regulariser over attention rows; objective sharpness only"
@@ -121,4 +121,6 @@ class Train(Section):
             raise ValueError("pathwise_target has no use with top_k: rollout_p is the ratio")
         if self.pathwise_schedule != "constant":
             raise ValueError("pathwise_target sets the weight itself: pathwise_schedule constant")
+        if not self.pathwise_weight:
+            raise ValueError("pathwise_target multiplies pathwise_weight, which must be above 0")
         return self

@@ -15,17 +15,22 @@ __all__ = ["PathwiseWeight"]
 BAND = 0.2
 """Half the width, relative to the target, of the band in which the weight goes from full to 0."""
 
+SPAN = 32.0
+"""How many times larger or smaller than it began the dual variable becomes at most."""
+
 
 @dataclass
 class PathwiseWeight:
     """The weight of the term, step by step.
 
     With a target the weight follows a dual variable, that of "minimise the loss subject to token
-    ratio <= target": it starts at `weight`, grows by `dual_rate` x (ratio / target - 1) a step
-    while the ratio is above the target, shrinks below it and is never negative. The ratio answers
-    late and goes on falling for a while, so the dual variable alone would overshoot: it is in full
-    force while the ratio is more than a fifth (`BAND`) above the target, in half at it, and in none
-    a fifth below.
+    ratio <= target": it starts at `weight` and is multiplied by (ratio / target) ** (`dual_rate` /
+    `total_steps`) a step, so that it grows above the target and shrinks below it, by as much over
+    a run whatever its length, and finds a weight of another order of magnitude in time. It stays
+    within `SPAN` of where it started: a run too short for its target does not end in the term
+    alone. The ratio answers late and goes on falling for a while, so the dual variable alone would
+    overshoot: it is in full force while the ratio is more than a fifth (`BAND`) above the target,
+    in half at it, and in none a fifth below.
 
     Attributes:
         weight: in force without a target; else where the dual variable starts.
@@ -46,7 +51,7 @@ class PathwiseWeight:
     schedule: str
     total_steps: int
     target: float = 0.0
-    dual_rate: float = 0.1
+    dual_rate: float = 10.0
     dual: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -92,8 +97,9 @@ class PathwiseWeight:
             ratio: this step's token ratio at the level that keeps most.
         """
         if self.target:
+            moved = self.dual * (ratio / self.target) ** (self.dual_rate / self.total_steps)
+            self.dual = min(max(moved, self.weight / SPAN), self.weight * SPAN)
             excess = ratio / self.target - 1.0
-            self.dual = max(0.0, self.dual + self.dual_rate * excess)
             return self.dual * min(1.0, max(0.0, 0.5 + excess / (2 * BAND)))
         rising = (step + 1) / self.total_steps
         share = {"constant": 1.0, "rising": rising, "falling": 1.0 - step / self.total_steps}

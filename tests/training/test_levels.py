@@ -75,6 +75,7 @@ def test_inference_is_at_the_papers_p_where_training_reached_full_attention() ->
         ({"pathwise_target": 0.25, "rollout_draw": "uniform"}, ("pathwise_target", "grid")),
         ({"pathwise_target": 0.25, "rollout_selector": "top_k"}, ("pathwise_target", "top_k")),
         ({"pathwise_target": 0.25, "pathwise_schedule": "rising"}, ("pathwise_schedule",)),
+        ({"pathwise_target": 0.25, "pathwise_weight": 0.0}, ("pathwise_weight", "above 0")),
     ],
 )
 def test_parameters_that_do_not_fit(changes: dict[str, Any], parts: tuple[str, ...]) -> None:

@@ -222,7 +222,7 @@ def test_asked_ratio_is_held(base: Path, rows: list[Row], tmp_path: Path) -> Non
         p = parameters(
             objective="pathwise", train_steps=90, save_every=999, lr_schedule="constant",
             rollout_p=[0.5, 0.7, 0.9, 0.975], pathwise_gate=False, pathwise_target=target,
-            pathwise_weight=1.5, pathwise_dual_rate=0.02,
+            pathwise_weight=1.5,
         )  # fmt: skip
         log = Log()
         assemble(p, base, rows, tmp_path / str(target), log, Progress("t", 90)).trainer.train()
