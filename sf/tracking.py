@@ -33,6 +33,14 @@ EXPERIMENT = "sparsity-forcing"
 LIVE_SECONDS = 20.0  # at most one live transfer per this time: sqlite locks under many writers
 _NOTE = "mlflow.json"  # in the work folder: {"run_id": …, "logged": bool, "uri": …}
 _TABLE_ROWS = 5000
+_NOTE_TAG = "mlflow.note.content"  # what MLflow shows as a description
+_EXPERIMENT_NOTE = (
+    "Choose 'Model training' at the top left, then a study, and unfold it with its +."
+)
+_STUDY_NOTE = (
+    "One run a stage hangs under this one (the + beside its name in the list). The run `report` "
+    "has the study's tables and pictures as one page: its artifact `index.html`."
+)
 
 
 def tracking_uri() -> str:
@@ -229,13 +237,20 @@ def _experiment_and_parent(client: Any, study: str) -> tuple[str, str]:
     with FileLock(".mlflow.lock"):
         experiment = client.get_experiment_by_name(EXPERIMENT)
         experiment_id = (
-            experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+            experiment.experiment_id
+            if experiment
+            else client.create_experiment(EXPERIMENT, tags={_NOTE_TAG: _EXPERIMENT_NOTE})
         )
         query = f"tags.`sf.study` = '{study}' and tags.`sf.parent` = 'true'"
         found = client.search_runs([experiment_id], query, max_results=1)
         if found:
             return experiment_id, found[0].info.run_id
-        tags = {"sf.study": study, "sf.parent": "true", "mlflow.runName": f"study {study}"}
+        tags = {
+            "sf.study": study,
+            "sf.parent": "true",
+            "mlflow.runName": f"study {study}",
+            _NOTE_TAG: _STUDY_NOTE,
+        }
         return experiment_id, client.create_run(experiment_id, tags=tags).info.run_id
 
 
@@ -246,10 +261,13 @@ def _open_run(stage: str, identity: dict[str, Any], work: Path, study: str) -> s
     experiment_id, parent = _experiment_and_parent(client, study)
     values = identity["parameters"]
     output = Path(values["output"])
-    name = " ".join([stage, *output.parts[3:]]) if len(output.parts) > 3 else stage
+    # results/SCALE/KIND/…: a stage can make several kinds, such as a curve for each split.
+    name = " ".join(output.parts[2:]) if output.parts[0] == "results" else stage
     tags = {
         "mlflow.runName": name,
         "mlflow.parentRunId": parent,
+        "mlflow.source.name": f"sf run {stage}",
+        "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": identity["commit"],
         "sf.study": study,
         "sf.stage": stage,
@@ -304,6 +322,8 @@ def _log_result(output: Path, work: Path, record: dict[str, Any]) -> None:
         _log_history(run_id, [(0, json.loads(metrics.read_text(encoding="utf-8")))])
     _log_files(client, run_id, output)
     client.set_terminated(run_id, "FINISHED")
+    _, parent = _experiment_and_parent(client, record["study"])
+    client.set_terminated(parent, "FINISHED")  # its end moves on with each result of the study
     write_json(work / _NOTE, {"run_id": run_id, "uri": tracking_uri(), "logged": record["key"]})
 
 
