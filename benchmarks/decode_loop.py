@@ -22,9 +22,11 @@ import torch
 from attention import Row, interval, show
 
 from sf import TopK
-from sf.profiling.measure import KeepAll, Workload, measure
+from sf.profiling.dense import KeepAll
+from sf.profiling.measure import measure
 from sf.profiling.prompts import text_inputs
 from sf.profiling.subjects import load_subject
+from sf.profiling.workload import Workload
 
 SHAPE, RATIO = "qwen2.5-vl-3b-quarter", 0.25
 

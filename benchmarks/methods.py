@@ -27,7 +27,8 @@ import torch
 
 from sf.baselines import METHODS, build
 from sf.evaluation.intervals import bootstrap_mean
-from sf.profiling.subjects import load_subject, prompt_ids
+from sf.profiling.prompts import prompt_ids
+from sf.profiling.subjects import load_subject
 
 WEIGHTS_OF_ITS_OWN = ("nsa",)
 

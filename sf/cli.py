@@ -133,6 +133,9 @@ def profile_command(
         str | None, typer.Option(help="beside full attention; zipvl, or top_k for random weights")
     ] = None,
     value: Annotated[float | None, typer.Option(help="of the method's knob")] = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="keep a recorded layers.csv's shares; --value: which p")
+    ] = None,
     length: Annotated[list[int] | None, typer.Option(help="prompt tokens; repeat it")] = None,
     batch: Annotated[int, typer.Option(help="rows")] = 1,
     repeats: Annotated[int, typer.Option(help="6 is the fewest for 95 % intervals")] = 6,
@@ -162,6 +165,7 @@ def profile_command(
             model=model,
             method=method,
             value=value,
+            replay=replay,
             lengths=tuple(length or (1024, 4096, 16384)),
             batch=batch,
             repeats=repeats,

@@ -168,6 +168,11 @@ class Profile(Section):
     )
     profile_lengths: list[Positive] = Field(min_length=1)
     profile_ratio: Fraction
+    profile_layer_shares: list[RetentionP] = Field(
+        default_factory=list,
+        description="shares of kept tokens, one per layer of a recorded run, stretched over the "
+        "subject's layers; empty: profile_ratio in every layer",
+    )
     profile_repeats: Annotated[int, Field(ge=3)]
     profile_decode_tokens: Positive
     profile_batch: Positive = Field(description="rows of a prompt's batch")

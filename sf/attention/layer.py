@@ -6,7 +6,8 @@ Shape suffixes: B rows, H heads, G KV heads, L new columns, P prompt columns, D 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -76,7 +77,8 @@ def sparse_attention(
     def dense() -> tuple[Tensor, Tensor | None]:
         mask = attention_mask.build(sparse_plan.dense) if attention_mask is not None else None
         run = _own_attention(module, sparse_plan.dense)
-        return run(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
+        with _named(module, sparse_plan.dense):
+            return run(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
 
     if sparse_plan.kind == "dense":
         return dense()
@@ -129,6 +131,24 @@ def _prefill(
             real = real[:, : count - plan.tail]
         cached.commit(kept_key, kept_value, width, plan.tail, real)
     return out, weights
+
+
+@contextmanager
+def _named(module: nn.Module, name: str) -> Iterator[None]:
+    """The module's configuration names the implementation that runs.
+
+    transformers' flash attention loads the package that this name stands for.
+    """
+    config = getattr(module, "config", None)
+    before = getattr(config, "_attn_implementation", None)
+    if config is None or before in (None, name):
+        yield
+        return
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def _own_attention(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:

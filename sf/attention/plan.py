@@ -119,6 +119,8 @@ class Plan:
 
     def layout(self, query_BHLD: Tensor, key_BGLD: Tensor, scaling: float, layer: int) -> Layout:
         """Select on the prompt's columns; the newest layer's layout is remembered."""
+        if self.policy.keeps_all:
+            return self._everything
         if self._layout is None or self._layout[0] != layer:
             assert self.valid is not None
             width = self.valid.shape[1]
@@ -131,6 +133,13 @@ class Plan:
             index = _active_columns(active, lengths)
             self._layout = layer, Layout(index, count, lengths, lengths == self.full_lengths)
         return self._layout[1]
+
+    @cached_property
+    def _everything(self) -> Layout:
+        """All valid columns, for every layer alike."""
+        assert self.valid is not None
+        active, lengths = self.active(self.valid), self.full_lengths
+        return Layout(_active_columns(active, lengths), active.sum(-1), lengths, full=True)
 
     def probe_columns(self, device: torch.device) -> Tensor:
         """int64 (B, probes); rows with fewer probes repeat column 0."""

@@ -50,7 +50,7 @@ def _lean(module: Any, original: Callable[..., Any]) -> Callable[..., Any]:
         if args or not isinstance(plan, Plan) or hidden is None or embeddings is None:
             return original(*args, **kwargs)
         worth = plan.kind == "prefill" and plan.lean and hidden.shape[1] >= LEAST_COLUMNS
-        if not worth or embeddings[0].shape[:2] != hidden.shape[:2]:
+        if not worth or plan.policy.keeps_all or embeddings[0].shape[:2] != hidden.shape[:2]:
             return original(**kwargs)
         return _prefill(module, original, plan, hidden, embeddings, kwargs)
 

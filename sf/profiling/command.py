@@ -14,22 +14,27 @@ from sf.config import Runtime, validated
 from sf.errors import ConfigError, OutputConflictError
 from sf.profiling.hardware import require_device
 from sf.profiling.point import Settings
-from sf.profiling.study import Profiled, figures, profile, write
+from sf.profiling.replay import Replay, read_shares, replayed
+from sf.profiling.study import Profiled, figures, profile
 from sf.profiling.subjects import SHAPES, Subject, load_checkpoint, load_subject
 from sf.profiling.summary import FULL, SPARSE
-from sf.progress import progress
+from sf.profiling.workload import Side
 from sf.provenance import digest_of, write_json
 
 __all__ = ["Request", "run", "sentences", "table"]
 
 POINTS = ".points"
 METRICS = {  # title -> metric, unit of the table, factor
+    "processor (ms)": ("processor_ms", 1.0),
     "prefill (ms)": ("prefill_ms", 1.0),
+    "first token (ms)": ("first_token_ms", 1.0),
     "token, generate (ms)": ("decode_ms", 1.0),
     "token, loop (ms)": ("step_ms", 1.0),
     "KV cache (MiB)": ("kv_bytes", 2.0**-20),
     "peak (MiB)": ("peak_prefill_bytes", 2.0**-20),
 }
+
+ONLY_MEDIA = ("processor_ms", "first_token_ms")  # text prompts have none
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Request:
     Attributes:
         model: a key of `SHAPES`, a checkpoint's folder, or OWNER/NAME on a hub.
         method: a name of `sf.baselines.METHODS`; None: top_k, or zipvl when there are weights.
-        value: of the method's knob; None: its default.
+        value: of the method's knob, or the p to take from `replay`; None: the default.
+        replay: a table of layers whose shares are kept in place of a method; see `read_shares`.
         lengths, batch, repeats, decode_tokens, prompts, video, fit, fit_gib: see `Settings`.
         device, dtype: see `sf.config.Runtime`.
         seed: of random weights.
@@ -49,6 +55,7 @@ class Request:
     model: str
     method: str | None
     value: float | None
+    replay: Path | None
     lengths: tuple[int, ...]
     batch: int
     repeats: int
@@ -76,7 +83,7 @@ def run(request: Request) -> Profiled:
     """
     runtime = validated(Runtime, {"device": request.device, "dtype": request.dtype})
     settings = _settings(request)
-    device = require_device(runtime.device)
+    require_device(runtime.device)
     state = _claim(request)
     name = request.model if request.model in SHAPES else Path(request.model).name
 
@@ -86,17 +93,7 @@ def run(request: Request) -> Profiled:
         note = f"checkpoint {request.model}"
         return load_checkpoint(name, request.model, request.dtype, request.device, note)
 
-    with progress("profile", len(set(settings.lengths)) + settings.fit) as shown:
-        found = profile(
-            [name],
-            load,
-            settings,
-            device,
-            request.dtype,
-            state,
-            lambda note: shown.advance(note=note),
-        )
-    write(found, settings, request.output)
+    found = profile([name], load, settings, runtime, state, request.output)
     write_json(request.output / "figures.json", figures(found))
     return found
 
@@ -117,14 +114,11 @@ def _settings(request: Request) -> Settings:
         )
     if request.video is not None and request.prompts != "video":
         raise ConfigError("video", str(request.video), "is shown with --prompts video only")
-    name = request.method or ("top_k" if request.model in SHAPES else "zipvl")
-    method = build(name, request.value)
-    knob = method.knob
-    setting = "" if knob is None else f" at {knob.name} = {getattr(method, knob.name):g}"
+    sparse, ratio_set_by = _sparse(request)
     return Settings(
         lengths=request.lengths,
-        sparse=method,
-        ratio_set_by=f"{name}{setting}",
+        sparse=sparse,
+        ratio_set_by=ratio_set_by,
         repeats=request.repeats,
         decode_tokens=request.decode_tokens,
         batch=request.batch,
@@ -135,6 +129,21 @@ def _settings(request: Request) -> Settings:
     )
 
 
+def _sparse(request: Request) -> tuple[Side, str]:
+    """The sparse side and how its ratio comes about."""
+    if request.replay is not None:
+        if request.method is not None:
+            raise ConfigError("method", request.method, "a replay has none", "give one of the two")
+        shares = read_shares(request.replay, request.value)
+        at = "" if request.value is None else f" at p = {request.value:g}"
+        return Replay(shares), replayed(shares, f"{request.replay.name}{at}")
+    name = request.method or ("top_k" if request.model in SHAPES else "zipvl")
+    method = build(name, request.value)
+    knob = method.knob
+    setting = "" if knob is None else f" at {knob.name} = {getattr(method, knob.name):g}"
+    return method, f"{name}{setting}"
+
+
 def _claim(request: Request) -> Path:
     """The folder of finished points of this very request."""
     folder = request.output
@@ -143,6 +152,8 @@ def _claim(request: Request) -> Path:
             "output", str(folder), "holds something else", "choose another folder"
         )
     asked = {**vars(request), "output": None, "lengths": None}
+    if request.replay is not None:  # the same name may come to hold something else
+        asked["replay"] = read_shares(request.replay, request.value)
     return folder / POINTS / digest_of(asked)
 
 
@@ -152,20 +163,24 @@ def _ours(folder: Path) -> bool:
 
 def table(found: Profiled) -> Table:
     """Full and sparse side by side, a row per length and figure."""
-    names = ("prompt", "kept", "figure", "full", "sparse", "full / sparse")
+    names = ("prompt", "kept", "dense by", "figure", "full", "sparse", "full / sparse")
     shown = Table(title=str(found.table["ratio_set_by"].iloc[0]))
     for name in names:
-        shown.add_column(name, justify="left" if name == "figure" else "right")
+        shown.add_column(name, justify="left" if name in ("dense by", "figure") else "right")
+    metrics = set(found.table["metric"])
     for length, part in found.table.groupby("length", sort=True):
         cells = {(r["metric"], r["side"]): r for r in part.to_dict("records")}
         ratios = found.ratios[found.ratios["length"] == length].set_index("metric")
         kept = part[part["side"] == SPARSE]["token_ratio"].dropna()
-        begin = [f"{length:,}", f"{kept.iloc[0]:.3f}" if len(kept) else ""]
+        kept_share = f"{kept.iloc[0]:.3f}" if len(kept) else ""
+        begin = [f"{length:,}", kept_share, str(part["dense"].iloc[0])]
         for title, (metric, factor) in METRICS.items():
+            if metric in ONLY_MEDIA and metric not in metrics:
+                continue
             ratio = _ratio(ratios.loc[metric]) if metric in ratios.index else ""
             both = [_cell(cells.get((metric, side)), factor) for side in (FULL, SPARSE)]
             shown.add_row(*begin, title, *both, ratio)
-            begin = ["", ""]
+            begin = ["", "", ""]
         shown.add_section()
     return shown
 

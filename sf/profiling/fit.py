@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from sf.errors import ConfigError
-from sf.profiling.measure import Run, Side, Workload, attempt, take_peak
+from sf.profiling.measure import Run, attempt, take_peak
 from sf.profiling.memory import available_bytes
+from sf.profiling.workload import Side, Workload
 
 __all__ = ["Largest", "fits", "largest", "memory_of"]
 

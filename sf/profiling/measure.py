@@ -12,72 +12,19 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from sf.attention import sparsify
-from sf.attention.decoding import DecodeLoop, Prefilled
-from sf.attention.decoding.generate import position_after, rules_of
-from sf.attention.layer import NAME as SPARSE_ATTENTION
+from sf.attention.decoding import DecodeLoop
 from sf.profiling.clock import Clock
 from sf.profiling.memory import cache_bytes, is_out_of_memory, peak_of
 from sf.profiling.parts import watched
-from sf.selection import Policy, Scores
+from sf.profiling.workload import Position, Side, Workload, context_of, generate, loop_after
 
-__all__ = ["KeepAll", "Run", "Side", "Workload", "attempt", "free", "measure", "take_peak"]
+__all__ = ["Run", "attempt", "free", "measure", "take_peak"]
 
 log = logging.getLogger(__name__)
-
-Side = Any
-"""A selection policy, a method of `sf.baselines` (anything with `apply(model)`), or None for the
-model as transformers runs it."""
-
-
-@dataclass(frozen=True)
-class KeepAll(Policy):
-    """The policy of the dense side: every token in every layer.
-
-    Prefill is then the model's own dense attention, untouched, and decoding uses the same cache
-    that grows in place as the sparse side does. transformers' own cache copies itself at every
-    token, the more the longer it is: as a baseline it would credit sparsity with what is only a
-    better cache. It is measured too, as "transformers", at the shortest length, where it loses
-    least.
-    """
-
-    needs_scores: ClassVar[bool] = False
-
-    def keep(self, scores: Scores, layer: int) -> Tensor:
-        """All valid tokens."""
-        return scores.valid
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What one side is asked to do.
-
-    Attributes:
-        model: in evaluation mode, on its device.
-        inputs: what `generate` takes: `input_ids` int64 (batch, length), its mask, media.
-        decode_tokens: forced tokens after the first.
-    """
-
-    model: Any
-    inputs: Mapping[str, Any]
-    decode_tokens: int
-
-    @property
-    def batch(self) -> int:
-        """Rows."""
-        return int(self.inputs["input_ids"].shape[0])
-
-    @property
-    def length(self) -> int:
-        """Prompt tokens of a row."""
-        return int(self.inputs["input_ids"].shape[1])
 
 
 @dataclass
@@ -96,6 +43,8 @@ class Run:
         reserved_bytes: highest that the allocator took from a GPU, weights included.
         token_ratio: kept / prompt tokens, mean over layers and rows; 1 for full.
         layer_ratios: the same per layer, mean over rows.
+        processor_ms: what the prompt's processor takes before (decoding, resizing, tokenising, the
+            copy to the device); empty for a prompt that needs none.
     """
 
     prefill_ms: list[float] = field(default_factory=list)
@@ -109,115 +58,44 @@ class Run:
     held_decode_bytes: int | None = None
     reserved_bytes: int | None = None
     layer_ratios: list[float] = field(default_factory=list)
+    processor_ms: list[float] = field(default_factory=list)
 
-
-class _Steps:
-    """A stopping criterion that never stops: it marks the time of every new token."""
-
-    def __init__(self, each: Callable[[], None]) -> None:
-        self.each = each
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        self.each()
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-
-
-def _context(model: Any, side: Side) -> AbstractContextManager[Any]:
-    if side is None:
-        return nullcontext()
-    if isinstance(side, Policy):
-        # The dense side drops nothing: choosing rows to project would only cost it time.
-        return sparsify(model, side, skip_dropped=not isinstance(side, KeepAll))
-    context: AbstractContextManager[Any] = side.apply(model)
-    return context
-
-
-@torch.inference_mode()
-def _generate(work: Workload, each: Callable[[], None]) -> Any:
-    """One forced generation, inside the side's context."""
-    from transformers import StoppingCriteriaList
-
-    tokens = work.decode_tokens + 1
-    return work.model.generate(
-        **work.inputs,
-        max_new_tokens=tokens,
-        min_new_tokens=tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        return_dict_in_generate=True,
-        stopping_criteria=StoppingCriteriaList([_Steps(each)]),
-    )
-
-
-def _loop(work: Workload, side: Side, output: Any, position: Tensor | None) -> DecodeLoop | None:
-    """The decode loop that goes on where `generate` stopped; None where it would be another thing.
-
-    A method that attends in a way of its own while it decodes is not what the loop computes.
-    """
-    model = work.model
-    pruned = model.get_decoder().config._attn_implementation == SPARSE_ATTENTION
-    if position is None or not (pruned or side is None):
-        return None
-    prompt, token = output.sequences[:, :-1], output.sequences[:, -1]
-    valid = torch.ones_like(prompt, dtype=torch.bool)
-    valid[:, : work.length] = work.inputs["attention_mask"].bool()
-    start = Prefilled(
-        model=model,
-        prompt=prompt,
-        valid=valid,
-        token=token,
-        position=position_after(position, work.batch) + work.decode_tokens,
-        cache=output.past_key_values,
-        rules=rules_of(model.generation_config, True, ()),
-        trace=None,
-    )
-    return start.loop(work.decode_tokens + 1)
-
-
-class _Position:
-    """Remembers where the prompt's last token stands; a hook on the decoder for one forward."""
-
-    def __init__(self, model: Any) -> None:
-        self.last: Tensor | None = None
-        self._hook = model.get_decoder().register_forward_pre_hook(self._note, with_kwargs=True)
-
-    def _note(self, module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
-        position = kwargs.get("position_ids")
-        self.last = None if position is None else position[..., -1:]
-        self._hook.remove()
-
-    def close(self) -> None:
-        self._hook.remove()
+    @property
+    def first_token_ms(self) -> list[float]:
+        """From the media's files to the first new token; empty where there are no media."""
+        if not self.processor_ms:
+            return []
+        return [a + b for a, b in zip(self.processor_ms, self.prefill_ms, strict=True)]
 
 
 def _timed(work: Workload, side: Side, clock: Clock, run: Run, *, loop: bool) -> None:
     marks = []
-    with _context(work.model, side) as trace:
-        position = _Position(work.model)
+    with context_of(work.model, side) as trace:
+        position = Position(work.model)
         try:
             with watched(work.model, clock) as parts:
 
                 def each() -> None:
-                    parts.close()  # hooks in prefill only: decoding is timed without them
                     marks.append(clock.mark())
+                    if not parts.closed:  # decoding is timed without the hooks
+                        parts.close()
+                        marks.append(clock.mark())
 
                 clock.synchronize()
                 start = clock.mark()
-                output = _generate(work, each)
+                output = generate(work, each)
                 clock.synchronize()
         finally:
             position.close()
         run.prefill_ms.append(clock.ms(start, marks[0]))
-        run.decode_ms.append(clock.ms(marks[0], marks[-1]) / work.decode_tokens)
+        run.decode_ms.append(clock.ms(marks[1], marks[-1]) / work.decode_tokens)
         for name, value in parts.milliseconds(run.prefill_ms[-1]).items():
             run.parts_ms.setdefault(name, []).append(value)
         run.kv_bytes = cache_bytes(output.past_key_values)
         if trace is not None:
             run.token_ratio = float(trace.token_ratio.float().mean())
             run.layer_ratios = trace.layer_ratios.float().mean(1).tolist()
-        steps = _loop(work, side, output, position.last) if loop else None
+        steps = loop_after(work, side, output, position.last) if loop else None
         if steps is not None:
             run.step_ms.append(_time_steps(steps, work.decode_tokens, clock))
 
@@ -249,8 +127,8 @@ def take_peak(work: Workload, side: Side, run: Run) -> None:
             if made in (1, work.decode_tokens + 1):
                 mark()
 
-        with _context(work.model, side):
-            _generate(work, each)
+        with context_of(work.model, side):
+            generate(work, each)
 
     peak = peak_of(call, work.inputs["input_ids"].device)
     run.peak_prefill_bytes, run.peak_decode_bytes = peak.prefill, peak.decode
@@ -305,8 +183,8 @@ def measure(
 
         def warm(side: Side = side, run: Run = run) -> None:
             for _ in range(warm_up - 1):
-                with _context(work.model, side):
-                    _generate(work, _nothing)
+                with context_of(work.model, side):
+                    generate(work, _nothing)
             take_peak(work, side, run)  # the last warm-up as well
 
         def warm_loop(side: Side = side) -> None:

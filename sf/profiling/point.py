@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from sf.profiling.dense import Dense, fastest
 from sf.profiling.fit import fits, largest, memory_of
-from sf.profiling.measure import KeepAll, Run, Side, Workload, measure
+from sf.profiling.measure import Run, measure
 from sf.profiling.memory import available_bytes
-from sf.profiling.prompts import text_inputs, video_inputs
+from sf.profiling.prompts import milliseconds, text_inputs, video_encoder
 from sf.profiling.roofline import Ceilings, Sizes, decode_work, prefill_work, roofline_lines
 from sf.profiling.subjects import Subject
 from sf.profiling.summary import FULL, SPARSE, median, not_fitting, speedups, tidy
+from sf.profiling.workload import Side, Workload
 
-__all__ = ["FIT", "Settings", "least_bytes", "limits_of", "point"]
+__all__ = ["DENSE", "FIT", "LAYERS", "Settings", "least_bytes", "limits_of", "point"]
 
 TRANSFORMERS = "transformers"
-FIT = ("subject", "side", "what", "batch", "length", "bounded", "tries", "limit_gib")
+FIT = ("subject", "side", "what", "batch", "length", "bounded", "tries", "limit_gib", "dense")
+DENSE = ("subject", "length", "batch", "path", "layer_ms", "chosen")  # dense paths that were timed
+LAYERS = ("subject", "length", "batch", "side", "layer", "token_ratio")
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Settings:
 
     Attributes:
         lengths: prompt tokens.
-        sparse: what stands beside full attention; see `sf.profiling.measure.Side`.
+        sparse: what stands beside full attention; see `sf.profiling.workload.Side`.
         ratio_set_by: how its token ratio came about, for the tables.
         repeats, decode_tokens, batch: of each point.
         prompts: random text, or a question about a video.
@@ -47,15 +52,11 @@ class Settings:
     fit: bool = False
     fit_gib: float = 0.0
 
-    def inputs(self, subject: Subject, batch: int, length: int) -> Mapping[str, Any]:
-        """The prompt of a point."""
+    def encoder(self, subject: Subject, batch: int, length: int) -> Callable[[], Mapping[str, Any]]:
+        """What makes the prompt of a point."""
         if self.prompts == "text":
-            return text_inputs(subject.model, batch, length, seed=length)
-        return video_inputs(subject.model, subject.processor, batch, length, file=self.video)
-
-    def sides(self) -> dict[str, Side]:
-        """Full and sparse."""
-        return {FULL: KeepAll(), SPARSE: self.sparse}
+            return partial(text_inputs, subject.model, batch, length, seed=length)
+        return video_encoder(subject.model, subject.processor, batch, length, file=self.video)
 
 
 def least_bytes(model: Any, batch: int, length: int) -> int:
@@ -75,25 +76,36 @@ def point(subject: Subject, length: int, settings: Settings, limits: Ceilings) -
         limits: of the device.
 
     Returns:
-        {"lines": tidy lines, "speedups": lines, "roofline": lines}; where memory does not suffice
-        for a side its lines say so and there are no speed-ups. Other lengths are not affected.
+        {"lines": tidy lines, "speedups": lines, "roofline": lines, "dense": dense paths timed,
+        "layers": kept shares}; where memory does not suffice for a side its lines say so and there
+        are no speed-ups. Other lengths are not affected.
     """
     model, batch = subject.model, settings.batch
-    sides = settings.sides()
-    if length == min(settings.lengths):
-        sides[TRANSFORMERS] = None
+    names = [FULL, SPARSE, *([TRANSFORMERS] if length == min(settings.lengths) else [])]
     runs: dict[str, Run] = {}
+    timed: dict[str, float] = {}
+    dense = ""
     if least_bytes(model, batch, length) <= available_bytes(model.device):
-        inputs = settings.inputs(subject, batch, length)
+        encode = settings.encoder(subject, batch, length)
+        inputs = encode()
         length = int(inputs["input_ids"].shape[1])
+        path, timed = fastest(model, batch, length)
+        dense = path.name
+        sides = dict(zip(names, (Dense(path), settings.sparse, None), strict=False))
         runs = measure(Workload(model, inputs, settings.decode_tokens), sides, settings.repeats)
+        if settings.prompts == "video":
+            taken = milliseconds(encode, settings.repeats, model.device)
+            for run in runs.values():
+                run.processor_ms = taken
+    head = {"subject": subject.name, "length": length, "batch": batch}
     extra = {
         "weights": subject.weights,
         "ratio_set_by": settings.ratio_set_by,
+        "dense": dense,
         "note": subject.note,
     }
     lines = tidy(subject.name, length, batch, runs)
-    for side in [name for name in sides if name not in runs]:
+    for side in [name for name in names if name not in runs]:
         lines += not_fitting(subject.name, length, batch, side)
     ratios = speedups(subject.name, length, batch, runs) if {FULL, SPARSE} <= runs.keys() else []
     return {
@@ -105,6 +117,14 @@ def point(subject: Subject, length: int, settings: Settings, limits: Ceilings) -
             # Work is counted for pruned caches; the loop runs on those alone.
             if side in runs and (side == FULL or runs[side].step_ms)
             for line in _roofline(subject, length, settings, side, runs[side], limits)
+        ],
+        "dense": [
+            {**head, "path": name, "layer_ms": taken, "chosen": name == dense}
+            for name, taken in timed.items()
+        ],
+        "layers": [
+            {**head, "side": SPARSE, "layer": layer, "token_ratio": ratio}
+            for layer, ratio in enumerate(runs[SPARSE].layer_ratios if SPARSE in runs else [])
         ],
     }
 
@@ -134,15 +154,17 @@ def limits_of(subject: Subject, settings: Settings) -> list[dict[str, Any]]:
     """The longest prompt at this batch and the largest batch at the longest length, both sides."""
     limit = memory_of(subject.model.device, settings.fit_gib)
     shortest, longest = min(settings.lengths), max(settings.lengths)
+    path, _ = fastest(subject.model, settings.batch, longest)
+    sides: dict[str, Side] = {FULL: Dense(path), SPARSE: settings.sparse}
 
     def line(side: str, what: str) -> dict[str, Any]:
         def fit(value: int) -> bool:
             batch, length = (settings.batch, value) if what == "length" else (value, longest)
 
             def inputs() -> Mapping[str, Any]:
-                return settings.inputs(subject, batch, length)
+                return settings.encoder(subject, batch, length)()
 
-            return fits(subject.model, settings.sides()[side], inputs, 2, limit)
+            return fits(subject.model, sides[side], inputs, 2, limit)
 
         if what == "length":
             found = largest(fit, shortest, 64 * longest, step=shortest)
@@ -159,6 +181,7 @@ def limits_of(subject: Subject, settings: Settings) -> list[dict[str, Any]]:
             "bounded": found.bounded,
             "tries": found.tries,
             "limit_gib": None if limit is None else settings.fit_gib,
+            "dense": path.name,
         }
 
     return [line(side, what) for what in ("length", "batch") for side in (FULL, SPARSE)]

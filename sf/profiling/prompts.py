@@ -7,15 +7,17 @@ with more of its frames for longer prompts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sf.errors import ConfigError
+from sf.profiling.clock import Clock
 
-__all__ = ["prompt_ids", "text_inputs", "video_inputs"]
+__all__ = ["milliseconds", "prompt_ids", "text_inputs", "video_encoder"]
 
 QUESTION = "What happens in this video?"
 FPS = 2.0
@@ -50,7 +52,7 @@ def text_inputs(model: Any, batch: int, length: int, seed: int) -> dict[str, tor
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def video_inputs(
+def video_encoder(
     model: Any,
     processor: Any,
     batch: int,
@@ -58,8 +60,11 @@ def video_inputs(
     *,
     side: int = 224,
     file: Path | None = None,
-) -> Mapping[str, Any]:
-    """Inputs of `generate` for a question about a video, about `length` tokens long.
+) -> Callable[[], Mapping[str, Any]]:
+    """What makes inputs of `generate` for a question about a video, about `length` tokens long.
+
+    Calling it does what a user waits for: decoding (of a file), resizing, tokenising, the copy to
+    the device. Drawn frames are drawn here, before.
 
     Args:
         model: of the Qwen2-VL line.
@@ -75,7 +80,7 @@ def video_inputs(
         DataError: the file cannot be read.
     """
     from sf.config import Vision
-    from sf.data.vision import encode, load_video
+    from sf.data.vision import encode
 
     if processor is None:
         raise ConfigError(
@@ -93,10 +98,22 @@ def video_inputs(
         video_max_frames=frames,
         video_fps=FPS,
     )
-    video = _drawn(frames, side) if file is None else load_video(file, vision)
-    parts = [{"type": "video", "video": video}, {"type": "text", "text": QUESTION}]
+    shown = {"video": _drawn(frames, side)} if file is None else {"path": str(file)}
+    parts = [{"type": "video", **shown}, {"type": "text", "text": QUESTION}]
     turns = [[{"role": "user", "content": parts}] for _ in range(batch)]
-    return dict(encode(processor, turns, vision, str(model.device)))
+    return lambda: dict(encode(processor, turns, vision, str(model.device)))
+
+
+def milliseconds(call: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
+    """Wall time of each repeat until the device has what the call gave it."""
+    clock, taken = Clock(device), []
+    for _ in range(repeats):
+        clock.synchronize()
+        start = time.perf_counter()
+        call()
+        clock.synchronize()
+        taken.append(1e3 * (time.perf_counter() - start))
+    return taken
 
 
 def _frames_for(length: int, side: int) -> int:

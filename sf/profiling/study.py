@@ -12,11 +12,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from sf.profiling.hardware import after, describe
-from sf.profiling.point import FIT, Settings, limits_of, point
+from sf.config import Runtime
+from sf.profiling.hardware import after, describe, require_device
+from sf.profiling.point import DENSE, FIT, LAYERS, Settings, limits_of, point
 from sf.profiling.roofline import ROOFLINE, Ceilings, ceilings
 from sf.profiling.subjects import Subject
 from sf.profiling.summary import LINE, NOTES, SPEEDUP, TIMES, break_even
+from sf.progress import progress
 from sf.provenance import write_json
 
 __all__ = ["Profiled", "figures", "profile", "write"]
@@ -33,6 +35,8 @@ class Profiled:
         ratios: full / sparse.
         roofline: work, floors and shares by part.
         fit: largest batch and longest prompt; empty when they were not asked for.
+        dense: milliseconds of one layer by each dense attention, where there are several.
+        layers: shares that the sparse side kept, layer by layer; `--replay` reads it.
         hardware: device, versions, commit, ceilings, notes.
     """
 
@@ -40,6 +44,8 @@ class Profiled:
     ratios: pd.DataFrame
     roofline: pd.DataFrame
     fit: pd.DataFrame
+    dense: pd.DataFrame
+    layers: pd.DataFrame
     hardware: dict[str, Any]
 
 
@@ -47,21 +53,40 @@ def profile(
     names: Sequence[str],
     load: Callable[[str], Subject],
     settings: Settings,
-    device: torch.device,
-    dtype: str,
+    runtime: Runtime,
     state: Path,
-    advance: Callable[[str], None],
+    folder: Path,
 ) -> Profiled:
-    """Measure every subject at every length.
+    """Measure every subject at every length, then write tables and pictures.
 
     Args:
         names: of the subjects.
         load: a subject by its name; called once for each that is not yet measured.
         settings: what and how often.
-        device, dtype: of the ceilings.
+        runtime: device and dtype.
         state: finished points are kept there, so a killed run goes on with the next one.
-        advance: told after each point.
+        folder: for `write`.
+
+    Raises:
+        EnvironmentFault: a GPU was asked for and there is none.
     """
+    device = require_device(runtime.device)
+    total = len(names) * (len(set(settings.lengths)) + settings.fit)
+    with progress("profile", total) as shown:
+        found = _measured(names, load, settings, device, runtime.dtype, state, shown)
+    write(found, settings, folder)
+    return found
+
+
+def _measured(
+    names: Sequence[str],
+    load: Callable[[str], Subject],
+    settings: Settings,
+    device: torch.device,
+    dtype: str,
+    state: Path,
+    shown: Any,
+) -> Profiled:
     hardware = _once(state / "hardware.json", lambda: describe(device))
     limits = Ceilings(
         **_once(state / "ceilings.json", lambda: asdict(ceilings(device, getattr(torch, dtype))))
@@ -80,10 +105,10 @@ def profile(
         for length in sorted(set(settings.lengths)):
             made = partial(_point, subject, length, settings, limits)
             points.append(_once(state / f"{stem}-{length}.json", made))
-            advance(f"{name} at {length}")
+            shown.advance(note=f"{name} at {length}")
         if settings.fit:
             fit += _once(state / f"{stem}-fit.json", lambda: limits_of(subject(), settings))
-            advance(f"{name}: what fits")
+            shown.advance(note=f"{name}: what fits")
         found.clear()
     hardware = {**hardware, "dtype": dtype, "ceilings": asdict(limits)}
     hardware["notes"] = [*hardware["notes"], *after(device)]
@@ -96,6 +121,8 @@ def profile(
         ratios=frame("speedups", [*SPEEDUP, *NOTES]),
         roofline=frame("roofline", ROOFLINE),
         fit=pd.DataFrame(fit, columns=list(FIT)),
+        dense=frame("dense", DENSE),
+        layers=frame("layers", LAYERS),
         hardware=hardware,
     )
 
@@ -138,6 +165,8 @@ def write(found: Profiled, settings: Settings, folder: Path) -> None:
     write_csv(found.ratios, folder / "tables" / "speedup.csv")
     write_csv(found.roofline, folder / "tables" / "roofline.csv")
     write_csv(found.fit, folder / "tables" / "fit.csv")
+    write_csv(found.dense, folder / "tables" / "dense.csv")
+    write_csv(found.layers, folder / "tables" / "layers.csv")
     write_json(folder / "hardware.json", found.hardware)
     facts = found.hardware
     name = facts["gpu"]["name"] if "gpu" in facts else facts["host"]["cpu"]

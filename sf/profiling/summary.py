@@ -26,10 +26,12 @@ SPEEDUP = (
     *("subject", "length", "batch", "token_ratio", "metric"),
     *("ratio", "low", "high", "coverage", "verdict"),
 )
-NOTES = ("weights", "ratio_set_by", "note")  # added to each line of both tables
+NOTES = ("weights", "ratio_set_by", "dense", "note")  # added to each line of both tables
 FULL = "full"
 SPARSE = "sparse"
-TIMES = ("prefill_ms", "decode_ms", "step_ms")
+TIMES = ("prefill_ms", "first_token_ms", "decode_ms", "step_ms")
+PROCESSOR = "processor_ms"  # before prefill, the same for both sides
+ALWAYS = ("prefill_ms", "decode_ms", "step_ms")  # what every point would have
 SIZES = (
     *("kv_bytes", "peak_prefill_bytes", "peak_decode_bytes", "held_decode_bytes"),
     "reserved_bytes",
@@ -91,7 +93,7 @@ def tidy(subject: str, length: int, batch: int, runs: Mapping[str, Run]) -> list
             "side": side,
             "token_ratio": run.token_ratio,
         }
-        times = {name: getattr(run, name) for name in TIMES}
+        times = {name: getattr(run, name) for name in (PROCESSOR, *TIMES)}
         times |= {f"prefill_{part}_ms": values for part, values in run.parts_ms.items()}
         times[THROUGHPUT] = [1e3 * batch / value for value in run.step_ms]
         for name, values in times.items():
@@ -139,7 +141,7 @@ def not_fitting(subject: str, length: int, batch: int, side: str) -> list[dict[s
             "repeats": 0,
             "status": DOES_NOT_FIT,
         }
-        for name in (*TIMES, *SIZES)
+        for name in (*ALWAYS, *SIZES)
     ]
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from sf.profiling.summary import break_even
+from sf.profiling.summary import PROCESSOR, break_even
 from sf.report.style import figure, in_style, look, note, rows_figure
 
 __all__ = ["latency_picture", "memory_picture", "parts_picture"]
 
 SIDES = {"full": ("full", "full attention"), "sparse": ("sparsity_forcing", "sparse attention")}
-PARTS = {  # prefill's parts in the order of the forward pass, Okabe and Ito's colours
+PARTS = {  # the first token's parts in the order of the work, Okabe and Ito's colours
+    "processor": "#0072B2",
     "vision": "#CC79A7",
     "projections": "#56B4E9",
     "selection": "#D55E00",
@@ -26,7 +28,20 @@ MIB = 2.0**20
 
 
 def _length(value: float, _: object = None) -> str:
-    return f"{value / 1024:g}k" if value >= 1024 else f"{value:g}"
+    """8k for 8,192, 200k for 200,000, 2,004 for what is no round number."""
+    for thousand in (1024, 1000):
+        if value >= thousand and value % thousand == 0:
+            return f"{value / thousand:g}k"
+    return f"{value:,.0f}"
+
+
+def _heading(table: pd.DataFrame, subject: str) -> str:
+    """The subject with what it is and what its sparse side kept."""
+    part = table[table["subject"] == subject]
+    kept = part[part["side"] == "sparse"]["token_ratio"].dropna()
+    shares = sorted({f"{100 * share:.0f}" for share in (kept.min(), kept.max())}, key=float)
+    told = f", sparse keeps {' to '.join(shares)} % of the tokens" if len(kept) else ""
+    return f"{subject} ({part['weights'].iloc[0]} weights{told})"
 
 
 def _length_axis(axes: Axes, lengths: list[int]) -> None:
@@ -51,14 +66,14 @@ def _sides(axes: Axes, table: pd.DataFrame, metric: str, unit: float) -> None:
         below = (measured["value"] - measured["low"]).fillna(0.0) / unit
         above = (measured["high"] - measured["value"]).fillna(0.0) / unit
         axes.errorbar(
-            measured["length"],
+            measured["length"] * (0.985 if side == "full" else 1.015),  # bars beside each other
             measured["value"] / unit,
             yerr=[below, above],
             color=style.colour,
             marker=style.marker,
             linestyle=style.line,
             capsize=3,
-            label=label,
+            label=label + (_dense(table) if side == "full" else ""),
         )
         for length in part[part["status"] != "measured"]["length"]:
             axes.axvline(length, color=style.colour, linestyle=":", linewidth=1)
@@ -74,6 +89,12 @@ def _sides(axes: Axes, table: pd.DataFrame, metric: str, unit: float) -> None:
             )
 
 
+def _dense(table: pd.DataFrame) -> str:
+    """Which dense attention it was, one or several in order of length."""
+    names = [str(name) for name in table.sort_values("length")["dense"].dropna().unique() if name]
+    return f"\n({', '.join(names)})" if names else ""
+
+
 @in_style
 def latency_picture(table: pd.DataFrame, ratios: pd.DataFrame, where: str) -> Figure:
     """Prefill and decode times and their speed-ups against prompt length, a row per subject.
@@ -84,7 +105,7 @@ def latency_picture(table: pd.DataFrame, ratios: pd.DataFrame, where: str) -> Fi
         where: device and how the ratio was set.
     """
     subjects = list(dict.fromkeys(table["subject"]))
-    fig, axes = rows_figure(subjects, 3, 12.0, 3.7)
+    fig, axes = rows_figure([_heading(table, name) for name in subjects], 3, 12.0, 3.7)
     for row, subject in zip(axes, subjects, strict=True):
         part = table[table["subject"] == subject]
         lengths = sorted(set(part["length"]))
@@ -97,7 +118,7 @@ def latency_picture(table: pd.DataFrame, ratios: pd.DataFrame, where: str) -> Fi
             panel.set(title=title, ylabel=label)
         _plain_log_y(row[0])
         row[1].set_ylim(bottom=0)
-        row[0].legend(loc="lower right")
+        row[0].legend(loc="best")
         _speedup(row[2], ratios[ratios["subject"] == subject], lengths)
         for panel in row:
             panel.set_xlabel("prompt length (tokens)")
@@ -121,13 +142,14 @@ def _speedup(axes: Axes, ratios: pd.DataFrame, lengths: list[int]) -> None:
         ("prefill_ms", "sparsity_forcing", "prefill"),
         (_token(ratios), "base", "decode"),
     ):
+        shift = 0.985 if metric == "prefill_ms" else 1.015
         part = ratios[ratios["metric"] == metric].sort_values("length")
         tokens = break_even(part, metric)
         start = "not faster here" if tokens is None else f"faster from {_length(tokens)}"
         label = f"{label}: {start}"
         style = look(system)
         axes.errorbar(
-            part["length"],
+            part["length"] * shift,
             part["ratio"],
             yerr=[part["ratio"] - part["low"], part["high"] - part["ratio"]],
             color=style.colour,
@@ -149,7 +171,7 @@ def _speedup(axes: Axes, ratios: pd.DataFrame, lengths: list[int]) -> None:
 def memory_picture(table: pd.DataFrame, where: str) -> Figure:
     """KV-cache bytes and peaks against prompt length, a row per subject."""
     subjects = list(dict.fromkeys(table["subject"]))
-    fig, axes = rows_figure(subjects, 3, 12.0, 3.7)
+    fig, axes = rows_figure([_heading(table, name) for name in subjects], 3, 12.0, 3.7)
     panels = (
         ("kv_bytes", "KV cache", "keys and values (MiB)"),
         ("peak_prefill_bytes", "Peak in prefill", "above the weights (MiB)"),
@@ -169,8 +191,12 @@ def memory_picture(table: pd.DataFrame, where: str) -> Figure:
 
 @in_style
 def parts_picture(table: pd.DataFrame, where: str) -> Figure | None:
-    """Prefill time by part of the model, stacked, full beside sparse; None without such lines."""
-    names = {f"prefill_{part}_ms": part for part in PARTS}
+    """The first token's time by part, stacked, full beside sparse; None without such lines.
+
+    With media the processor's time on the CPU comes first: it is the same for both sides.
+    """
+    names = {PROCESSOR: "processor"}
+    names |= {f"prefill_{part}_ms": part for part in PARTS if part != "processor"}
     # A part that takes no time anywhere (no tower for text) is no entry of the legend.
     taken = table[table["value"] > 0]["metric"].unique()
     names = {metric: part for metric, part in names.items() if metric in taken}
@@ -178,26 +204,40 @@ def parts_picture(table: pd.DataFrame, where: str) -> Figure | None:
     if table.empty:
         return None
     subjects = list(dict.fromkeys(table["subject"]))
-    fig, axes = figure(6.0 * len(subjects), 4.0, columns=len(subjects))
+    fig, axes = figure(6.0 * len(subjects), 4.2, columns=len(subjects))
     for panel, subject in zip(axes[0], subjects, strict=True):
         part = table[table["subject"] == subject]
         _stacks(panel, part, sorted(set(part["length"])), names)
         panel.set(
-            title=subject,
-            ylabel="share of the full side's prefill (%)",
-            xlabel="prompt length (tokens); left bar full, right bar sparse",
+            title=f"Time to the first token by part\n{subject}",
+            ylabel="share of the full side's time (%)",
+            xlabel="prompt length (tokens)",
         )
-    axes[0][-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    note(fig, where)
+    # From top to bottom as in the bars.
+    handles = [Patch(color=PARTS[part], label=part) for part in reversed(names.values())]
+    handles += [
+        Patch(facecolor="white", edgecolor="#555555", label="left: full"),
+        Patch(facecolor="white", edgecolor="#555555", hatch="//", label="right: sparse"),
+    ]
+    axes[0][-1].legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    note(fig, f"{where}; above the bars: their time, sum of the parts' medians")
     return fig
 
 
 def _stacks(axes: Axes, table: pd.DataFrame, lengths: list[int], names: dict[str, str]) -> None:
+    highest = 100.0
     for at, length in enumerate(lengths):
         here = table[table["length"] == length]
         whole = here[here["side"] == "full"]["value"].sum()
+        if not whole:  # the full side did not fit: shares of the sparse side's own time
+            whole = here[here["side"] == "sparse"]["value"].sum()
         for shift, side in ((-0.2, "full"), (0.2, "sparse")):
             values = here[here["side"] == side].set_index("metric")["value"]
+            if values.empty:
+                axes.annotate(
+                    f"{side}: does not fit", (at + shift, 2.0), rotation=90, ha="center", fontsize=8
+                )
+                continue
             bottom = 0.0
             for metric, part in names.items():
                 share = 100.0 * float(values.get(metric, 0.0)) / whole
@@ -209,8 +249,16 @@ def _stacks(axes: Axes, table: pd.DataFrame, lengths: list[int], names: dict[str
                     color=PARTS[part],
                     hatch="//" if side == "sparse" else None,
                     edgecolor="white",
-                    label=part if at == 0 and side == "full" else None,
                 )
                 bottom += share
+            axes.annotate(
+                _duration(values.sum()), (at + shift, bottom + 1.5), ha="center", fontsize=8
+            )
+            highest = max(highest, bottom)
+    axes.set_ylim(0, 1.1 * highest)
     axes.set_xticks(range(len(lengths)), [_length(length) for length in lengths])
     axes.grid(axis="x", visible=False)
+
+
+def _duration(ms: float) -> str:
+    return f"{ms / 1000:.3g} s" if ms >= 1000 else f"{ms:.3g} ms"

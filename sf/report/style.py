@@ -7,6 +7,7 @@ a line of its own, so that a picture survives grey printing.
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,9 @@ def rows_figure(names: Sequence[str], columns: int, width: float, row_height: fl
 
 
 def note(fig: Figure, text: str) -> None:
-    """A line under a figure: where its figures come from, what its bars mean."""
-    fig.supxlabel(text, fontsize=8, color="#555555")
+    """Under a figure: where its figures come from, what its bars mean; wrapped at its width."""
+    characters = int(16 * fig.get_figwidth())
+    fig.supxlabel(textwrap.fill(text, characters), fontsize=8, color="#555555")
 
 
 def percent(axes: Axes, axis: str) -> None:

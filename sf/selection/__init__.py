@@ -4,6 +4,7 @@ A new selector is one short file: subclass `Policy`, write `keep`.
 """
 
 from sf.selection.fixed import FixedMask
+from sf.selection.layer_shares import LayerShares
 from sf.selection.policy import Policy
 from sf.selection.probes import Probes, visible_probes
 from sf.selection.scores import Scores
@@ -13,6 +14,7 @@ from sf.selection.top_p import TopP
 
 __all__ = [
     "FixedMask",
+    "LayerShares",
     "Policy",
     "Probes",
     "Scores",

@@ -30,6 +30,8 @@ class Policy(ABC):
     """
 
     needs_scores: ClassVar[bool] = True
+    keeps_all: ClassVar[bool] = False
+    """Every row keeps every token, but in a pruned layer's cache; `keep` is then not called."""
 
     probes: Probes = field(default=Probes(), kw_only=True)
     whole_kv: bool = field(default=False, kw_only=True)

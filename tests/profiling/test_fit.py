@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from sf.errors import ConfigError
+from sf.profiling.dense import OWN, Dense, KeepAll
 from sf.profiling.fit import fits, largest, memory_of
-from sf.profiling.measure import KeepAll, attempt
+from sf.profiling.measure import attempt
 from sf.profiling.point import Settings, limits_of
 from sf.profiling.prompts import text_inputs
 from sf.profiling.subjects import SHAPES, Shape, Subject, load_subject
@@ -91,9 +92,10 @@ def test_both_limits_of_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     def fake(model: Any, side: Any, inputs: Any, tokens: int, limit: Any) -> bool:
         batch, length = inputs()["input_ids"].shape
         asked.append((batch, length))
-        return bool(batch * length <= (1000 if isinstance(side, KeepAll) else 4000))
+        return bool(batch * length <= (1000 if isinstance(side, Dense) else 4000))
 
     monkeypatch.setattr(point, "fits", fake)
+    monkeypatch.setattr(point, "fastest", lambda model, batch, length: (OWN, {}))
     monkeypatch.setattr(
         point,
         "text_inputs",
@@ -106,6 +108,7 @@ def test_both_limits_of_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines["length", "full"] | {"tries": 0} == {
         "subject": "made", "side": "full", "what": "length", "batch": 2, "length": 500,
         "bounded": False, "tries": 0, "limit_gib": 0.1,
+        "dense": OWN.name,
     }  # fmt: skip
     assert lines["length", "sparse"]["length"] == 2000
     assert (lines["batch", "full"]["batch"], lines["batch", "full"]["length"]) == (10, 100)

@@ -14,13 +14,15 @@ import torch
 
 from sf.errors import ConfigError, EnvironmentFault
 from sf.profiling.clock import Clock
+from sf.profiling.dense import KeepAll
 from sf.profiling.hardware import describe, require_device
-from sf.profiling.measure import KeepAll, Workload, measure
+from sf.profiling.measure import measure
 from sf.profiling.parts import PARTS, Parts, watched
 from sf.profiling.point import Settings, least_bytes, point
 from sf.profiling.prompts import prompt_ids, text_inputs
 from sf.profiling.roofline import Ceilings
 from sf.profiling.subjects import SHAPES, Shape, Subject, load_subject
+from sf.profiling.workload import Workload
 from sf.selection import Policy, Scores, TopK
 
 TINY = Shape(64, 2, 4, 2, 96, 256, True, "a test's")
@@ -203,6 +205,7 @@ def test_the_stage_writes_its_files_and_goes_on_after_a_kill(
         profile_subjects=["checkpoint"],
         profile_lengths=[128, 64],
         profile_ratio=0.25,
+        profile_layer_shares=[],
         profile_repeats=3,
         profile_decode_tokens=2,
         profile_batch=2,
@@ -220,6 +223,7 @@ def test_the_stage_writes_its_files_and_goes_on_after_a_kill(
     files = {str(path.relative_to(job.out)) for path in job.out.rglob("*") if path.is_file()}
     pictures = {f"figures/{n}.{s}" for n in ("latency", "memory", "parts") for s in ("png", "svg")}
     names = ("profile.csv", "profile.parquet", "speedup.csv", "roofline.csv", "fit.csv")
+    names = (*names, "dense.csv", "layers.csv")
     tables = {f"tables/{name}" for name in names}
     assert files == {"hardware.json", *tables, *pictures}
     table = pd.read_csv(job.out / "tables/profile.csv")

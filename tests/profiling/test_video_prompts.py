@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-from sf.errors import ConfigError
+from sf.errors import ConfigError, DataError
 from sf.models import build_tiny
 from sf.profiling.hardware import after, gpu_state, read_state
 from sf.profiling.point import Settings, point
-from sf.profiling.prompts import video_inputs
+from sf.profiling.prompts import video_encoder
 from sf.profiling.roofline import Ceilings
 from sf.profiling.subjects import SHAPES, Shape, Subject, load_checkpoint, load_subject
 from sf.selection import TopK
@@ -32,7 +33,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Subject:
 def test_a_prompt_is_about_as_long_as_asked(subject: Subject) -> None:
     widths = []
     for length in (200, 600, 1000):
-        inputs = video_inputs(subject.model, subject.processor, 1, length)
+        inputs = video_encoder(subject.model, subject.processor, 1, length)()
         width = inputs["input_ids"].shape[1]
         assert length - 64 - 60 < width <= length
         placeholders = (inputs["input_ids"] == subject.model.config.video_token_id).sum()
@@ -53,15 +54,41 @@ def test_a_point_times_the_vision_tower(subject: Subject) -> None:
     assert 0.25 <= ratio < 0.25 + 1 / length
 
 
+def test_the_processors_time_is_a_row_of_its_own(subject: Subject) -> None:
+    settings = Settings((300,), TopK(ratio=0.25), "top-k", 3, 2, prompts="video")
+    found = point(subject, 300, settings, Ceilings(1e10, 1e10))
+    lines = pd.DataFrame(found["lines"]).set_index(["side", "metric"])["value"]
+    assert lines["full", "processor_ms"] == lines["sparse", "processor_ms"] > 0
+    for side in ("full", "sparse"):
+        first = lines[side, "first_token_ms"]
+        assert first > max(lines[side, "processor_ms"], lines[side, "prefill_ms"])
+    ratios = {line["metric"] for line in found["speedups"]}
+    assert {"prefill_ms", "first_token_ms"} <= ratios  # both: the processor dilutes the gain
+    assert "processor_ms" not in ratios
+
+
+def test_decoding_a_file_is_the_processors_time(subject: Subject, tmp_path: Path) -> None:
+    from sf.profiling.prompts import milliseconds
+
+    calls = []
+    taken = milliseconds(lambda: calls.append(time.sleep(0.01)), 3, torch.device("cpu"))
+    assert len(calls) == len(taken) == 3
+    assert min(taken) >= 10.0
+    missing = video_encoder(subject.model, subject.processor, 1, 300, file=tmp_path / "no.mp4")
+    with pytest.raises(DataError, match=r"no\.mp4"):  # it is read when called, not before
+        missing()
+
+
 def test_text_prompts_have_no_vision(subject: Subject) -> None:
     settings = Settings((100,), TopK(ratio=0.25), "top-k", 3, 2)
     lines = pd.DataFrame(point(subject, 100, settings, Ceilings(1e10, 1e10))["lines"])
     assert (lines[lines["metric"] == "prefill_vision_ms"]["value"] == 0).all()
+    assert not set(lines["metric"]) & {"processor_ms", "first_token_ms"}
 
 
 def test_random_weights_have_no_processor() -> None:
     with pytest.raises(ConfigError, match="random weights have no processor"):
-        video_inputs(SimpleNamespace(device="cpu"), None, 1, 300)
+        video_encoder(SimpleNamespace(device="cpu"), None, 1, 300)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "llava_onevision"])

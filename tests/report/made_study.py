@@ -116,6 +116,7 @@ def write_profile(folder: Path) -> None:
             "sparse": Run(sparse, [1.0] * 6, {"mlp": [3.0] * 6}, length, 9, 9, 0.25, [1.0] * 6),
         }
         note = {"weights": "random", "ratio_set_by": "top-k 0.25", "note": "made"}
+        note["dense"] = "SDPA flash"
         lines += [{**line, **note} for line in tidy("shape", length, 1, runs)]
         pairs += [{**line, **note} for line in speedups("shape", length, 1, runs)]
     write_csv(pd.DataFrame(lines, columns=[*LINE, *NOTES]), folder / "tables/profile.csv")

@@ -76,8 +76,8 @@ def test_the_tables_are_there_as_csv(report: Path) -> None:
 
 def test_an_interval_with_one_in_it_is_no_difference(report: Path) -> None:
     rows = (report / "tables/times_tiny.csv").read_text(encoding="utf-8").splitlines()
-    assert rows[1].startswith('shape,"1,024",10,10,no difference (0.91 to 1.11)')
-    assert rows[2].startswith('shape,"2,048",10,5,2.00 (2.00 to 2.00)')
+    assert rows[1].startswith('shape,"1,024",SDPA flash,10,10,no difference (0.91 to 1.11)')
+    assert rows[2].startswith('shape,"2,048",SDPA flash,10,5,2.00 (2.00 to 2.00)')
     text = (report / "report.md").read_text(encoding="utf-8")
     assert "prefill from 2,048 tokens on" in text
     assert "decoding at no measured length" in text

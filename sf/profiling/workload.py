@@ -1,0 +1,136 @@
+"""What one side is asked to do: a forced generation, then the decode loop from where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sf.attention import sparsify
+from sf.attention.decoding import DecodeLoop, Prefilled
+from sf.attention.decoding.generate import position_after, rules_of
+from sf.attention.layer import NAME as SPARSE_ATTENTION
+from sf.selection import Policy
+
+__all__ = ["Position", "Side", "Workload", "context_of", "generate", "loop_after"]
+
+Side = Any
+"""A selection policy, a method of `sf.baselines` (anything with `apply(model)`), or None for the
+model as transformers runs it."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one side is asked to do.
+
+    Attributes:
+        model: in evaluation mode, on its device.
+        inputs: what `generate` takes: `input_ids` int64 (batch, length), its mask, media.
+        decode_tokens: forced tokens after the first.
+    """
+
+    model: Any
+    inputs: Mapping[str, Any]
+    decode_tokens: int
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+        return int(self.inputs["input_ids"].shape[0])
+
+    @property
+    def length(self) -> int:
+        """Prompt tokens of a row."""
+        return int(self.inputs["input_ids"].shape[1])
+
+
+class _Steps:
+    """A stopping criterion that never stops: it marks the time of every new token."""
+
+    def __init__(self, each: Callable[[], None]) -> None:
+        self.each = each
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self.each()
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+def context_of(model: Any, side: Side) -> AbstractContextManager[Any]:
+    """The model under a side; gives its trace, None for transformers' own."""
+    if side is None:
+        return nullcontext()
+    if isinstance(side, Policy):
+        return sparsify(model, side)
+    context: AbstractContextManager[Any] = side.apply(model)
+    return context
+
+
+@torch.inference_mode()
+def generate(work: Workload, each: Callable[[], None]) -> Any:
+    """One forced generation, inside the side's context.
+
+    Args:
+        work: prompt and number of tokens.
+        each: called at every new token.
+    """
+    from transformers import StoppingCriteriaList
+
+    tokens = work.decode_tokens + 1
+    return work.model.generate(
+        **work.inputs,
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        return_dict_in_generate=True,
+        stopping_criteria=StoppingCriteriaList([_Steps(each)]),
+    )
+
+
+def loop_after(
+    work: Workload, side: Side, output: Any, position: Tensor | None
+) -> DecodeLoop | None:
+    """The decode loop that goes on where `generate` stopped; None where it would be another thing.
+
+    A method that attends in a way of its own while it decodes is not what the loop computes.
+    """
+    model = work.model
+    pruned = model.get_decoder().config._attn_implementation == SPARSE_ATTENTION
+    if position is None or not (pruned or side is None):
+        return None
+    prompt, token = output.sequences[:, :-1], output.sequences[:, -1]
+    valid = torch.ones_like(prompt, dtype=torch.bool)
+    valid[:, : work.length] = work.inputs["attention_mask"].bool()
+    start = Prefilled(
+        model=model,
+        prompt=prompt,
+        valid=valid,
+        token=token,
+        position=position_after(position, work.batch) + work.decode_tokens,
+        cache=output.past_key_values,
+        rules=rules_of(model.generation_config, True, ()),
+        trace=None,
+    )
+    return start.loop(work.decode_tokens + 1)
+
+
+class Position:
+    """Remembers where the prompt's last token stands; a hook on the decoder for one forward."""
+
+    def __init__(self, model: Any) -> None:
+        self.last: Tensor | None = None
+        self._hook = model.get_decoder().register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+        position = kwargs.get("position_ids")
+        self.last = None if position is None else position[..., -1:]
+        self._hook.remove()
+
+    def close(self) -> None:
+        self._hook.remove()

@@ -1,0 +1,40 @@
+"""Recorded shares of every layer, replayed on another prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from sf.errors import ConfigError
+from sf.selection.policy import Policy, per_row
+from sf.selection.scores import Scores
+
+__all__ = ["LayerShares"]
+
+
+@dataclass(frozen=True)
+class LayerShares(Policy):
+    """In each layer the share of the prompt that was recorded there, by normalised score.
+
+    Unlike `FixedMask` it fits prompts of any length and selects, at the cost of selecting.
+
+    Attributes:
+        shares: one number in [0, 1] per layer, of all tokens and rounded to the nearest count. The
+            last token, which is always kept, is one of them: a replayed share is the recorded one.
+    """
+
+    shares: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        per_row("shares", self.shares)
+
+    def keep(self, scores: Scores, layer: int) -> Tensor:
+        if layer >= len(self.shares):
+            raise ConfigError(
+                "shares", f"{len(self.shares)} layers", f"the model has a layer {layer}"
+            )
+        last = scores.valid.long().cumsum(-1).argmax(-1, keepdim=True)
+        led = replace(scores, mass=scores.mass.scatter(1, last, float("inf")))
+        count = (self.shares[layer] * scores.lengths.double()).round().long()
+        return led.best(count.clamp(min=1))
