@@ -29,6 +29,13 @@ def _known_method(name: str) -> str:
     return name
 
 
+def _with_p(name: str) -> str:
+    rule = import_module("sf.baselines.registry").without_p(_known_method(name))
+    if rule is not None:
+        raise ValueError(rule)
+    return name
+
+
 def _known_suite(name: str) -> str:
     import_module("sf.evaluation.columns").suite(name)  # not a plain import: see above
     return name
@@ -47,6 +54,7 @@ def _apart(names: list[str]) -> list[str]:
 
 
 Method = Annotated[str, AfterValidator(_known_method)]
+CurveMethod = Annotated[str, AfterValidator(_with_p)]
 Suite = Annotated[str, AfterValidator(_known_suite)]
 Objective = Literal[
     "sparsity_forcing", "v1_range", "pathwise", "zipvl_sft", "sharpness", "moba", "nsa"
@@ -190,7 +198,7 @@ class Axes(Section):
 
     models: list[str] = Field(min_length=1)
     methods: list[Method] = Field(min_length=1)
-    curve_methods: list[Method] = Field(
+    curve_methods: list[CurveMethod] = Field(
         default_factory=list, description="methods beside ZipVL whose curve over p is measured"
     )
     objectives: list[Objective] = Field(min_length=1)
@@ -231,6 +239,14 @@ class Params(Section):
                 f"axes.models {sorted(self.axes.models)} and the keys of base "
                 f"{sorted(self.base)} differ; name each model in both"
             )
+        misfit = import_module("sf.baselines.registry").misfit
+        for model, spec in self.base.items():
+            for method in (*self.axes.methods, *self.axes.curve_methods):
+                # What a finished checkpoint was trained with is seen when it is loaded.
+                trained_with = None if spec.source == "scratch" else method
+                rule = misfit(method, spec.family, trained_with)
+                if rule is not None:
+                    raise ValueError(f"axes.methods with {model}: {rule}")
         return self
 
 

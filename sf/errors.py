@@ -5,10 +5,13 @@ A message holds the field, the value, the rule and the remedy, in that order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "ConfigError",
     "DataError",
     "EnvironmentFault",
+    "EvaluationFailed",
     "OutputConflictError",
     "SparsityForcingError",
     "TrainingCollapse",
@@ -44,6 +47,23 @@ class OutputConflictError(SparsityForcingError, FileExistsError):
 
 class EnvironmentFault(SparsityForcingError, RuntimeError):
     """The machine lacks something: a device, disk space, a package, a server."""
+
+
+class EvaluationFailed(SparsityForcingError, RuntimeError):
+    """Some benchmarks could not be evaluated; all were tried, and what they answered is kept.
+
+    Attributes:
+        exceptions: why, one a benchmark.
+    """
+
+    def __init__(self, exceptions: Sequence[Exception], tried: int, remedy: str) -> None:
+        self.exceptions = tuple(exceptions)
+        lines = [f"{len(exceptions)} of {tried} benchmarks failed:"]
+        for error in exceptions:
+            known = isinstance(error, SparsityForcingError)
+            text = str(error) if known else f"{type(error).__name__}: {error}"
+            lines.append(": ".join(["", *getattr(error, "__notes__", ()), text]).lstrip(": "))
+        super().__init__("\n  ".join(lines), None, "", f"\n{remedy}")
 
 
 class TrainingCollapse(SparsityForcingError, RuntimeError):

@@ -10,7 +10,7 @@ from typing import Any
 
 from sf.errors import EnvironmentFault
 
-__all__ = ["agreed", "join", "meet", "rank", "world_size"]
+__all__ = ["agreed", "gathered", "join", "meet", "rank", "world_size"]
 
 PATIENCE = timedelta(hours=24)
 """How long ranks wait for the first one, which hashes inputs and writes results alone."""
@@ -59,6 +59,18 @@ def agreed(value: Any = None) -> Any:
     said = [value]
     dist.broadcast_object_list(said, src=0, group=_control)
     return said[0]
+
+
+def gathered(value: Any) -> list[Any]:
+    """What each rank says, by rank; every rank is given the list, and none before the last."""
+    if world_size() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    join()
+    said: list[Any] = [None] * world_size()
+    dist.all_gather_object(said, value, group=_control)
+    return said
 
 
 def meet() -> None:

@@ -77,6 +77,16 @@ def test_field_names_are_unique_over_the_sections_of_a_command_line() -> None:
         ("suites: [all]", "suites: [alle]", ("benchmarks.suites", "'alle'", "did you mean all")),
         ("suites: [all]", "suites: [mme, image]", ("mme is in 'mme' and in 'image'", "once")),
         ("models: [tiny-qwen2.5-vl]", "models: [other]", ("name each model in both", "other")),
+        (
+            "curve_methods: []",
+            "curve_methods: [fastv]",
+            ("axes.curve_methods", "'fastv'", "no threshold p", "use zipvl or twilight"),
+        ),
+        (
+            "  methods: [full, zipvl]",
+            "  methods: [full, nsa]",
+            ("axes.methods with tiny-qwen2.5-vl", "nsa has weights of its own", "objective nsa"),
+        ),
         ("scale: mini", "scale: [mini", ("not valid YAML", "params.yaml")),
     ],
 )
@@ -87,6 +97,18 @@ def test_an_error_names_field_value_rule_and_remedy(
         load_params(with_change(tmp_path, old, new))
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_method_that_cannot_run_on_a_model_is_refused_before_any_job() -> None:
+    values = read_yaml(ROOT / "params" / "mini.yaml")
+    (spec,) = values["base"].values()
+    values["axes"]["methods"] = ["full", "visionzip"]
+    validated(Params, values)
+    spec |= {"family": "llava_onevision", "source": "hub:OWNER/NAME@main"}
+    with pytest.raises(ConfigError, match=r"visionzip runs on qwen2_vl and qwen2_5_vl only, not"):
+        validated(Params, values)
+    values["axes"]["methods"] = ["full", "nsa"]  # the hub's checkpoint may be one trained with NSA
+    validated(Params, values)
 
 
 def test_a_missing_file_and_a_list_are_errors(tmp_path: Path) -> None:

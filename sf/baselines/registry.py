@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
     from sf.attention import Trace
 
-__all__ = ["METHODS", "apply_method", "build", "method_class", "unknown"]
+__all__ = [
+    "METHODS",
+    "apply_method",
+    "build",
+    "method_class",
+    "misfit",
+    "unknown",
+    "without_p",
+]
 
 METHODS: dict[str, str] = {
     "full": "sf.baselines.full:Full",
@@ -37,6 +45,13 @@ METHODS: dict[str, str] = {
 }
 """A trained checkpoint is evaluated with the method that it was trained under."""
 
+FAMILIES: dict[str, tuple[str, ...]] = {"visionzip": ("qwen2_vl", "qwen2_5_vl")}
+"""The only model families that a method runs on; all, if it is not named here."""
+OWN_WEIGHTS = ("nsa",)
+"""Methods that run on checkpoints trained with them and on no other."""
+WITH_P = ("zipvl", "twilight", "temperature", "trained")
+"""Methods with a threshold p: they have a curve over it."""
+
 
 def unknown(name: str) -> str | None:
     """What to do about a name that is no method's; None for a known one."""
@@ -44,6 +59,29 @@ def unknown(name: str) -> str | None:
         return None
     near = difflib.get_close_matches(name.lower(), METHODS, n=3, cutoff=0.4)
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(METHODS)}"
+
+
+def misfit(name: str, family: str, trained_with: str | None) -> str | None:
+    """Why a method cannot run on a model, and what to do; None where it can.
+
+    Args:
+        name: a key of `METHODS`.
+        family: the model type in config.json.
+        trained_with: the attention that the checkpoint was trained with; None for its own.
+    """
+    allowed = FAMILIES.get(name, (family,))
+    if family not in allowed:
+        return f"{name} runs on {' and '.join(allowed)} only, not on {family}; leave it out"
+    if name in OWN_WEIGHTS and trained_with != name:
+        return f"{name} has weights of its own, which this model lacks; train it: objective {name}"
+    return None
+
+
+def without_p(name: str) -> str | None:
+    """Why a method has no curve over p, and which have; None for one that has."""
+    if name in WITH_P:
+        return None
+    return f"{name} has no threshold p to measure a curve over; use {' or '.join(WITH_P)}"
 
 
 def method_class(name: str) -> type[Method]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sf.attention.running import level_of, running
-from sf.baselines import METHODS, method_class
+from sf.baselines import method_class
+from sf.baselines.registry import without_p
 from sf.errors import ConfigError
 from sf.evaluation.answer import Answer, AnswerLog, answer_encoded, batches, encode_rows
 from sf.evaluation.intervals import bootstrap_mean, wilson
@@ -110,11 +111,10 @@ def under(model: Any, method: str, p: float) -> AbstractContextManager[Trace | N
     """
     if method == "zipvl":
         return running(model, level_of(model, p))
+    rule = without_p(method)
+    if rule is not None:
+        raise ConfigError("method", method, rule)
     found: Any = method_class(method)
-    if "p" not in found.__dataclass_fields__:
-        having = [name for name in METHODS if "p" in method_class(name).__dataclass_fields__]
-        rule = "its curve is over a threshold p, which this method does not have"
-        raise ConfigError("method", method, rule, f"use {' or '.join(having)}")
     context: AbstractContextManager[Trace | None] = found(p=p).apply(model)
     return context
 

@@ -15,7 +15,6 @@ images their replies with `method=full` are those of lmms-eval's `llava_hf` chat
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -26,22 +25,22 @@ from typing import Any, Literal
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
-from lmms_eval.protocol import ChatMessages
-from PIL.Image import Image
 
+from sf.attention.blocks.trained import FIELD
 from sf.baselines import build
+from sf.baselines.registry import misfit
 from sf.config import Vision
 from sf.data.llava import is_llava
 from sf.data.vision import encode_parts
-from sf.errors import ConfigError
+from sf.errors import ConfigError, UnsupportedModelError
 from sf.evaluation.media import encode_as_lmms_eval
+from sf.evaluation.question import Question, limit_of, question_of
 from sf.evaluation.records import Record, RecordLog
 from sf.models import load_model, load_processor
+from sf.models.load import load_config
 from sf.progress import Progress, progress
 
 __all__ = ["SparseChatModel", "SparseCounts"]
-
-_SAMPLING = ("temperature", "do_sample", "num_beams")
 
 
 @dataclass
@@ -53,17 +52,6 @@ class SparseCounts(TokenCounts):
     def to_dict(self) -> dict[str, Any]:
         """As lmms-eval's, with the ratio."""
         return {**super().to_dict(), "token_ratio": self.token_ratio}
-
-
-@dataclass(frozen=True)
-class _Question:
-    """One request, ready to be encoded."""
-
-    task: str
-    doc_id: int
-    turns: list[dict[str, Any]]
-    max_new_tokens: int
-    source: str
 
 
 class SparseChatModel(lmms):
@@ -86,7 +74,8 @@ class SparseChatModel(lmms):
 
     Raises:
         ConfigError: an unknown method, a value out of its range, bounds in the wrong order.
-        UnsupportedModelError: a checkpoint of another architecture.
+        UnsupportedModelError: a checkpoint of another architecture, or one that the method cannot
+            run on; said before weights are loaded.
     """
 
     is_simple = False
@@ -129,6 +118,7 @@ class SparseChatModel(lmms):
             raise ConfigError("batch_size", batch_size, "must be at least 1")
         if device == "cuda":
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        _refuse_misfit(method, pretrained)
         self.model = load_model(pretrained, dtype=dtype, device=device)
         self.processor = load_processor(pretrained)
         if media == "lmms_eval" and is_llava(self.processor):
@@ -179,7 +169,7 @@ class SparseChatModel(lmms):
         title = requests[0].args[4] if requests else "no requests"
         with progress(f"{title} {self.method}", len(requests)) as bar:
             for members in self._batches(requests):
-                questions = [self._question(requests[i]) for i in members]
+                questions = [question_of(requests[i], self.task_dict) for i in members]
                 for index, record in zip(members, self._answers(questions, bar), strict=True):
                     found[index] = record
                     self._answered[record.task][record.doc_id] = record
@@ -197,22 +187,12 @@ class SparseChatModel(lmms):
         """Indices in order, batches of one generation limit."""
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
-            groups.setdefault(str(_limit(request)), []).append(index)
+            groups.setdefault(str(limit_of(request)), []).append(index)
         for group in groups.values():
             for start in range(0, len(group), self.batch_size):
                 yield group[start : start + self.batch_size]
 
-    def _question(self, request: Instance) -> _Question:
-        _, doc_to_messages, _, doc_id, task, split = request.args
-        chat = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
-        turns = [
-            {"role": turn.role, "content": [_content(part) for part in turn.content]}
-            for turn in chat.messages
-        ]
-        limit = _limit(request)
-        return _Question(task, int(doc_id), turns, limit, _digest(turns, limit))
-
-    def _answers(self, questions: Sequence[_Question], bar: Progress) -> list[Record]:
+    def _answers(self, questions: Sequence[Question], bar: Progress) -> list[Record]:
         known = [self.log.get(q.task, q.doc_id, q.source) for q in questions]
         records = [record for record in known if record is not None]
         if len(records) < len(questions):
@@ -221,7 +201,7 @@ class SparseChatModel(lmms):
         bar.advance(len(questions))
         return records
 
-    def _generate(self, questions: Sequence[_Question]) -> list[Record]:
+    def _generate(self, questions: Sequence[Question]) -> list[Record]:
         started = time.perf_counter()
         found: dict[int, Record] = {}
         for members, inputs in self._encoded([question.turns for question in questions]):
@@ -241,7 +221,7 @@ class SparseChatModel(lmms):
         return [(list(range(len(talks))), inputs)]
 
     @torch.inference_mode()
-    def _reply(self, questions: Sequence[_Question], inputs: Any) -> list[Record]:
+    def _reply(self, questions: Sequence[Question], inputs: Any) -> list[Record]:
         width = inputs["input_ids"].shape[1]
         with self.attention.apply(self.model) as trace:
             output = self.model.generate(
@@ -298,46 +278,12 @@ class SparseChatModel(lmms):
         return size
 
 
-def _limit(request: Instance) -> int:
-    """The request's generation limit.
-
-    Raises:
-        ConfigError: the task asks for sampling or beams, or sets no limit.
-    """
-    options = request.args[2]
-    asked = {name: options.get(name) for name in _SAMPLING}
-    if (asked["do_sample"] and asked["temperature"]) or (asked["num_beams"] or 1) > 1:
-        raise ConfigError("generation_kwargs", asked, "replies are greedy", "choose another task")
-    if "max_new_tokens" not in options:
-        remedy = "pin it: --gen_kwargs max_new_tokens=128"
-        raise ConfigError("max_new_tokens", None, f"{request.args[4]} sets none", remedy)
-    return int(options["max_new_tokens"])
-
-
-def _content(part: Any) -> dict[str, Any]:
-    if part.type == "text":
-        return {"type": "text", "text": part.text}
-    if part.type == "image":
-        source = "image" if isinstance(part.url, Image) else "path"
-        return {"type": "image", source: part.url}
-    if part.type == "video" and isinstance(part.url, str) and part.start_time is None:
-        return {"type": "video", "path": part.url}
-    raise ConfigError("content", part.type, "images, whole video files and text only")
-
-
-def _digest(turns: Sequence[dict[str, Any]], limit: int) -> str:
-    """What a question is made of. Files count by name, size and time of change."""
-    digest = hashlib.blake2b(f"{limit}".encode(), digest_size=12)
-    for part in (part for turn in turns for part in turn["content"]):
-        digest.update(f"\0{part['type']}\0".encode())
-        if part["type"] == "text":
-            digest.update(part["text"].encode())
-        elif "image" in part:
-            digest.update(f"{part['image'].size}".encode() + part["image"].tobytes())
-        else:
-            facts = Path(part["path"]).stat()
-            digest.update(f"{Path(part['path']).name} {facts.st_size} {facts.st_mtime_ns}".encode())
-    return digest.hexdigest()
+def _refuse_misfit(method: str, pretrained: str) -> None:
+    config = load_config(pretrained)
+    note = getattr(config.get_text_config(), FIELD, None) or {}
+    rule = misfit(method, config.model_type, note.get("name"))
+    if rule is not None:
+        raise UnsupportedModelError("method", method, f"{pretrained}: {rule}")
 
 
 def _result(record: Record) -> GenerationResult:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import random
+import traceback
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -21,18 +22,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sf.errors import DataError, EnvironmentFault
+from sf.errors import DataError, EnvironmentFault, EvaluationFailed, SparsityForcingError
 from sf.evaluation.aggregate import task_score
 from sf.evaluation.columns import Column, Part
 from sf.evaluation.scoring import SampleScore, sample_score
 from sf.evaluation.tasks import benchmark_home, build_task
-from sf.ranks import join, rank, world_size
+from sf.evaluation.together import AllFailed, answering_together, together
+from sf.ranks import gathered, join, rank, world_size
 
 if TYPE_CHECKING:
     from sf.evaluation.model import SparseChatModel
     from sf.evaluation.records import Record
 
-__all__ = ["ColumnResult", "EvaluationFailed", "Sample", "evaluate_columns"]
+__all__ = ["ColumnResult", "Sample", "evaluate_columns"]
 
 _AGREEMENT = 1e-4  # lmms-eval rounds some accuracies to five decimals
 
@@ -67,10 +69,6 @@ class ColumnResult:
         return {task: [s.score for s in samples] for task, samples in self.samples.items()}
 
 
-class EvaluationFailed(ExceptionGroup):
-    """Some benchmarks failed; what the others gave was kept."""
-
-
 @dataclass
 class _Session:
     """What all benchmarks of a run share."""
@@ -82,6 +80,11 @@ class _Session:
     most_new_tokens: int
     seed: int
     failures: list[Exception] = field(default_factory=list)
+
+    @property
+    def unforeseen(self) -> Path:
+        """Where the tracebacks of failures go that are nobody's input."""
+        return self.work / f"failures{rank()}.log"
 
 
 def evaluate_columns(
@@ -100,7 +103,8 @@ def evaluate_columns(
         lm: the model.
         columns: which benchmarks.
         home: a benchmark home (`sf.evaluation.tasks`), or None for the hub.
-        work: scratch: Arrow files and what lmms-eval prints.
+        work: scratch: Arrow files, what lmms-eval prints, and tracebacks of failures that no
+            input explains; each process has its own logs.
         limit: rows a task at most; 0 for all. MME takes an even number.
         most_new_tokens: upper bound of every task's generation limit; 0 for none.
         seed: of the parsers' random guesses.
@@ -117,17 +121,17 @@ def evaluate_columns(
     join()
     session = _Session(lm, home, work, limit, most_new_tokens, seed)
     results = []
-    with benchmark_home(home, work / "arrow"), _printing_to(work / "lmms_eval.log"):
+    with benchmark_home(home, work / "arrow"), _printing_to(work / f"lmms_eval{rank()}.log"):
         for column in columns:
             result = _guarded(session, column)
             if result is not None:
                 results.append(result)
-    if rank():
-        return []
     if session.failures:
-        failed = len(session.failures)
-        raise EvaluationFailed(f"{failed} of {len(columns)} benchmarks failed", session.failures)
-    return results
+        remedy = "correct this and give the same command again: what was answered is kept"
+        if session.unforeseen.is_file():
+            remedy += f"; tracebacks of what was not foreseen: {session.unforeseen}"
+        raise EvaluationFailed(session.failures, len(columns), remedy) from session.failures[0]
+    return [] if rank() else results
 
 
 @contextmanager
@@ -155,38 +159,34 @@ def _guarded(session: _Session, column: Column) -> ColumnResult | None:
     """A benchmark's result; its failure is noted and raised after the others were tried."""
     try:
         return _evaluate_column(session, column)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            rule, remedy = "is full", "free some space and call again: finished replies are kept"
-            raise EnvironmentFault("disk", str(session.work), rule, remedy) from error
-        _note_failure(session, column, error)
-    except Exception as error:  # noqa: BLE001 - raised with the others' at the end
-        _note_failure(session, column, error)
+    except AllFailed as failed:
+        error = failed.failure
+    except Exception as alone:
+        if world_size() > 1:  # the others wait for this process inside lmms-eval
+            raise
+        error = alone
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        rule, remedy = "is full", "free some space and call again: finished replies are kept"
+        raise EnvironmentFault("disk", str(session.work), rule, remedy) from error
+    _note_failure(session, column, error)
     return None
 
 
 def _note_failure(session: _Session, column: Column, error: Exception) -> None:
-    """Keep an error for the end; of several processes all must stop, or the others would wait."""
+    """Keep an error for the end, and the traceback of one that is no bad input."""
     error.add_note(f"in benchmark {column.name}")
-    if world_size() > 1:
-        raise error
+    if not isinstance(error, SparsityForcingError):
+        with session.unforeseen.open("a", encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)
     session.failures.append(error)
 
 
 def _all_records(own: list[Record]) -> list[Record]:
-    """The records of all processes on the first one, in the order of the data; else one's own.
+    """The records of all processes, in the order of the data.
 
     Ranks with fewer rows answer their last one again: each row counts once.
     """
-    if world_size() == 1:
-        return own
-    import torch.distributed
-
-    gathered: list[Any] | None = [None] * world_size() if rank() == 0 else None
-    torch.distributed.gather_object(own, gathered, dst=0)
-    if gathered is None:
-        return own
-    merged = {record.doc_id: record for records in gathered for record in records}
+    merged = {record.doc_id: record for records in gathered(own) for record in records}
     return [record for _, record in sorted(merged.items())]
 
 
@@ -206,7 +206,10 @@ def _evaluate_part(
 
     for seed_all in (random.seed, np.random.seed, torch.manual_seed):
         seed_all(session.seed)
-    task = build_task(part, session.home, most_new_tokens=session.most_new_tokens)
+    task = together(
+        part.task,
+        lambda: build_task(part, session.home, most_new_tokens=session.most_new_tokens),
+    )
     wanted = min(session.limit or len(task.eval_docs), len(task.eval_docs))
     if part.even:
         wanted -= wanted % 2
@@ -214,7 +217,7 @@ def _evaluate_part(
     options = Namespace(
         output_path=str(session.work), process_with_media=False, reasoning_tags=None
     )
-    try:
+    with answering_together(session.lm, part.task):
         found = evaluate(
             lm=session.lm,
             task_dict={part.task: task},
@@ -225,12 +228,22 @@ def _evaluate_part(
             process_docs_parallel=1,
             distributed_executor_backend="torchrun" if world_size() > 1 else "accelerate",
         )
-    except SystemExit as error:  # how task modules say that a video is missing
-        remedy = "complete the benchmark's files"
-        raise DataError(part.task, None, str(error), remedy) from error
     records = _all_records(session.lm.answered(part.task))
-    if rank():
-        return {}, []
+    return together(
+        part.task,
+        lambda: ({}, []) if rank() else _scored(column, part, task, wanted, found, records),
+    )
+
+
+def _scored(
+    column: Column,
+    part: Part,
+    task: Any,
+    wanted: int,
+    found: Mapping[str, Any],
+    records: Sequence[Record],
+) -> tuple[dict[str, float], list[Sample]]:
+    """lmms-eval's metrics of a task, and its samples, once they are known to belong together."""
     logged = sorted(found["samples"][part.task], key=lambda sample: sample["doc_id"])
     _check_complete(part, wanted, logged, records)
     samples = [

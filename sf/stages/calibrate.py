@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sf.config import Answering, Calibrate, Method, Runtime, Vision
+from sf.config import Answering, Calibrate, CurveMethod, Runtime, Vision
 
 if TYPE_CHECKING:
     from sf.jobs import Job
@@ -26,7 +26,7 @@ class Parameters(Vision, Runtime, Answering, Calibrate):
     seed: int
     model: str
     system: str = "base"
-    method: Method = "zipvl"
+    method: CurveMethod = "zipvl"
     split: str = "calibration"
     checkpoint: Path
     data: Path

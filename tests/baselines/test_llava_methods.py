@@ -18,6 +18,8 @@ VALUES = {
     "minference": 0.3,
     "twilight": 0.3,
     "temperature": 0.3,
+    "moba": 1.0,
+    "trained": 0.6,
 }
 
 
@@ -67,4 +69,4 @@ def test_visionzip_is_refused(llava):
     ):
         pass
     assert llava.get_decoder().config._attn_implementation == "sdpa"
-    assert set(METHODS) - set(VALUES) == {"full", "visionzip", "moba", "nsa", "trained"}
+    assert set(METHODS) - set(VALUES) == {"full", "visionzip", "nsa"}

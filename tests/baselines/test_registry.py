@@ -13,6 +13,7 @@ from tiny_models import generate
 
 from sf import TopP, provenance, sparsify
 from sf.baselines import METHODS, apply_method, build, method_class
+from sf.baselines.registry import FAMILIES, OWN_WEIGHTS, WITH_P, misfit, without_p
 from sf.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -89,6 +90,29 @@ def test_the_code_of_every_method_counts_for_a_result() -> None:
 def test_bad_names_and_values_are_refused(name, value, message) -> None:
     with pytest.raises(ConfigError, match=message):
         build(name, value)
+
+
+def test_what_is_known_without_the_classes_is_true_of_them() -> None:
+    assert {name for name in METHODS if "p" in method_class(name).__dataclass_fields__} == {*WITH_P}
+    assert {*FAMILIES, *OWN_WEIGHTS} <= set(METHODS)
+    assert [name for name in METHODS if without_p(name) is None] == [*WITH_P]
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "trained_with", "words"),
+    [
+        ("visionzip", "qwen2_vl", None, None),
+        ("visionzip", "llava_next_video", None, "qwen2_vl and qwen2_5_vl only, not on llava"),
+        ("nsa", "qwen2_vl", "nsa", None),
+        ("nsa", "qwen2_vl", "moba", "train it: objective nsa"),
+        ("nsa", "qwen2_vl", None, "weights of its own"),
+        ("fastv", "llava_next_video", None, None),
+        ("moba", "llava_onevision", None, None),
+    ],
+)
+def test_a_method_says_on_which_models_it_runs(name, family, trained_with, words) -> None:
+    found = misfit(name, family, trained_with)
+    assert found is None if words is None else words in found
 
 
 @pytest.mark.parametrize("name", WITH_KNOB)

@@ -224,6 +224,21 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
         _model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("config", "method", "message"),
+    [
+        ({"model_type": "llava_onevision"}, "visionzip", r"qwen2_5_vl only, not on llava"),
+        ({"model_type": "qwen2_5_vl"}, "nsa", "weights of its own.*objective nsa"),
+    ],
+)
+def test_a_method_that_does_not_fit_is_refused_before_weights_are_read(
+    config: dict[str, str], method: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))  # no weights beside it
+    with pytest.raises(UnsupportedModelError, match=message):
+        _model(tmp_path, method=method)
+
+
 def test_a_task_that_samples_is_refused(
     checkpoints: dict[str, Path], home: Path, tmp_path: Path
 ) -> None:

@@ -1,53 +1,158 @@
-"""Two processes under torchrun give what one gives."""
+"""The stage `evaluate` in two processes under torchrun: as in one, killed, and with bad data."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from scripted import BOUNDS
 
-_RUN = """
-import json, sys
-from pathlib import Path
-import sf
-from sf.evaluation.aggregate import column_score
-from sf.evaluation.columns import column
-from sf.evaluation.model import SparseChatModel
-from sf.evaluation.run import evaluate_columns
-checkpoint, home, work, bounds = sys.argv[1:]
-options = {**json.loads(bounds), "method": "zipvl", "value": 0.8, "records": f"{work}/records"}
-lm = SparseChatModel(checkpoint, **options)
-columns = [column("mlvu_dev"), column("chartqa")]
-results = evaluate_columns(lm, columns, Path(home), Path(work), most_new_tokens=3)
-found = {r.column.name: [column_score(r.column, r.scores)] for r in results}
-for r in results:
-    for s in (s for samples in r.samples.values() for s in samples):
-        found[r.column.name].append([s.record.doc_id, s.record.reply, s.record.token_ratio])
-if results:
-    Path(work, "found.json").write_text(json.dumps(found))
-"""
+from sf.evaluation.source import prepare_source
+from sf.layout import STAMP
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent.parent
+TABLES = ("scores", "tasks", "layers")
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
-@pytest.mark.slow
-def test_two_processes_give_the_same_scores(
-    checkpoints: dict[str, Path], home: Path, tmp_path: Path
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result of the `benchmarks` stage."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    prepare_source("synthetic", 3, 0, ["video"], folder, folder)[0].write(folder)
+    (folder / STAMP).write_text('{"files": {}}')
+    return folder
+
+
+def _start(checkpoint: Path, source: Path, folder: Path, *launch: str) -> subprocess.Popen[str]:
+    """The stage on the video benchmarks, into `folder / "result"`; odd numbers of rows."""
+    folder.mkdir(exist_ok=True)
+    values = {
+        **{"study": "own", "model": "tiny", "system": "zipvl", "method": "zipvl", "seed": 0},
+        **{"suite": "video", "checkpoint": checkpoint, "benchmarks": source, "data": source},
+        **{"output": folder / "result", "inference_p": 0.8, "evaluate_batch": 2, "match_ratio": 0},
+        **{"match_tolerance": 0.1, "prompt_template": "answer", "max_completion_tokens": 2},
+        **{"correctness_cutoff": 0.99, "device": "cpu", "dtype": "float32", **BOUNDS},
+    }
+    words = [str(word) for name, value in values.items() for word in (f"--{name}", value)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+    }
+    return subprocess.Popen(
+        [sys.executable, *launch, "-m", "sf.cli", "run", "evaluate", *words],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def _finish(process: subprocess.Popen[str]) -> str:
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def _content(folder: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
+    """The tables, and the samples without what a clock says (a file's, in the digest)."""
+    result = folder / "result"
+    tables = [(result / "tables" / f"{name}.csv").read_bytes() for name in TABLES]
+    lines = [json.loads(line) for line in (result / "samples.jsonl").read_text().splitlines()]
+    timed = ("seconds", "batch", "source")
+    return tables, [{k: v for k, v in line.items() if k not in timed} for line in lines]
+
+
+def _records(folder: Path) -> dict[str, list[str]]:
+    records = folder / ".result.work" / "state" / "records"
+    return {path.name: path.read_text().splitlines() for path in sorted(records.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def alone(
+    checkpoints: dict[str, Path], source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What one process makes of it."""
+    folder = tmp_path_factory.mktemp("alone")
+    _finish(_start(checkpoints["qwen2_5_vl"], source, folder))
+    return folder
+
+
+def test_two_processes_give_the_same_tables_and_samples(
+    checkpoints: dict[str, Path], source: Path, alone: Path, tmp_path: Path
 ) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(_RUN)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
-    found = []
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for name, command in (("one", [sys.executable]), ("two", launch)):
-        work = tmp_path / name
-        arguments = [str(checkpoints["qwen2_5_vl"]), str(home), str(work), json.dumps(BOUNDS)]
-        subprocess.run([*command, str(script), *arguments], check=True, env=environment)
-        found.append(json.loads((work / "found.json").read_text()))
-    assert found[0] == found[1]
-    assert len(found[0]["mlvu_dev"]) == 8  # seven rows: one process has to answer one twice
-    files = sorted(path.name for path in (tmp_path / "two" / "records").iterdir())
-    assert files == ["rank0.jsonl", "rank1.jsonl"]
+    said = _finish(_start(checkpoints["qwen2_5_vl"], source, tmp_path, *TWO))
+    assert said.count("evaluate: done") == 1
+    assert _content(tmp_path) == _content(alone)
+    rows = [len(_content(alone)[1]), len({line["doc_id"] for line in _content(alone)[1]})]
+    assert rows[0] % 2 or rows[1] % 2  # one process has to answer a row twice
+    stamps = [json.loads((f / "result" / STAMP).read_text())["files"] for f in (alone, tmp_path)]
+    assert set(stamps[0]) == set(stamps[1])
+
+
+def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
+    checkpoints: dict[str, Path], source: Path, alone: Path, tmp_path: Path
+) -> None:
+    process = _start(checkpoints["qwen2_5_vl"], source, tmp_path, *TWO)
+    written = tmp_path / ".result.work" / "state" / "records" / "rank1.jsonl"
+    until = time.monotonic() + 200
+    while not written.is_file() or written.stat().st_size < 2000:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    children = psutil.Process(process.pid).children()
+    ranks = {rank: child for child in children if (rank := child.environ().get("RANK"))}
+    ranks["1"].send_signal(signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode
+    assert not psutil.wait_procs(list(ranks.values()), timeout=20)[1]
+    assert not (tmp_path / "result").exists()
+    before = _records(tmp_path)
+    assert sorted(before) == ["rank0.jsonl", "rank1.jsonl"]  # each process its own file
+
+    _finish(_start(checkpoints["qwen2_5_vl"], source, tmp_path, *TWO))
+    assert _content(tmp_path) == _content(alone)
+    # What was answered before was not asked again: its time is still that of the first call.
+    lines = (tmp_path / "result" / "samples.jsonl").read_text().splitlines()
+    times = {(line["task"], line["doc_id"]): line["seconds"] for line in map(json.loads, lines)}
+    old = [json.loads(line) for lines in before.values() for line in lines if line.endswith("}")]
+    assert 0 < len(old) < len(times)
+    assert [times[record["task"], record["doc_id"]] for record in old] == [
+        record["seconds"] for record in old
+    ]
+
+
+def test_a_failure_on_one_process_does_not_take_the_other_benchmarks_with_it(
+    checkpoints: dict[str, Path], source: Path, alone: Path, tmp_path: Path
+) -> None:
+    damaged = Path(shutil.copytree(source, tmp_path / "damaged"))
+    video = sorted((damaged / "home" / "egoschema" / "videos").iterdir())[1]
+    whole = video.read_bytes()
+    video.write_bytes(whole[:300])
+    process = _start(checkpoints["qwen2_5_vl"], damaged, tmp_path, *TWO)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode
+    assert "1 of 7 benchmarks failed" in said
+    assert f"in benchmark egoschema: video = '{video}'" in said.replace("\n", "")
+    assert not (tmp_path / "result").exists()
+    answered = {json.loads(line)["task"] for f in _records(tmp_path).values() for line in f}
+    assert {"mlvu_dev", "tempcompass_caption_matching"} <= answered  # before it and after it
+    logs = {path.name for path in (tmp_path / ".result.work" / "state").glob("*.log")}
+    assert logs == {"lmms_eval0.log", "lmms_eval1.log"}
+    video.write_bytes(whole)
+    _finish(_start(checkpoints["qwen2_5_vl"], damaged, tmp_path, *TWO))
+    assert _content(tmp_path) == _content(alone)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from scripted import BOUNDS, Scripted
 
-from sf.errors import ConfigError, DataError, EnvironmentFault
+from sf.errors import ConfigError, DataError, EnvironmentFault, EvaluationFailed
 from sf.evaluation.available import missing_in_folder
 from sf.evaluation.columns import COLUMNS, column
 from sf.evaluation.model import SparseChatModel
-from sf.evaluation.run import EvaluationFailed, evaluate_columns
+from sf.evaluation.run import evaluate_columns
 from sf.evaluation.source import prepare_source
 
 

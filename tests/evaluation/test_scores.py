@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scripted import Scripted
 
-from sf.errors import DataError
+from sf.errors import DataError, EvaluationFailed
 from sf.evaluation.aggregate import column_score
 from sf.evaluation.columns import COLUMNS, EXTRA, column
-from sf.evaluation.run import ColumnResult, EvaluationFailed, evaluate_columns
+from sf.evaluation.run import ColumnResult, evaluate_columns
 from sf.evaluation.scoring import RULES, Rule
 
 ALL = (*COLUMNS, *EXTRA)

@@ -1,0 +1,99 @@
+"""lmms-eval's requests as questions: what is asked, and a digest that a record is known by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmms_eval.api.instance import Instance
+from lmms_eval.protocol import ChatMessages
+from PIL.Image import Image
+
+from sf.errors import ConfigError
+
+__all__ = ["Question", "limit_of", "question_of"]
+
+_SAMPLING = ("temperature", "do_sample", "num_beams")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request, ready to be encoded.
+
+    Attributes:
+        task, doc_id: which row of which task.
+        turns: chat messages in transformers' form.
+        max_new_tokens: generation limit.
+        source: digest of prompt, media and limit.
+    """
+
+    task: str
+    doc_id: int
+    turns: list[dict[str, Any]]
+    max_new_tokens: int
+    source: str
+
+
+def question_of(request: Instance, datasets: Mapping[str, Any]) -> Question:
+    """The question of a chat request.
+
+    Args:
+        request: of type `generate_until`.
+        datasets: each task's splits.
+
+    Raises:
+        ConfigError: as `limit_of`; or content that is no text, image or whole video file.
+    """
+    _, doc_to_messages, _, doc_id, task, split = request.args
+    chat = ChatMessages(messages=doc_to_messages(datasets[task][split][doc_id]))
+    turns = [
+        {"role": turn.role, "content": [_content(part) for part in turn.content]}
+        for turn in chat.messages
+    ]
+    limit = limit_of(request)
+    return Question(task, int(doc_id), turns, limit, _digest(turns, limit))
+
+
+def limit_of(request: Instance) -> int:
+    """The request's generation limit.
+
+    Raises:
+        ConfigError: the task asks for sampling or beams, or sets no limit.
+    """
+    options = request.args[2]
+    asked = {name: options.get(name) for name in _SAMPLING}
+    if (asked["do_sample"] and asked["temperature"]) or (asked["num_beams"] or 1) > 1:
+        raise ConfigError("generation_kwargs", asked, "replies are greedy", "choose another task")
+    if "max_new_tokens" not in options:
+        remedy = "pin it: --gen_kwargs max_new_tokens=128"
+        raise ConfigError("max_new_tokens", None, f"{request.args[4]} sets none", remedy)
+    return int(options["max_new_tokens"])
+
+
+def _content(part: Any) -> dict[str, Any]:
+    if part.type == "text":
+        return {"type": "text", "text": part.text}
+    if part.type == "image":
+        source = "image" if isinstance(part.url, Image) else "path"
+        return {"type": "image", source: part.url}
+    if part.type == "video" and isinstance(part.url, str) and part.start_time is None:
+        return {"type": "video", "path": part.url}
+    raise ConfigError("content", part.type, "images, whole video files and text only")
+
+
+def _digest(turns: Sequence[dict[str, Any]], limit: int) -> str:
+    """What a question is made of. Files count by name, size and time of change."""
+    digest = hashlib.blake2b(f"{limit}".encode(), digest_size=12)
+    for part in (part for turn in turns for part in turn["content"]):
+        digest.update(f"\0{part['type']}\0".encode())
+        if part["type"] == "text":
+            digest.update(part["text"].encode())
+        elif "image" in part:
+            digest.update(f"{part['image'].size}".encode() + part["image"].tobytes())
+        else:
+            facts = Path(part["path"]).stat()
+            digest.update(f"{Path(part['path']).name} {facts.st_size} {facts.st_mtime_ns}".encode())
+    return digest.hexdigest()

@@ -1,0 +1,74 @@
+"""Steps that every process of a data-parallel evaluation takes, or none does.
+
+A process that failed alone would leave the others waiting for it in lmms-eval's collectives; here
+all learn of it, leave the benchmark and go on with the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sf.errors import DataError
+from sf.ranks import gathered
+
+if TYPE_CHECKING:
+    from sf.evaluation.model import SparseChatModel
+
+__all__ = ["AllFailed", "answering_together", "together"]
+
+Value = TypeVar("Value")
+
+
+class AllFailed(Exception):
+    """A step failed on some process; `failure` is why, as far as this one knows."""
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+def together(task: str, step: Callable[[], Value]) -> Value:
+    """A step on every process (or on the only one): what it gives here, if it fails nowhere.
+
+    Args:
+        task: whose step it is.
+        step: what to do; no collective in it.
+
+    Raises:
+        AllFailed: it failed, on this process or on another one.
+    """
+    failure: Exception | None = None
+    try:
+        value = step()
+    except SystemExit as error:  # how task modules say that a video is missing
+        failure = DataError(task, None, str(error), "complete the benchmark's files")
+        failure.__cause__ = error
+    except Exception as error:  # noqa: BLE001 - raised as soon as all know
+        failure = error
+    said = gathered(None if failure is None else str(failure) or type(failure).__name__)
+    if failure is not None:
+        raise AllFailed(failure) from failure
+    for rank, words in enumerate(said):
+        if words is not None:
+            raise AllFailed(DataError(f"rank {rank}", None, words))
+    return value
+
+
+@contextmanager
+def answering_together(lm: SparseChatModel, task: str) -> Iterator[None]:
+    """Within it no process leaves `lm.generate_until` before the last one is done.
+
+    lmms-eval's own waiting, which is given up after minutes, then begins on all at once.
+    """
+    answer = lm.generate_until
+
+    def all_answer(requests: list[Any]) -> Any:
+        return together(task, lambda: answer(requests))
+
+    lm.generate_until = all_answer  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        lm.generate_until = answer  # type: ignore[method-assign]
