@@ -80,7 +80,7 @@ def decode(
 
     Args:
         mask_of: (layer, query (H, L, D), key (G, L, D)) -> bool (H, L, L) of allowed pairs,
-            in addition to causality.
+            in addition to causality. A query without any gets zeros.
         survivors: (layer, weights (H, L, L), columns (L,)) -> indices of the tokens that go on.
     """
     config = model.config.get_text_config()
@@ -112,7 +112,7 @@ def decode(
             allowed &= mask_of(layer, q, k)
         share = heads // groups
         score = np.stack([q[h] @ k[h // share].T for h in range(heads)]) / math.sqrt(size)
-        weights = softmax(np.where(allowed, score, -1e300))
+        weights = softmax(np.where(allowed, score, -1e300)) * allowed.any(-1, keepdims=True)
         mixed = np.stack([weights[h] @ v[h // share] for h in range(heads)], 1)
         hidden = hidden + linear(mixed.reshape(len(hidden), -1), "self_attn.o_proj")
         normed = norm(hidden, state[f"{name}post_attention_layernorm.weight"], config.rms_norm_eps)
