@@ -15,11 +15,11 @@ from sf.report.benchmark_tables import (
     Line,
     beyond,
     columns_of,
-    gate,
     lines,
     measured,
 )
 from sf.report.equal_cost import equal_cost_sections
+from sf.report.gate import gate
 from sf.report.page import Picture, Section, Table
 from sf.report.pictures import benchmark_picture
 from sf.report.results import Study

@@ -13,7 +13,7 @@ from sf.report import published
 from sf.report.published import NOT_PUBLISHED
 from sf.report.results import Result, Study
 
-__all__ = ["NOT_MEASURED", "Cell", "Line", "beyond", "columns_of", "gate", "lines", "measured"]
+__all__ = ["NOT_MEASURED", "Cell", "Line", "beyond", "columns_of", "lines", "measured"]
 
 NOT_MEASURED = "not measured"
 MEASURED = "measured"
@@ -21,7 +21,6 @@ RATIO = "token_ratio_percent"
 AVERAGE = "average"
 BEYOND = "beyond the paper"  # the kind of columns that are in neither table
 ORIENTATION = "qwen2.5-vl-7b"  # the model whose published rows are the most complete
-GATE_POINTS = 1.5  # how far, of 100, a dense score may lie from the published one
 
 
 @dataclass(frozen=True)
@@ -235,40 +234,3 @@ def _published_row(
     else:
         line.cells[AVERAGE] = Cell(NOT_PUBLISHED)
     return line
-
-
-def gate(table: pd.DataFrame, study: Study, kind: str, stand_ins: bool) -> list[str]:
-    """What a reader must know before comparing measured with published figures.
-
-    Args:
-        table: of `measured`.
-        study: its models.
-        kind: "image" or "video".
-        stand_ins: the benchmarks' data were generated, not downloaded.
-    """
-    if stand_ins:
-        return [
-            "The benchmarks' data are synthetic stand-ins in each benchmark's own format: measured "
-            "and published figures are not comparable."
-        ]
-    notes = []
-    for model in study.models:
-        here = table[
-            (table["kind"] == kind)
-            & (table["model"] == model)
-            & (table["system"] == "full")
-            & (table["published"] != NOT_PUBLISHED)
-        ]
-        if here.empty:
-            notes.append(f"{model}: no dense score to hold against a published one.")
-            continue
-        gaps = 100 * (here["score"] - here["published"].astype(float)) / here["scale"]
-        far = here["title"][gaps.abs() > GATE_POINTS]
-        if len(far):
-            notes.append(
-                f"{model}: the dense row differs from the published one by more than "
-                f"{GATE_POINTS} points in {', '.join(far)}. Sparse rows are no reproduction until "
-                "it agrees; pixel and frame bounds, prompts and lmms-eval's version may differ "
-                "from the authors'."
-            )
-    return notes

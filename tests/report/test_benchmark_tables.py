@@ -9,7 +9,7 @@ import pytest
 
 from sf.evaluation.columns import COLUMNS
 from sf.report import published
-from sf.report.benchmark_tables import AVERAGE, RATIO, beyond, columns_of, gate, lines, measured
+from sf.report.benchmark_tables import AVERAGE, RATIO, beyond, columns_of, lines, measured
 from sf.report.results import Study
 
 
@@ -93,12 +93,6 @@ def test_a_missing_column_leaves_no_average(tmp_path: Path) -> None:
     assert row.cells["mme"].text == "1960"
 
 
-def test_stand_ins_are_called_what_they_are(tmp_path: Path) -> None:
-    study = made_study.write_study(tmp_path)
-    assert "not comparable" in gate(measured(study), study, "image", stand_ins=True)[0]
-    assert "no dense score" in gate(measured(study), study, "image", stand_ins=False)[0]
-
-
 def test_what_is_in_neither_table_stands_apart(tmp_path: Path) -> None:
     study = made_study.write_study(tmp_path)
     path = tmp_path / "evaluate/tiny/full/all/tables/scores.csv"
@@ -109,17 +103,3 @@ def test_what_is_in_neither_table_stands_apart(tmp_path: Path) -> None:
         ["tiny", "full", "POPE", "90.0", "10.0"]
     ]
     assert lines(table, study, "image")[0].cells == before.cells
-
-
-@pytest.mark.parametrize(("shift", "named"), [(1.4, False), (-1.6, True)])
-def test_the_dense_gate_names_what_is_too_far(tmp_path: Path, shift: float, named: bool) -> None:
-    model = "qwen2.5-vl-7b"
-    study = Study(tmp_path, (model,), ("full",), (), ("all",))
-    made_study.write_scores(tmp_path / f"evaluate/{model}/full/all", 0.5, 1.0)
-    table = measured(study)
-    table["score"] = table["published"].astype(float)
-    table.loc[table["column"] == "mmstar", "score"] += shift
-    notes = gate(table, study, "image", stand_ins=False)
-    assert (len(notes) == 1) == named
-    if named:
-        assert "in MMStar." in notes[0]

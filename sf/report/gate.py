@@ -1,0 +1,135 @@
+"""The dense gate: whether measured rows may be held against published ones, and what differs.
+
+The dense row is measured with the model's own attention. As long as it is not the published one,
+what a sparse row differs by is not the method's doing alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from sf.report.published import NOT_PUBLISHED
+from sf.report.results import Result, Study
+
+__all__ = ["GATE_POINTS", "gate"]
+
+GATE_POINTS = 1.5
+"""How far, of 100, a dense score may lie from the published one."""
+DENSE = "full"
+STAND_INS = (
+    "The benchmarks' data are synthetic stand-ins in each benchmark's own format: measured "
+    "and published figures are not comparable."
+)
+# The parsers of these changed between the paper and lmms-eval 0.7.3.
+CHANGED = {
+    "image": ("MMStar", "OCRBench"),
+    "video": ("VideoMME", "MLVU", "VideoMMMU"),
+}
+PACKAGES = ("lmms_eval", "transformers", "torch")
+UNKNOWN = "not recorded"
+
+
+def gate(table: pd.DataFrame, study: Study, kind: str, stand_ins: bool) -> list[str]:
+    """What a reader must know before comparing measured with published figures.
+
+    Args:
+        table: of `sf.report.benchmark_tables.measured`.
+        study: its models and results.
+        kind: "image" or "video".
+        stand_ins: the benchmarks' data were generated, not downloaded.
+
+    Returns:
+        Sentences for the table's header.
+    """
+    if stand_ins:
+        return [STAND_INS]
+    notes = []
+    for model in study.models:
+        here = table[(table["kind"] == kind) & (table["model"] == model)]
+        if here.empty:
+            continue
+        notes += _of_model(here, study, model, kind)
+    return notes or ["No score was measured."]
+
+
+def _of_model(here: pd.DataFrame, study: Study, model: str, kind: str) -> list[str]:
+    settings = {
+        str(system): _settings(study, model, str(system), kind)
+        for system in here["system"].unique()
+    }
+    notes = [
+        f"{model}: {system} was measured with other settings than {DENSE}: {difference}."
+        for system, found in settings.items()
+        if (difference := _differences(settings.get(DENSE, found), found))
+    ]
+    dense = here[(here["system"] == DENSE) & (here["published"] != NOT_PUBLISHED)]
+    if dense.empty:
+        return [f"{model}: no dense score to hold against a published one.", *notes]
+    unheld = [str(title) for title in here["title"].unique() if title not in set(dense["title"])]
+    if unheld:
+        notes.append(f"{model}: no dense score to hold against a published one in {_list(unheld)}.")
+    gaps = 100 * (dense["score"] - dense["published"].astype(float)) / dense["scale"]
+    far = gaps.abs() > GATE_POINTS
+    if not far.any():
+        within = f"{model}: the dense row lies within {GATE_POINTS} points of the published one in "
+        return [f"{within}all {len(dense)} columns that have both.", *notes]
+    named = [f"{t} ({g:+.1f})" for t, g in zip(dense["title"][far], gaps[far], strict=True)]
+    return [
+        f"{model}: the dense row differs from the published one by more than {GATE_POINTS} points "
+        f"of 100 in {_list(named)}. Sparse rows are no reproduction until it agrees. "
+        + _what_differs(settings[DENSE], kind),
+        *notes,
+    ]
+
+
+def _what_differs(ours: Mapping[str, str], kind: str) -> str:
+    """Settings that can make the difference: the authors published none of them."""
+    listed = "; ".join(f"{name}: {value}" for name, value in ours.items())
+    return (
+        f"What may differ, as the paper states none of it: {listed}; prompts and parsers: that "
+        f"version of lmms-eval's (parsers of {_list(CHANGED[kind])} changed after the paper)."
+    )
+
+
+def _settings(study: Study, model: str, system: str, kind: str) -> dict[str, str]:
+    """Frames, pixels, numbers and versions of a row, over the jobs that measured it."""
+    jobs = [study.result("evaluate", model=model, system=system, suite=s) for s in study.suites]
+    found = [_of_job(job, kind) for job in jobs if job is not None]
+    names = list(dict.fromkeys(name for one in found for name in one))
+    source = study.result("benchmarks")
+    limit = source.parameters.get("benchmark_samples", 0) if source is not None else 0
+    rows = f"the first {limit} of each task" if limit else "all"
+    values = {
+        name: " or ".join(dict.fromkeys(one[name] for one in found if name in one))
+        for name in names
+    }
+    return {**values, "questions": rows}
+
+
+def _of_job(job: Result, kind: str) -> dict[str, str]:
+    def given(name: str) -> Any:
+        return job.parameters.get(name, UNKNOWN)
+
+    versions: Mapping[str, str] = job.stamp.get("versions", {})
+    bounds = f"{given(f'{kind}_min_pixels')} to {given(f'{kind}_max_pixels')}"
+    found = {"pixels of an image" if kind == "image" else "pixels of a frame": bounds}
+    if kind == "video":
+        found["frames"] = f"at most {given('video_max_frames')} at {given('video_fps')} a second"
+    found["numbers"] = str(given("dtype"))
+    found["versions"] = ", ".join(f"{name} {versions.get(name, UNKNOWN)}" for name in PACKAGES)
+    return found
+
+
+def _differences(dense: Mapping[str, str], other: Mapping[str, str]) -> str:
+    return "; ".join(
+        f"{name} {other.get(name, UNKNOWN)} (not {value})"
+        for name, value in dense.items()
+        if other.get(name) != value
+    )
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names)
