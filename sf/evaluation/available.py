@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pyarrow import ArrowInvalid, parquet
 
 from sf.errors import DataError, EnvironmentFault
 from sf.evaluation.columns import Column, Part
 from sf.evaluation.tasks import benchmark_home, build_task, repository_folder
 
-__all__ = ["Missing", "fetch_from_hub", "missing_in_folder", "missing_in_hub_cache", "refuse"]
+__all__ = ["Missing", "fetch_from_hub", "missing_in", "missing_in_hub_cache", "refuse"]
 
 _SHOWN = 3  # names of missing videos in a message
 
@@ -53,11 +58,11 @@ def refuse(source: str, missing: Sequence[Missing], remedy: str) -> None:
         raise DataError("benchmark_source", source, rule, remedy)
 
 
-def missing_in_folder(home: Path, columns: Sequence[Column], cache: Path) -> list[Missing]:
-    """What a benchmark home lacks: repositories, rows, media folders, single videos.
+def missing_in(home: Path | None, columns: Sequence[Column], cache: Path) -> list[Missing]:
+    """What is lacking where the data should be complete: repositories, rows, folders, videos.
 
     Args:
-        home: the benchmark home (`sf.evaluation.tasks`).
+        home: the benchmark home (`sf.evaluation.tasks`); None for what was fetched from the hub.
         columns: what is to be evaluated.
         cache: scratch for Arrow files.
     """
@@ -71,17 +76,38 @@ def missing_in_folder(home: Path, columns: Sequence[Column], cache: Path) -> lis
     return found
 
 
-def _lacks(home: Path, part: Part) -> str:
+def _lacks(home: Path | None, part: Part) -> str:
     """What is missing for one task, in words; '' for nothing."""
-    folder = repository_folder(home, part)
-    if not any(folder.rglob("*.parquet")):
+    what = "" if home is None else _bad_parquet(repository_folder(home, part))
+    if what:
+        return what
+    media = (home or _hub_home()) / part.media
+    for folder in (media, *(media / name for name in part.media_folders)):
+        if part.media and not folder.is_dir():
+            return f"no folder {folder}"
+    try:
+        task = build_task(part, home)
+    except DataError as error:
+        return str(error)
+    return _absent_videos(part, task) if part.media else ""
+
+
+def _bad_parquet(folder: Path) -> str:
+    """What is wrong with a dataset's files; datasets itself fails on one without a row."""
+    files = sorted(folder.rglob("*.parquet"))
+    if not files:
         return f"no parquet file in {folder}"
-    if not part.media:
-        return ""
-    media = home / part.media
-    if not media.is_dir():
-        return f"no folder {media}"
-    task = build_task(part, home)
+    for file in files:
+        try:
+            rows = parquet.read_metadata(file).num_rows
+        except (OSError, ArrowInvalid) as error:
+            return f"{file} cannot be read ({str(error).splitlines()[0]})"
+        if rows == 0:
+            return f"{file} holds no row"
+    return ""
+
+
+def _absent_videos(part: Part, task: Any) -> str:
     absent = []
     for row in task.eval_docs_no_media:
         try:
@@ -94,12 +120,15 @@ def _lacks(home: Path, part: Part) -> str:
     return f"{len(absent)} videos of {part.task}: {', '.join(absent[:_SHOWN])}{more}"
 
 
+def _hub_home() -> Path:
+    return Path(os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface")))
+
+
 def missing_in_hub_cache(columns: Sequence[Column]) -> list[Missing]:
     """What the local hub cache and HF_HOME's media folders lack; nothing is downloaded."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    home = Path(os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface")))
     found = []
     for column in columns:
         for part in {part.repository: part for part in column.parts}.values():
@@ -108,8 +137,8 @@ def missing_in_hub_cache(columns: Sequence[Column]) -> list[Missing]:
                 snapshot_download(part.repository, repo_type="dataset", local_files_only=True)
             except LocalEntryNotFoundError:
                 what = "not in the hub cache"
-            if part.media and not (home / part.media).is_dir():
-                what = f"no folder {home / part.media}"
+            if part.media and not (_hub_home() / part.media).is_dir():
+                what = f"no folder {_hub_home() / part.media}"
             if what:
                 found.append(Missing(column.name, what, part.repository, column.download_gib))
     return found
@@ -117,6 +146,8 @@ def missing_in_hub_cache(columns: Sequence[Column]) -> list[Missing]:
 
 def fetch_from_hub(columns: Sequence[Column], missing: Sequence[Missing], cache: Path) -> None:
     """Download what is missing through lmms-eval's own tasks (which also unpack the videos).
+
+    What is fetched, and the hub's own sizes, are said on stderr before the first byte.
 
     Args:
         columns: what is to be evaluated.
@@ -127,23 +158,23 @@ def fetch_from_hub(columns: Sequence[Column], missing: Sequence[Missing], cache:
         DataError: the hub cannot be reached; everything that is missing is listed.
         EnvironmentFault: the disk has no room for twice the size (archives and what is in them).
     """
-    import shutil
-
     import requests
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if not missing:
         return
-    gib = 0.0
+    sizes = {}
     try:
         for repository in sorted({item.repository for item in missing}):
             info = HfApi().dataset_info(repository, files_metadata=True, timeout=20)
-            gib += sum(file.size or 0 for file in info.siblings or []) / 2**30
+            sizes[repository] = sum(file.size or 0 for file in info.siblings or []) / 2**30
     except (OSError, HfHubHTTPError, OfflineModeIsEnabled, requests.RequestException) as error:
         remedy = f"the hub cannot be reached ({type(error).__name__}): bring the files here"
         refuse("hub", missing, remedy)
-    free = shutil.disk_usage(cache).free / 2**30
+    gib, free = sum(sizes.values()), shutil.disk_usage(cache).free / 2**30
+    lines = [f"  {repository}: {size:.1f} GiB" for repository, size in sizes.items()]
+    print("\n".join([f"to be downloaded, {gib:.1f} GiB:", *lines]), file=sys.stderr, flush=True)
     if free < 2 * gib:
         rule = f"{gib:.0f} GiB are to be downloaded and unpacked: {2 * gib:.0f} GiB are needed"
         raise EnvironmentFault("free disk space", f"{free:.0f} GiB", rule, "free some space")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Column", "Part"]
+__all__ = ["Column", "Kind", "Part", "one"]
 
 Kind = Literal["image", "video"]
 
@@ -25,6 +25,7 @@ class Part:
             Without a limit the model class decides, and the classes differ (128 or 32768).
         media: the folder under HF_HOME where lmms-eval looks for videos ('' for image tasks,
             whose pixels lie in the parquet files).
+        media_folders: folders in it without which lmms-eval would go on, with other prompts.
         even: documents come in pairs that are scored together (MME).
         total: the aggregate divides by this number of samples, whatever was evaluated (0: by the
             number evaluated); the paper's scale is out of this many.
@@ -38,6 +39,7 @@ class Part:
     max_new_tokens: int
     subset: str = ""
     media: str = ""
+    media_folders: tuple[str, ...] = ()
     even: bool = False
     total: int = 0
 
@@ -55,7 +57,7 @@ class Column:
         scale: the best possible figure in the paper's scale.
         download_gib: how much the hub's files take, media included: a guess that was never
             checked against the hub, good for an order of magnitude.
-        judge: what a configured OpenAI-compatible judge would change; '' for nothing.
+        judge: what a configured OpenAI-compatible judge would do; '' for nothing.
     """
 
     name: str
@@ -66,3 +68,16 @@ class Column:
     scale: float
     download_gib: float
     judge: str = ""
+
+
+def one(
+    name: str,
+    title: str,
+    kind: Kind,
+    part: Part,
+    factor: float,
+    download_gib: float,
+    scale: float = 100.0,
+) -> Column:
+    """A column of one task."""
+    return Column(name, title, kind, (part,), factor, scale, download_gib)

@@ -12,7 +12,7 @@ import pandas as pd
 from sf.errors import ConfigError, DataError
 from sf.evaluation.available import (
     fetch_from_hub,
-    missing_in_folder,
+    missing_in,
     missing_in_hub_cache,
     refuse,
 )
@@ -96,12 +96,13 @@ def prepare_source(
         return Source("synthetic", "home", 0, _STAND_IN_TOKENS), rows
     if source == "hub":
         fetch_from_hub(columns, missing_in_hub_cache(columns), scratch)
+        refuse(source, missing_in(None, columns, scratch / "arrow"), "fetch or repair these files")
         return Source("hub", "", samples, 0), _rows(None, columns, scratch / "arrow")
     home = Path(source)
     if not home.is_dir():
         rule = "is neither 'synthetic' nor 'hub' nor a folder"
         raise ConfigError("benchmark_source", source, rule, "give a benchmark home")
-    missing = missing_in_folder(home, columns, scratch / "arrow")
+    missing = missing_in(home, columns, scratch / "arrow")
     refuse(source, missing, "bring the files there (docs: the layout of a benchmark home)")
     found = Source("folder", str(home.resolve()), samples, 0)
     return found, _rows(home, columns, scratch / "arrow")

@@ -90,12 +90,14 @@ def build_task(
             gets every task's default prompt.
 
     Raises:
-        DataError: the folder lacks the repository, or it holds no row of the split.
+        DataError: the folder lacks the repository, its rows cannot be read, or there is none of
+            the split.
     """
     import lmms_eval
     from datasets import disable_progress_bars
     from lmms_eval.api.task import ConfigurableMessagesTask
     from lmms_eval.utils import load_yaml_config
+    from tenacity import RetryError
 
     disable_progress_bars()
     tasks = Path(lmms_eval.__file__).parent / "tasks"
@@ -119,7 +121,16 @@ def build_task(
             for key, value in (config.get("dataset_kwargs") or {}).items()
             if key in ("video", "cache_dir")
         }
-    task = ConfigurableMessagesTask(config=config, model_name=model_name)
+    try:
+        task = ConfigurableMessagesTask(config=config, model_name=model_name)
+    except KeyError as error:
+        rule = f"its rows cannot be read: there is no split {error}"
+        raise DataError(part.task, str(config["dataset_path"]), rule, "check the data") from error
+    except RetryError as error:  # lmms-eval tries five times, whatever it was
+        failure = error.last_attempt.exception()
+        said = str((failure and failure.__cause__) or failure).splitlines()[0]
+        rule, remedy = f"its rows cannot be read: {said}", "check the data, or the connection"
+        raise DataError(part.task, str(config["dataset_path"]), rule, remedy) from failure
     if not judge:
         _without_judge(config["process_results"])
     if len(task.eval_docs) == 0:

@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 from scripted import BOUNDS, Scripted
 
-from sf.errors import ConfigError, DataError, EnvironmentFault, EvaluationFailed
-from sf.evaluation.available import missing_in_folder
+from sf.errors import DataError, EnvironmentFault, EvaluationFailed
 from sf.evaluation.columns import COLUMNS, column
 from sf.evaluation.model import SparseChatModel
 from sf.evaluation.run import evaluate_columns
-from sf.evaluation.source import prepare_source
 
 
 @pytest.fixture
@@ -97,40 +95,6 @@ def test_lost_samples_are_noticed(
     with pytest.raises(EvaluationFailed) as caught:
         evaluate_columns(Losing(stand_ins[1]), [column("chartqa")], home, tmp_path)  # type: ignore[arg-type]
     assert "not with the model's replies" in str(caught.value.exceptions[0])
-
-
-def test_all_that_is_missing_is_said_at_once(copy: Path, tmp_path: Path) -> None:
-    assert missing_in_folder(copy, COLUMNS, tmp_path / "arrow") == []
-    shutil.rmtree(copy / "tempcompass")
-    shutil.rmtree(copy / "hub" / "echo840")
-    (copy / "videomme" / "data" / "clip00001.mp4").unlink()
-    with pytest.raises(DataError) as caught:
-        prepare_source(str(copy), 0, 0, ["all"], tmp_path, tmp_path)
-    text = str(caught.value)
-    assert "6 things are missing" in text  # TempCompass thrice, VideoMME twice
-    for name in ("tempcompass", "ocrbench", "clip00001.mp4", "GiB", "lmms-eval/TempCompass"):
-        assert name in text
-    found, rows = prepare_source(str(copy), 2, 0, ["mme", "mlvu_dev"], tmp_path, tmp_path)
-    assert (found.kind, found.limit) == ("folder", 2)
-    assert rows == {"mme": 56, "mlvu_dev": 7}
-
-
-def test_hub_data_that_are_not_there_are_listed_before_any_model_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
-    with pytest.raises(DataError, match="the hub cannot be reached") as caught:
-        prepare_source("hub", 0, 0, ["chartqa", "mlvu_dev"], tmp_path, tmp_path)
-    assert "2 things are missing, perhaps 400.1 GiB" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("source", "samples", "message"),
-    [("nowhere", 4, "neither 'synthetic' nor 'hub' nor a folder"), ("synthetic", 0, "at least 1")],
-)
-def test_bad_sources_are_refused(source: str, samples: int, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=message):
-        prepare_source(source, samples, 0, ["all"], tmp_path, tmp_path)
 
 
 def test_a_limit_takes_whole_pairs_of_mme(

@@ -1,0 +1,146 @@
+"""The columns of table 1: seven benchmarks of images; and those beyond the paper's tables."""
+
+from __future__ import annotations
+
+from sf.evaluation.column import Column, Part, one
+
+__all__ = ["BEYOND", "IMAGE"]
+
+
+def _mmmu_pro(subset: str, name: str) -> Part:
+    return Part(
+        task=f"mmmu_pro_{name}",
+        config=f"mmmu_pro/mmmu_pro_{name}.yaml",
+        metrics=("mmmu_acc",),
+        repository="MMMU/MMMU_Pro",
+        subset=subset,
+        split="test",
+        max_new_tokens=256,
+    )
+
+
+IMAGE: tuple[Column, ...] = (
+    one(
+        "mme",
+        "MME",
+        "image",
+        Part(
+            task="mme",
+            config="mme/mme.yaml",
+            metrics=("mme_perception_score", "mme_cognition_score"),
+            repository="lmms-lab-encoder/MME",
+            split="test",
+            max_new_tokens=16,
+            even=True,
+        ),
+        factor=1.0,
+        download_gib=0.9,
+        scale=2800.0,
+    ),
+    one(
+        "mmbench_en_dev",
+        "MMBench",
+        "image",
+        Part(
+            task="mmbench_en_dev_static",
+            config="mmbench/mmbench_en_dev_static.yaml",
+            metrics=("gpt_eval_score",),
+            repository="lmms-lab-encoder/MMBench",
+            subset="en",
+            split="dev",
+            max_new_tokens=1024,
+        ),
+        factor=1.0,
+        download_gib=0.1,
+    ),
+    one(
+        "mmstar",
+        "MMStar",
+        "image",
+        Part(
+            task="mmstar",
+            config="mmstar/mmstar.yaml",
+            metrics=("average",),
+            repository="Lin-Chen/MMStar",
+            split="val",
+            max_new_tokens=128,
+        ),
+        factor=100.0,
+        download_gib=0.05,
+    ),
+    one(
+        "chartqa",
+        "ChartQA",
+        "image",
+        Part(
+            task="chartqa",
+            config="chartqa/chartqa.yaml",
+            metrics=("relaxed_overall",),
+            repository="lmms-lab-encoder/ChartQA",
+            split="test",
+            max_new_tokens=16,
+        ),
+        factor=100.0,
+        download_gib=0.1,
+    ),
+    one(
+        "textvqa_val",
+        "TextVQA",
+        "image",
+        Part(
+            task="textvqa_val",
+            config="textvqa/textvqa_val.yaml",
+            metrics=("exact_match",),
+            repository="lmms-lab-encoder/textvqa",
+            split="validation",
+            max_new_tokens=128,
+        ),
+        factor=100.0,
+        download_gib=1.4,
+    ),
+    one(
+        "ocrbench",
+        "OCRBench",
+        "image",
+        Part(
+            task="ocrbench",
+            config="ocrbench/ocrbench.yaml",
+            metrics=("ocrbench_accuracy",),
+            repository="echo840/OCRBench",
+            split="test",
+            max_new_tokens=128,
+            total=1000,
+        ),
+        factor=1000.0,
+        download_gib=0.1,
+        scale=1000.0,
+    ),
+    Column(
+        name="mmmu_pro",
+        title="MMMU-Pro",
+        kind="image",
+        parts=(_mmmu_pro("standard (10 options)", "standard"), _mmmu_pro("vision", "vision")),
+        factor=100.0,
+        scale=100.0,
+        download_gib=1.5,
+    ),
+)
+
+BEYOND: tuple[Column, ...] = (
+    one(
+        "pope",
+        "POPE",
+        "image",
+        Part(
+            task="pope",
+            config="pope/pope.yaml",
+            metrics=("pope_accuracy",),
+            repository="lmms-lab-encoder/POPE",
+            split="test",
+            max_new_tokens=128,
+        ),
+        factor=100.0,
+        download_gib=0.3,
+    ),
+)
+"""Beyond the paper's tables: robustness against naming objects that are not there."""

@@ -1,0 +1,63 @@
+"""What a judge would change: asked by no column unless it is let, and then by those that say so."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import requests
+from scripted import Scripted
+
+from sf.evaluation import run
+from sf.evaluation.columns import COLUMNS, EXTRA, Column
+
+ALL = (*COLUMNS, *EXTRA)
+DOCS = Path(__file__).parent.parent.parent / "docs" / "evaluation.md"
+
+
+@pytest.mark.parametrize("judge", [False, True])
+def test_only_the_columns_that_say_so_ask_a_judge(
+    stand_ins: tuple[Path, dict[str, list[str]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    judge: bool,
+) -> None:
+    """Replies that no parser takes, with a key for a judge that cannot be reached."""
+    home, replies = stand_ins
+    asked: set[str] = set()
+    current: list[Column] = []
+
+    def refuse(*_: Any, **__: Any) -> None:
+        asked.add(current[-1].name)
+        raise requests.ConnectionError
+
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    monkeypatch.setattr(requests, "post", refuse)
+    monkeypatch.setattr(requests.Session, "send", refuse)
+    monkeypatch.setattr(httpx.Client, "send", refuse)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(run, "build_task", partial(run.build_task, judge=judge))
+    lm = Scripted({task: ["?!"] * len(said) for task, said in replies.items()})
+    for column in ALL:
+        current.append(column)
+        run.evaluate_columns(lm, [column], home, tmp_path)  # type: ignore[arg-type]
+    assert asked == ({column.name for column in ALL if column.judge} if judge else set())
+
+
+def test_the_documentation_states_each_column_as_it_is() -> None:
+    lines = DOCS.read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
+    start = next(at for at, row in enumerate(rows) if row[0] == "column")
+    for column, row in zip(ALL, rows[start + 2 :], strict=False):
+        title, tasks, metrics, factor, tokens, judge = row
+        assert title.startswith(column.title)
+        assert tasks == ", ".join(part.task for part in column.parts)
+        keys = dict.fromkeys(" + ".join(part.metrics) for part in column.parts)
+        assert metrics.split(" (")[0] == ", ".join(keys)
+        assert factor == f"{column.factor:g}"
+        assert tokens.split(" (")[0] == str(column.parts[0].max_new_tokens)
+        assert judge == (column.judge or "nothing")

@@ -1,0 +1,184 @@
+"""Missing data: said before any model is loaded, all at once, with the size to download."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi
+
+from sf.errors import ConfigError, DataError, EnvironmentFault
+from sf.evaluation import available
+from sf.evaluation.available import fetch_from_hub, missing_in, missing_in_hub_cache
+from sf.evaluation.columns import COLUMNS, column
+from sf.evaluation.source import prepare_source
+
+REPOSITORIES = {part.repository: col.download_gib for col in COLUMNS for part in col.parts}
+
+
+@pytest.fixture
+def copy(home: Path, tmp_path: Path) -> Path:
+    """A benchmark home that a test may damage."""
+    return Path(shutil.copytree(home, tmp_path / "copy"))
+
+
+def _refused(source: str, suites: list[str], scratch: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        prepare_source(source, 0, 0, suites, scratch, scratch)
+    return str(caught.value)
+
+
+def test_all_fourteen_columns_are_named_with_their_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty folder, and an empty hub cache without a network."""
+    total = f"perhaps {sum(REPOSITORIES.values()):.1f} GiB in all"
+    (tmp_path / "nothing").mkdir()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    for source in (str(tmp_path / "nothing"), "hub"):
+        text = _refused(source, ["all"], tmp_path)
+        assert total in text
+        for col in COLUMNS:
+            line = next(x for x in text.splitlines() if x.startswith(f"  {col.name}: "))
+            assert line.endswith(
+                f"(hub: {col.parts[0].repository}, perhaps {col.download_gib:g} GiB)"
+            )
+    assert "the hub cannot be reached" in text
+
+
+def test_folders_videos_and_rows_are_named(copy: Path, tmp_path: Path) -> None:
+    assert missing_in(copy, COLUMNS, tmp_path / "arrow") == []
+    shutil.rmtree(copy / "tempcompass")
+    shutil.rmtree(copy / "hub" / "echo840")
+    shutil.rmtree(copy / "videomme" / "subtitle")
+    (copy / "videomme" / "data" / "clip00001.mp4").unlink()
+    (file,) = (copy / "hub" / "Lin-Chen" / "MMStar").rglob("*.parquet")
+    file.write_bytes(b"PAR1 cut short")
+    text = _refused(str(copy), ["all"], tmp_path)
+    assert "7 things are missing" in text  # TempCompass thrice
+    for words in (
+        "  tempcompass: no folder",
+        "  ocrbench: no parquet file in",
+        f"  videomme_w_subtitle: no folder {copy / 'videomme' / 'subtitle'}",
+        "  videomme: 1 videos of videomme: ",
+        "clip00001.mp4",
+        f"  mmstar: {file} cannot be read (",
+    ):
+        assert words in text
+    found, rows = prepare_source(str(copy), 2, 0, ["mme", "mlvu_dev"], tmp_path, tmp_path)
+    assert (found.kind, found.limit) == ("folder", 2)
+    assert rows == {"mme": 56, "mlvu_dev": 7}
+
+
+def test_an_empty_benchmark_is_refused(copy: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    (file,) = (copy / "hub" / "lmms-lab-encoder" / "ChartQA").rglob("*.parquet")
+    pq.write_table(pq.read_table(file).slice(0, 0), file)
+    text = _refused(str(copy), ["chartqa", "mme"], tmp_path)
+    assert "1 things are missing" in text
+    assert f"chartqa: {file} holds no row" in text
+
+
+def test_rows_that_cannot_be_read_are_an_error_that_says_why(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lmms-eval itself says "KeyError", or tries five times and says "RetryError"."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    (file,) = (copy / "hub" / "lmms-lab-encoder" / "ChartQA").rglob("*.parquet")
+    file.rename(file.with_name("train-00000-of-00001.parquet"))
+    (card,) = (copy / "hub" / "lmms-lab-encoder" / "MMBench").glob("README.md")
+    card.write_text(card.read_text().replace("config_name: en", "config_name: cn"))
+    text = _refused(str(copy), ["chartqa", "mmbench_en_dev"], tmp_path)
+    assert "2 things are missing" in text
+    assert f"chartqa = '{copy}/hub/lmms-lab-encoder/ChartQA'. its rows cannot be read" in text
+    assert "there is no split 'test'" in text
+    assert "its rows cannot be read: BuilderConfig 'en' not found" in text
+
+
+def _reachable(monkeypatch: pytest.MonkeyPatch, home: Path, gib: float) -> list[str]:
+    """A hub that knows sizes, from which building a task fetches; the tasks that were built."""
+    built: list[str] = []
+    build = available.build_task
+
+    def info(_: HfApi, repository: str, **__: Any) -> Any:
+        return SimpleNamespace(
+            siblings=[SimpleNamespace(size=int(gib * 2**30)), SimpleNamespace(size=None)]
+        )
+
+    def fetching(part: Any, source: Path | None) -> Any:
+        assert source is None
+        built.append(part.task)
+        return build(part, home)
+
+    monkeypatch.setattr(HfApi, "dataset_info", info)
+    monkeypatch.setattr(available, "build_task", fetching)
+    return built
+
+
+def test_what_the_hub_has_is_said_with_its_own_sizes_before_it_is_fetched(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    built = _reachable(monkeypatch, home, 0.25)
+    wanted = [column("chartqa"), column("mmmu_pro"), column("mmstar")]
+    missing = missing_in_hub_cache(wanted)
+    fetch_from_hub(wanted, missing, tmp_path)
+    assert built == ["chartqa", "mmmu_pro_standard", "mmmu_pro_vision", "mmstar"]
+    said = capsys.readouterr().err
+    assert "to be downloaded, 0.8 GiB:" in said
+    assert "  MMMU/MMMU_Pro: 0.2 GiB" in said
+    built.clear()
+    _reachable(monkeypatch, home, 1e6)
+    with pytest.raises(EnvironmentFault, match="3000000 GiB are to be downloaded and unpacked"):
+        fetch_from_hub(wanted, missing, tmp_path)
+    assert built == []
+    fetch_from_hub(wanted, [], tmp_path)  # nothing is asked of the hub when nothing is missing
+    assert capsys.readouterr().err.count("to be downloaded") == 1
+
+
+def test_videos_that_a_fetch_left_out_are_named(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An archive of which only a part was unpacked."""
+    _reachable(monkeypatch, copy, 0.1)
+    monkeypatch.setenv("HF_HOME", str(copy))
+    videos = sorted((copy / "egoschema" / "videos").iterdir())
+    videos[1].unlink()
+    text = _refused("hub", ["egoschema", "chartqa"], tmp_path)
+    assert "1 things are missing" in text
+    assert f"egoschema: 1 videos of egoschema_subset: {videos[1]}" in text
+
+
+def test_the_cache_is_looked_at_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    text = _refused("hub", ["chartqa", "mlvu_dev"], tmp_path)
+    assert "2 things are missing, perhaps 400.1 GiB" in text
+
+
+@pytest.mark.parametrize(
+    ("source", "samples", "message"),
+    [("nowhere", 4, "neither 'synthetic' nor 'hub' nor a folder"), ("synthetic", 0, "at least 1")],
+)
+def test_bad_sources_are_refused(source: str, samples: int, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepare_source(source, samples, 0, ["all"], tmp_path, tmp_path)
+
+
+def test_a_suite_that_does_not_exist_is_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean chartqa"):
+        prepare_source("hub", 0, 0, ["chartqq"], tmp_path, tmp_path)
+
+
+def test_a_source_says_where_the_data_lie(home: Path, tmp_path: Path) -> None:
+    found, _ = prepare_source(str(home), 3, 0, ["mmstar"], tmp_path, tmp_path)
+    found.write(tmp_path)
+    written = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert written == {"kind": "folder", "home": str(home), "limit": 3, "most_new_tokens": 0}
