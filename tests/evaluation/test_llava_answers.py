@@ -23,7 +23,8 @@ from sf.data.llava import load_own_size
 from sf.data.vision import encode, encode_parts
 from sf.errors import ConfigError, DataError, UnsupportedModelError
 from sf.evaluation.columns import column
-from sf.evaluation.model import SparseChatModel, _Question
+from sf.evaluation.model import SparseChatModel
+from sf.evaluation.question import Question
 from sf.evaluation.run import evaluate_columns
 from sf.mini.scenes import render, sample_clip, sample_scene, write_video
 from sf.models.load import load_config, load_model, load_processor
@@ -170,9 +171,7 @@ def test_batches_of_mixed_media_equal_batch_one(
 ) -> None:
     family = loaded[0].config.model_type
     lm = SparseChatModel(str(saved[family]), method="zipvl", value=0.8, **BOUNDS)  # type: ignore[arg-type]
-    questions = [
-        _Question("t", number, talk, 5, "") for number, talk in enumerate(_conversations())
-    ]
+    questions = [Question("t", number, talk, 5, "") for number, talk in enumerate(_conversations())]
     together = lm._generate(questions)
     for number, question in enumerate(questions):
         (alone,) = lm._generate([question])
