@@ -31,7 +31,10 @@ def run_command(
     stage: Annotated[str, typer.Argument(help="prepare, base, train, evaluate, …")],
     study: Annotated[str, typer.Option(help="the study that the MLflow run belongs to")] = "own",
 ) -> None:
-    """Run one stage with all its values as --name value; finished work is adopted."""
+    """Run one stage with all its values as --name value; finished work is adopted.
+
+    Whole commands to copy from: `snakemake -n -p --forceall`, or a result's stage.json.
+    """
     from sf.jobs import run_stage
 
     outcome = run_stage(stage, context.args, study)
@@ -41,7 +44,9 @@ def run_command(
 
 @app.command("use")
 def use_command(
-    scale: Annotated[str, typer.Argument(help="a file in params/: smoke, mini, single_gpu, paper")],
+    scale: Annotated[
+        str, typer.Argument(help="a file in params/: smoke, mini, compare, single_gpu, paper")
+    ],
     force: Annotated[bool, typer.Option(help="overwrite an edited params.yaml")] = False,
 ) -> None:
     """Switch params.yaml to a named scale and print what changed."""
@@ -68,7 +73,9 @@ def use_command(
     shutil.copyfile(scales[scale], beside)
     os.replace(beside, current)
     changes = field_differences(old, read_yaml(current))
-    table = Table("parameter", "before", "now")
+    table = Table()
+    for title in ("parameter", "before", "now"):
+        table.add_column(title, overflow="fold")  # nothing is cut where the terminal is narrow
     for name, before, now in changes:
         table.add_row(name, str(before), str(now))
     if changes:

@@ -26,7 +26,8 @@ class SparsityForcingError(Exception):
         self.field, self.value, self.rule, self.remedy = field, value, rule, remedy
         shown = f"{field} = {value!r}" if value is not None else field
         parts = [shown, rule, remedy]
-        super().__init__(". ".join(part.rstrip(".") for part in parts if part) + ".")
+        ended = (part.rstrip(".") for part in parts if part)
+        super().__init__(" ".join(part if part[-1:] == "?" else f"{part}." for part in ended))
 
 
 class ConfigError(SparsityForcingError, ValueError):

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from sf import provenance, ranks
-from sf.config import validated
+from sf.config import load_params, read_yaml, validated
 from sf.errors import ConfigError, EnvironmentFault, OutputConflictError
 from sf.layout import STAMP
 from sf.tracking import SilentTracker, Tracker, log_pending
@@ -129,6 +129,7 @@ def run_stage(stage: str, arguments: list[str], study: str) -> str:
     """
     module = stage_module(stage)
     parameters = validated(module.Parameters, parse_flags(module.Parameters, arguments))
+    _check_study(study)
     output: Path = parameters.output
     work = work_folder(output)
     if ranks.world_size() > 1:
@@ -161,6 +162,16 @@ def run_stage(stage: str, arguments: list[str], study: str) -> str:
         _finish(output, work, stamp)
         log_pending(output, study)
     return DONE
+
+
+def _check_study(study: str) -> None:
+    """Under DVC, whose first stage must not start if a later one is going to refuse its values.
+
+    Snakemake reads and checks all parameters when it starts.
+    """
+    path = Path("params.yaml")
+    if "DVC_STAGE" in os.environ and path.is_file() and read_yaml(path).get("scale") == study:
+        load_params(path)
 
 
 def _follow(module: ModuleType, parameters: BaseModel, work: Path) -> str:

@@ -159,6 +159,20 @@ def test_an_input_that_is_absent_or_incomplete_is_an_error(stage: Path) -> None:
         run("--source", "half")
 
 
+def test_under_dvc_no_stage_starts_when_a_later_one_would_refuse(
+    stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parent.parent / "params/mini.yaml").read_text()
+    bad = text.replace("scale: mini", "scale: test").replace("inference_p: 0.975", "inference_p: 2")
+    Path("params.yaml").write_text(bad)
+    monkeypatch.setenv("DVC_STAGE", "counting")
+    with pytest.raises(ConfigError, match=r"evaluate\.inference_p = 2.*less than or equal to 1"):
+        run("--times", "2")
+    assert not Path("results").exists()
+    Path("params.yaml").write_text("theirs: 1\n")  # somebody else's pipeline
+    assert run("--times", "2") == "done"
+
+
 def test_two_processes_do_not_write_one_output(stage: Path) -> None:
     work = work_folder(Path("results/test/counting"))
     work.mkdir(parents=True)
