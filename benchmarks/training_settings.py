@@ -1,0 +1,285 @@
+"""What training settings do: one changed at a time, all else as in `params/compare.yaml`.
+
+Each setting is trained from one base model over training seeds, measured on held-out questions at
+equal token ratios and, since training may cost the answers' form, on the benchmarks' stand-ins. The
+base model and the rows are those of a finished study (`make study`, `results/mini`); results lie in
+`results/settings`. On a quiet core a run takes about two minutes.
+
+    python benchmarks/training_settings.py [--only NAME …] [--seeds 0 1 2] [--json FILE]
+    python benchmarks/training_settings.py --finished    # the table of what is there, no run
+
+Every run is a call of `sf run` with a folder of its own: finished runs are adopted, a killed one
+goes on, and a setting that is added or given more seeds leaves the others alone. A run that the
+trainer's own early stop ended is named. Not part of `make bench`, which it would outlast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sf  # noqa: F401  (before transformers: it lets torchvision import beside a CPU-only torch)
+
+# isort: split
+import pandas as pd
+
+from sf.config import load_params
+from sf.errors import TrainingCollapse
+from sf.evaluation.columns import suite
+from sf.jobs import run_stage
+from sf.layout import STAMP, folder
+from sf.provenance import ROOT
+from sf.report.across_seeds import across_seeds
+from sf.report.published import average
+from workflow.stages import flag_words
+
+MODEL = "tiny-qwen2.5-vl"
+RESULTS = Path("results/settings")
+RATIOS = (0.15, 0.25, 0.5)
+BLOCKS = [0.05, 0.15, 0.25, 0.35, 0.5, 0.975]
+PAPER = [0.94, 0.945, 0.95, 0.955, 0.96, 0.965, 0.97, 0.975]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the sweep.
+
+    Attributes:
+        about: what differs from the default, for the table.
+        changes: parameters of the section `train` that differ from the default.
+        objective: what is trained.
+        curve: values of `calibrate` that differ: MoBA's and NSA's p is a share of the blocks.
+    """
+
+    about: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    objective: str = "sparsity_forcing"
+    curve: Mapping[str, Any] = field(default_factory=dict)
+
+
+SETTINGS: dict[str, Setting] = {
+    "default": Setting("the default"),
+    "range_paper": Setting("p in [0.94, 0.975]", {"rollout_p": PAPER}),
+    "range_v1": Setting("p ~ U(0, 1)", objective="v1_range"),
+    "group_4": Setting(
+        "4 rollouts x 16 questions",
+        {"group_size": 4, "questions_per_step": 16, "rollout_p": [0.5, 0.7, 0.9, 0.975]},
+    ),
+    "group_16": Setting("16 rollouts x 4 questions", {"group_size": 16, "questions_per_step": 4}),
+    "beta_0": Setting("beta 0", {"beta": 0.0}),
+    "beta_0.3": Setting("beta 0.3", {"beta": 0.3}),
+    "beta_1": Setting("beta 1", {"beta": 1.0}),
+    "rate_1e-4": Setting("learning rate 1e-4", {"learning_rate": 1e-4}),
+    "rate_6e-4": Setting("learning rate 6e-4", {"learning_rate": 6e-4}),
+    "no_gate": Setting("without C", {"reward_gate": False}),
+    "short_25": Setting("a quarter asked for bare answers", {"short_share": 0.25}),
+    "short_50": Setting("half asked for bare answers", {"short_share": 0.5}),
+    "target_25": Setting("pathwise, target 25 %", {"pathwise_target": 0.25}, "pathwise"),
+    "target_25_short": Setting(
+        "pathwise, target 25 %, constant learning rate, a quarter asked for bare answers",
+        {"pathwise_target": 0.25, "lr_schedule": "constant", "short_share": 0.25},
+        "pathwise",
+    ),
+    "target_50": Setting("pathwise, target 50 %", {"pathwise_target": 0.5}, "pathwise"),
+    "moba": Setting("MoBA", objective="moba", curve={"calibrate_p": BLOCKS}),
+    "nsa": Setting("NSA", objective="nsa", curve={"calibrate_p": BLOCKS}),
+}
+
+
+class Sweep:
+    """Runs the stages of the settings and reads their results.
+
+    Attributes:
+        params: of the scale `compare`, as plain values.
+        samples: of each benchmark's stand-in.
+        only_finished: read what is there and run nothing.
+    """
+
+    def __init__(self, study: str, samples: int, only_finished: bool) -> None:
+        self.params = load_params(ROOT / "params" / "compare.yaml").model_dump(mode="json")
+        self.base = folder("base", scale=study, model=MODEL)
+        self.data = folder("prepare", scale=study)
+        self.home = RESULTS / "benchmarks"
+        self.samples, self.only_finished = samples, only_finished
+
+    def words(self, *sections: str, **changes: Any) -> list[str]:
+        """The values of parameter sections as a command line, some of them changed."""
+        values: dict[str, Any] = {}
+        for section in sections:
+            values |= self.params[section]
+        assert changes.keys() <= values.keys(), "a setting names a parameter that is not there"
+        values |= changes
+        return flag_words(values)
+
+    def stage(self, name: str, output: Path, values: Mapping[str, Any], words: list[str]) -> Path:
+        """`sf run NAME`; returns its folder."""
+        if self.only_finished:
+            return output
+        run_stage(name, [*flag_words({**values, "output": output}), *words], "settings")
+        return output
+
+    def stand_ins(self) -> None:
+        """The benchmarks' stand-ins, the same for all runs."""
+        words = self.words("benchmarks", suites=["all"], benchmark_samples=self.samples)
+        self.stage("benchmarks", self.home, {"seed": self.params["seed"]}, words)
+
+    def measured(
+        self, system: str, method: str, checkpoint: Path, into: Path, **curve: Any
+    ) -> Measured:
+        """The curve on held-out questions and the benchmarks of one checkpoint."""
+        common = {"model": MODEL, "system": system, "checkpoint": checkpoint, "data": self.data}
+        frontier = self.stage(
+            "calibrate",
+            into / "frontier",
+            {**common, "split": "heldout", "seed": self.params["seed"]},
+            self.words("calibrate", "answering", "vision", "runtime", two_turn_pairs=0, **curve),
+        )
+        scores = self.stage(
+            "evaluate",
+            into / "evaluate",
+            {**common, "method": method, "suite": "all", "seed": self.params["seed"],
+             "benchmarks": self.home},
+            self.words("evaluate", "answering", "vision", "runtime"),
+        )  # fmt: skip
+        return Measured.read(frontier, scores)
+
+    def untrained(self) -> Measured:
+        """The base model under ZipVL."""
+        return self.measured("base", "zipvl", self.base, RESULTS / "none")
+
+    def trained(self, name: str, seed: int) -> Measured | None:
+        """One run; None if the trainer stopped it, or if it is not there and nothing is run."""
+        setting, into = SETTINGS[name], RESULTS / name / f"seed{seed}"
+        values = {"model": MODEL, "objective": setting.objective, "seed": seed,
+                  "base": self.base, "data": self.data}  # fmt: skip
+        words = self.words("train", "answering", "vision", "runtime", **setting.changes)
+        if self.only_finished and not (into / "evaluate" / STAMP).is_file():
+            return None
+        try:
+            model = self.stage("train", into / "train", values, words)
+        except TrainingCollapse as error:
+            print(f"{name}, seed {seed}: {error}", file=sys.stderr)
+            return None
+        return self.measured(setting.objective, "trained", model, into, **setting.curve)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of one checkpoint.
+
+    Attributes:
+        answers: to the held-out questions, a line per p and question.
+        image, video: averages of the benchmarks' stand-ins in percent.
+        stray: share of the replies to them that hold a piece of an answer tag, in percent.
+    """
+
+    answers: pd.DataFrame
+    image: float
+    video: float
+    stray: float
+
+    @classmethod
+    def read(cls, frontier: Path, scores: Path) -> Measured:
+        """From the folders of two finished stages."""
+        table = pd.read_csv(scores / "tables" / "scores.csv").set_index("column")["score"]
+        replies = pd.read_json(scores / "samples.jsonl", lines=True)["reply"]
+        found = {kind: average(table.to_dict(), list(suite(kind))) for kind in ("image", "video")}
+        assert found["image"] is not None
+        assert found["video"] is not None
+        return cls(
+            pd.read_parquet(frontier / "tables" / "answers.parquet"),
+            found["image"],
+            found["video"],
+            100 * float(replies.str.contains("answer>", regex=False).mean()),
+        )
+
+    def at(self, p: float, column: str) -> float:
+        """Mean of a column of the answers at a threshold, in percent."""
+        return 100 * float(self.answers[self.answers["p"] == p][column].mean())
+
+    def figures(self) -> dict[str, float]:
+        """The columns of the table that need no other checkpoint."""
+        largest = float(self.answers[self.answers["p"] < 1]["p"].max())
+        return {
+            "ratio at the largest p": self.at(largest, "token_ratio"),
+            "full attention": self.at(1.0, "correct"),
+            "image average": self.image,
+            "video average": self.video,
+            "stray tags": self.stray,
+        }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: mean over training seeds, least and most of them."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    unit: str = "%"
+    target: float | None = None
+    better: str = "higher"
+
+    @property
+    def text(self) -> str:
+        """The figure in the table."""
+        if self.low == self.high:
+            return f"{self.value:.1f}"
+        return f"{self.value:.1f} ({self.low:.1f} to {self.high:.1f})"
+
+
+def rows_of(name: str, base: Measured, runs: Sequence[Measured]) -> list[Row]:
+    """A setting's figures; what lies outside its curve is left out."""
+    found = across_seeds(base.answers, {name: [run.answers for run in runs]}, 0, RATIOS)
+    rows = [
+        Row(f"{name}: at {100 * line['token_ratio']:g} %",
+            *(100 * float(line[column]) for column in ("accuracy", "least", "most")))
+        for line in found[found["system"] == name].dropna(subset="accuracy").to_dict("records")
+    ]  # fmt: skip
+    for column in runs[0].figures():
+        values = [run.figures()[column] for run in runs]
+        better = "lower" if column.startswith(("ratio", "stray")) else "higher"
+        mean = sum(values) / len(values)
+        rows.append(Row(f"{name}: {column}", mean, min(values), max(values), better=better))
+    return rows
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--only", nargs="+", choices=[*SETTINGS], default=[*SETTINGS])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--study", default="mini", help="scale whose base model is trained")
+    parser.add_argument("--samples", type=int, default=48, help="of each benchmark's stand-in")
+    parser.add_argument("--finished", action="store_true", help="run nothing")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    sweep = Sweep(arguments.study, arguments.samples, arguments.finished)
+    sweep.stand_ins()
+    base = sweep.untrained()
+    columns = [*(f"at {100 * ratio:g} %" for ratio in RATIOS), *base.figures()]
+    print(f"| setting | seeds | {' | '.join(columns)} |\n|---|---:|{'---:|' * len(columns)}")
+    every = []
+    for name in ("none", *arguments.only):
+        tried = [sweep.trained(name, seed) for seed in arguments.seeds] if name != "none" else []
+        runs = [run for run in tried if run is not None] if tried else [base]
+        if not runs:
+            continue
+        rows = rows_of(name, base, runs)
+        by_column = {row.name.split(": ", 1)[1]: row.text for row in rows}
+        about = SETTINGS[name].about if name in SETTINGS else "not trained"
+        cells = [about, str(len(runs)) if tried else "", *(by_column.get(c, "") for c in columns)]
+        print(f"| {' | '.join(cells)} |", flush=True)
+        every += rows
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in every], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

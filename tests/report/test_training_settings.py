@@ -1,0 +1,75 @@
+"""The sweep of training settings: its settings can be trained, its table says what was measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from sf.config import validated
+from sf.provenance import ROOT
+from sf.stages.train import Parameters
+
+
+@pytest.fixture(scope="module")
+def sweeping() -> Any:
+    """The script as a module."""
+    path = ROOT / "benchmarks" / "training_settings.py"
+    spec = importlib.util.spec_from_file_location("training_settings", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["training_settings"] = module  # dataclasses look their annotations up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_setting_is_one_of_its_kind_and_can_be_trained(sweeping: Any) -> None:
+    """Names and combinations are those that the stage takes; no two settings are the same run."""
+    sweep = sweeping.Sweep("mini", 4, only_finished=True)
+    given = {**sweep.params["train"], **sweep.params["answering"], **sweep.params["vision"],
+             **sweep.params["runtime"], "model": "m", "seed": 0, "base": "b", "data": "d",
+             "output": "o"}  # fmt: skip
+    seen = []
+    for setting in sweeping.SETTINGS.values():
+        values = {**given, **setting.changes, "objective": setting.objective}
+        validated(Parameters, values)
+        per_step = values["group_size"] * values["questions_per_step"]
+        assert per_step == 64, "the same number of rollouts for every setting"
+        seen.append(values)
+    assert all(seen.count(values) == 1 for values in seen)
+    assert sweeping.SETTINGS["default"].changes == {}
+
+
+def measured(sweeping: Any, right: dict[float, int], image: float) -> Any:
+    """Ten questions; of them so many are right at each p, whose token ratio is p / 2 below 1."""
+    lines = [
+        {"p": p, "id": str(at), "token_ratio": p if p == 1 else p / 2, "correct": at < count}
+        for p, count in right.items()
+        for at in range(10)
+    ]
+    return sweeping.Measured(pd.DataFrame(lines), image=image, video=50.0, stray=2.0)
+
+
+def test_rows_are_means_and_ranges_of_the_seeds(sweeping: Any) -> None:
+    base = measured(sweeping, {0.2: 1, 0.8: 7, 1.0: 9}, 80.0)
+    runs = [measured(sweeping, {0.2: 2, 0.8: 8, 1.0: 9}, 70.0),
+            measured(sweeping, {0.2: 4, 0.8: 8, 1.0: 10}, 74.0)]  # fmt: skip
+    rows = {row.name: row for row in sweeping.rows_of("x", base, runs)}
+    quarter = rows["x: at 25 %"]  # half-way between the ratios 0.1 and 0.4
+    assert (quarter.value, quarter.low, quarter.high) == pytest.approx((55.0, 50.0, 60.0))
+    assert rows["x: full attention"].text == "95.0 (90.0 to 100.0)"
+    assert rows["x: ratio at the largest p"].text == "40.0"
+    assert rows["x: image average"].text == "72.0 (70.0 to 74.0)"
+    assert rows["x: stray tags"].better == rows["x: ratio at the largest p"].better == "lower"
+
+
+def test_what_a_curve_does_not_reach_is_left_out(sweeping: Any) -> None:
+    base = measured(sweeping, {0.2: 1, 0.8: 7, 1.0: 9}, 80.0)
+    short = measured(sweeping, {0.4: 3, 0.8: 8, 1.0: 9}, 70.0)
+    rows = [row.name for row in sweeping.rows_of("x", base, [short])]
+    assert "x: at 15 %" not in rows
+    assert "x: at 25 %" in rows
