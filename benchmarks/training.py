@@ -92,7 +92,23 @@ def questions(folder: Path, count: int, side: int) -> list[Any]:
     return rows
 
 
-def base_model(folder: Path, rows: list[Any], layers: int) -> Path:
+def small_shape(layers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Language model and tower of a quarter of Qwen2.5-VL-3B's width."""
+    depth = layers + layers // 4
+    text = {
+        "vocab_size": 2048, "hidden_size": 512, "intermediate_size": 2752,
+        "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 1,
+    }  # fmt: skip
+    vision = {
+        "depth": depth, "hidden_size": 256, "intermediate_size": 684, "num_heads": 4,
+        "out_hidden_size": 512, "fullatt_block_indexes": [depth - 1],
+    }  # fmt: skip
+    return text, vision
+
+
+def base_model(
+    folder: Path, rows: list[Any], text: dict[str, Any], vision: dict[str, Any], device: str = "cpu"
+) -> Path:
     """A saved random model and its processor."""
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -102,18 +118,12 @@ def base_model(folder: Path, rows: list[Any], layers: int) -> Path:
 
     processor = build_processor("qwen2_5_vl", [question_text(row, "answer") for row in rows])
     ids = processor.tokenizer.convert_tokens_to_ids
-    text = {
-        "vocab_size": 2048, "hidden_size": 512, "intermediate_size": 2752,
-        "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 1,
+    common = {
         "max_position_embeddings": 32768, "bos_token_id": None, "tie_word_embeddings": True,
         "eos_token_id": ids("<|im_end|>"), "pad_token_id": ids("<|endoftext|>"),
         "rope_parameters": {
             "rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]
         },
-    }  # fmt: skip
-    vision = {
-        "depth": layers + layers // 4, "hidden_size": 256, "intermediate_size": 684, "num_heads": 4,
-        "out_hidden_size": 512, "fullatt_block_indexes": [layers + layers // 4 - 1],
     }  # fmt: skip
     tokens = {
         "image_token_id": ids("<|image_pad|>"), "video_token_id": ids("<|video_pad|>"),
@@ -121,9 +131,10 @@ def base_model(folder: Path, rows: list[Any], layers: int) -> Path:
         "vision_end_token_id": ids("<|vision_end|>"),
     }  # fmt: skip
     torch.manual_seed(0)
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens)
+    config = Qwen2_5_VLConfig(text_config={**text, **common}, vision_config=vision, **tokens)
     config.tie_word_embeddings = True
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    with torch.device(device):
+        model = Qwen2_5_VLForConditionalGeneration(config)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -348,7 +359,7 @@ def main() -> None:
         base_model(
             arguments.folder / "base",
             questions(arguments.folder / "media", 8, CELL * arguments.cells),
-            arguments.layers,
+            *small_shape(arguments.layers),
         )
         table = compare(arguments)
     load = os.getloadavg()[0]

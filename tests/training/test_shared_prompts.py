@@ -121,6 +121,21 @@ def test_same_gradient_as_two_forwards(
     assert max(float(value.abs().max()) for value in plain.values()) > 0.1
 
 
+def test_gradient_under_autocast(built: tuple[Any, Any], rows: list[Row]) -> None:
+    """bfloat16 with float32 weights, whose casts sampling without a gradient uses as well."""
+    model = built[0]
+    found = []
+    for shared in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rollout = rollouts(built, rows, [0.4, 1.0], 5, shared=shared)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found.append(learnt(model, rollout)[2])
+    assert rollout.passes == []
+    for name, expected in found[0].items():
+        alike = torch.cosine_similarity(expected.flatten(), found[1][name].flatten(), dim=0)
+        assert alike > 0.99, name
+
+
 @pytest.mark.parametrize("tokens", [5, 1])
 def test_same_without_logits(built: tuple[Any, Any], rows: list[Row], tokens: int) -> None:
     """With TRL's head that makes no logits, which is what GPUs use."""
