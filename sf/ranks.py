@@ -39,11 +39,14 @@ def join() -> None:
     global _control
     if world_size() == 1 or _control is not None:
         return
+    import torch
     import torch.distributed as dist
 
     _end_with_parent()
     if not dist.is_initialized():
         gpus = dist.is_nccl_available() and _has_gpu()
+        if gpus:  # "cuda" is then this rank's own device
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     # The default group's timeout is for collectives of a training step.
     _control = dist.new_group(backend="gloo", timeout=PATIENCE)

@@ -6,15 +6,18 @@ import shutil
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import TrainerCallback
 
 from sf.training.parameters import RunParameters
+from sf.training.sharding import kept_whole
 
-__all__ = ["CostEstimate", "duration"]
+__all__ = ["CostEstimate", "RankMemory", "duration"]
 
 TIMED_STEPS = 4
 """Steps until the estimate; the first one, which fills caches and compiles, is left out."""
@@ -30,6 +33,46 @@ def duration(seconds: float) -> str:
     return f"{minutes:.0f} min" if seconds >= 100 else f"{seconds:.0f} s"
 
 
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes that each rank needs besides activations.
+
+    Attributes:
+        held: all the time: float32 weights, gradients and Adam's two moments, the reference.
+        gathered: beside them while answers are sampled and the reference is asked.
+    """
+
+    held: int
+    gathered: int
+
+    @classmethod
+    def of(cls, p: RunParameters, model: nn.Module, ranks: int, reference: bool) -> RankMemory:
+        """Count before the weights are divided.
+
+        Args:
+            p: the parameters.
+            model: the policy, whole.
+            ranks: processes of the job.
+            reference: whether a second model is held.
+        """
+        every = sum(w.numel() for w in model.parameters())
+        trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
+        if p.sharding == "none":
+            return cls(4 * every * (1 + reference) + 12 * trained, 0)
+        whole = sum(w.numel() for w in kept_whole(model))
+        divided = every - whole
+        copies = 1 + reference
+        held = 4 * whole * copies + (4 * divided * copies + 12 * trained) // ranks
+        return cls(held, (2 if p.dtype == "bfloat16" else 4) * divided)
+
+    def __str__(self) -> str:
+        more = f" (and {self.gathered / 2**30:.2f} while answers are sampled)"
+        return (
+            f"{self.held / 2**30:.2f} GiB on each rank for weights, gradients, optimiser and "
+            f"reference{more if self.gathered else ''}, activations not counted"
+        )
+
+
 class CostEstimate(TrainerCallback):
     """Prints the cost of a run.
 
@@ -38,6 +81,7 @@ class CostEstimate(TrainerCallback):
         checkpoint_gib: size of one checkpoint.
         copies: checkpoints kept.
         unit: what a question is answered by, in the plural.
+        memory: of a rank.
         clock: seconds.
 
     Attributes:
@@ -46,9 +90,16 @@ class CostEstimate(TrainerCallback):
     """
 
     def __init__(
-        self, p: RunParameters, checkpoint_gib: float, copies: int, unit: str, clock: Any = None
+        self,
+        p: RunParameters,
+        checkpoint_gib: float,
+        copies: int,
+        unit: str,
+        memory: RankMemory,
+        clock: Any = None,
     ) -> None:
         self.p, self.gib, self.copies, self.unit = p, checkpoint_gib, copies, unit
+        self.memory = memory
         self.clock = clock or time.monotonic
         self.figures: dict[str, float] = {}
         self._begun, self._spent = 0.0, list[float]()
@@ -66,7 +117,8 @@ class CostEstimate(TrainerCallback):
             f"{p.train_steps} steps of {p.questions_per_step} questions x {p.group_size} "
             f"{self.unit}, {rollouts:,} in all, at most {rollouts * p.max_completion_tokens:,} "
             f"answer tokens; a checkpoint of {self.gib:.2f} GiB every {p.save_every} steps, "
-            f"{self.copies} kept, {free:.0f} GiB free; the time after {TIMED_STEPS} steps"
+            f"{self.copies} kept, {free:.0f} GiB free; {self.memory}; "
+            f"the time after {TIMED_STEPS} steps"
         )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

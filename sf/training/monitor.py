@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from sf.errors import TrainingCollapse
 from sf.training.cost import CostEstimate
+from sf.training.sharding import local
 
 __all__ = ["FIGURES", "FiniteGradients", "Monitor"]
 
@@ -130,7 +131,7 @@ class FiniteGradients(TrainerCallback):
         Raises:
             TrainingCollapse: some gradient is not finite.
         """
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        gradients = [local(p.grad) for p in model.parameters() if p.grad is not None]
         if not gradients:
             return
         norms = torch.stack(torch._foreach_norm(gradients))

@@ -15,12 +15,12 @@ from sf.attention.blocks import Replacement, note_trained
 from sf.errors import ConfigError
 from sf.models import load_model, load_processor
 from sf.progress import progress
-from sf.ranks import agreed, rank
+from sf.ranks import agreed, rank, world_size
 from sf.training.answers import answer_set
 from sf.training.card import REPLACED, SELECTED, write_card, write_sparsity
 from sf.training.checkpoints import SealCheckpoints, check_disk, last_sealed
 from sf.training.collapse import CollapseWatch, kept_checkpoints
-from sf.training.cost import CostEstimate
+from sf.training.cost import CostEstimate, RankMemory
 from sf.training.dataset import templates_of, training_set
 from sf.training.encoding import Encoder, backbone
 from sf.training.faults import clear_faults
@@ -32,6 +32,7 @@ from sf.training.records import SampleTable
 from sf.training.rewards import GroupReward
 from sf.training.settings import grpo_config, sft_arguments
 from sf.training.sft import SparseSFTTrainer
+from sf.training.sharding import is_sharded, shard, whole_weights
 from sf.training.sharpness import KINDS
 from sf.training.steady import SteadyTrainer
 from sf.training.trainer import SparsityForcingTrainer
@@ -94,12 +95,18 @@ def assemble(
     replacement = _replaced(p, model)
     backbone(model).visual.requires_grad_(p.train_vision)
     model = _with_adapters(p, model)
+    _check_sharding(p)
     trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
     size = check_disk(checkpoints, model.num_parameters(), trained, kept_checkpoints(p))
-    unit = "rollouts" if RECIPES[p.objective].learner == "grpo" else "levels"
-    cost = CostEstimate(p, size, kept_checkpoints(p), unit)
+    sampled = RECIPES[p.objective].learner == "grpo"
+    reference = sampled and p.beta > 0 and not p.lora_rank
+    memory = RankMemory.of(p, model, world_size(), reference)
+    unit = "rollouts" if sampled else "levels"
+    cost = CostEstimate(p, size, kept_checkpoints(p), unit, memory)
     if rank() == 0:
         print(cost.before(checkpoints), file=sys.stderr)
+    if p.sharding == "fsdp":
+        shard(model, p.device, p.dtype)
     encoder = Encoder(
         model,
         processor,
@@ -117,7 +124,7 @@ def assemble(
         "callbacks": [cost, monitor, watch, sealing, FiniteGradients()],
     }
     trainer: SteadyTrainer
-    if RECIPES[p.objective].learner == "grpo":
+    if sampled:
         trainer = _grpo(p, model, processor, encoder, checkpoints, pathwise=pathwise, **common)
     else:
         common["replacement"] = replacement
@@ -193,6 +200,26 @@ def _with_adapters(p: RunParameters, model: Any) -> Any:
     )
 
 
+def _check_sharding(p: RunParameters) -> None:
+    """
+    Raises:
+        ConfigError: weights cannot be divided in this run.
+    """
+    if p.sharding == "none":
+        return
+    rule, remedy = "", "set it to none"
+    if world_size() == 1:
+        rule = "divides weights over several processes, and there is one"
+        remedy += ", or raise gpus of the resources of train"
+    elif p.lora_rank:
+        rule, remedy = "has little to divide with adapters", remedy + " or lora_rank to 0"
+    elif p.train_vision:
+        rule = "needs a frozen vision tower: ranks run it at different times"
+        remedy += " or train_vision to false"
+    if rule:
+        raise ConfigError("sharding", p.sharding, rule, remedy)
+
+
 def _replaced(p: RunParameters, model: Any) -> Replacement | None:
     """The objective's own attention, in the model for as long as it lives."""
     attention = block_attention(p)
@@ -245,8 +272,10 @@ def train(
         with clear_faults(training.trainer.state, checkpoints):
             training.trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     figures = _last_figures(training)
+    trained: Any = training.trainer.model
+    weights = whole_weights(trained) if is_sharded(trained) else None
     if training.trainer.is_world_process_zero():
-        save(training, out, p, provenance, figures)
+        save(training, out, p, provenance, figures, weights)
     return figures
 
 
@@ -256,6 +285,7 @@ def save(
     p: RunParameters,
     provenance: dict[str, Any],
     figures: dict[str, float],
+    weights: dict[str, Any] | None = None,
 ) -> None:
     """Write model, processor, `sparsity.json` and the model card to `out`.
 
@@ -265,10 +295,12 @@ def save(
         p: parameters.
         provenance: plain values.
         figures: for the card.
+        weights: of a sharded model, put together.
     """
     trainer = training.trainer
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    (model.merge_and_unload() if p.lora_rank else model).save_pretrained(out)
+    whole = model.merge_and_unload() if p.lora_rank else model
+    whole.save_pretrained(out, state_dict=weights)
     training.processor.save_pretrained(out)
     levels = Levels.of(p)
     selector = type(levels.policy([levels.inference])).__name__

@@ -124,6 +124,10 @@ def common_arguments(p: RunParameters, folder: Path, world_size: int | None) -> 
         "logging_nan_inf_filter": False,
         "report_to": [],
         "disable_tqdm": True,
+        # A sharded gradient is divided after each micro-batch: whole, it may not fit.
+        "accelerator_config": {
+            "gradient_accumulation_kwargs": {"sync_each_batch": p.sharding == "fsdp"}
+        },
         "dataloader_pin_memory": p.device != "cpu",
         "remove_unused_columns": False,
     }

@@ -31,6 +31,7 @@ from sf.training.logps import PolicyForward
 from sf.training.reference import reference_logps
 from sf.training.rewards import GroupReward, ScoredRollouts
 from sf.training.rollout import Rollout, Sampler, sampling_seeds, vision_token_ids
+from sf.training.sharding import gathered, shard
 from sf.training.steady import SteadyTrainer
 from sf.training.weighting import PathwiseWeight
 
@@ -40,6 +41,8 @@ OVERRIDDEN = (
     "_generate_and_score_completions",
     "_get_per_token_logps_and_entropies",
     "_load_from_checkpoint",
+    "_load_optimizer_and_scheduler",
+    "_save_optimizer_and_scheduler",
 )
 
 
@@ -88,6 +91,8 @@ class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
                 callbacks=list(callbacks),
                 rollout_func=self._rollout,
             )
+        if self.sharded and self.ref_model is not None:
+            shard(self.ref_model, args.device.type, "bfloat16" if args.bf16 else "float32")
         self.encoder, self.levels, self.pathwise, self.samples = encoder, levels, pathwise, samples
         self.latency = LatencyModel.of(model)
         self.sampler = Sampler(
@@ -154,7 +159,7 @@ class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
         return not (
             self.args.gradient_accumulation_steps > 1
             or self.args.gradient_checkpointing
-            or self.is_fsdp_enabled
+            or self.sharded
             or self.is_deepspeed_enabled
             or self.pathwise is not None
             or not self.encoder.frozen_tower
@@ -179,6 +184,7 @@ class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
                 gather_deepspeed3_params=args.ds3_gather_for_generation,
                 gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
             ) as model,
+            gathered(model),
             self.accelerator.autocast(),
         ):
             self.rollout = None  # with what it still holds
@@ -239,7 +245,7 @@ class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
             rows = torch.arange(input_ids.shape[0], device=input_ids.device)
         size = batch_size or len(rows)
         if model is self.ref_model or self._adapters_off():
-            with torch.no_grad(), self.accelerator.autocast():
+            with torch.no_grad(), gathered(model), self.accelerator.autocast():
                 logps = reference_logps(
                     model, self.rollout, rows, input_ids, attention_mask, logits_to_keep,
                     temperature=self.temperature, rollouts_per_forward=size,
@@ -250,7 +256,7 @@ class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
             bare=self.accelerator.unwrap_model(model),
             forced=self.rollout,
             temperature=self.temperature,
-            fused=input_ids.is_cuda,
+            fused=input_ids.is_cuda and not self.sharded,  # it reads the head's weights itself
             bucketed=self.accelerator.num_processes == 1,
             coefficient=self._coefficient,
             shares=self._shares,
@@ -269,7 +275,7 @@ class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
         logps, entropies = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         self._train_logps = logps.detach()
         if forward.measured:
-            self._figures.add("effective_ratio", float(torch.cat(forward.measured).mean()))
+            self._figures.add_rollouts({"effective_ratio": torch.cat(forward.measured)})
         return logps, entropies if compute_entropy else None, None
 
     def _adapters_off(self) -> bool:

@@ -17,7 +17,7 @@ from sf.errors import EnvironmentFault, TrainingCollapse
 from sf.models import load_model
 from sf.training.checkpoints import last_sealed, seal
 from sf.training.collapse import CollapseWatch, kept_checkpoints
-from sf.training.cost import CostEstimate, duration
+from sf.training.cost import CostEstimate, RankMemory, duration
 from sf.training.rewards import GroupReward
 from sf.training.run import train
 
@@ -137,7 +137,9 @@ def test_estimate_is_the_steps_without_the_first(
 ) -> None:
     """Steps of 100, 10, 12 and 11 s and 50 tokens: 1,000 steps are 11,000 s and 50,000 tokens."""
     times = iter([0.0, 100.0, 0.0, 10.0, 0.0, 12.0, 0.0, 11.0])
-    cost = CostEstimate(parameters(train_steps=1000), 2.0, 2, "rollouts", lambda: next(times))
+    cost = CostEstimate(
+        parameters(train_steps=1000), 2.0, 2, "rollouts", RankMemory(2**31, 0), lambda: next(times)
+    )
     assert "8,000 in all, at most 32,000 answer tokens; a checkpoint of 2.00 GiB" in cost.before(
         tmp_path
     )

@@ -23,6 +23,8 @@ SIGNATURES = {
         "mm_token_type_ids", "image_position_ids",
     ],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+    "_save_optimizer_and_scheduler": ["self", "output_dir"],
 }  # fmt: skip
 
 

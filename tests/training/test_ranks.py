@@ -1,10 +1,9 @@
-"""One group on one rank and on two gives the same step."""
+"""The same step on one rank, on two and on four, with whole and with divided weights."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,92 +11,99 @@ from typing import Any
 
 import pytest
 import torch
+from forked_ranks import on_ranks
 from tiny_world import Log, parameters, write_rows
 
-from sf.data.manifest import Row
 from sf.progress import Progress
+from sf.ranks import rank
 from sf.training.run import assemble
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-RUNS: dict[str, dict[str, Any]] = {
-    "sparsity_forcing": {"questions_per_step": 1},
-    "pathwise": {"questions_per_step": 1},
-    "zipvl_sft": {"questions_per_step": 1},
-    "sharpness": {"questions_per_step": 2, "sharpness_weight": 2.0},
+EIGHT = {
+    "objective": "pathwise", "pathwise_gate": False, "questions_per_step": 1, "group_size": 8,
+    "rollout_p": [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+}  # fmt: skip
+"""One group: 1 x 8, 2 x 4 or 4 x 2 rollouts, whose rewards and sparsity terms differ."""
+STRADDLING = {"questions_per_step": 3, "group_size": 4}
+"""Twelve rollouts: groups begin and end in the middle of a rank."""
+SHARDED = {"sharding": "fsdp", "gradient_checkpointing": True}
+ALONE: dict[str, dict[str, Any]] = {
+    "one group": EIGHT,
+    "straddling": STRADDLING,
+    "zipvl_sft": {"objective": "zipvl_sft", "questions_per_step": 1},
+    "sharpness": {"objective": "sharpness", "sharpness_weight": 2.0},
+    "nsa": {"objective": "nsa"},
 }
+"""Case -> changed parameters on one rank, all rollouts in one forward, so prompts run once."""
+DIVIDED: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
+    2: {
+        "one group": ("one group", {}),
+        "accumulated": ("one group", {"rollouts_per_forward": 1}),
+        "straddling": ("straddling", {"rollouts_per_forward": 3}),
+        "shared prompts": ("straddling", {}),
+        "zipvl_sft": ("zipvl_sft", {}),
+        "sharpness": ("sharpness", {}),
+        "fsdp": ("straddling", {"sharding": "fsdp"}),
+        "fsdp, accumulated": ("one group", SHARDED | {"rollouts_per_forward": 1}),
+        "fsdp, nsa": ("nsa", SHARDED),
+    },
+    4: {
+        "one group": ("one group", {}),
+        "accumulated": ("straddling", {"rollouts_per_forward": 1}),
+    },
+}
+"""Ranks -> name -> the case on one rank that it must equal, further changes."""
+SAME = {"reward", "token_ratio", "efficiency", "gate", "completion_tokens", "retention_p"}
+ROUNDED = {"loss", "grad_norm", "kl", "entropy", "effective_ratio", "sharpness"}
 
 
-def step(base: Path, rows: list[Row], folder: Path, objective: str) -> dict[str, float]:
-    """Two steps; figures of the second."""
-    p = parameters(train_steps=2, save_every=99, objective=objective, **RUNS[objective])
-    log = Log()
-    trainer = assemble(p, base, rows, folder, log, Progress("t", 2)).trainer
-    trainer.train()
-    return log.history[-1][1] if trainer.is_world_process_zero() else {}
+def steps(base: Path, folder: Path, size: int) -> None:
+    """On one of `size` ranks: two steps of every case; figures to a file."""
+    torch.set_num_threads(1)
+    rows = write_rows(folder / f"rows-{size}-{rank()}")
+    cases = DIVIDED[size] if size > 1 else {name: (name, {}) for name in ALONE}
+    found = {}
+    for name, (alone, changes) in cases.items():
+        p = parameters(**{"train_steps": 2, "save_every": 99, "rollouts_per_forward": 99}
+                       | ALONE[alone] | changes)  # fmt: skip
+        log = Log()
+        assemble(p, base, rows, folder / f"{name}-{size}", log, Progress("t", 2)).trainer.train()
+        found[name] = [values for _, values in log.history]
+    if rank() == 0:
+        (folder / f"{size}.json").write_text(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def on_two_ranks(
-    base: Path, rows: list[Row], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, float]]:
-    """gloo, half of a step on each rank; objective -> figures."""
+def figures(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """Number of ranks -> name -> figures of two steps."""
     folder = tmp_path_factory.mktemp("ranks")
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
-        "--master-addr=127.0.0.1", f"--master-port={free_port()}",
-        __file__, str(base), rows[0].data_root, str(folder),
-    ]  # fmt: skip
-    subprocess.run(command, env=environment, check=True, timeout=300, capture_output=True)
-    found: dict[str, dict[str, float]] = json.loads((folder / "figures.json").read_text())
-    return found
+    command = [sys.executable, __file__, str(base), str(folder)]
+    done = subprocess.run(command, env=environment, text=True, timeout=300, capture_output=True)
+    assert not done.returncode, done.stderr[-4000:]
+    return {size: json.loads((folder / f"{size}.json").read_text()) for size in (1, 2, 4)}
 
 
-@pytest.mark.parametrize("objective", ["sparsity_forcing", "pathwise"])
-def test_group_of_four_on_two_ranks(
-    base: Path,
-    rows: list[Row],
-    tmp_path: Path,
-    objective: str,
-    on_two_ranks: dict[str, dict[str, float]],
+@pytest.mark.parametrize(
+    ("size", "name"), [(size, name) for size, cases in DIVIDED.items() for name in cases]
+)
+def test_a_step_does_not_depend_on_the_number_of_ranks(
+    figures: dict[int, dict[str, Any]], size: int, name: str
 ) -> None:
-    """The same answers, rewards, loss and gradient norm, prompts shared with the loss or not."""
-    ours = on_two_ranks[objective]
-    expected = step(base, rows, tmp_path, objective)
-    for name in ("reward", "token_ratio", "efficiency", "gate", "completion_tokens"):
-        assert ours[name] == pytest.approx(expected[name], abs=1e-6), name
-    for name in ("loss", "grad_norm", "kl", "entropy"):
-        assert ours[name] == pytest.approx(expected[name], rel=1e-4), name
-    assert ours["reward_std"] > 0
-
-
-@pytest.mark.parametrize("objective", ["zipvl_sft", "sharpness"])
-def test_given_answers_on_two_ranks(
-    base: Path,
-    rows: list[Row],
-    tmp_path: Path,
-    objective: str,
-    on_two_ranks: dict[str, dict[str, float]],
-) -> None:
-    ours, expected = on_two_ranks[objective], step(base, rows, tmp_path, objective)
-    names = ["loss", "grad_norm", "token_ratio", "retention_p"]
-    names += ["sharpness"] if objective == "sharpness" else []
-    for name in names:
-        assert ours[name] == pytest.approx(expected[name], rel=1e-4), name
+    """The same answers and rewards; loss and gradient norm but for the order of sums."""
+    alone = figures[1][DIVIDED[size][name][0]]
+    assert alone[0].get("reward_std", 1.0) > 0  # rewards that differ, or answers that are given
+    for at, (ours, one) in enumerate(zip(figures[size][name], alone, strict=True)):
+        assert {"loss", "grad_norm", "token_ratio"} <= ours.keys() == one.keys()
+        for figure in SAME & one.keys():
+            assert ours[figure] == pytest.approx(one[figure], abs=1e-6), (at, figure)
+        # Adam divides small gradients by themselves: the second step sees more than rounding.
+        near = 1e-5 if at == 0 else 2e-4
+        for figure in ROUNDED & one.keys():
+            assert ours[figure] == pytest.approx(one[figure], rel=near, abs=1e-7), (at, figure)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     given = [Path(argument) for argument in sys.argv[1:]]
-    own = given[2] / os.environ["RANK"]
-    manifest = write_rows(own)
-    figures = {name: step(given[0], manifest, given[2] / name, name) for name in RUNS}
-    if os.environ["RANK"] == "0":
-        (given[2] / "figures.json").write_text(json.dumps(figures))
+    for count in (4, 2, 1):
+        on_ranks(count, lambda count=count: steps(given[0], given[1], count))  # type: ignore[misc]

@@ -58,6 +58,7 @@ PARAMETERS: dict[str, Any] = {
     "pathwise_dual_rate": 10.0,
     "sharpness_kind": "entropy",
     "sharpness_weight": 0.1,
+    "sharding": "none",
     "lora_rank": 0,
     "lora_alpha": 8,
     "moba_top_k": 2,

@@ -1,0 +1,174 @@
+"""Two ranks with whole and with divided weights: killed, resumed, saved as a plain model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forked_ranks import on_ranks
+from tiny_world import Log, parameters, write_rows
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from sf.data.manifest import Row
+from sf.errors import ConfigError
+from sf.models import load_model
+from sf.progress import Progress
+from sf.ranks import rank
+from sf.training.cost import RankMemory
+from sf.training.run import assemble, train
+from sf.training.sharding import gathered, local
+
+NOTE = {"model": "tiny", "objective": "sparsity_forcing"}
+
+
+class DeadlyLog(Log):
+    """Kills its own rank, and that alone, behind a checkpoint and before the next."""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        super().log(step, values)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(base: Path, folder: Path, sharding: str, name: str, log: Log) -> None:
+    """On one of the ranks: four steps, a checkpoint after the second."""
+    torch.set_num_threads(1)
+    rows, own = write_rows(folder / f"rows-{rank()}"), folder / f"{sharding}-{name}"
+    train(parameters(sharding=sharding), base, rows, own / "state", own / "out", log, NOTE)
+
+
+def held(model: torch.nn.Module, trained: bool = False) -> int:
+    """Bytes of this rank's weights."""
+    own = [local(w) for w in model.parameters() if w.requires_grad or not trained]
+    return sum(w.numel() * w.element_size() for w in own)
+
+
+def weigh(base: Path, folder: Path) -> None:
+    """On one of the ranks: bytes of the weights before the first step."""
+    p, rows = parameters(sharding="fsdp"), write_rows(folder / f"rows-{rank()}")
+    made = assemble(p, base, rows, folder / "weighed", Log(), Progress("t", 1))
+    trainer: Any = made.trainer
+    found = {
+        "policy": held(trainer.model),
+        "reference": held(trainer.ref_model),
+        "trained": held(trainer.model, trained=True),
+    }
+    with gathered(trainer.model):
+        found["gathered"] = held(trainer.model, trained=True)
+    found["after"] = held(trainer.model)
+    (folder / f"bytes-{rank()}.json").write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def folder(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the ranks left."""
+    made = tmp_path_factory.mktemp("sharded")
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(base), str(made)]
+    done = subprocess.run(command, env=environment, text=True, timeout=300, capture_output=True)
+    assert not done.returncode, done.stderr[-4000:]
+    return made
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_a_run_whose_rank_was_killed_goes_on_to_the_same_weights(
+    base: Path, folder: Path, sharding: str
+) -> None:
+    """And to the same figures of every later step, so also to the same answers."""
+    whole, parts = (
+        load_model(folder / f"{sharding}-{name}" / "out") for name in ("whole", "parts")
+    )
+    start = load_model(base).state_dict()
+    assert any(not torch.equal(start[name], w) for name, w in whole.state_dict().items())
+    assert not (folder / f"{sharding}-parts" / "state" / "checkpoint-3").exists()
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, parts.state_dict()[name]), name
+    table = Path("out", "tables", "completions.csv")
+    tables = [folder / f"{sharding}-{name}" / table for name in ("whole", "parts")]
+    assert tables[0].read_text() == tables[1].read_text()
+
+
+def test_sharded_training_ends_where_data_parallel_does(base: Path, folder: Path) -> None:
+    """The change of the weights, but for rounding (which Adam enlarges where gradients are tiny)."""
+    start = load_model(base).state_dict()
+    ours, other = (load_model(folder / f"{s}-whole" / "out").state_dict() for s in ("fsdp", "none"))
+    assert ours.keys() == other.keys() == start.keys()
+    change = torch.cat([(other[name] - start[name]).flatten() for name in start])
+    error = torch.cat([(ours[name] - other[name]).flatten() for name in start])
+    assert error.norm() < 0.02 * change.norm()
+
+
+@pytest.mark.parametrize("place", ["out", "state/checkpoint-2"])
+def test_result_and_checkpoints_are_plain_transformers(folder: Path, place: str) -> None:
+    path = folder / "fsdp-whole" / place
+    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        path, output_loading_info=True
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    config = json.loads((path / "config.json").read_text())
+    assert config["architectures"] == ["Qwen2_5_VLForConditionalGeneration"]
+    assert model.dtype == torch.float32
+
+
+def test_each_rank_holds_its_part(base: Path, folder: Path) -> None:
+    """As the estimate before a run says; gathered weights are given back."""
+    found = [json.loads((folder / f"bytes-{at}.json").read_text()) for at in (0, 1)]
+    model = load_model(base)
+    model.model.visual.requires_grad_(False)
+    tower = sum(w.numel() * 4 for w in model.model.visual.parameters())
+    decoder = sum(w.numel() * 4 for w in model.parameters()) - tower
+    said = RankMemory.of(parameters(sharding="fsdp"), model, 2, reference=True)
+    for own in found:
+        assert own["policy"] == own["reference"] == own["after"] == own["trained"] + tower
+        assert own["gathered"] == said.gathered == decoder
+        # Gradients and two moments are as large as the trained weights.
+        needed = own["policy"] + own["reference"] + 3 * own["trained"]
+        assert needed == pytest.approx(said.held, rel=0.01)
+    assert sum(own["trained"] for own in found) == decoder
+    alone = RankMemory.of(parameters(), model, 2, reference=True)
+    assert alone.held == 2 * (tower + decoder) + 3 * decoder
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "rule"),
+    [
+        ({}, 1, "several processes"),
+        ({"lora_rank": 4}, 2, "adapters"),
+        ({"train_vision": True}, 2, "frozen vision tower"),
+    ],
+)
+def test_runs_that_cannot_be_sharded(
+    base: Path,
+    rows: list[Row],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    ranks: int,
+    rule: str,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    p = parameters(sharding="fsdp", **changes)
+    with pytest.raises(ConfigError, match=f"sharding = 'fsdp'.*{rule}"):
+        assemble(p, base, rows, tmp_path, Log(), Progress("t", 1))
+
+
+if __name__ == "__main__":
+    given, made = (Path(argument) for argument in sys.argv[1:])
+    on_ranks(2, lambda: weigh(given, made))
+    for kind in ("none", "fsdp"):
+        on_ranks(2, lambda: run(given, made, kind, "whole", Log()))
+        try:
+            on_ranks(2, lambda: run(given, made, kind, "parts", DeadlyLog()))
+        except RuntimeError as error:
+            assert "[-9, 1]" in str(error), error  # one rank by the signal, the other by an error
+        else:
+            raise AssertionError("the rank was not killed")
+        on_ranks(2, lambda: run(given, made, kind, "parts", Log()))
