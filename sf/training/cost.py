@@ -62,7 +62,7 @@ class RankMemory:
         whole = sum(w.numel() for w in kept_whole(model))
         divided = every - whole
         copies = 1 + reference
-        held = 4 * whole * copies + (4 * divided * copies + 12 * trained) // ranks
+        held = 4 * whole + (4 * divided * copies + 12 * trained) // ranks
         return cls(held, (2 if p.dtype == "bfloat16" else 4) * divided)
 
     def __str__(self) -> str:

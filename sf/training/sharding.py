@@ -31,6 +31,7 @@ from torch.distributed.tensor import DTensor
 
 from sf.attention.sparsify import find_decoder
 from sf.ranks import join, rank, world_size
+from sf.training.encoding import backbone
 
 __all__ = [
     "gathered",
@@ -41,6 +42,7 @@ __all__ = [
     "local",
     "save_optimizer",
     "shard",
+    "shard_reference",
     "whole_weights",
 ]
 
@@ -73,6 +75,18 @@ def shard(model: nn.Module, device: str, dtype: str) -> None:
     for layer in find_decoder(model)[1].layers:  # type: ignore[union-attr]
         fully_shard(layer, **common)
     fully_shard(model, **common)
+
+
+def shard_reference(reference: nn.Module, policy: nn.Module, device: str, dtype: str) -> None:
+    """Divide the reference's weights; its vision tower is the policy's, which is frozen.
+
+    Args:
+        reference: a model that is not trained.
+        policy: after `shard`.
+        device, dtype: as in `shard`.
+    """
+    backbone(reference).visual = backbone(policy).visual
+    shard(reference.requires_grad_(False), device, dtype)
 
 
 def kept_whole(model: nn.Module) -> set[nn.Parameter]:

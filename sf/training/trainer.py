@@ -31,7 +31,7 @@ from sf.training.logps import PolicyForward
 from sf.training.reference import reference_logps
 from sf.training.rewards import GroupReward, ScoredRollouts
 from sf.training.rollout import Rollout, Sampler, sampling_seeds, vision_token_ids
-from sf.training.sharding import gathered, shard
+from sf.training.sharding import gathered, shard_reference
 from sf.training.steady import SteadyTrainer
 from sf.training.weighting import PathwiseWeight
 
@@ -92,7 +92,8 @@ class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
                 rollout_func=self._rollout,
             )
         if self.sharded and self.ref_model is not None:
-            shard(self.ref_model, args.device.type, "bfloat16" if args.bf16 else "float32")
+            half = "bfloat16" if args.bf16 else "float32"
+            shard_reference(self.ref_model, model, args.device.type, half)
         self.encoder, self.levels, self.pathwise, self.samples = encoder, levels, pathwise, samples
         self.latency = LatencyModel.of(model)
         self.sampler = Sampler(
