@@ -22,8 +22,11 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: env  ## the benchmarks that run on a CPU, without the hours of training_settings.py
-	for script in $(filter-out %_gpu.py %_settings.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+BENCH ?= reports/measured/local
+bench: env  ## the benchmarks that run on a CPU, without the hours of training_settings.py; rows go to $(BENCH)
+	for script in $(filter-out %_gpu.py %_settings.py %/table.py,$(wildcard benchmarks/*.py)); do \
+	  $(BIN)/python $$script --json $(BENCH)/$$(basename $$script .py).json || exit 1; \
+	done
 
 env: $(VENV)/.installed  ## the environment, in .venv; uses uv when it is there
 

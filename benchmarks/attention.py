@@ -14,20 +14,16 @@ On a machine that others use, `--threads 1 --clock cpu` counts the process's own
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
-import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import sf  # noqa: F401  (before transformers: it lets torchvision import beside a CPU-only torch)
 
 # isort: split
 import torch
+from table import Report, Row, arguments_parser, exact, interval
 from torch import Tensor, nn
 from transformers import AttentionInterface, Qwen2Config, Qwen2Model
 
@@ -42,19 +38,6 @@ HEADS, KV_HEADS, SIZE, RATIO = 16, 2, 128, 0.25
 PREFILL_TARGETS = {8192: 7.0, 16384: 9.5}
 DECODE_TARGETS = {32768: 3.5}
 Times = dict[str, list[float]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; None where there is nothing to say."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    unit: str
-    target: float | None = None
-    better: str = "none"
 
 
 class Layer(nn.Module):
@@ -87,13 +70,6 @@ def interleaved(variants: dict[str, Callable[[], Any]], arguments: argparse.Name
             if repeat:
                 times[name].append(clock() - began)
     return times
-
-
-def interval(values: list[float], draws: int = 2000) -> tuple[float, float, float]:
-    """Median and its 95 % bootstrap interval."""
-    chance = random.Random(0)
-    medians = sorted(statistics.median(chance.choices(values, k=len(values))) for _ in range(draws))
-    return statistics.median(values), medians[draws // 40], medians[-draws // 40]
 
 
 def rows_of(times: Times, base: str, label: str, targets: dict[str, float | None]) -> list[Row]:
@@ -151,7 +127,7 @@ def prefill(length: int, arguments: argparse.Namespace) -> list[Row]:
     share = [a / b for a, b in zip(times["selection alone"], times["sparse"], strict=True)]
     table.append(Row(f"{label} selection's share", *interval(share), "of sparse"))
     ratio = float(kept.float().mean())
-    return [*table, Row(f"{label} token ratio", ratio, ratio, ratio, "kept / length")]
+    return [*table, exact(f"{label} token ratio", ratio, "kept / length")]
 
 
 def model_prefill(length: int, arguments: argparse.Namespace) -> list[Row]:
@@ -228,29 +204,11 @@ def decode(length: int, arguments: argparse.Namespace) -> list[Row]:
     return [*table, gains[-1]]
 
 
-def show(table: list[Row]) -> str:
-    """A Markdown table."""
-    lines = ["| what | median | 95 % interval | unit | target |", "|---|---|---|---|---|"]
-    for row in table:
-        target = "" if row.target is None else f"{row.target:g} {_verdict(row)}"
-        lines.append(
-            f"| {row.name} | {row.value:.3g} | {row.low:.3g} - {row.high:.3g} | {row.unit} "
-            f"| {target} |"
-        )
-    return "\n".join(lines)
-
-
-def _verdict(row: Row) -> str:
-    assert row.target is not None
-    met = row.value <= row.target if row.better == "lower" else row.value >= row.target
-    return "met" if met else "missed"
-
-
 def main() -> None:
     """Measure, print a table, write it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = arguments_parser(__doc__)
     parser.add_argument("--lengths", type=int, nargs="*", default=[8192, 16384])
-    parser.add_argument("--model-lengths", type=int, nargs="*", default=[4096])
+    parser.add_argument("--model-lengths", type=int, nargs="*", default=[2048])
     parser.add_argument("--decode-lengths", type=int, nargs="*", default=[32768])
     parser.add_argument("--decode-steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=7)
@@ -258,25 +216,23 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     arguments.dtype = getattr(torch, arguments.dtype)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     random.seed(0)
-    table: list[Row] = []
-    with torch.inference_mode():
-        for length in arguments.lengths:
-            table += prefill(length, arguments)
-        for length in arguments.model_lengths:
-            table += model_prefill(length, arguments)
-        for length in arguments.decode_lengths:
-            table += decode(length, arguments)
     how = f"{arguments.device}, {arguments.threads} threads, {arguments.clock} clock"
-    print(f"{how}, {arguments.repeats} repeats, load {os.getloadavg()[0]:.1f}")
-    print(show(table))
-    if arguments.json:
-        arguments.json.write_text(json.dumps([vars(row) for row in table], indent=1) + "\n")
+    report = Report(f"{how}, {arguments.repeats} repeats", arguments.json)
+    with torch.inference_mode():
+        for measured, lengths in (
+            (prefill, arguments.lengths),
+            (model_prefill, arguments.model_lengths),
+            (decode, arguments.decode_lengths),
+        ):
+            for length in lengths:
+                report.begin(f"{measured.__name__} {length}")
+                report.add(measured(length, arguments))
+    report.end()
 
 
 if __name__ == "__main__":

@@ -11,15 +11,13 @@ token; the graph that it replays on a GPU is measured by `model_gpu.py`.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from pathlib import Path
 
 import sf  # noqa: F401  (before transformers)
 
 # isort: split
 import torch
-from attention import Row, interval, show
+from table import Report, Row, arguments_parser, exact, interval
 
 from sf import TopK
 from sf.profiling.dense import KeepAll
@@ -51,26 +49,25 @@ def rows(length: int, arguments: argparse.Namespace) -> list[Row]:
         gains = interval([slow / fast for slow, fast in pairs])
         table.append(Row(f"{label} {other} over {base}", *gains, "x", None, "higher"))
     share = runs["sparse"].kv_bytes / runs["dense"].kv_bytes
-    table.append(Row(f"KV {length} sparse", share, share, share, "of dense", None, "lower"))
+    table.append(exact(f"KV {length} sparse", share, "of dense"))
     return table
 
 
 def main() -> None:
     """Measure, print a table, write it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = arguments_parser(__doc__)
     parser.add_argument("--lengths", type=int, nargs="*", default=[512, 4096])
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    table = [row for length in arguments.lengths for row in rows(length, arguments)]
-    load = os.getloadavg()[0]
-    print(f"cpu, {arguments.threads} threads, {arguments.repeats} repeats, load {load:.1f}")
-    print(show(table))
-    if arguments.json:
-        arguments.json.write_text(json.dumps([vars(row) for row in table], indent=1) + "\n")
+    head = f"cpu, {arguments.threads} threads, {arguments.repeats} repeats"
+    report = Report(head, arguments.json)
+    for length in arguments.lengths:
+        report.begin(f"tokens after a prompt of {length}")
+        report.add(rows(length, arguments))
+    report.end()
 
 
 if __name__ == "__main__":

@@ -15,13 +15,9 @@ On a machine that others use, `--clock cpu` counts the process's own CPU time.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
-import statistics
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +26,7 @@ import sf  # noqa: F401  (before transformers: it lets torchvision import beside
 # isort: split
 import torch
 from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL
+from table import Report, Row, arguments_parser, interval
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from sf.evaluation.columns import column
@@ -46,19 +43,6 @@ SHAPES = {
     "small": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12},
 }
 BOUNDS = {"video_min_pixels": 784, "video_max_pixels": 50176, "video_max_frames": 4}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; None where there is nothing to say."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    unit: str
-    target: float | None = None
-    better: str = "none"
 
 
 class Builtin(Qwen2_5_VL):
@@ -95,13 +79,6 @@ def checkpoint(shape: str, folder: Path) -> None:
             torch.nn.init.normal_(weight, std=2.8 / weight.shape[1] ** 0.5)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-
-
-def interval(values: list[float], draws: int = 2000) -> tuple[float, float, float]:
-    """Median and its 95 % bootstrap interval."""
-    chance = random.Random(0)
-    medians = sorted(statistics.median(chance.choices(values, k=len(values))) for _ in range(draws))
-    return statistics.median(values), medians[draws // 40], medians[-draws // 40]
 
 
 def measure(shape: str, home: Path, work: Path, arguments: argparse.Namespace) -> list[Row]:
@@ -152,42 +129,27 @@ def measure(shape: str, home: Path, work: Path, arguments: argparse.Namespace) -
     return table
 
 
-def show(table: list[Row]) -> str:
-    """A Markdown table."""
-    lines = ["| what | median | 95 % interval | unit | target |", "|---|---|---|---|---|"]
-    for row in table:
-        verdict = ""
-        if row.target is not None:
-            verdict = f"{row.target:g} {'met' if row.value <= row.target else 'missed'}"
-        span = f"{row.low:.3g} - {row.high:.3g}"
-        lines.append(f"| {row.name} | {row.value:.3g} | {span} | {row.unit} | {verdict} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measure, print a table, write it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = arguments_parser(__doc__)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     random.seed(0)
-    table: list[Row] = []
+    how = f"cpu, {arguments.threads} threads, {arguments.clock} clock"
+    report = Report(f"{how}, {arguments.repeats} repeats", arguments.json)
     with tempfile.TemporaryDirectory() as folder:
         work, home = Path(folder), Path(folder) / "home"
         chosen = [column(name) for name in COLUMNS]
         write_benchmarks(home, arguments.samples, 3, columns=chosen)
         for shape in arguments.shapes:
-            table += measure(shape, home, work, arguments)
-    how = f"{arguments.threads} threads, {arguments.clock} clock, {arguments.repeats} repeats"
-    print(f"{how}, load {os.getloadavg()[0]:.1f}")
-    print(show(table))
-    if arguments.json:
-        arguments.json.write_text(json.dumps([vars(row) for row in table], indent=1) + "\n")
+            report.begin(shape)
+            report.add(measure(shape, home, work, arguments))
+    report.end()
 
 
 if __name__ == "__main__":

@@ -13,10 +13,8 @@ On a machine that others use, `--clock cpu` counts the process's own CPU time.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import sf  # noqa: F401  (before transformers: it lets torchvision import beside
 
 # isort: split
 import torch
+from table import Report, Row, arguments_parser, exact
 
 from sf.baselines import METHODS, build
 from sf.evaluation.intervals import bootstrap_mean
@@ -31,19 +30,7 @@ from sf.profiling.prompts import prompt_ids
 from sf.profiling.subjects import load_subject
 
 WEIGHTS_OF_ITS_OWN = ("nsa",)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    unit: str = "x full attention"
-    target: float | None = None
-    better: str = "lower"
+X = "x full attention"
 
 
 def prompt(model: Any, visual: int, text: int) -> dict[str, torch.Tensor]:
@@ -86,8 +73,8 @@ def seconds(model: Any, inputs: dict[str, torch.Tensor], name: str, tokens: int,
         return clock() - start, float(trace.token_ratio.mean())
 
 
-def measure(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, float]]:
-    """The rows, and each method's token ratio on this prompt (random weights)."""
+def measure(arguments: argparse.Namespace, report: Report) -> list[Row]:
+    """Shares of full attention's time, and each method's token ratio on this prompt."""
     torch.set_num_threads(arguments.threads)
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     model = deeper(arguments)
@@ -97,6 +84,7 @@ def measure(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, float]]
     decode: dict[str, list[float]] = {name: [] for name in names}
     ratios = {}
     for repeat in range(arguments.repeats + 1):
+        report.begin(f"repeat {repeat} of {arguments.repeats}" if repeat else "warm-up")
         random.shuffle(names)
         for name in names:
             first, _ = seconds(model, inputs, name, 1, clock)
@@ -110,12 +98,16 @@ def measure(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, float]]
             if name in times and name != "full":
                 shares = [one / full for one, full in zip(times[name], times["full"], strict=True)]
                 mean = sum(shares) / len(shares)
-                rows.append(Row(f"{stage} {name}", mean, *bootstrap_mean(shares, 0)))
-    return rows, ratios
+                rows.append(
+                    Row(f"{stage} {name}", mean, *bootstrap_mean(shares, 0), X, None, "lower")
+                )
+    found = [exact(f"token ratio {name}", ratios[name], "random weights") for name in names]
+    return [*rows, *found]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure, print a table, write it as JSON where asked."""
+    parser = arguments_parser(__doc__)
     parser.add_argument("--subject", default="qwen2.5-vl-3b-quarter")
     parser.add_argument("--visual", type=int, default=1600)
     parser.add_argument("--text", type=int, default=200)
@@ -126,15 +118,11 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    rows, ratios = measure(arguments)
-    print(f"{'':24s}{'x full':>8s}  95 % interval     token ratio (random weights)")
-    for row in rows:
-        ratio = ratios[row.name.split()[1]]
-        print(f"{row.name:24s}{row.value:8.2f}  {row.low:.2f} to {row.high:.2f}{ratio:14.3f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    how = f"{arguments.device}, {arguments.threads} threads, {arguments.clock} clock"
+    report = Report(f"{how}, {arguments.repeats} repeats", arguments.json, "mean")
+    report.add(measure(arguments, report))
+    report.end()
 
 
 if __name__ == "__main__":

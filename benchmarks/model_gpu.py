@@ -7,17 +7,19 @@
   prefilled at once is one prompt's cache, copied into every row; what a token reads is the same.
   Dense and sparse cannot lie in memory side by side there, so each is timed alone, in turn.
 
-Dense is PyTorch's SDPA in prefill, and in decoding the same loop over a whole cache.
+Dense is in prefill the fastest of PyTorch's kernels and flash-attn at that length (named in the
+row), and in decoding the same loop over a whole cache. Rows are printed and written as they come: a
+run that is killed loses what it had not measured yet.
 
     python benchmarks/model_gpu.py [--shape qwen2.5-vl-7b] [--compiled] [--json FILE]
 
-The targets are meant for an H200 and the 7B shape.
+The targets are meant for an H200 and the 7B shape. By count of operations the defaults take about 6
+minutes there (not measured), the prefills of 131,072 and 200,000 tokens most of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,12 @@ import sf  # noqa: F401  (before transformers)
 
 # isort: split
 import torch
-from attention import Row, interval, show
+from table import Report, Row, arguments_parser, exact, interval
 
 from sf import TopK
 from sf.attention.decoding import DecodeLoop, prefill
 from sf.profiling.clock import Clock
-from sf.profiling.dense import KeepAll
+from sf.profiling.dense import Dense, KeepAll, fastest
 from sf.profiling.hardware import after, describe, require_device
 from sf.profiling.measure import attempt, free, measure
 from sf.profiling.memory import available_bytes
@@ -48,17 +50,29 @@ TOKENS = 64
 Sides = dict[str, Any]
 
 
-def prefills(model: Any, length: int, sides: Sides, repeats: int) -> list[Row]:
+def prefills(model: Any, length: int, sparse: Any, repeats: int) -> list[Row]:
     """Time to the first token of both sides."""
     work = Workload(model, text_inputs(model, 1, length, length), 4)
-    runs = measure(work, sides, repeats)
+    path, tried = fastest(model, 1, length)
+    runs = measure(work, {"dense": Dense(path), "sparse": sparse}, repeats)
     label = f"prefill {length}"
-    rows = [Row(f"{label} {name}", *interval(run.prefill_ms), "ms") for name, run in runs.items()]
+    rows = [exact(f"{label} one layer's {name}", taken, "ms") for name, taken in tried.items()]
+    names = {"dense": f"dense ({path.name})", "sparse": "sparse"}
+    rows += [
+        Row(f"{label} {names[side]}", *interval(run.prefill_ms), "ms") for side, run in runs.items()
+    ]
     if len(runs) == 2:
         pairs = zip(runs["dense"].prefill_ms, runs["sparse"].prefill_ms, strict=True)
         gains = interval([dense / sparse for dense, sparse in pairs])
         target = PREFILL_TARGETS.get(length)
         rows.append(Row(f"{label} sparse speed-up", *gains, "x", target, "higher"))
+        share = [
+            part / whole
+            for part, whole in zip(
+                runs["sparse"].parts_ms["selection"], runs["sparse"].prefill_ms, strict=True
+            )
+        ]
+        rows.append(Row(f"{label} selection's share", *interval(share), "of sparse"))
     return rows
 
 
@@ -110,16 +124,17 @@ def tokens(
     return rows
 
 
-def largest_batch(model: Any, length: int, side: Any, compiled: bool) -> int:
+def largest_batch(model: Any, length: int, side: Any, arguments: argparse.Namespace) -> int:
     """Rows of the loop that fit, found downwards from what the bytes allow."""
     sizes = Sizes.of(model)
     row = 2 * sizes.layers * sizes.groups * sizes.head * (length + TOKENS) * sizes.element
-    batch = max(1, int((available_bytes(model.device) - MARGIN_BYTES) // row))
+    room = int((available_bytes(model.device) - MARGIN_BYTES) // row)
+    batch = min(max(1, room), arguments.most_rows)
     while batch > 1:
         found = batch
 
         def run(found: int = found) -> None:
-            token_ms(loop_of(model, length, side, found, compiled), 1)
+            token_ms(loop_of(model, length, side, found, arguments.compiled), 1)
 
         if attempt(f"batch {batch}", run, model.device):
             break
@@ -129,7 +144,7 @@ def largest_batch(model: Any, length: int, side: Any, compiled: bool) -> int:
 
 def throughput(model: Any, length: int, sides: Sides, arguments: argparse.Namespace) -> list[Row]:
     """Tokens per second and KV bytes at the largest batch that fits dense."""
-    batch = largest_batch(model, length, sides["dense"], arguments.compiled)
+    batch = largest_batch(model, length, sides["dense"], arguments)
     label = f"decode {length}, batch {batch}"
     rates: dict[str, list[float]] = {"dense": [], "sparse": []}
     held: dict[str, int] = {}
@@ -152,7 +167,7 @@ def throughput(model: Any, length: int, sides: Sides, arguments: argparse.Namesp
 
 def main() -> None:
     """Measure, print a table, write it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = arguments_parser(__doc__)
     parser.add_argument("--shape", default="qwen2.5-vl-7b")
     parser.add_argument("--ratio", type=float, default=0.25)
     parser.add_argument("--prefill-lengths", type=int, nargs="*", default=[32768, 131072])
@@ -160,34 +175,42 @@ def main() -> None:
     parser.add_argument("--throughput-lengths", type=int, nargs="*", default=[200_000])
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--compiled", action="store_true", help="torch.compile the step as well")
+    parser.add_argument("--most-rows", type=int, default=1024, help="of the throughput's batch")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a dry run")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("model_gpu.py: no CUDA device is visible to PyTorch; run it on a GPU machine")
     device = require_device(arguments.device)
     facts = describe(device)
+    name = facts["gpu"]["name"] if "gpu" in facts else facts["host"]["cpu"]
+    head = f"{name}, torch {torch.__version__}, {arguments.shape}, {arguments.dtype}"
+    report = Report(f"{head}, token ratio {arguments.ratio:g} (top-k)", arguments.json)
+    for note in facts["notes"]:
+        report.begin(f"note: {note}")
+    report.begin("ceilings")
     limits = ceilings(device, getattr(torch, arguments.dtype))
+    report.add(
+        [
+            exact("ceiling, products", limits.flops / 1e12, "TFLOP/s"),
+            exact("ceiling, copy", limits.bytes / 1e9, "GB/s"),
+        ]
+    )
+    report.begin(f"building {arguments.shape}")
     model = load_subject(arguments.shape, Path(), arguments.dtype, arguments.device, seed=0).model
     sides: Sides = {"dense": KeepAll(), "sparse": TopK(ratio=arguments.ratio)}
-    table = [
-        Row("ceiling, products", *[limits.flops / 1e12] * 3, "TFLOP/s"),
-        Row("ceiling, copy", *[limits.bytes / 1e9] * 3, "GB/s"),
-    ]
-    for length in arguments.prefill_lengths:
-        table += prefills(model, length, sides, arguments.repeats)
     for length in arguments.token_lengths:
-        table += tokens(model, length, sides, limits, arguments)
+        report.begin(f"time per token at {length}")
+        report.add(tokens(model, length, sides, limits, arguments))
+    for length in arguments.prefill_lengths:
+        report.begin(f"prefill of {length}")
+        report.add(prefills(model, length, sides["sparse"], arguments.repeats))
     for length in arguments.throughput_lengths:
-        table += throughput(model, length, sides, arguments)
-    name = facts["gpu"]["name"] if "gpu" in facts else facts["host"]["cpu"]
-    print(f"{name}, {arguments.shape}, {arguments.dtype}, token ratio {arguments.ratio:g} (top-k)")
-    for note in [*facts["notes"], *after(device)]:
-        print(f"note: {note}")
-    print(show(table))
-    if arguments.json:
-        arguments.json.write_text(json.dumps([vars(row) for row in table], indent=1) + "\n")
+        report.begin(f"throughput at {length}")
+        report.add(throughput(model, length, sides, arguments))
+    for note in after(device):
+        report.begin(f"note: {note}")
+    report.end()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ where the system allows it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import multiprocessing
@@ -18,12 +17,13 @@ import os
 import random
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from table import Report, Row, arguments_parser
 
 NUM_ROWS = 263_071
 TYPES = {  # rows of Video-R1-260k by problem type
@@ -126,16 +126,16 @@ def prepare(root: Path, out: Path, results: Any) -> None:
     results.put((seconds, cpu_seconds, peak_gib, written + len(done.source.found.rejects)))
 
 
-def interval(values: list[float]) -> tuple[float, float, float]:
+def interval(values: list[float]) -> tuple[float, float | None, float | None]:
     """Mean and 95 % t interval; the interval is empty for one value."""
     mean = statistics.fmean(values)
     if len(values) < 2:
-        return mean, math.nan, math.nan
+        return mean, None, None
     half = T_95.get(len(values), 2.0) * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 
-def measure(num_rows: int, repeats: int) -> list[dict[str, Any]]:
+def measure(num_rows: int, repeats: int, report: Report) -> list[Row]:
     """Rows of the result table."""
     context = multiprocessing.get_context("spawn")
     seconds, cpu_seconds, peaks = [], [], []
@@ -144,8 +144,10 @@ def measure(num_rows: int, repeats: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(dir=parent) as folder:
         root = Path(folder) / "data"
         root.mkdir()
+        report.begin("writing the source")
         size_mib = write_source(root, num_rows)
         for repeat in range(repeats):
+            report.begin(f"repeat {repeat + 1} of {repeats}")
             out = Path(folder) / f"out{repeat}"
             out.mkdir()
             results = context.Queue()
@@ -172,40 +174,22 @@ def measure(num_rows: int, repeats: int) -> list[dict[str, Any]]:
         ),
         ("prepare_json_size", [size_mib], "MiB", None, "none"),
     ]
-    table = []
-    for name, values, unit, target, better in rows:
-        value, low, high = interval(values)
-        bounds = {
-            "low": None if math.isnan(low) else low,
-            "high": None if math.isnan(high) else high,
-        }
-        table.append(
-            {
-                "name": name,
-                "value": value,
-                **bounds,
-                "unit": unit,
-                "target": target,
-                "better": better,
-            }
-        )
-    return table
+    return [
+        Row(name, *interval(values), unit, target, better)
+        for name, values, unit, target, better in rows
+    ]
 
 
 def main() -> None:
     """Measure, print a table, write it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = arguments_parser(__doc__)
     parser.add_argument("--rows", type=int, default=NUM_ROWS)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    table = measure(arguments.rows, arguments.repeats)
-    for row in table:
-        span = f" [{row['low']:.3g}, {row['high']:.3g}]" if row["low"] is not None else ""
-        goal = f", to be at most {row['target']:g}" if row["target"] else ""
-        print(f"{row['name']}: {row['value']:.4g}{span} {row['unit']}{goal}", file=sys.stdout)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    head = f"cpu, {CORES} cores at most, {arguments.rows:,} rows, {arguments.repeats} repeats"
+    report = Report(head, arguments.json, "mean")
+    report.add(measure(arguments.rows, arguments.repeats, report))
+    report.end()
 
 
 if __name__ == "__main__":

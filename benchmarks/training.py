@@ -21,36 +21,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from table import Report, Row, arguments_parser, exact, interval
 
 GROUP, TARGET_TIME, TARGET_MEMORY = 8, 0.6, 1.0
 CELL = 28
 """Pixels of a side of what becomes one visual token."""
 LEVELS = [0.94, 0.945, 0.95, 0.955, 0.96, 0.965, 0.97, 0.975]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    unit: str
-    target: float | None = None
-    better: str = "none"
 
 
 # -- one trainer in a process of its own -----------------------------------------------------
@@ -270,13 +256,7 @@ def child(arguments: argparse.Namespace) -> None:
 # -- the comparison ---------------------------------------------------------------------------
 
 
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Median with a 95 % bootstrap interval."""
-    draws = sorted(statistics.median(random.choices(values, k=len(values))) for _ in range(2000))
-    return statistics.median(values), draws[50], draws[1949]
-
-
-def compare(arguments: argparse.Namespace) -> list[Row]:
+def compare(arguments: argparse.Namespace, report: Report) -> list[Row]:
     """Start both, let them take turns, and set their steps beside each other."""
     names = ("stock", "ours")
     running = {}
@@ -297,7 +277,8 @@ def compare(arguments: argparse.Namespace) -> list[Row]:
 
     before = {name: answer(name)["before"] for name in names}
     steps: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for _ in range(arguments.repeats + 1):
+    for repeat in range(arguments.repeats + 1):
+        report.begin(f"pair of steps {repeat} of {arguments.repeats}" if repeat else "first steps")
         for name in random.sample(names, 2):
             print("go", file=running[name].stdin, flush=True)
             steps[name].append(answer(name))
@@ -316,27 +297,14 @@ def compare(arguments: argparse.Namespace) -> list[Row]:
     memory = most["ours"] / most["stock"]
     return [
         *table,
-        *(Row(f"{name} peak memory", most[name], most[name], most[name], "MiB") for name in names),
+        *(exact(f"{name} peak memory", most[name], "MiB") for name in names),
         Row("ours / stock, peak memory", memory, memory, memory, "x", TARGET_MEMORY, "lower"),
     ]
 
 
-def show(table: list[Row]) -> str:
-    """A Markdown table."""
-    lines = ["| what | median | 95 % interval | unit | target |", "|---|---|---|---|---|"]
-    for row in table:
-        met = "" if row.target is None else "met" if row.value <= row.target else "missed"
-        target = "" if row.target is None else f"{row.target:g} {met}"
-        lines.append(
-            f"| {row.name} | {row.value:.3g} | {row.low:.3g} - {row.high:.3g} | {row.unit} "
-            f"| {target} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measure, print a table, write it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = arguments_parser(__doc__)
     parser.add_argument("--questions", type=int, default=1, help="of a step")
     parser.add_argument("--completion", type=int, default=16, help="answer tokens")
     parser.add_argument("--cells", type=int, default=12, help="side of an image in visual tokens")
@@ -344,7 +312,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--verbose", action="store_true", help="show what the trainers print")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--child", choices=["stock", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -352,6 +319,12 @@ def main() -> None:
         child(arguments)
         return
     random.seed(0)
+    report = Report(
+        f"cpu, {arguments.threads} threads, {arguments.questions} x {GROUP} rollouts of "
+        f"{arguments.cells**2} visual and {arguments.completion} answer tokens, "
+        f"{arguments.repeats} repeats",
+        arguments.json,
+    )
     with tempfile.TemporaryDirectory() as folder:
         arguments.folder = Path(folder)
         import sf  # noqa: F401
@@ -361,16 +334,8 @@ def main() -> None:
             questions(arguments.folder / "media", 8, CELL * arguments.cells),
             *small_shape(arguments.layers),
         )
-        table = compare(arguments)
-    load = os.getloadavg()[0]
-    print(
-        f"cpu, {arguments.threads} threads, {arguments.questions} x {GROUP} rollouts of "
-        f"{arguments.cells**2} visual and "
-        f"{arguments.completion} answer tokens, {arguments.repeats} repeats, load {load:.1f}"
-    )
-    print(show(table))
-    if arguments.json:
-        arguments.json.write_text(json.dumps([vars(row) for row in table], indent=1) + "\n")
+        report.add(compare(arguments, report))
+    report.end()
 
 
 if __name__ == "__main__":

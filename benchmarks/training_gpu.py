@@ -12,7 +12,6 @@ bfloat16. Layers are as wide as Qwen2.5-VL-3B's; 14 of its 36 make 1.4 B, and th
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ import sf  # noqa: F401  (before transformers)
 
 # isort: split
 import torch
-from attention import Row, interval, show
+from table import Report, Row, arguments_parser, interval
 from training import CELL, base_model, questions, settings, small_shape
 from transformers import TrainerCallback
 
@@ -123,7 +122,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> list[Row]:
 
 def main() -> None:
     """Measure, print a table, write it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = arguments_parser(__doc__)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--layers", type=int, default=14)
     parser.add_argument("--questions", type=int, default=1, help="of a step, 8 rollouts each")
@@ -135,7 +134,6 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a dry run")
     parser.add_argument("--shape", choices=["wide", "small"], default="wide", help="small: dry run")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.steps < WARM + 6:
         parser.error(f"--steps {arguments.steps}: at least {WARM + 6}, of which {WARM} warm up")
@@ -143,19 +141,21 @@ def main() -> None:
         sys.exit("training_gpu.py: no CUDA device is visible to PyTorch; run it on a GPU machine")
     device = require_device(arguments.device)
     facts = describe(device)
-    with tempfile.TemporaryDirectory() as folder:
-        table = run(arguments, Path(folder))
     name = facts["gpu"]["name"] if "gpu" in facts else facts["host"]["cpu"]
-    print(
+    report = Report(
         f"{name}, {arguments.dtype}, {arguments.questions} x 8 rollouts of {arguments.cells**2} "
         f"visual and at most {arguments.completion} answer tokens, "
-        f"{arguments.rollouts_per_forward} in a forward"
+        f"{arguments.rollouts_per_forward} in a forward",
+        arguments.json,
     )
-    for note in [*facts["notes"], *after(device)]:
-        print(f"note: {note}")
-    print(show(table))
-    if arguments.json:
-        arguments.json.write_text(json.dumps([vars(row) for row in table], indent=1) + "\n")
+    for note in facts["notes"]:
+        report.begin(f"note: {note}")
+    report.begin(f"{arguments.steps} steps")
+    with tempfile.TemporaryDirectory() as folder:
+        report.add(run(arguments, Path(folder)))
+    for note in after(device):
+        report.begin(f"note: {note}")
+    report.end()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from sf.profiling.memory import is_out_of_memory
 from sf.profiling.roofline import Sizes
 from sf.selection import Policy, Scores
 
-__all__ = ["Dense", "DensePath", "KeepAll", "candidates", "fastest", "using"]
+__all__ = ["Dense", "DensePath", "KeepAll", "accepted", "candidates", "fastest", "using"]
 
 KERNELS = {
     "SDPA flash": SDPBackend.FLASH_ATTENTION,
@@ -159,12 +159,22 @@ def fastest(
 
 
 def _runs(model: Any, path: DensePath, batch: int, length: int) -> bool:
-    """Whether a path computes this shape here: kernels refuse dtypes, devices and head sizes."""
+    """Whether a path computes this shape here."""
+    with using(model, path):
+        return accepted(_calls(model, [path], batch, length)[path.name], model.device)
+
+
+def accepted(call: Callable[[], object], device: torch.device) -> bool:
+    """Whether a kernel takes its inputs: some refuse dtypes, devices, head sizes, or lack memory.
+
+    Raises:
+        RuntimeError: any other failure.
+    """
     try:
-        with warnings.catch_warnings(), using(model, path):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a kernel's reasons for refusing
-            _calls(model, [path], batch, length)[path.name]()
-            Clock(model.device).synchronize()
+            call()
+            Clock(device).synchronize()
     except RuntimeError as error:
         if not is_out_of_memory(error) and not any(text in str(error) for text in _REFUSALS):
             raise

@@ -126,8 +126,15 @@ def available_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch has no class of its own for a CPU's."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory ran out; torch has no class of its own for a CPU's.
+
+    What fails while it cleans up after such an error (the end of a graph's capture) counts too.
+    """
+    while error is not None:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+            isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

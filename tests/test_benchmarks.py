@@ -1,0 +1,180 @@
+"""The benchmarks run, and what the README says of speed is what they wrote."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sf.profiling.subjects import SHAPES, Shape
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "table")
+# A sweep of hours whose table has a column per figure.
+OWN_TABLE = ("training_settings",)
+FIELDS = {"name", "value", "low", "high", "unit", "target", "better"}
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a script as `python benchmarks/NAME.py` finds it."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setitem(SHAPES, "tiny", Shape(64, 2, 4, 2, 96, 256, True, "a test's"))
+    return importlib.import_module
+
+
+def run(module: Any, words: list[str], file: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The rows that a script wrote."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, *words, "--json", str(file)])
+    threads = torch.get_num_threads()
+    try:
+        module.main()
+    finally:
+        torch.set_num_threads(threads)
+    rows = json.loads(file.read_text())
+    assert all(set(row) == FIELDS for row in rows)
+    assert all(isinstance(row["value"], float) for row in rows)
+    return rows
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_what_a_benchmark_imports_is_there(name: str) -> None:
+    """They are no part of the package: nothing else fails when something they use moves."""
+    tree = ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text())
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    for node in found:
+        if (node.module or "").split(".")[0] == "sf":
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                assert hasattr(module, alias.name) or importlib.util.find_spec(whole), whole
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in OWN_TABLE])
+def test_every_benchmark_writes_rows(name: str) -> None:
+    text = (ROOT / "benchmarks" / f"{name}.py").read_text()
+    assert "arguments_parser(__doc__)" in text  # --json
+    assert "report.begin(" in text  # progress
+    assert "class Row" not in text
+
+
+def test_make_bench_runs_every_script_for_a_cpu() -> None:
+    text = (ROOT / "Makefile").read_text()
+    (command,) = re.findall(r"^bench:.*\n((?:\t.*\n)+)", text, flags=re.M)
+    assert "benchmarks/*.py" in command
+    assert "--json $(BENCH)/" in command
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    (folder,) = re.findall(r"^BENCH \?= (.*)$", text, flags=re.M)
+    assert f"/{folder}/" in ignored
+
+
+def test_rows_are_on_disk_before_the_next_is_measured(
+    load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = load("table")
+    file = tmp_path / "deep" / "rows.json"
+    report = table.Report("a head", file)
+    report.begin("first")
+    report.add([table.Row("a", 2.0, 1.0, 3.0, "x", 1.5, "higher")])
+    assert len(json.loads(file.read_text())) == 1
+    report.add([table.Row("b", 2.0, 1.0, 3.0, "x", 1.5, "lower"), table.exact("c", 4.0, "MiB")])
+    assert [row["name"] for row in json.loads(file.read_text())] == ["a", "b", "c"]
+    shown = capsys.readouterr()
+    assert "| a | 2 | 1 - 3 | x | 1.5 met |" in shown.out
+    assert "| b | 2 | 1 - 3 | x | 1.5 missed |" in shown.out
+    assert "| c | 4 |  | MiB |  |" in shown.out
+    assert "first" in shown.err
+
+
+def test_the_models_benchmark_for_a_gpu_runs_dry(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load("model_gpu")
+    monkeypatch.setattr(module, "ceilings", lambda *given: module.Ceilings(1e10, 1e10))
+    monkeypatch.setattr(module, "TOKENS", 4)
+    monkeypatch.setattr("gc.collect", lambda *given: 0)  # most of this test's time
+    lengths = [f"--{name}-lengths" for name in ("prefill", "token", "throughput")]
+    words = ["--shape", "tiny", "--device", "cpu", "--dtype", "float32", "--repeats", "2"]
+    words += ["--most-rows", "3", *(word for name in lengths for word in (name, "64"))]
+    rows = {row["name"]: row for row in run(module, words, tmp_path / "r.json", monkeypatch)}
+    assert rows["prefill 64 dense (SDPA flash)"]["unit"] == "ms"
+    assert rows["decode 64, batch 3 sparse speed-up"]["target"] == 3.3
+    assert 0.25 < rows["decode 64, batch 3 sparse KV"]["value"] < 1
+    assert rows["token 64 sparse over its floor"]["better"] == "lower"
+
+
+def test_the_kernels_benchmark_for_a_gpu_runs_dry(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load("attention_gpu")
+    for name, value in (("HEADS", 2), ("GROUPS", 1)):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module.Layer, "num_key_value_groups", 2)
+    words = ["--device", "cpu", "--repeats", "1", "--lengths", "192"]
+    words += ["--ragged-lengths", "64", "--decode-lengths", "1040"]
+    rows = {row["name"]: row for row in run(module, words, tmp_path / "r.json", monkeypatch)}
+    assert rows["prefill 192 token ratio"]["value"] == pytest.approx(0.25, abs=0.02)
+    assert rows["prefill 192 selection's share"]["target"] == 0.2
+    assert "4 ragged rows of 64, attention only, packed over dense flash speed-up" in rows
+    assert "decode 1040 sparse, padded row over dense flash speed-up" in rows
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name.endswith("_gpu")])
+def test_without_a_gpu_they_say_so(
+    name: str, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match="no CUDA device"):
+        run(load(name), [], tmp_path / "r.json", monkeypatch)
+
+
+def test_the_decode_loops_benchmark_runs(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load("decode_loop")
+    monkeypatch.setattr(module, "SHAPE", "tiny")
+    words = ["--lengths", "64", "--tokens", "4", "--repeats", "2", "--threads", "1"]
+    rows = {row["name"] for row in run(module, words, tmp_path / "r.json", monkeypatch)}
+    assert "token 64 sparse, loop over dense, loop" in rows
+
+
+def test_the_methods_benchmark_runs(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--subject", "tiny", "--visual", "16", "--text", "20", "--layers", "3"]
+    words += ["--tokens", "2", "--repeats", "1"]
+    rows = {row["name"] for row in run(load("methods"), words, tmp_path / "r.json", monkeypatch)}
+    assert {"prefill zipvl", "decode twilight", "token ratio fastv"} <= rows
+
+
+def written(value: float | None, text: str) -> bool:
+    """Whether a number is the one in the text, at the text's decimals."""
+    decimals = len(text.partition(".")[2])
+    return value is not None and f"{value:.{decimals}f}" == text
+
+
+def test_the_readmes_ratios_are_those_of_a_file() -> None:
+    """Every "N ×" of the section, with the interval that follows it, is a row of one script."""
+    rows = [
+        row
+        for file in (ROOT / "reports" / "measured").glob("*/*.json")
+        for row in json.loads(file.read_text())
+        if (ROOT / "benchmarks" / f"{file.stem}.py").is_file()
+    ]
+    text = (ROOT / "README.md").read_text().split("## How fast")[1].split("\n## ")[0]
+    claims = re.findall(r"([\d.]+) \u00d7(.*?)(?=[\d.]+ \u00d7|$)", " ".join(text.split()))
+    assert len(claims) >= 4
+    for ratio, rest in claims:
+        span = re.search(r"\((?:95 % interval )?([\d.]+) to ([\d.]+)", rest)
+        found = [row for row in rows if row["unit"] == "x" and written(row["value"], ratio)]
+        if span is not None:
+            low, high = span.groups()
+            found = [r for r in found if written(r["low"], low) and written(r["high"], high)]
+        assert found, f"{ratio}{rest}"
