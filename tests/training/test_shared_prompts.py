@@ -34,7 +34,9 @@ def rollouts(
     """Two questions of different length, an image and a video, with every threshold each."""
     model, processor = built
     tokenizer = processor.tokenizer
-    encoder = Encoder(model, processor, rows, VISION, template="answer", frozen_tower=True)
+    encoder = Encoder(
+        model, processor, rows, VISION, templates=["answer"] * len(rows), frozen_tower=True
+    )
     prompts = Prompts.collate([encoder(0), encoder(1)], tokenizer.pad_token_id)
     owner = torch.tensor([0, 1]).repeat_interleave(len(retention_p))
     sampler = Sampler(
