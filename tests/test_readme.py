@@ -1,27 +1,42 @@
-"""What the README says can be typed, can be typed."""
+"""What README and docs say can be typed, can be typed; their links lead somewhere."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
+
+from sf.cli import app
+from sf.jobs import stage_module
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.S)
-COMMANDS = [code.split() for code in re.findall(r"`((?:sf|make|snakemake|dvc) [^`]+)`", TEXT)]
-COMMANDS += [
-    line.split("#")[0].split()
-    for kind, block in BLOCKS
-    if kind in ("bash", "text")
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.strip()
+PAGES = {page.relative_to(ROOT): page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))}
+PAGES[Path("README.md")] = TEXT
+PAGES[Path("reports/measured/README.md")] = (ROOT / "reports/measured/README.md").read_text()
+LINKS = [
+    (page, target)
+    for page, text in PAGES.items()
+    for target in re.findall(r"\]\(((?!http)[^)#]+)(?:#[^)]*)?\)", text)
 ]
+
+
+def _commands() -> list[list[str]]:
+    found = []
+    for text in PAGES.values():
+        found += re.findall(r"`((?:sf|make|snakemake|dvc|python) [^`\n]+)`", text)
+        for block in re.findall(r"```(?:bash|text)?\n(.*?)```", text, flags=re.S):
+            found += block.replace("\\\n", " ").splitlines()
+    words = [command.split("#")[0].split() for command in dict.fromkeys(found)]
+    return [line for line in words if line and line[0] in ("sf", "make", "python")]
+
+
+COMMANDS = _commands()
 
 
 def test_the_first_two_commands_are_the_two_commands() -> None:
@@ -41,41 +56,58 @@ def test_make_targets_exist(words: list[str]) -> None:
 
 @pytest.mark.parametrize("words", [c for c in COMMANDS if c[0] == "sf"], ids=" ".join)
 def test_sf_commands_and_their_options_exist(words: list[str]) -> None:
-    sf = Path(sys.executable).parent / "sf"
+    options = {word for word in words if word.startswith("--")} - {"--help"}
+    if words[1] == "run" and len(words) > 2 and words[2].islower():
+        known = set(stage_module(words[2]).Parameters.model_fields) | {"study"}
+        assert {option[2:].removeprefix("no-") for option in options} <= known
+        return
     command = [word for word in words[1:2] if not word.startswith("-")]
-    result = subprocess.run(
-        [sf, *command, "--help"], capture_output=True, text=True, check=True, env={"COLUMNS": "200"}
-    )
-    for option in (word for word in words if word.startswith("--") and word != "--help"):
-        assert option in result.stdout
+    runner = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
+    result = runner.invoke(app, [*command, "--help"])
+    assert result.exit_code == 0, result.output
+    assert all(option in result.output for option in options)
 
 
-def test_the_library_example_runs_as_it_stands() -> None:
+@pytest.mark.parametrize("words", [c for c in COMMANDS if c[0] == "python"], ids=" ".join)
+def test_scripts_and_modules_exist(words: list[str]) -> None:
+    path = f"{words[2].replace('.', '/')}.py" if words[1] == "-m" else words[1]
+    text = (ROOT / path).read_text()
+    assert all(word in text for word in words[2:] if word.startswith("--"))
+
+
+EXAMPLES = [
+    pytest.param(block, id=str(page))
+    for page, text in PAGES.items()
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.S)
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_run_as_they_stand(example: str) -> None:
+    from sf import TopP
+    from sf.baselines import apply_method
     from sf.models import build_tiny
 
     model, processor = build_tiny("qwen2_5_vl", ["what color is the circle"] * 3, 0)
     picture = np.zeros((56, 56, 3), np.uint8)
-    conversation = [
-        {
-            "role": "user",
-            "content": [
-                {"type": "image", "image": picture},
-                {"type": "text", "text": "what color"},
-            ],
-        }
-    ]
+    parts = [{"type": "image", "image": picture}, {"type": "text", "text": "what color"}]
+    conversation = [{"role": "user", "content": parts}]
     text = processor.apply_chat_template(conversation, add_generation_prompt=True)
     inputs = processor(text=[text], images=[picture], return_tensors="pt")
-    example = next(block for kind, block in BLOCKS if kind == "python")
     names: dict[str, Any] = {"model": model.eval(), "inputs": inputs}
+    names |= {"TopP": TopP, "apply_method": apply_method}
     exec(example, names)
-    trace, length = names["trace"], inputs["input_ids"].shape[1]
+    length = inputs["input_ids"].shape[1]
+    if "trace" not in names:
+        assert names["output"].sequences.shape[1] > length
+        return
+    trace = names["trace"]
     assert trace.token_ratio.shape == (1,)
     assert 0 < float(trace.token_ratio[0]) <= 1
     assert trace.layer_ratios.shape == (model.config.text_config.num_hidden_layers, 1)
     assert all(kept.shape == (1, length) for kept in trace.kept)
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(((?!http)[^)#]+)\)", TEXT))
-def test_links_and_pictures_lie_in_the_checkout(target: str) -> None:
-    assert (ROOT / target).exists()
+@pytest.mark.parametrize(("page", "target"), LINKS, ids=lambda part: str(part))
+def test_links_and_pictures_lie_in_the_checkout(page: Path, target: str) -> None:
+    assert (ROOT / page.parent / target).exists()
