@@ -36,7 +36,9 @@ class Largest:
     tries: int
 
 
-def largest(fit: Callable[[int], bool], start: int, end: int, step: int = 1) -> Largest:
+def largest(
+    fit: Callable[[int], bool], start: int, end: int, step: int = 1, within: float = 0.0
+) -> Largest:
     """Search the largest multiple of `step` that fits.
 
     Args:
@@ -44,6 +46,7 @@ def largest(fit: Callable[[int], bool], start: int, end: int, step: int = 1) -> 
         start: tried first, a multiple of `step`.
         end: never exceeded.
         step: resolution.
+        within: share of the result at which the search ends: a try of a long prompt takes minutes.
 
     Raises:
         ConfigError: not 0 < step <= start <= end.
@@ -68,7 +71,7 @@ def largest(fit: Callable[[int], bool], start: int, end: int, step: int = 1) -> 
         value = min(2 * value, end // step * step)
         if value == good:
             break
-    while bad - good > step:
+    while bad - good > max(step, within * good):
         middle = (good + bad) // 2 // step * step
         if middle <= good:
             break

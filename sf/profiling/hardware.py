@@ -11,16 +11,20 @@ import psutil
 import torch
 
 from sf.errors import EnvironmentFault
+from sf.profiling.roofline import Ceilings
 from sf.provenance import commit, hardware, versions
 
-__all__ = ["after", "describe", "gpu_state", "read_state", "require_device"]
+__all__ = ["after", "describe", "gpu_state", "pace", "read_state", "require_device"]
 
 BUSY_LOAD = 0.5  # load average per core above which a CPU is called busy
 BUSY_GPU = 20  # percent of the last second in which kernels ran, above which a GPU is busy
+CONTEXT_GIB = 1.5  # what this process's own CUDA context may take besides torch's allocator
 QUERY = (
     *("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu"),
-    *("power.draw", "utilization.gpu", "clocks_throttle_reasons.active"),
+    *("power.draw", "utilization.gpu"),
 )
+REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # newer, older drivers
+PACE = 0.1  # a change of the ceilings above which the device did not run at one pace
 # NVML's bits that say that the device was held back; idling and set clocks are none.
 THROTTLED = {
     0x4: "power cap",
@@ -68,10 +72,9 @@ def describe(device: torch.device) -> dict[str, Any]:
         if state is not None and (state["utilization.gpu"] or 0) > BUSY_GPU:
             share = state["utilization.gpu"]
             found["notes"].append(f"the GPU was busy: {share:g} % before the first measurement")
-        busy = found["gpu"]["used_by_others_gib"] > 0.5
-        if busy:
-            used = found["gpu"]["used_by_others_gib"]
-            found["notes"].append(f"the GPU was shared: {used:.1f} GiB held by other processes")
+        used = found["gpu"]["used_besides_gib"]
+        if used > CONTEXT_GIB:
+            found["notes"].append(f"the GPU was shared: {used:.1f} GiB held besides this process")
     else:
         load, cores = psutil.getloadavg()[0], found["host"]["cores"]
         found["load_average"] = load
@@ -90,7 +93,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
         "memory_gib": round(total / 2**30, 1),
         "capability": f"{properties.major}.{properties.minor}",
         "cuda": torch.version.cuda,
-        "used_by_others_gib": round((total - free - torch.cuda.memory_reserved(device)) / 2**30, 2),
+        "used_besides_gib": round((total - free - torch.cuda.memory_reserved(device)) / 2**30, 2),
     }
 
 
@@ -99,36 +102,76 @@ def gpu_state(device: torch.device) -> dict[str, Any] | None:
     if device.type != "cuda" or shutil.which("nvidia-smi") is None:
         return None
     uuid = str(torch.cuda.get_device_properties(device).uuid)
-    command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
-    command += ["-i", uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return read_state(done.stdout)
+    uuid = uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
+    for reasons in REASONS:
+        asked = ",".join([*QUERY, reasons])
+        command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
+        try:
+            done = subprocess.run(
+                [*command, "-i", uuid], capture_output=True, text=True, timeout=20, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            continue
+        return read_state(done.stdout)
+    return None
 
 
 def read_state(line: str) -> dict[str, Any] | None:
-    """One line of nvidia-smi's answer to `QUERY`; what it does not know is None."""
+    """One line of nvidia-smi's answer to `QUERY` and reasons; what it does not know is None."""
     fields = [field.strip() for field in line.strip().splitlines()[0].split(",")] if line else []
-    if len(fields) != len(QUERY):
+    if len(fields) != len(QUERY) + 1:
         return None
-    state: dict[str, Any] = {}
-    for name, text in zip(QUERY, fields, strict=True):
-        try:
-            state[name] = int(text, 16) if text.startswith("0x") else float(text)
-        except ValueError:
-            state[name] = None if text.startswith("[") else text
-    bits = state.pop("clocks_throttle_reasons.active")
+    state: dict[str, Any] = {name: _number(text) for name, text in zip(QUERY, fields, strict=False)}
+    bits = _number(fields[-1])
     state["driver_version"] = fields[0]
     state["throttled"] = [why for bit, why in THROTTLED.items() if int(bits or 0) & bit]
     return state
 
 
+def _number(text: str) -> float | None:
+    try:
+        return float(int(text, 16)) if text.startswith("0x") else float(text)
+    except ValueError:
+        return None
+
+
 def after(device: torch.device) -> list[str]:
-    """Notes about the state in which the measurements left the device; asked right after them."""
+    """Notes about the state in which the measurements left the device; asked right after them.
+
+    A GPU's clocks fall as soon as it idles, and say nothing then: it is asked under load.
+    """
+    if device.type == "cuda":
+        _load(device)
     state = gpu_state(device)
     if state is None or not state["throttled"]:
         return []
-    clocks = f"{state['clocks.sm']:g} of {state['clocks.max.sm']:g} MHz"
-    return [f"the GPU was throttled at the end ({', '.join(state['throttled'])}): {clocks}"]
+    clocks = [state[name] for name in ("clocks.sm", "clocks.max.sm")]
+    shown = "" if None in clocks else f": {clocks[0]:g} of {clocks[1]:g} MHz"
+    reasons = ", ".join(state["throttled"])
+    return [f"the GPU was held back under load at the end ({reasons}){shown}"]
+
+
+def _load(device: torch.device) -> None:
+    """Queue a second or two of products on an H200, longer elsewhere, and do not wait for them."""
+    try:
+        left = torch.ones(8192, 8192, dtype=torch.bfloat16, device=device)
+        out = torch.empty_like(left)
+    except torch.OutOfMemoryError:
+        return  # no room beside the model: its state without load must do
+    for _ in range(900):
+        torch.mm(left, left, out=out)
+
+
+def pace(before: Ceilings, later: Ceilings) -> list[str]:
+    """A note where the device was not as fast at the end as at the start: throttled, or shared.
+
+    Args:
+        before, later: the ceilings, measured at both ends of the run.
+    """
+    products, copies = later.flops / before.flops, later.bytes / before.bytes
+    if max(abs(products - 1), abs(copies - 1)) <= PACE:
+        return []
+    return [
+        f"the device did not keep its pace: at the end products ran at {100 * products:.0f} % and "
+        f"copies at {100 * copies:.0f} % of the start's rate"
+    ]

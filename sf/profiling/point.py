@@ -167,7 +167,7 @@ def limits_of(subject: Subject, settings: Settings) -> list[dict[str, Any]]:
             return fits(subject.model, sides[side], inputs, 2, limit)
 
         if what == "length":
-            found = largest(fit, shortest, 64 * longest, step=shortest)
+            found = largest(fit, shortest, 64 * longest, step=shortest, within=0.02)
             batch, length = settings.batch, found.value
         else:
             found = largest(fit, 1, 1024)

@@ -29,6 +29,7 @@ __all__ = [
     "Work",
     "ceilings",
     "decode_work",
+    "floored",
     "prefill_work",
     "roofline_lines",
 ]
@@ -38,6 +39,7 @@ ROOFLINE = (  # columns of the table
     *("floor_ms", "bound", "measured_ms", "share"),
 )
 PROBES = 128
+WHOLE = "whole"
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,10 @@ class Ceilings:
         """Which ceiling it meets first."""
         return "compute" if work.flops / self.flops > work.bytes / self.bytes else "memory"
 
+    def best(self, other: Ceilings) -> Ceilings:
+        """The higher of two measurements: what disturbs one makes it lower, never higher."""
+        return Ceilings(max(self.flops, other.flops), max(self.bytes, other.bytes))
+
 
 def ceilings(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> Ceilings:
     """Measure both ceilings; the fastest of as many tries as `seconds` allow each.
@@ -234,24 +240,41 @@ def roofline_lines(
         measured_ms: by part and "whole"; a part that was not timed alone has no share.
         limits: of the device.
     """
-    lines = []
-    floors = {name: limits.floor_ms(part) for name, part in work.items()}
     whole = Work(sum(w.flops for w in work.values()), sum(w.bytes for w in work.values()))
-    # Parts run one after the other: the whole's floor is the sum of theirs.
-    for name, part in [*work.items(), ("whole", whole)]:
-        floor = floors.get(name, sum(floors.values()))
-        taken = measured_ms.get(name)
-        lines.append(
+    lines: list[dict[str, object]] = [
+        {
+            **head,
+            "phase": phase,
+            "part": name,
+            "flops": part.flops,
+            "bytes": part.bytes,
+            "measured_ms": measured_ms.get(name),
+        }
+        for name, part in [*work.items(), (WHOLE, whole)]
+    ]
+    return floored(lines, limits)
+
+
+def floored(lines: Sequence[Mapping[str, Any]], limits: Ceilings) -> list[dict[str, object]]:
+    """The same lines with floors, bounds and shares under these ceilings.
+
+    Args:
+        lines: of `roofline_lines`: the parts of a phase, then its whole.
+        limits: of the device.
+    """
+    found, parts = list[dict[str, object]](), 0.0
+    for line in lines:
+        part = Work(line["flops"], line["bytes"])
+        # Parts run one after the other: the whole's floor is the sum of theirs.
+        floor = parts if line["part"] == WHOLE else limits.floor_ms(part)
+        parts = 0.0 if line["part"] == WHOLE else parts + floor
+        taken = line["measured_ms"]
+        found.append(
             {
-                **head,
-                "phase": phase,
-                "part": name,
-                "flops": part.flops,
-                "bytes": part.bytes,
+                **line,
                 "floor_ms": floor,
                 "bound": limits.bound(part),
-                "measured_ms": taken,
                 "share": floor / taken if taken else None,
             }
         )
-    return lines
+    return found

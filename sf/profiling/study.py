@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 
 from sf.config import Runtime
-from sf.profiling.hardware import after, describe, require_device
+from sf.profiling.hardware import after, describe, pace, require_device
 from sf.profiling.point import DENSE, FIT, LAYERS, Settings, limits_of, point
-from sf.profiling.roofline import ROOFLINE, Ceilings, ceilings
+from sf.profiling.roofline import ROOFLINE, Ceilings, ceilings, floored
 from sf.profiling.subjects import Subject
 from sf.profiling.summary import LINE, NOTES, SPEEDUP, TIMES, break_even
 from sf.progress import progress
@@ -110,8 +110,11 @@ def _measured(
             fit += _once(state / f"{stem}-fit.json", lambda: limits_of(subject(), settings))
             shown.advance(note=f"{name}: what fits")
         found.clear()
-    hardware = {**hardware, "dtype": dtype, "ceilings": asdict(limits)}
-    hardware["notes"] = [*hardware["notes"], *after(device)]
+    later = ceilings(device, getattr(torch, dtype))
+    best = limits.best(later)
+    hardware = {**hardware, "dtype": dtype, "ceilings": asdict(best)}
+    hardware["ceilings_at_the_ends"] = [asdict(limits), asdict(later)]
+    hardware["notes"] = [*hardware["notes"], *pace(limits, later), *after(device)]
 
     def frame(key: str, columns: Sequence[str]) -> pd.DataFrame:
         return pd.DataFrame([line for p in points for line in p[key]], columns=list(columns))
@@ -119,7 +122,9 @@ def _measured(
     return Profiled(
         table=frame("lines", [*LINE, *NOTES]),
         ratios=frame("speedups", [*SPEEDUP, *NOTES]),
-        roofline=frame("roofline", ROOFLINE),
+        roofline=pd.DataFrame(
+            floored([line for p in points for line in p["roofline"]], best), columns=list(ROOFLINE)
+        ),
         fit=pd.DataFrame(fit, columns=list(FIT)),
         dense=frame("dense", DENSE),
         layers=frame("layers", LAYERS),

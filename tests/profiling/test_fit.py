@@ -36,6 +36,14 @@ def test_it_finds_the_limit(limit: int, start: int) -> None:
     assert min(asked) >= 1
 
 
+def test_it_ends_within_a_share_of_the_limit() -> None:
+    exact = largest(lambda value: value <= 77_777, 100, 10**6, step=100)
+    found = largest(lambda value: value <= 77_777, 100, 10**6, step=100, within=0.05)
+    assert exact.value == 77_700
+    assert 0.95 * 77_777 <= found.value <= 77_777
+    assert found.tries < exact.tries
+
+
 def test_it_keeps_to_its_steps() -> None:
     asked: list[int] = []
 

@@ -17,6 +17,7 @@ from sf.profiling.roofline import (
     Work,
     ceilings,
     decode_work,
+    floored,
     prefill_work,
     roofline_lines,
 )
@@ -128,6 +129,23 @@ def test_the_whole_is_the_sum_of_its_parts() -> None:
     assert lines["mlp"]["share"] == pytest.approx(0.5)
     assert lines["attention"]["share"] is None
     assert lines["whole"]["flops"] == 4e9 + 1
+
+
+def test_floors_follow_the_better_of_two_measurements() -> None:
+    slow, quick = Ceilings(flops=1e9, bytes=2e6), Ceilings(flops=2e9, bytes=1e6)
+    best = slow.best(quick)
+    assert best == Ceilings(flops=2e9, bytes=2e6)
+    work = {"mlp": Work(4e9, 1.0), "attention": Work(1.0, 4e6)}
+    taken = {"mlp": 8000.0, "whole": 14000.0}
+    one = roofline_lines({"side": "full"}, "prefill", work, taken, slow)
+    two = roofline_lines({"side": "sparse"}, "prefill", work, taken, quick)
+    lines = floored([*one, *two], best)
+    expected = [
+        *roofline_lines({"side": "full"}, "prefill", work, taken, best),
+        *roofline_lines({"side": "sparse"}, "prefill", work, taken, best),
+    ]
+    assert lines == expected
+    assert [line["floor_ms"] for line in lines] == pytest.approx([2000.0, 2000.0, 4000.0] * 2)
 
 
 def test_a_point_has_both_phases(subject: Subject) -> None:

@@ -13,7 +13,6 @@ import torch
 
 from sf.errors import ConfigError, DataError
 from sf.models import build_tiny
-from sf.profiling.hardware import after, gpu_state, read_state
 from sf.profiling.point import Settings, point
 from sf.profiling.prompts import video_encoder
 from sf.profiling.roofline import Ceilings
@@ -104,34 +103,3 @@ def test_every_family_is_built_and_measured(family: Any) -> None:
     assert set(loop.index) == {"full", "sparse", "transformers"}
     rate = lines[lines["metric"] == "tokens_per_s"].set_index("side")["value"]
     assert rate["full"] == pytest.approx(1e3 / loop["full"])
-
-
-def test_nvidia_smi_is_read() -> None:
-    line = "570.86.15, 1215, 1980, 3201, 71, 690.12, 97, 0x0000000000000024\n"
-    state = read_state(line)
-    assert state is not None
-    assert state["driver_version"] == "570.86.15"
-    assert state["clocks.sm"] == 1215.0
-    assert state["throttled"] == ["power cap", "temperature"]
-    idle = read_state("570.86, 345, 1980, 2619, 31, [N/A], 0, 0x0000000000000001")
-    assert idle is not None
-    assert idle["throttled"] == []
-    assert idle["power.draw"] is None
-    assert read_state("") is None
-    assert read_state("No devices were found") is None
-
-
-def test_a_throttled_gpu_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sf.profiling import hardware
-
-    cuda = torch.device("cuda")
-    line = "570.86.15, 1215, 1980, 3201, 71, 690.12, 97, 0x24"
-    monkeypatch.setattr(hardware, "gpu_state", lambda device: read_state(line))
-    assert after(cuda) == [
-        "the GPU was throttled at the end (power cap, temperature): 1215 of 1980 MHz"
-    ]
-
-
-def test_a_cpu_has_no_gpu_state() -> None:
-    assert gpu_state(torch.device("cpu")) is None
-    assert after(torch.device("cpu")) == []
