@@ -12,6 +12,7 @@ for its word: run with it, or end.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -153,7 +154,7 @@ def run_stage(stage: str, arguments: list[str], study: str) -> str:
         tracker = Tracker.start(stage, parameters, identity, work, study)
         job = Job(out=work / "out", state=work / "state", tracker=tracker)
         ranks.agreed(RUN)
-        with tracker:
+        with tracker, _no_space(output):
             module.run(parameters, job)
             ranks.meet()
         tracker.write_summary()
@@ -238,6 +239,18 @@ def _check_disk(output: Path) -> None:
             f"must be at least {MIN_FREE_GIB} GiB at {output.parent}",
             "free some space or link `results` to a larger disk",
         )
+
+
+@contextmanager
+def _no_space(output: Path) -> Iterator[None]:
+    """A disk that fills up while a stage works is an error that says so, whoever wrote."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        rule, remedy = "is full", "free some space and give the same command again: it goes on"
+        raise EnvironmentFault("disk", str(output.parent), rule, remedy) from error
 
 
 def _reset_if_changed(work: Path, key: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sf import jobs, provenance
-from sf.errors import ConfigError, DataError, OutputConflictError
+from sf.errors import ConfigError, DataError, EnvironmentFault, OutputConflictError
 from sf.jobs import parse_flags, run_stage, work_folder
 from sf.layout import STAMP
 from sf.tracking import log_all
@@ -38,6 +38,8 @@ def run(p, job):
         job.tracker.log(step, {"value": float(step)})
         if (Path("stop_at").is_file() and step + 1 == int(Path("stop_at").read_text())):
             raise KeyboardInterrupt
+    if Path("full").is_file():
+        Path("/dev/full").write_text("a result")
     (job.out / "calls.txt").write_text(str(p.times - before))
     job.tracker.summary({"times": float(p.times)})
 """
@@ -81,6 +83,16 @@ def test_a_lost_stamp_is_restored_and_a_damaged_file_is_made_again(stage: Path) 
     (output / "count.txt").write_text("9")
     assert run("--times", "2") == "done"
     assert (output / "count.txt").read_text() == "2"
+
+
+def test_a_full_disk_is_an_error_that_says_so_and_the_work_stays(stage: Path) -> None:
+    (stage / "full").touch()
+    with pytest.raises(EnvironmentFault, match=r"disk = .*results/test.*is full.*it goes on"):
+        run("--times", "2")
+    assert not (stage / "results/test/counting").exists()
+    (stage / "full").unlink()
+    assert run("--times", "2") == "done"
+    assert (stage / "results/test/counting/calls.txt").read_text() == "0"
 
 
 def test_changed_code_is_run_again(stage: Path) -> None:

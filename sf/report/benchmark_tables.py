@@ -54,8 +54,8 @@ def measured(study: Study) -> pd.DataFrame:
 
     Returns:
         Columns kind, model, system, column, title, score, low, high, scale, samples, token_ratio,
-        published, published_version, run, commit, seconds; published is "n/p" where our sources
-        have no figure of that model.
+        token_ratio_low, token_ratio_high, published, published_version, run, commit, seconds;
+        published is "n/p" where our sources have no figure of that model.
     """
     found = []
     for result in study.everything():
@@ -67,7 +67,8 @@ def measured(study: Study) -> pd.DataFrame:
                 if column.name in scores
             ]
     names = ["kind", "model", "system", "column", "title", "score", "low", "high", "scale"]
-    names += ["samples", "token_ratio", "published", "published_version", "run", "commit"]
+    names += ["samples", "token_ratio", "token_ratio_low", "token_ratio_high"]
+    names += ["published", "published_version", "run", "commit"]
     return pd.DataFrame(found, columns=[*names, "seconds"])
 
 
@@ -91,6 +92,8 @@ def _measured_line(result: Result, column: Column, score: Any) -> dict[str, obje
         "scale": column.scale,
         "samples": score["samples"],
         "token_ratio": score["token_ratio"],
+        "token_ratio_low": score["token_ratio_low"],
+        "token_ratio_high": score["token_ratio_high"],
         "published": NOT_PUBLISHED if there is None else there,
         "published_version": version,
         "run": result.run,
@@ -111,6 +114,11 @@ def _span(low: float, high: float, column: Column | None = None) -> str:
     return f"{_digits(low, column)} to {_digits(high, column)}"
 
 
+def _ratio_cell(ratio: float, low: float, high: float) -> Cell:
+    """In percent; dense attention has no interval."""
+    return Cell(f"{100 * ratio:.1f}", "" if low == high else _span(100 * low, 100 * high))
+
+
 def beyond(table: pd.DataFrame) -> list[list[Cell]]:
     """Model, method, benchmark, score and token ratio of what is in neither table."""
     columns = {column.name: column for column in EXTRA}
@@ -124,7 +132,7 @@ def beyond(table: pd.DataFrame) -> list[list[Cell]]:
                 _span(line["low"], line["high"], columns[line["column"]]),
                 f"{line['samples']:.0f} samples, run {line['run']}, commit {line['commit']}",
             ),
-            Cell(f"{100 * line['token_ratio']:.1f}"),
+            _ratio_cell(line["token_ratio"], line["token_ratio_low"], line["token_ratio_high"]),
         ]
         for line in table[table["kind"] == BEYOND].to_dict("records")
     ]
@@ -179,7 +187,10 @@ def _measured_row(model: str, system: str, here: pd.DataFrame, kind: str) -> Lin
         line.cells[AVERAGE] = Cell(f"{average:.1f}", _average_span(average, by_column, columns))
     if len(here):
         line.values[RATIO] = 100 * float(here["token_ratio"].mean())
-        line.cells[RATIO] = Cell(f"{line.values[RATIO]:.1f}")
+        # As of the average: the columns' intervals, as if they were independent.
+        halves = (here["token_ratio_high"] - here["token_ratio_low"]) / 2
+        half, mean = math.sqrt(float((halves**2).sum())) / len(here), here["token_ratio"].mean()
+        line.cells[RATIO] = _ratio_cell(mean, mean - half, min(mean + half, 1.0))
         runs, commits = sorted(set(here["run"])), sorted(set(here["commit"]))
         samples = int(here["samples"].sum())
         line.provenance = f"{samples} samples; run {', '.join(runs)}; commit {', '.join(commits)}"

@@ -11,6 +11,7 @@ from sf.report.before_after import before_after_sections
 from sf.report.benchmark_sections import benchmark_sections
 from sf.report.benchmark_tables import Cell
 from sf.report.page import Page, Picture, Section, Table, write_page
+from sf.report.paired import paired_sections
 from sf.report.pictures import history_picture
 from sf.report.profile_sections import profile_sections
 from sf.report.results import Study
@@ -38,6 +39,7 @@ def build_report(study: Study, scale: str, folder: Path) -> dict[str, float]:
     objectives = across_seeds_section(study, folder)
     sections += [objectives] if objectives is not None else []
     sections += benchmarks
+    sections += paired_sections(study, folder)
     sections += two_turn_sections(study)
     sections += _training_sections(study, folder)
     sections += profile_sections(study, folder)

@@ -83,6 +83,26 @@ def test_a_full_disk_ends_the_run(
         evaluate_columns(Full(stand_ins[1]), COLUMNS, home, tmp_path)  # type: ignore[arg-type]
 
 
+def test_no_space_for_samples_ends_the_run_and_what_was_done_stays(
+    home: Path, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """The records' file turns into a device that is always full."""
+    records, kept = tmp_path / "records" / "rank0.jsonl", tmp_path / "kept.jsonl"
+    lm = _model(checkpoints, records.parent)
+    (task,) = column("chartqa").parts
+    evaluate_columns(lm, [column("chartqa")], home, tmp_path, limit=2, most_new_tokens=2)
+    records.rename(kept)
+    records.symlink_to("/dev/full")
+    with pytest.raises(EnvironmentFault, match=r"is full.*finished replies are kept"):
+        evaluate_columns(lm, COLUMNS, home, tmp_path, most_new_tokens=2)
+    records.unlink()
+    kept.rename(records)
+    lm = _model(checkpoints, records.parent)
+    assert lm.log.count == 2
+    evaluate_columns(lm, [column("chartqa")], home, tmp_path, most_new_tokens=2)
+    assert len(lm.answered(task.task)) == lm.log.count == 4
+
+
 def test_lost_samples_are_noticed(
     home: Path, stand_ins: tuple[Path, dict[str, list[str]]], tmp_path: Path
 ) -> None:

@@ -98,6 +98,8 @@ def write_scores(folder: Path, share: float, ratio: float) -> None:
             "scale": column.scale,
             "samples": 24,
             "token_ratio": ratio,
+            "token_ratio_low": ratio - (0.05 if ratio < 1 else 0.0),
+            "token_ratio_high": ratio + (0.05 if ratio < 1 else 0.0),
         }
         for column in COLUMNS
     ]

@@ -60,6 +60,8 @@ def test_measured_rows_hold_score_interval_and_provenance(tmp_path: Path) -> Non
     assert "24 samples" in mme.note
     assert "commit 0123456" in mme.note
     assert rows[2].cells[RATIO].text == "50.0"
+    assert rows[2].cells[RATIO].interval == "48.1 to 51.9"  # 5 points over the root of 7
+    assert (rows[0].cells[RATIO].text, rows[0].cells[RATIO].interval) == ("100.0", "")
     assert rows[2].cells[AVERAGE].text == "75.0"
     assert rows[2].cells[AVERAGE].interval == "71.2 to 78.8"  # 10 points over the root of 7
     assert rows[3].cells["mme"].text == "2303"
@@ -97,9 +99,10 @@ def test_what_is_in_neither_table_stands_apart(tmp_path: Path) -> None:
     study = made_study.write_study(tmp_path)
     path = tmp_path / "evaluate/tiny/full/all/tables/scores.csv"
     before = lines(measured(study), study, "image")[0]
-    path.write_text(path.read_text() + "pope,90,85,95,100,24,0.1\n")
+    path.write_text(path.read_text() + "pope,90,85,95,100,24,0.1,0.08,0.13\n")
     table = measured(study)
     assert [[cell.text for cell in row] for row in beyond(table)] == [
         ["tiny", "full", "POPE", "90.0", "10.0"]
     ]
+    assert beyond(table)[0][-1].interval == "8.0 to 13.0"
     assert lines(table, study, "image")[0].cells == before.cells

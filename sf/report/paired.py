@@ -1,0 +1,98 @@
+"""The report's part that tests systems against each other on the questions that both answered."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sf.errors import DataError
+from sf.evaluation.columns import column
+from sf.evaluation.compare import holm, paired_table
+from sf.report.benchmark_tables import Cell
+from sf.report.page import Section, Table
+from sf.report.results import Study
+from sf.report.tables import write_csv
+
+__all__ = ["paired_lines", "paired_sections"]
+
+DENSE, UNTRAINED = "full", "zipvl"
+_TEXT = (
+    "Second minus first in the benchmark's own scale, with a paired bootstrap 95 % interval over "
+    "questions, pictures or videos. p: two-sided sign-flip test, adjusted for a pair's number of "
+    "benchmarks (Holm). A difference that no test finds is not shown to be absent."
+)
+_HEADER = ["model", "first", "second", "benchmark", "first", "second", "difference", "p (Holm)"]
+
+
+def _pairs(study: Study) -> Iterator[tuple[str, str]]:
+    """Every system against dense attention, and what was trained against what was not."""
+    for system in (*study.methods, *study.objectives):
+        if system != DENSE and DENSE in study.methods:
+            yield DENSE, system
+        if system in study.objectives and UNTRAINED in study.methods:
+            yield UNTRAINED, system
+
+
+def paired_lines(study: Study) -> tuple[pd.DataFrame, list[str]]:
+    """All comparisons of a study.
+
+    Returns:
+        `sf.evaluation.compare.paired_table` of each model and pair of systems, with the columns
+        model, first_system and second_system before it and p_holm over all of a pair's benchmarks;
+        and what could not be compared.
+    """
+    tables, notes = [], []
+    for model in study.models:
+        for first, second in _pairs(study):
+            parts = []
+            for suite in study.suites:
+                sides = [
+                    study.result("evaluate", model=model, system=system, suite=suite)
+                    for system in (first, second)
+                ]
+                if sides[0] is None or sides[1] is None:
+                    continue
+                try:
+                    seed = int(sides[0].parameters.get("seed", 0))
+                    parts.append(paired_table(sides[0].folder, sides[1].folder, seed))
+                except DataError as error:
+                    notes.append(f"{model}, {first} and {second}: {error}")
+            if parts:
+                found = pd.concat(parts, ignore_index=True)
+                found["p_holm"] = holm(found["p_value"].tolist())
+                found.insert(0, "model", model)
+                found.insert(1, "first_system", first)
+                found.insert(2, "second_system", second)
+                tables.append(found)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), notes
+
+
+def paired_sections(study: Study, folder: Path) -> list[Section]:
+    """One section with a line per pair and benchmark; `tables/paired_tests.csv` has all figures."""
+    found, notes = paired_lines(study)
+    if found.empty:
+        return [Section("Paired comparisons", notes=notes)] if notes else []
+    write_csv(found, folder / "tables" / "paired_tests.csv")
+    rows = [_line(line) for line in found.to_dict("records")]
+    table = Table("paired", "Differences on the same questions", _HEADER, rows, keys=4)
+    return [Section("Paired comparisons", text=[_TEXT], notes=notes, tables=[table])]
+
+
+def _line(line: dict[Hashable, Any]) -> list[Cell]:
+    there = column(str(line["column"]))
+    digits = 0 if there.scale > 100 else 1
+    low, high = line["low"], line["high"]
+    span = "" if low != low else f"{low:+.{digits}f} to {high:+.{digits}f}"
+    return [
+        Cell(str(line["model"])),
+        Cell(str(line["first_system"])),
+        Cell(str(line["second_system"])),
+        Cell(there.title),
+        Cell(f"{line['first']:.{digits}f}"),
+        Cell(f"{line['second']:.{digits}f}", note=f"{line['samples']} samples"),
+        Cell(f"{line['difference']:+.{digits}f}", span),
+        Cell(f"{line['p_holm']:.3g}"),
+    ]
