@@ -37,7 +37,10 @@ def _with_p(name: str) -> str:
 
 
 def _known_suite(name: str) -> str:
-    import_module("sf.evaluation.columns").suite(name)  # not a plain import: see above
+    try:
+        import_module("sf.evaluation.columns").suite(name)  # not a plain import: see above
+    except ConfigError as error:
+        raise ValueError(f"{error.rule}; {error.remedy}") from None
     return name
 
 
