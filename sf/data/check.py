@@ -2,7 +2,8 @@
 
 Results are appended to a log as they come, so a killed pass goes on where it was; an unfinished
 last line is dropped. An entry counts as long as size and modification time of its file are the same
-and the same frames are looked at.
+and the same frames are looked at. What could not be used is opened again by the next call: a file
+system that did not answer, or a missing permission, is no property of the file.
 """
 
 from __future__ import annotations
@@ -95,13 +96,13 @@ class MediaLog:
         return whole
 
     def known(self, media: str, data_type: str, key: str) -> bool:
-        """Whether facts with this key are there; those of the earlier log are copied over."""
+        """Whether facts with this key are there, no error; the earlier log's are copied over."""
         pair = media, data_type
         here = self.facts.get(pair)
-        if here is not None and here.key == key:
+        if here is not None and here.key == key and not here.error:
             return True
         before = self.earlier.get(pair)
-        if before is not None and before.key == key:
+        if before is not None and before.key == key and not before.error:
             self.add([before])
             return True
         return False

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from clips import record, write_picture
@@ -109,6 +110,25 @@ def test_killed_media_pass_goes_on(good_source, tmp_path, monkeypatch):
     os.utime(good_source / "pictures/1.png")
     prepared(good_source, tmp_path)
     assert opened == ["pictures/1.png"]
+
+
+def test_what_could_not_be_read_is_tried_again(good_source, tmp_path, monkeypatch):
+    """Size and time of a file say nothing about a permission or a network that were missing."""
+    real = check.inspect
+    failing = {"pictures/1.png", "pictures/2.png"}
+
+    def unreachable(root, media, *rest):
+        facts = real(root, media, *rest)
+        return replace(facts, error="cannot be read: stale") if media in failing else facts
+
+    monkeypatch.setattr(check, "inspect", unreachable)
+    prepared(good_source, tmp_path)
+    assert {"1", "2"}.isdisjoint(used(tmp_path / "out"))
+    opened = []
+    monkeypatch.setattr(check, "inspect", lambda *a: (opened.append(a[1]), real(*a))[1])
+    out, _ = prepared(good_source, tmp_path)
+    assert set(opened) == failing
+    assert {"1", "2"} <= used(out).keys()
 
 
 def test_facts_of_an_older_rule_are_found_again(tmp_path, vision, monkeypatch):
