@@ -2,12 +2,15 @@
 
 Layout: folders such as `0_30_s_academic_v0_1/` with `*_processed.json` files. A record is
 {"id", "video", "data_source", "conversations": [{"from": "human" | "gpt", "value"}, ...]}; every
-human/gpt pair is a question. File names tell the kind: `_mc_` multiple choice, `_oe_` open ended,
-`_cap_` caption. Options stand inside the question, the answer is "B. text" or "B".
+human/gpt pair is a question. `id` names the video, not the question: several records and files
+share it, so a question's own id is made of it and of what is asked and answered. File names tell
+the kind: `_mc_` multiple choice, `_oe_` open ended, `_cap_` caption. Options stand inside the
+question, the answer is "B. text" or "B".
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -59,14 +62,14 @@ def records(record: dict[str, Any], folder: str) -> Iterator[dict[str, Any]]:
         raise RowError("missing key", "row", None, f"it lacks {', '.join(missing)}")
     video = str(record["video"])
     path = video if folder in ("", ".") or video.startswith("/") else f"{folder}/{video}"
-    for turn, (question, reply) in enumerate(_pairs(record)):
+    for question, reply in _pairs(record):
         problem, options = _split_options(_MEDIA_TAG.sub("", question))
         answer = reply.strip()
         if options:
             letter = _LETTER.match(answer)
             answer = letter.group(1) if letter else answer
         yield {
-            "problem_id": f"{record['id']}#{turn}",
+            "problem_id": f"{record['id']}#{_digest(path, question, reply)}",
             "problem": problem,
             "data_type": "video",
             "problem_type": "multiple choice" if options else "free-form",
@@ -75,6 +78,10 @@ def records(record: dict[str, Any], folder: str) -> Iterator[dict[str, Any]]:
             "path": path,
             "data_source": record.get("data_source") or folder or "LLaVA-Video-178K",
         }
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.blake2b("\0".join(texts).encode("utf-8"), digest_size=6).hexdigest()
 
 
 def _split_options(question: str) -> tuple[str, list[str]]:

@@ -124,16 +124,42 @@ def test_llava_video_layout(tmp_path):
     ]
     (folder / "academic_mc_v0_1_qa_processed.json").write_text(json.dumps(rows))
     out, _ = prepared(root, tmp_path)
-    rows = used(out)
-    assert set(rows) == {"x-1#0", "x-1#1"}
-    choice, text = rows["x-1#0"], rows["x-1#1"]
+    text, choice = sorted(used(out).values(), key=lambda row: row.problem_type)
+    assert choice.id.startswith("x-1#")
+    assert choice.id != text.id
     assert (choice.problem, choice.answer) == ("What moves?", "B")
     assert choice.options == ("A. a car", "B. a dog")
     assert (text.problem_type, text.answer) == ("free-form", "To the left.")
     assert choice.media == "0_30_s_academic_v0_1/academic_source/x.mp4"
     said = reasons(out)
     assert said["x-2"].startswith("bad conversation")
-    assert said["x-3#0"].startswith("path traversal")
+    (refused,) = (reason for name, reason in said.items() if name.startswith("x-3#"))
+    assert refused.startswith("path traversal")
+
+
+def test_llava_video_ids_name_videos_not_questions(tmp_path):
+    """One video has records in the multiple choice and the open file, and several in each."""
+    root = tmp_path / "data"
+    folder = root / "0_30_s_academic_v0_1"
+    (folder / "source").mkdir(parents=True)
+    write_clip(folder / "source/x.mp4", 12)
+
+    def asked(question, reply):
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": reply}]
+        return {"id": "x", "video": "source/x.mp4", "conversations": turns}
+
+    choice = [asked("What moves?\nA. a car\nB. a dog", reply) for reply in ("B", "B. a dog")]
+    open_ended = [asked("What moves?", "A dog."), asked("Where to?", "To the left.")]
+    for kind, rows in (("mc", choice), ("oe", [*open_ended, open_ended[0]])):
+        (folder / f"academic_{kind}_v0_1_qa_processed.json").write_text(json.dumps(rows))
+    out, figures = prepared(root, tmp_path)
+    asked_for = sorted((row.problem_type, row.problem) for row in used(out).values())
+    assert asked_for == [
+        ("free-form", "What moves?"),
+        ("free-form", "Where to?"),
+        ("multiple choice", "What moves?"),
+    ]
+    assert figures["rejected_duplicate_question"] == figures["rejected_duplicate_id"] == 1
 
 
 def test_benchmark_media_are_kept_out(tmp_path):
