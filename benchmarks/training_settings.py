@@ -77,6 +77,7 @@ SETTINGS: dict[str, Setting] = {
     "rate_1e-4": Setting("learning rate 1e-4", {"learning_rate": 1e-4}),
     "rate_6e-4": Setting("learning rate 6e-4", {"learning_rate": 6e-4}),
     "no_gate": Setting("without C", {"reward_gate": False}),
+    "short_10": Setting("a tenth asked for bare answers", {"short_share": 0.1}),
     "short_25": Setting("a quarter asked for bare answers", {"short_share": 0.25}),
     "short_50": Setting("half asked for bare answers", {"short_share": 0.5}),
     "target_25": Setting("pathwise, target 25 %", {"pathwise_target": 0.25}, "pathwise"),

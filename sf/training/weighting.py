@@ -12,8 +12,8 @@ from sf.training.parameters import RunParameters
 
 __all__ = ["PathwiseWeight"]
 
-BAND = 0.2
-"""Half the width, relative to the target, of the band in which the weight goes from full to 0."""
+BAND = 0.4
+"""Above the target and relative to it, where the weight begins to fade; at the target it is 0."""
 
 SPAN = 32.0
 """How many times larger or smaller than it began the dual variable becomes at most."""
@@ -28,9 +28,9 @@ class PathwiseWeight:
     `total_steps`) a step, so that it grows above the target and shrinks below it, by as much over
     a run whatever its length, and finds a weight of another order of magnitude in time. It stays
     within `SPAN` of where it started: a run too short for its target does not end in the term
-    alone. The ratio answers late and goes on falling for a while, so the dual variable alone would
-    overshoot: it is in full force while the ratio is more than a fifth (`BAND`) above the target,
-    in half at it, and in none a fifth below.
+    alone. The ratio answers late, goes on falling for a while and hardly rises again by itself, so
+    the dual variable alone would fall through the target: it is in full force while the ratio is
+    `BAND` above the target, fades from there and is in none at it.
 
     Attributes:
         weight: in force without a target; else where the dual variable starts.
@@ -51,7 +51,7 @@ class PathwiseWeight:
     schedule: str
     total_steps: int
     target: float = 0.0
-    dual_rate: float = 10.0
+    dual_rate: float = 20.0
     dual: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class PathwiseWeight:
             moved = self.dual * (ratio / self.target) ** (self.dual_rate / self.total_steps)
             self.dual = min(max(moved, self.weight / SPAN), self.weight * SPAN)
             excess = ratio / self.target - 1.0
-            return self.dual * min(1.0, max(0.0, 0.5 + excess / (2 * BAND)))
+            return self.dual * min(1.0, max(0.0, excess / BAND))
         rising = (step + 1) / self.total_steps
         share = {"constant": 1.0, "rising": rising, "falling": 1.0 - step / self.total_steps}
         return self.weight * share[self.schedule]

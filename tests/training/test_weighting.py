@@ -45,7 +45,7 @@ def test_gate() -> None:
 
 
 @pytest.mark.parametrize("steps", [100, 3000])
-@pytest.mark.parametrize("start", [0.2, 1.0, 6.0])
+@pytest.mark.parametrize("start", [0.5, 1.0, 6.0])
 def test_target_is_reached_whatever_the_weight_begins_with(start: float, steps: int) -> None:
     """A system whose ratio follows 1 / (1 + weight), with a lag of a seventh of the run.
 
@@ -56,7 +56,7 @@ def test_target_is_reached_whatever_the_weight_begins_with(start: float, steps: 
         ratio += (1 / (1 + own.advance(step, ratio)) - ratio) / (steps / 7)
         ratios.append(ratio)
     assert ratios[-1] == pytest.approx(0.25, abs=0.03)
-    assert min(ratios) > 0.2, "it must not fall through the target"
+    assert min(ratios) > 0.225, "it must not fall through the target"
 
 
 def test_target_that_is_out_of_reach_does_not_leave_the_term_alone() -> None:
@@ -69,9 +69,10 @@ def test_target_that_is_out_of_reach_does_not_leave_the_term_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "share"), [(0.9, 1.0), (0.3, 1.0), (0.275, 0.75), (0.25, 0.5), (0.2, 0.0), (0.1, 0.0)]
+    ("ratio", "share"),
+    [(0.9, 1.0), (0.36, 1.0), (0.3, 0.5), (0.275, 0.25), (0.25, 0.0), (0.1, 0.0)],
 )
-def test_weight_fades_within_a_fifth_of_the_target(ratio: float, share: float) -> None:
+def test_weight_fades_towards_the_target(ratio: float, share: float) -> None:
     own = weighting(target=0.25, weight=4.0)
     assert own.advance(0, ratio) == pytest.approx(share * own.dual)
     assert (own.dual > 4.0) is (ratio > 0.25)

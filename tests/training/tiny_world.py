@@ -55,7 +55,7 @@ PARAMETERS: dict[str, Any] = {
     "pathwise_layers": "even",
     "pathwise_schedule": "constant",
     "pathwise_target": 0.0,
-    "pathwise_dual_rate": 10.0,
+    "pathwise_dual_rate": 20.0,
     "sharpness_kind": "entropy",
     "sharpness_weight": 0.1,
     "sharding": "none",
