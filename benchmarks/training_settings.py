@@ -42,6 +42,7 @@ MODEL = "tiny-qwen2.5-vl"
 RESULTS = Path("results/settings")
 RATIOS = (0.15, 0.25, 0.5)
 BLOCKS = [0.05, 0.15, 0.25, 0.35, 0.5, 0.975]
+REACHING = {"lr_schedule": "constant", "short_share": 0.25}
 PAPER = [0.94, 0.945, 0.95, 0.955, 0.96, 0.965, 0.97, 0.975]
 
 
@@ -80,13 +81,10 @@ SETTINGS: dict[str, Setting] = {
     "short_10": Setting("a tenth asked for bare answers", {"short_share": 0.1}),
     "short_25": Setting("a quarter asked for bare answers", {"short_share": 0.25}),
     "short_50": Setting("half asked for bare answers", {"short_share": 0.5}),
-    "target_25": Setting("pathwise, target 25 %", {"pathwise_target": 0.25}, "pathwise"),
-    "target_25_short": Setting(
-        "pathwise, target 25 %, constant learning rate, a quarter asked for bare answers",
-        {"pathwise_target": 0.25, "lr_schedule": "constant", "short_share": 0.25},
-        "pathwise",
+    "target_25": Setting(
+        "pathwise, target 25 %", {"pathwise_target": 0.25, **REACHING}, "pathwise"
     ),
-    "target_50": Setting("pathwise, target 50 %", {"pathwise_target": 0.5}, "pathwise"),
+    "target_50": Setting("pathwise, target 50 %", {"pathwise_target": 0.5, **REACHING}, "pathwise"),
     "moba": Setting("MoBA", objective="moba", curve={"calibrate_p": BLOCKS}),
     "nsa": Setting("NSA", objective="nsa", curve={"calibrate_p": BLOCKS}),
 }
