@@ -14,6 +14,7 @@ from sf.attention.backends import score_blocks, sdpa
 from sf.attention.cache import PrunedLayer, prune_in_place
 from sf.attention.layer import sparse_attention
 from sf.attention.plan import Plan
+from sf.profiling.memory import peak_of
 from sf.selection import Probes, TopP
 
 PROBES = Probes(recent=3, spread=4)
@@ -107,6 +108,20 @@ def test_blocks_and_single_rows_change_nothing(budgets, rows_of_a_block, monkeyp
     assert torch.equal(kept, again)
     assert (whole - pieces).abs().max() < 1e-12
     check(q, k, v, valid, 0.7)
+
+
+def test_a_long_prompt_never_holds_heads_x_probes_x_length():
+    heads, length, plan = 16, 12_000, Probes()
+    q, k, _, valid = tensors([length], length, heads, 2, 8, 0, "plain")
+    column, present = plan.columns(valid)
+    inputs = (q.float(), k.float(), column, present, valid, 0.3)
+
+    def choose(mark):
+        assert sdpa.SdpaBackend().probe_mass(*inputs).sum() == pytest.approx(128, rel=1e-4)
+        mark()
+
+    scores = heads * 128 * length * 4
+    assert peak_of(choose, torch.device("cpu")).prefill < scores / 5
 
 
 def test_a_batch_without_any_token_gives_zeros():
