@@ -32,11 +32,12 @@ from sf.training.records import SampleTable
 from sf.training.rewards import GroupReward
 from sf.training.settings import grpo_config, sft_arguments
 from sf.training.sft import SparseSFTTrainer
-from sf.training.sharding import is_sharded, shard, whole_weights
+from sf.training.sharding import shard
 from sf.training.sharpness import KINDS
 from sf.training.steady import SteadyTrainer
 from sf.training.trainer import SparsityForcingTrainer
 from sf.training.weighting import PathwiseWeight
+from sf.training.zero3 import own_tower
 
 if TYPE_CHECKING:
     from sf.data.manifest import Row
@@ -108,7 +109,7 @@ def assemble(
     if p.sharding == "fsdp":
         shard(model, p.device, p.dtype)
     encoder = Encoder(
-        model,
+        own_tower(model) if p.sharding == "zero3" else model,
         processor,
         rows,
         p,
@@ -272,8 +273,7 @@ def train(
         with clear_faults(training.trainer.state, checkpoints):
             training.trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     figures = _last_figures(training)
-    trained: Any = training.trainer.model
-    weights = whole_weights(trained) if is_sharded(trained) else None
+    weights = training.trainer.whole_weights()
     if training.trainer.is_world_process_zero():
         save(training, out, p, provenance, figures, weights)
     return figures
@@ -295,7 +295,7 @@ def save(
         p: parameters.
         provenance: plain values.
         figures: for the card.
-        weights: of a sharded model, put together.
+        weights: of a divided model, put together.
     """
     trainer = training.trainer
     model: Any = trainer.accelerator.unwrap_model(trainer.model)

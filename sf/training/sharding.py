@@ -126,8 +126,13 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def whole_weights(model: nn.Module) -> dict[str, Any]:
-    """All weights on the CPU of the first rank, nothing on the others; all ranks must call it."""
-    return get_model_state_dict(model, options=_whole())
+    """All weights on the CPU of the first rank, nothing on the others; all ranks must call it.
+
+    As transformers saves them: of tied weights one.
+    """
+    weights = get_model_state_dict(model, options=_whole())
+    tied = getattr(model, "all_tied_weights_keys", {})
+    return {name: weight for name, weight in weights.items() if name not in tied}
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:

@@ -54,12 +54,18 @@ class SteadyTrainer(Trainer):
         else:
             own.load_state_dict(load_model(folder).state_dict())
 
+    def whole_weights(self) -> dict[str, Any] | None:
+        """Weights that were divided, on the first rank; None if they were not. For all ranks."""
+        if self.is_deepspeed_enabled:
+            return cast(dict[str, Any], self.accelerator.get_state_dict(self.model_wrapped))
+        return whole_weights(cast(Any, self.model)) if self.sharded else None
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The parent's; of a sharded model the whole weights, written by the first rank."""
         if not self.sharded:
             super().save_model(output_dir, _internal_call)
             return
-        weights = whole_weights(cast(Any, self.model))
+        weights = self.whole_weights()
         if self.args.should_save:
             self._save(output_dir, state_dict=weights)
 

@@ -14,7 +14,8 @@ Shapes: R local rollouts, P padded prompt length, C completion length, J layers.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -178,16 +179,7 @@ class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
         # Places in the global batch: a group may begin on another rank.
         first = self.accelerator.process_index * len(prompts)
         places = range(first, first + len(prompts))
-        with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
-            ) as model,
-            gathered(model),
-            self.accelerator.autocast(),
-        ):
+        with self._whole(self.model_wrapped) as model, self.accelerator.autocast():
             self.rollout = None  # with what it still holds
             rollout = self.sampler(
                 model,
@@ -211,6 +203,18 @@ class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
             "token_ratio": rollout.token_ratio.tolist(),
             "latency_ratio": latency.tolist(),
         }
+
+    @contextmanager
+    def _whole(self, model: Any) -> Iterator[Any]:
+        """The bare model with all its weights on this rank, for any number of forwards."""
+        kwargs = cast(Any, self.args).gradient_checkpointing_kwargs
+        with (
+            unwrap_model_for_generation(
+                model, self.accelerator, gradient_checkpointing_kwargs=kwargs
+            ) as bare,
+            gathered(bare),
+        ):
+            yield bare
 
     # -- log-probabilities ------------------------------------------------------------------
 
@@ -246,9 +250,9 @@ class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
             rows = torch.arange(input_ids.shape[0], device=input_ids.device)
         size = batch_size or len(rows)
         if model is self.ref_model or self._adapters_off():
-            with torch.no_grad(), gathered(model), self.accelerator.autocast():
+            with torch.no_grad(), self._whole(model) as whole, self.accelerator.autocast():
                 logps = reference_logps(
-                    model, self.rollout, rows, input_ids, attention_mask, logits_to_keep,
+                    whole, self.rollout, rows, input_ids, attention_mask, logits_to_keep,
                     temperature=self.temperature, rollouts_per_forward=size,
                 )  # fmt: skip
             return logps, None, None
@@ -257,7 +261,8 @@ class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
             bare=self.accelerator.unwrap_model(model),
             forced=self.rollout,
             temperature=self.temperature,
-            fused=input_ids.is_cuda and not self.sharded,  # it reads the head's weights itself
+            # The fused head reads its weights itself, whole or not.
+            fused=input_ids.is_cuda and not (self.sharded or self.is_deepspeed_enabled),
             bucketed=self.accelerator.num_processes == 1,
             coefficient=self._coefficient,
             shares=self._shares,
