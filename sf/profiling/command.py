@@ -108,12 +108,12 @@ def _settings(request: Request) -> Settings:
     for field, (value, least) in counts.items():
         if value < least:
             raise ConfigError(field, value, f"at least {least}")
-    if request.prompts == "video" and request.model in SHAPES:
-        raise ConfigError(
-            "prompts", "video", "random weights have no processor", "name a checkpoint"
-        )
     if request.video is not None and request.prompts != "video":
         raise ConfigError("video", str(request.video), "is shown with --prompts video only")
+    if request.video is not None and request.model in SHAPES:
+        raise ConfigError(
+            "video", str(request.video), "random weights have no processor, and read no file"
+        )
     sparse, ratio_set_by = _sparse(request)
     return Settings(
         lengths=request.lengths,

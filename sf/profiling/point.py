@@ -93,7 +93,7 @@ def point(subject: Subject, length: int, settings: Settings, limits: Ceilings) -
         dense = path.name
         sides = dict(zip(names, (Dense(path), settings.sparse, None), strict=False))
         runs = measure(Workload(model, inputs, settings.decode_tokens), sides, settings.repeats)
-        if settings.prompts == "video":
+        if settings.prompts == "video" and subject.processor is not None:
             taken = milliseconds(encode, settings.repeats, model.device)
             for run in runs.values():
                 run.processor_ms = taken
@@ -104,6 +104,8 @@ def point(subject: Subject, length: int, settings: Settings, limits: Ceilings) -
         "dense": dense,
         "note": subject.note,
     }
+    if settings.prompts == "video" and subject.processor is None:
+        extra["note"] += "; random pixels, no processor"
     lines = tidy(subject.name, length, batch, runs)
     for side in [name for name in names if name not in runs]:
         lines += not_fitting(subject.name, length, batch, side)

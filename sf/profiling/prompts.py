@@ -21,6 +21,7 @@ __all__ = ["milliseconds", "prompt_ids", "text_inputs", "video_encoder"]
 
 QUESTION = "What happens in this video?"
 FPS = 2.0
+PATCH = 14  # pixels of a side; 2 x 2 patches of two frames become one token
 _WORDS = 60  # of the chat template and the question, at most
 
 
@@ -68,7 +69,8 @@ def video_encoder(
 
     Args:
         model: of the Qwen2-VL line.
-        processor: its processor; None is an error, random weights have none.
+        processor: its processor; random weights have none (None): their tower then reads random
+            pixels of the same size, between random words.
         batch: rows, each with the same video.
         length: prompt tokens; the video gets the even number of frames that comes closest without
             going over, two at least.
@@ -76,20 +78,22 @@ def video_encoder(
         file: a video to show in their place, resized to `side` x `side` pixels a frame at most.
 
     Raises:
-        ConfigError: no processor.
+        ConfigError: no processor, and a file or another family's model.
         DataError: the file cannot be read.
     """
     from sf.config import Vision
     from sf.data.vision import encode
 
-    if processor is None:
-        raise ConfigError(
-            "profile_prompts",
-            "video",
-            "random weights have no processor that could read a video",
-            "profile a checkpoint, or use text prompts",
-        )
     frames = _frames_for(length, side)
+    if processor is None:
+        if file is not None or not hasattr(model.config, "vision_start_token_id"):
+            raise ConfigError(
+                "profile_prompts",
+                "video" if file is None else str(file),
+                "without a processor only the Qwen2-VL line reads a video, and no file",
+                "profile a checkpoint, or use text prompts",
+            )
+        return lambda: _random_video(model, batch, frames, side)
     vision = Vision(
         image_min_pixels=784,
         image_max_pixels=side * side,
@@ -114,6 +118,31 @@ def milliseconds(call: Callable[[], object], repeats: int, device: torch.device)
         clock.synchronize()
         taken.append(1e3 * (time.perf_counter() - start))
     return taken
+
+
+def _random_video(model: Any, batch: int, frames: int, side: int) -> dict[str, torch.Tensor]:
+    """What a processor would give for `frames` square frames, with random pixels and words."""
+    config, patches = model.config, (side // PATCH) ** 2
+    pairs = frames // 2
+    words = prompt_ids(model, batch, _WORDS // 2, seed=frames)
+    marks = [config.vision_start_token_id, config.vision_end_token_id]
+    start, end = (words.new_full((batch, 1), mark) for mark in marks)
+    video = words.new_full((batch, pairs * patches // 4), config.video_token_id)
+    ids = torch.cat([start, video, end, words], dim=1)
+    generator = torch.Generator(model.device).manual_seed(frames)
+    shape = (batch * pairs * patches, 3 * 2 * PATCH * PATCH)
+    pixels = torch.randn(shape, generator=generator, device=model.device).to(model.dtype)
+    grid = [[pairs, side // PATCH, side // PATCH]] * batch
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": 2 * (ids == config.video_token_id).long(),
+        "pixel_values_videos": pixels,
+        "video_grid_thw": torch.tensor(grid, device=model.device),
+    }
+    if config.model_type == "qwen2_5_vl":
+        inputs["second_per_grid_ts"] = torch.full((batch,), 2 / FPS, device=model.device)
+    return inputs
 
 
 def _frames_for(length: int, side: int) -> int:

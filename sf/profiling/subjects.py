@@ -17,7 +17,7 @@ CHECKPOINT = "checkpoint"
 
 @dataclass(frozen=True)
 class Shape:
-    """A language model's sizes; the vision tower is left small, prompts are text.
+    """A language model's sizes and, where it says so, its real vision tower.
 
     Attributes:
         hidden: width of the residual stream.
@@ -29,6 +29,7 @@ class Shape:
         tied: whether embedding and output share weights.
         note: what it is.
         family: the model class around it.
+        tower: whether the vision tower has its published size; else it is a small one.
     """
 
     hidden: int
@@ -40,6 +41,7 @@ class Shape:
     tied: bool
     note: str
     family: Literal["qwen2_5_vl", "qwen2_vl", "llava_onevision"] = "qwen2_5_vl"
+    tower: bool = False
 
 
 def _part(width: int, heads: int, kv_heads: int, mlp: int, note: str) -> Shape:
@@ -47,7 +49,7 @@ def _part(width: int, heads: int, kv_heads: int, mlp: int, note: str) -> Shape:
 
 
 def _seven(vocabulary: int, note: str, family: Any) -> Shape:
-    return Shape(3584, 28, 28, 4, 18944, vocabulary, False, note, family)
+    return Shape(3584, 28, 28, 4, 18944, vocabulary, False, note, family, tower=True)
 
 
 SHAPES: dict[str, Shape] = {
@@ -56,7 +58,9 @@ SHAPES: dict[str, Shape] = {
     ),
     "qwen2.5-vl-3b-half": _part(1024, 8, 1, 5504, "of half of Qwen2.5-VL-3B's width, heads of 128"),
     "qwen2.5-vl-3b-2layers": _part(2048, 16, 2, 11008, "of Qwen2.5-VL-3B's shape"),
-    "qwen2.5-vl-3b": Shape(2048, 36, 16, 2, 11008, 151936, True, "Qwen2.5-VL-3B's shape"),
+    "qwen2.5-vl-3b": Shape(
+        2048, 36, 16, 2, 11008, 151936, True, "Qwen2.5-VL-3B's shape", tower=True
+    ),
     "qwen2.5-vl-7b": _seven(152064, "Qwen2.5-VL-7B's shape", "qwen2_5_vl"),
     "qwen2-vl-7b": _seven(152064, "Qwen2-VL-7B's shape", "qwen2_vl"),
     "llava-video-7b": _seven(152064, "LLaVA-Video-7B-Qwen2's shape", "llava_onevision"),
@@ -164,19 +168,30 @@ def _qwen(shape: Shape, vision: dict[str, Any], config: Any) -> Any:
 def _qwen2_5_vl(shape: Shape) -> tuple[Any, Any]:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    vision = {
+    vision: dict[str, Any] = {
         "hidden_size": 64,
         "intermediate_size": 64,
-        "out_hidden_size": shape.hidden,
         "fullatt_block_indexes": [0],
     }
+    if shape.tower:
+        vision = {
+            "depth": 32,
+            "num_heads": 16,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        }
+    vision["out_hidden_size"] = shape.hidden
     return Qwen2_5_VLForConditionalGeneration, _qwen(shape, vision, Qwen2_5_VLConfig)
 
 
 def _qwen2_vl(shape: Shape) -> tuple[Any, Any]:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-    vision = {"embed_dim": 64, "hidden_size": shape.hidden, "mlp_ratio": 1}
+    vision: dict[str, Any] = {"embed_dim": 64, "mlp_ratio": 1}
+    if shape.tower:
+        vision = {"depth": 32, "num_heads": 16, "embed_dim": 1280, "mlp_ratio": 4}
+    vision["hidden_size"] = shape.hidden
     return Qwen2VLForConditionalGeneration, _qwen(shape, vision, Qwen2VLConfig)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -85,9 +84,50 @@ def test_text_prompts_have_no_vision(subject: Subject) -> None:
     assert not set(lines["metric"]) & {"processor_ms", "first_token_ms"}
 
 
-def test_random_weights_have_no_processor() -> None:
-    with pytest.raises(ConfigError, match="random weights have no processor"):
-        video_encoder(SimpleNamespace(device="cpu"), None, 1, 300)
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_random_weights_read_random_pixels(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SHAPES, "tiny", Shape(64, 2, 4, 2, 96, 256, True, "a test's", family))
+    made = load_subject("tiny", Path(), "float32", "cpu", seed=0)
+    settings = Settings((300,), TopK(ratio=0.25), "top-k", 3, 2, batch=2, prompts="video")
+    lines = pd.DataFrame(point(made, 300, settings, Ceilings(1e10, 1e10))["lines"])
+    assert (lines[lines["metric"] == "prefill_vision_ms"]["value"] > 0).all()
+    assert 176 < int(lines["length"].iloc[0]) <= 300
+    assert set(lines["note"]) == {"a test's; random pixels, no processor"}
+    assert not set(lines["metric"]) & {"processor_ms", "first_token_ms"}
+
+
+def test_random_pixels_come_as_a_processor_gives_them(subject: Subject) -> None:
+    real = video_encoder(subject.model, subject.processor, 2, 300)()
+    made = video_encoder(subject.model, None, 2, 300)()
+    assert set(made) == set(real)
+    for name in set(real) - {"input_ids", "attention_mask", "mm_token_type_ids"}:
+        assert made[name].shape == real[name].shape, name
+        assert made[name].dtype == real[name].dtype, name
+    assert torch.equal(made["video_grid_thw"], real["video_grid_thw"])
+    for inputs in (real, made):
+        video = inputs["input_ids"] == subject.model.config.video_token_id
+        assert torch.equal(inputs["mm_token_type_ids"], 2 * video.long())
+        assert int(video.sum()) == int(inputs["video_grid_thw"].prod(-1).sum()) // 4
+
+
+def test_llava_needs_its_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = Shape(64, 2, 4, 2, 96, 256, True, "a test's", "llava_onevision")
+    monkeypatch.setitem(SHAPES, "tiny", tiny)
+    model = load_subject("tiny", Path(), "float32", "cpu", seed=0).model
+    with pytest.raises(ConfigError, match="only the Qwen2-VL line"):
+        video_encoder(model, None, 1, 300)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("qwen2-vl-7b", 0.67), ("qwen2.5-vl-7b", 0.68), ("qwen2.5-vl-3b", 0.67)]
+)
+def test_real_shapes_have_their_tower(name: str, billions: float) -> None:
+    """Built without memory; the whole 7B is then 8.29 billion, the 3B 3.75."""
+    model = load_subject(name, Path(), "bfloat16", "meta", seed=0).model
+    size = sum(part.numel() for part in model.model.visual.parameters())
+    assert size / 1e9 == pytest.approx(billions, abs=0.01)
+    whole = sum(part.numel() for part in model.parameters()) / 1e9
+    assert whole == pytest.approx(3.75 if "3b" in name else 8.29, abs=0.01)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "llava_onevision"])

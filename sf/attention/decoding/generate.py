@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from sf.attention import Trace, sparsify
 from sf.attention.decoding.buffers import DecodeCache
@@ -98,7 +100,9 @@ class Prefilled:
         return DecodeLoop(step, graph=graph)
 
     def _said(self) -> Tensor:
-        """The prompt's tokens for the repetition penalty: none before a row's first valid one."""
+        """The prompt's tokens for the repetition penalty, as transformers counts them."""
+        if _padding_is_said():
+            return self.prompt
         vocabulary = self.model.config.get_text_config().vocab_size
         return self.prompt.masked_fill(self.valid.long().cumsum(-1) == 0, vocabulary)
 
@@ -200,6 +204,19 @@ def decode(
     loop = start.loop(max_new_tokens - 1, graph=graph, compiled=compiled)
     parts.append(loop.run(max_new_tokens - 1))
     return Decoded(torch.cat(parts, dim=1), loop.step.cache.nbytes, start.trace)
+
+
+@lru_cache
+def _padding_is_said() -> bool:
+    """Whether transformers' repetition penalty takes padding for tokens of the prompt.
+
+    5.17 does; a release after it leaves out what stands before a row's first valid token.
+    """
+    try:
+        RepetitionPenaltyLogitsProcessor(2.0, prompt_ignore_length=torch.zeros(1).long())
+    except ValueError:
+        return True
+    return False
 
 
 def position_after(last: Tensor, batch: int) -> Tensor:
