@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from sf.ask.answer import AskResult, answer, overlay
 from sf.ask.media import FPS, MAX_FRAMES, Media, bounds, chosen, load_media
 from sf.config import Runtime, validated
 from sf.data.llava import is_llava
-from sf.errors import ConfigError, DataError, EnvironmentFault
+from sf.errors import ConfigError, EnvironmentFault
 from sf.selection import Policy, TopP
 
 __all__ = [
@@ -72,6 +70,8 @@ def ask(
         ConfigError, DataError, EnvironmentFault, UnsupportedModelError: before the model is loaded
             wherever that can be known.
     """
+    from sf.models import load_model, load_processor
+
     if picture is not None:
         _check_picture(picture, image if video is None else video)
     runtime = pick_runtime(device, dtype)
@@ -81,7 +81,8 @@ def ask(
         raise ConfigError("max_new_tokens", max_new_tokens, "a reply has at least one token")
     kind, path = chosen(image, video)
     media = load_media(kind, path, bounds(kind, max_pixels, max_frames, fps))
-    network, processor = _load(model, revision, runtime)
+    processor = load_processor(model, revision=revision)
+    network = load_model(model, dtype=runtime.dtype, device=runtime.device, revision=revision)
     if is_llava(processor):
         media = load_media(kind, path, media.vision, llava=True)
     result = answer(network, processor, media, question, policy, max_new_tokens=max_new_tokens)
@@ -120,28 +121,6 @@ def pick_runtime(device: str | None, dtype: str | None) -> Runtime:
             "device", device, "torch sees no CUDA device on this machine", "use device cpu"
         )
     return runtime
-
-
-def _load(model: str | Path, revision: str | None, runtime: Runtime) -> tuple[Any, Any]:
-    """Model and processor.
-
-    Raises:
-        DataError: neither a folder nor a hub id that can be had, or not a whole checkpoint.
-    """
-    from sf.models import load_model, load_processor
-
-    try:
-        processor = load_processor(model, revision=revision)
-        network = load_model(model, dtype=runtime.dtype, device=runtime.device, revision=revision)
-    except (OSError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(
-            "model",
-            str(model),
-            f"it cannot be loaded: {reason}",
-            "give a folder with model and processor, or OWNER/NAME on the hub",
-        ) from error
-    return network, processor
 
 
 def _check_picture(picture: Path, media: str | Path | None) -> None:

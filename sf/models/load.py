@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoProcessor,
@@ -33,6 +36,17 @@ _ORIGINAL_LLAVA = ("llava", "llava_qwen", "llava_mistral")  # of the LLaVA-NeXT 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@contextmanager
+def _loadable(path: Path | str) -> Iterator[None]:
+    """Turns what absent, unreachable or damaged checkpoints raise into one clear error."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        remedy = "give a folder with model and processor, or OWNER/NAME on the hub"
+        raise DataError("model", str(path), f"it cannot be loaded: {reason}", remedy) from error
+
+
 def load_config(path: Path | str, revision: str | None = None) -> Any:
     """The configuration of a checkpoint, of a supported family.
 
@@ -41,7 +55,7 @@ def load_config(path: Path | str, revision: str | None = None) -> Any:
         revision: commit, tag or branch of a hub id.
 
     Raises:
-        DataError: `path` is a local path without a config.json.
+        DataError: `path` is a local path without a config.json, or a hub id that cannot be had.
         UnsupportedModelError: the architecture is not one of `FAMILIES`.
     """
     folder = Path(path)
@@ -50,7 +64,8 @@ def load_config(path: Path | str, revision: str | None = None) -> Any:
         raise DataError(
             "model path", str(path), "has no config.json", "give a folder of a saved model"
         )
-    values, _ = PreTrainedConfig.get_config_dict(str(path), revision=revision or "main")
+    with _loadable(path):
+        values, _ = PreTrainedConfig.get_config_dict(str(path), revision=revision or "main")
     found = values.get("model_type")
     if found not in FAMILIES:
         convert = "convert it to transformers' llava_onevision first (docs/evaluation.md)"
@@ -60,7 +75,8 @@ def load_config(path: Path | str, revision: str | None = None) -> Any:
             f"must be one of {sorted(FAMILIES)}",
             convert if found in _ORIGINAL_LLAVA else "choose a checkpoint of a supported family",
         )
-    return AutoConfig.from_pretrained(str(path), revision=revision or "main")
+    with _loadable(path):
+        return AutoConfig.from_pretrained(str(path), revision=revision or "main")
 
 
 def load_model(
@@ -82,18 +98,19 @@ def load_model(
 
     Raises:
         ConfigError: the dtype is not known.
-        DataError: a local path without a model.
+        DataError: no model, or not a whole one.
         UnsupportedModelError: the architecture is not one of `FAMILIES`.
     """
     if dtype not in _DTYPES:
         raise ConfigError("dtype", dtype, f"must be one of {sorted(_DTYPES)}")
     config = load_config(path, revision)
-    model = _model_class(config).from_pretrained(
-        str(path),
-        revision=revision or "main",
-        dtype=_DTYPES[dtype],
-        attn_implementation=attn_implementation,
-    )
+    with _loadable(path):
+        model = _model_class(config).from_pretrained(
+            str(path),
+            revision=revision or "main",
+            dtype=_DTYPES[dtype],
+            attn_implementation=attn_implementation,
+        )
     return model.to(device).eval()
 
 
@@ -120,6 +137,7 @@ def load_processor(path: Path | str, *, revision: str | None = None) -> Any:
         DataError, UnsupportedModelError: as `load_config`.
     """
     load_config(path, revision)
-    processor = AutoProcessor.from_pretrained(str(path), revision=revision or "main")
+    with _loadable(path):
+        processor = AutoProcessor.from_pretrained(str(path), revision=revision or "main")
     processor.tokenizer.padding_side = "left"
     return processor

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from sf.baselines import build
 from sf.cli import app
-from sf.errors import ConfigError, EnvironmentFault, OutputConflictError
+from sf.errors import ConfigError, DataError, EnvironmentFault, OutputConflictError
 from sf.profiling import roofline
 from sf.profiling.measure import measure
 from sf.profiling.prompts import text_inputs
@@ -69,6 +69,13 @@ def test_bad_input_is_one_error(
     with pytest.raises(error, match=text):
         CliRunner().invoke(app, [*RUN, *given], catch_exceptions=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model", ["./missing", "missing", "no/one"])
+def test_an_unknown_model_is_one_error(model: str, tmp_path: Path) -> None:
+    words = ["profile", model, "--device", "cpu", "--output", str(tmp_path / "out")]
+    with pytest.raises(DataError, match=rf"model.*{model}"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
