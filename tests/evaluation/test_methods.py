@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from scripted import BOUNDS
 
+from sf.attention.blocks import MobaAttention, NsaAttention, note_trained
 from sf.baselines import METHODS, method_class
 from sf.evaluation.columns import column
 from sf.evaluation.model import SparseChatModel
 from sf.evaluation.run import evaluate_columns
 from sf.jobs import Job
+from sf.models import load_model, load_processor
 from sf.stages import benchmarks, evaluate
 from sf.tracking import Tracker
 
@@ -56,6 +58,29 @@ def test_a_method_answers_in_batches_as_alone(
     ratios = [record.token_ratio for record in alone.values()]
     assert max(ratios) <= 1
     assert min(ratios) < 1
+
+
+@pytest.mark.parametrize("name", ["moba", "nsa"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_a_checkpoint_trained_with_blocks_answers_in_batches_as_alone(
+    checkpoints: dict[str, Path], home: Path, tmp_path: Path, family: str, name: str
+) -> None:
+    model, processor = load_model(checkpoints[family]), load_processor(checkpoints[family])
+    kind = {"moba": MobaAttention(2, 4), "nsa": NsaAttention(3, 4, 2, 4, 6)}[name]
+    note_trained(model, kind)
+    model.save_pretrained(tmp_path / "trained")
+    processor.save_pretrained(tmp_path / "trained")
+    alone, together, dense = (
+        _records(tmp_path / "trained", home, tmp_path / f"{how}{size}", how, size)
+        for how, size in (("trained", 1), (name, 4), ("full", 4))
+    )
+    replies = {key: record.reply for key, record in alone.items()}
+    assert replies == {key: record.reply for key, record in together.items()}
+    assert replies != {key: record.reply for key, record in dense.items()}
+    for key, record in alone.items():
+        assert record.token_ratio == pytest.approx(together[key].token_ratio, abs=2e-3)
+        assert 0 < record.token_ratio < 1
+        assert record.kv_bytes == dense[key].kv_bytes
 
 
 def test_a_stage_runs_a_method_at_its_default_or_at_a_value(
