@@ -63,6 +63,7 @@ Objective = Literal[
     "sparsity_forcing", "v1_range", "pathwise", "zipvl_sft", "sharpness", "moba", "nsa"
 ]
 Family = Literal["qwen2_vl", "qwen2_5_vl", "llava_onevision", "llava_next_video"]
+ANSWERING_FAMILIES = ("llava_onevision", "llava_next_video")  # that are not trained here
 SCRATCH_FAMILIES = ("qwen2_vl", "qwen2_5_vl")  # of which a tiny model can be trained here
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -204,7 +205,9 @@ class Axes(Section):
     curve_methods: list[CurveMethod] = Field(
         default_factory=list, description="methods beside ZipVL whose curve over p is measured"
     )
-    objectives: list[Objective] = Field(min_length=1)
+    objectives: list[Objective] = Field(
+        default_factory=list, description="of training; none: a study without training"
+    )
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="of training")
 
 
@@ -241,6 +244,14 @@ class Params(Section):
             raise ValueError(
                 f"axes.models {sorted(self.axes.models)} and the keys of base "
                 f"{sorted(self.base)} differ; name each model in both"
+            )
+        untrained = [
+            model for model, spec in self.base.items() if spec.family in ANSWERING_FAMILIES
+        ]
+        if untrained and self.axes.objectives:
+            raise ValueError(
+                f"axes.objectives with {', '.join(untrained)}: LLaVA models are answered with, not "
+                "trained; give them a study with objectives: []"
             )
         misfit = import_module("sf.baselines.registry").misfit
         for model, spec in self.base.items():

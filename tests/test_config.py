@@ -105,6 +105,9 @@ def test_a_method_that_cannot_run_on_a_model_is_refused_before_any_job() -> None
     values["axes"]["methods"] = ["full", "visionzip"]
     validated(Params, values)
     spec |= {"family": "llava_onevision", "source": "hub:OWNER/NAME@main"}
+    with pytest.raises(ConfigError, match="not trained; give them a study with objectives:"):
+        validated(Params, values)
+    values["axes"]["objectives"] = []
     with pytest.raises(ConfigError, match=r"visionzip runs on qwen2_vl and qwen2_5_vl only, not"):
         validated(Params, values)
     values["axes"]["methods"] = ["full", "nsa"]  # the hub's checkpoint may be one trained with NSA

@@ -170,7 +170,7 @@ def across_seeds_section(study: Study, folder: Path) -> Section | None:
         study: its results.
         folder: of the report; pictures and `across_seeds.csv` go there.
     """
-    if len(study.objectives) * len(study.seeds) == 1:
+    if len(study.objectives) * len(study.seeds) <= 1:
         return None
     tables, pictures, written = [], [], []
     for model in study.models:

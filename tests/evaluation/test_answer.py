@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from picture_rows import picture_row
 
 from sf import TopP
 from sf.config import Vision
@@ -42,20 +43,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
         else:
             subject = sample_clip(rng, rows=2, cols=2, frames=4, objects=(1, 1))
             write_video(subject, folder / f"{at}.mp4")
-        made.append(
-            Row(
-                id=f"row-{at}",
-                problem=f"What is in picture {at}?",
-                problem_type="OCR",
-                data_type=kind,
-                options=(),
-                solution="<answer>ring</answer>",
-                answer="ring",
-                media=f"{at}.{'png' if kind == 'image' else 'mp4'}",
-                data_source="test",
-                data_root=str(folder),
-            )
-        )
+        media = f"{at}.{'png' if kind == 'image' else 'mp4'}"
+        made.append(picture_row(folder, media, kind=kind, problem_type="OCR"))
     return made
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from picture_rows import picture_row
 from scipy.stats import binomtest
 
 from sf.config import Vision
@@ -37,20 +38,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     for at in range(5):
         scene = sample_scene(rng, rows=3, cols=3, objects=(1, 1))
         render(scene).save(folder / f"{at}.png")
-        made.append(
-            Row(
-                id=str(at),
-                problem=f"What is in picture {at}?",
-                problem_type="free-form",
-                data_type="image",
-                options=(),
-                solution="<answer>ring</answer>",
-                answer="ring",
-                media=f"{at}.png",
-                data_source="test",
-                data_root=str(folder),
-            )
-        )
+        made.append(picture_row(folder, f"{at}.png"))
     return made
 
 

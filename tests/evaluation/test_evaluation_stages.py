@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from picture_rows import picture_row
 from scripted import BOUNDS
 
-from sf.data.manifest import Row, write_manifest
+from sf.data.manifest import write_manifest
 from sf.errors import ConfigError
 from sf.evaluation.columns import COLUMNS, column
 from sf.evaluation.source import read_source
@@ -176,20 +177,7 @@ def test_a_method_is_evaluated_at_the_value_that_gives_the_asked_ratio(
     rows = []
     for at in range(3):
         render(sample_scene(np.random.default_rng(at), rows=5, cols=6)).save(data / f"{at}.png")
-        rows.append(
-            Row(
-                id=str(at),
-                problem="What is it?",
-                problem_type="free-form",
-                data_type="image",
-                options=(),
-                solution="<answer>ring</answer>",
-                answer="ring",
-                media=f"{at}.png",
-                data_source="test",
-                data_root=str(data),
-            )
-        )
+        rows.append(picture_row(data, f"{at}.png"))
     write_manifest(data / "calibration.parquet", rows, data)
     job = _job(tmp_path)
     changed = {"method": "threshold", "system": "threshold", "suite": "chartqa"}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from picture_rows import picture_row
 
 from sf.baselines import Knob
 from sf.config import Vision
@@ -108,21 +109,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     folder, rng = tmp_path_factory.mktemp("rows"), np.random.default_rng(2)
     for at in range(4):
         render(sample_scene(rng, rows=5, cols=6)).save(folder / f"{at}.png")
-    return [
-        Row(
-            id=str(at),
-            problem=f"What is in picture {at}?",
-            problem_type="free-form",
-            data_type="image",
-            options=(),
-            solution="<answer>ring</answer>",
-            answer="ring",
-            media=f"{at}.png",
-            data_source="test",
-            data_root=str(folder),
-        )
-        for at in range(4)
-    ]
+    return [picture_row(folder, f"{at}.png") for at in range(4)]
 
 
 @pytest.mark.parametrize("method", ["zipvl", "top_k", "threshold"])

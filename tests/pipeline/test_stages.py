@@ -57,6 +57,18 @@ def test_jobs_are_listed_after_what_they_read_and_write_apart(scale: str) -> Non
         done.add(job.stamp)
 
 
+def test_a_study_without_training_has_all_other_jobs() -> None:
+    params = read_params(ROOT / "params" / "mini.yaml")
+    params["axes"]["objectives"] = []
+    found = jobs(params)
+    assert {job.stage.name for job in found} == {
+        stage.name for stage in STAGES if "objective" not in stage.axes
+    } - {"frontier_method"}  # mini has no curve methods
+    for job in found:
+        model = stage_module(job.stage.run).Parameters
+        validated(model, parse_flags(model, shlex.split(job.command)[5:]))
+
+
 def test_both_engines_run_the_same_commands(tmp_path: Path) -> None:
     from dvc.repo import Repo
 
