@@ -6,6 +6,7 @@ import ast
 import importlib
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,36 @@ def test_without_a_gpu_they_say_so(
 ) -> None:
     with pytest.raises(SystemExit, match="no CUDA device"):
         run(load(name), [], tmp_path / "r.json", monkeypatch)
+
+
+def test_on_a_gpu_machine_little_is_needed() -> None:
+    """A GPU image with PyTorch seldom has the rest of the stack."""
+    absent = (
+        "trl",
+        "datasets",
+        "flash_attn",
+        "lmms_eval",
+        "mlflow",
+        "pandas",
+        "matplotlib",
+        "rich",
+    )
+    code = (
+        "import sys\n"
+        f"for name in {absent}: sys.modules[name] = None\n"
+        f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
+        "import attention_gpu, model_gpu\n"
+        "from sf.attention.backends.cuda import CudaBackend\n"
+        "from sf.profiling.subjects import SHAPES, Shape\n"
+        "SHAPES['tiny'] = Shape(64, 2, 4, 2, 96, 256, True, 'made')\n"
+        "model_gpu.ceilings = lambda *given: model_gpu.Ceilings(1e10, 1e10)\n"
+        "sys.argv = 'model_gpu --shape tiny --device cpu --dtype float32 --repeats 1"
+        " --token-lengths --throughput-lengths --prefill-lengths 64'.split()\n"
+        "model_gpu.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "prefill 64 dense (SDPA flash)" in done.stdout
 
 
 def test_the_decode_loops_benchmark_runs(
