@@ -14,7 +14,16 @@ from sf.errors import EnvironmentFault
 from sf.profiling.roofline import Ceilings
 from sf.provenance import commit, hardware, versions
 
-__all__ = ["after", "describe", "gpu_state", "pace", "read_state", "require_device"]
+__all__ = [
+    "after",
+    "describe",
+    "gpu_state",
+    "held_back",
+    "pace",
+    "read_state",
+    "require_device",
+    "state_under_load",
+]
 
 BUSY_LOAD = 0.5  # load average per core above which a CPU is called busy
 BUSY_GPU = 20  # percent of the last second in which kernels ran, above which a GPU is busy
@@ -136,13 +145,19 @@ def _number(text: str) -> float | None:
 
 
 def after(device: torch.device) -> list[str]:
-    """Notes about the state in which the measurements left the device; asked right after them.
+    """Notes about the state in which the measurements left the device; asked right after them."""
+    return held_back(state_under_load(device))
 
-    A GPU's clocks fall as soon as it idles, and say nothing then: it is asked under load.
-    """
+
+def state_under_load(device: torch.device) -> dict[str, Any] | None:
+    """`gpu_state` while products run: a GPU's clocks fall as soon as it idles, and say nothing."""
     if device.type == "cuda":
         _load(device)
-    state = gpu_state(device)
+    return gpu_state(device)
+
+
+def held_back(state: dict[str, Any] | None) -> list[str]:
+    """A note where a GPU under load was held back by its power or its temperature."""
     if state is None or not state["throttled"]:
         return []
     clocks = [state[name] for name in ("clocks.sm", "clocks.max.sm")]

@@ -13,7 +13,13 @@ import pandas as pd
 import torch
 
 from sf.config import Runtime
-from sf.profiling.hardware import after, describe, pace, require_device
+from sf.profiling.hardware import (
+    describe,
+    held_back,
+    pace,
+    require_device,
+    state_under_load,
+)
 from sf.profiling.point import DENSE, FIT, LAYERS, Settings, limits_of, point
 from sf.profiling.roofline import ROOFLINE, Ceilings, ceilings, floored
 from sf.profiling.subjects import Subject
@@ -114,7 +120,10 @@ def _measured(
     best = limits.best(later)
     hardware = {**hardware, "dtype": dtype, "ceilings": asdict(best)}
     hardware["ceilings_at_the_ends"] = [asdict(limits), asdict(later)]
-    hardware["notes"] = [*hardware["notes"], *pace(limits, later), *after(device)]
+    loaded = state_under_load(device)
+    if loaded is not None:
+        hardware["gpu"] = {**hardware["gpu"], "state_under_load": loaded}
+    hardware["notes"] = [*hardware["notes"], *pace(limits, later), *held_back(loaded)]
 
     def frame(key: str, columns: Sequence[str]) -> pd.DataFrame:
         return pd.DataFrame([line for p in points for line in p[key]], columns=list(columns))
