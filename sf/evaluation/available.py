@@ -50,12 +50,10 @@ def refuse(source: str, missing: Sequence[Missing], remedy: str) -> None:
     """
     if missing:
         size = sum({item.repository: item.gib for item in missing}.values())
-        lines = "\n".join(item.line() for item in missing)
-        rule = (
-            f"{len(missing)} things are missing, perhaps {size:.1f} GiB in all (sizes are rough "
-            f"guesses):\n{lines}\n"
-        )
-        raise DataError("benchmark_source", source, rule, remedy)
+        lines = list(dict.fromkeys(item.line() for item in missing))  # a column may have parts
+        number = f"{len(lines)} things are" if len(lines) > 1 else "1 thing is"
+        head = f"{number} missing, perhaps {size:.1f} GiB in all (sizes are rough guesses):"
+        raise DataError("benchmark_source", source, "\n".join([head, *lines]), f"\n{remedy}")
 
 
 def missing_in(home: Path | None, columns: Sequence[Column], cache: Path) -> list[Missing]:
