@@ -83,6 +83,7 @@ def test_a_full_disk_ends_the_run(
         evaluate_columns(Full(stand_ins[1]), COLUMNS, home, tmp_path)  # type: ignore[arg-type]
 
 
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
 def test_no_space_for_samples_ends_the_run_and_what_was_done_stays(
     home: Path, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
