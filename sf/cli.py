@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 _stdout = Console(soft_wrap=True)
+_PLAIN = warnings.formatwarning
 
 
 @app.command("run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -201,8 +203,22 @@ def log_command() -> None:
     _stdout.print(f"{count} results logged to {tracking_uri()}")
 
 
+def _one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """This package's own warnings without the line of code that gave them."""
+    if issubclass(category, UserWarning) and Path(filename).is_relative_to(Path(__file__).parent):
+        return f"warning: {message}\n"
+    return _PLAIN(message, category, filename, lineno, line)
+
+
 def main() -> None:
     """Run the command line; errors that a user can cause are one line and exit status 2."""
+    warnings.formatwarning = _one_line
     try:
         app()
     except SparsityForcingError as error:

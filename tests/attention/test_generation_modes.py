@@ -36,13 +36,15 @@ def test_beams_equal_those_found_without_a_cache(model, inputs):
     assert trace.kept[0].shape[0] == 9
 
 
-def test_sampling_is_reproducible(model, inputs):
+def test_sampling_draws_from_the_same_distribution_with_and_without_a_cache(model, inputs):
     found = []
-    for _ in range(2):
+    for cached in (True, False):
         torch.manual_seed(7)
         with sparsify(model, SPARSE):
-            found.append(generate(model, inputs, do_sample=True, temperature=2.0).sequences)
+            drawn = generate(model, inputs, do_sample=True, temperature=2.0, use_cache=cached)
+        found.append(drawn.sequences)
     assert torch.equal(*found)
+    assert not torch.equal(found[0], generate(model, inputs).sequences)
 
 
 def test_from_embeddings(rows):

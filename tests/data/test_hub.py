@@ -268,6 +268,16 @@ def test_no_network_is_one_clear_error(hub, monkeypatch):
     [
         (["a/1.png", "a/2.png"], ["a/1.png"], ["a/1.png"]),
         (["CLEVRER.zip", "STAR.zip"], ["STAR/x/1.mp4"], ["STAR.zip"]),
+        (  # as Video-R1-data lies on the hub
+            ["Chart/Chart_part1.zip", "Chart/Chart_part2.zip", "STAR/STAR_part1.zip"],
+            ["Chart/chartqa/1.png"],
+            ["Chart/Chart_part1.zip", "Chart/Chart_part2.zip"],
+        ),
+        (  # as LLaVA-Video-178K does
+            ["0_30_s_a_v0_1/0_30_s_a_v0_1_videos_1.tar.gz", "1_2_m_a_v0_1/x_videos_1.tar.gz"],
+            ["0_30_s_a_v0_1/academic_source/Charades/1.mp4"],
+            ["0_30_s_a_v0_1/0_30_s_a_v0_1_videos_1.tar.gz"],
+        ),
         (["STAR/STAR.zip", "Math/Math.zip"], ["STAR/1.mp4"], ["STAR/STAR.zip"]),
         (
             ["L/a_videos_1.tar.gz", "L/a_videos_2.tar.gz", "M/b.zip"],
