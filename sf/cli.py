@@ -199,7 +199,7 @@ def log_command() -> None:
     """Log every finished result that the MLflow store does not hold yet."""
     from sf.tracking import log_all, tracking_uri
 
-    count = sum(log_all(root) for root in (Path("results"), Path("reports")) if root.is_dir())
+    count = log_all(Path("results"), Path("reports"))
     _stdout.print(f"{count} results logged to {tracking_uri()}")
 
 

@@ -48,16 +48,28 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
 
 
+@dataclass
+class _Attempt:
+    """How a transfer to the store ended: `down` when the store, not what was sent, is at fault."""
+
+    down: bool = False
+
+
 @contextmanager
-def _best_effort(what: str) -> Iterator[None]:
+def _best_effort(what: str) -> Iterator[_Attempt]:
     """Turns what a locked or absent tracking store raises into a warning."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
+    attempt = _Attempt()
     try:
-        yield
+        yield attempt
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        if isinstance(error, MlflowException):
+            attempt.down = error.get_http_status_code() >= 500
+        else:
+            attempt.down = isinstance(error, RequestException | SQLAlchemyError)
         reason = str(error).splitlines()[0][:200]
         warnings.warn(
             f"MLflow at {tracking_uri()} did not take {what} ({reason}); the result is safe and "
@@ -170,19 +182,22 @@ class SilentTracker(Tracker):
 
 def log_pending(output: Path, study: str) -> None:
     """Log the result in `output` and any other of the study that MLflow does not hold yet."""
-    for root in {Path("results") / study, Path("reports"), output.parent}:
-        if root.is_dir():
-            log_all(root)
+    log_all(*{Path("results") / study, Path("reports"), output.parent})
 
 
-def log_all(root: Path) -> int:
-    """Log every finished result below `root` that MLflow does not hold yet; returns how many."""
+def log_all(*roots: Path) -> int:
+    """Log every finished result below `roots` that MLflow does not hold yet; returns how many.
+
+    A store that does not answer is not asked again for each result: that could take minutes.
+    """
     logged = 0
-    for work in sorted(_work_folders(root)):
+    for work in sorted(work for root in roots if root.is_dir() for work in _work_folders(root)):
         output = work.parent / work.name.removeprefix(".").removesuffix(".work")
         # Another stage may publish or restart this result while it is looked at.
-        with _best_effort(f"the result in {output}"):
+        with _best_effort(f"the result in {output}") as attempt:
             logged += _log_once(output, work)
+        if attempt.down:
+            break
     return logged
 
 

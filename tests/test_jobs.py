@@ -20,6 +20,7 @@ from sf.layout import STAMP
 from sf.tracking import log_all
 
 STAGE = """
+import errno
 from pathlib import Path
 from sf.config import Section
 
@@ -39,7 +40,7 @@ def run(p, job):
         if (Path("stop_at").is_file() and step + 1 == int(Path("stop_at").read_text())):
             raise KeyboardInterrupt
     if Path("full").is_file():
-        Path("/dev/full").write_text("a result")
+        raise OSError(errno.ENOSPC, "No space left on device", str(job.out / "calls.txt"))
     (job.out / "calls.txt").write_text(str(p.times - before))
     job.tracker.summary({"times": float(p.times)})
 """
@@ -257,16 +258,22 @@ def test_mlflow_holds_the_run_under_its_study(stage: Path) -> None:
 def test_a_store_that_is_down_loses_nothing(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.tracking import MlflowClient
 
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.warns(UserWarning, match="the result is safe"):
         assert run("--times", "2") == "done"
+    with pytest.warns(UserWarning, match="the result is safe"):
+        assert run_stage("counting", ["--output", "results/test/another"], "test") == "done"
+    with pytest.warns(UserWarning, match="the result in") as told:
+        assert log_all(Path("results")) == 0
+    assert len(told) == 1  # one answer is waited for, not one a result
     uri = f"sqlite:///{stage}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert run("--times", "2") == "up to date"
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("sparsity-forcing")
     names = [r.data.tags.get("sf.stage") for r in client.search_runs([experiment.experiment_id])]
-    assert "counting" in names
+    assert names.count("counting") == 2
 
 
 def test_a_locked_store_loses_nothing(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
