@@ -270,7 +270,7 @@ def train(
         training = assemble(p, base, rows, checkpoints, tracker, counter, samples)
         if resumed is not None:
             training.sealing.restore(resumed)
-        with clear_faults(training.trainer.state, checkpoints):
+        with clear_faults(training.trainer, checkpoints):
             training.trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     figures = _last_figures(training)
     weights = training.trainer.whole_weights()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,21 @@ def test_drawn_levels_and_the_dual_variable_go_on(
         assert whole.get(figure) == parts.get(figure), figure
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert "pathwise_target" not in changes or whole["pathwise_weight"] > 1.0
+
+
+def test_damaged_checkpoint_is_passed_over(
+    base: Path, rows: list[Row], tmp_path: Path, objective: str, uninterrupted: tuple[Path, dict]
+) -> None:
+    """A lost byte in the newest one: the run goes on from the one before, to the same weights."""
+    first, whole = uninterrupted
+    shutil.copytree(first / "state", tmp_path / "state")
+    damaged = tmp_path / "state" / "checkpoint-4" / "optimizer.pt"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"checkpoint-4 has a damaged optimizer\.pt"):
+        resumed = run(base, rows, tmp_path, objective)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
 def test_run_that_was_killed_while_saving_its_result(
