@@ -148,21 +148,34 @@ def test_two_processes_train_as_one_does(two: Path, tmp_path: Path) -> None:
     assert said.count("train: up to date") == 1
 
 
+@pytest.fixture(scope="module")
+def two_sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with divided weights."""
+    given = params(2, sharding="fsdp")
+    folder = study(tmp_path_factory.mktemp("sharded"), given)
+    assert "train: done" in finished(folder, job(given))
+    return folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["rank 1", "torchrun"])
+@pytest.mark.parametrize(
+    ("sharding", "victim"),
+    [("none", "rank 1"), ("none", "torchrun"), ("none", "all"), ("fsdp", "rank 1"),
+     ("fsdp", "all")],
+)  # fmt: skip
 def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
-    two: Path, tmp_path: Path, victim: str
+    request: pytest.FixtureRequest, tmp_path: Path, sharding: str, victim: str
 ) -> None:
-    spec = job(params(2))
-    folder = study(tmp_path / "killed", params(2))
+    whole = request.getfixturevalue("two" if sharding == "none" else "two_sharded")
+    given = params(2, sharding=sharding)
+    spec, folder = job(given), study(tmp_path / "killed", given)
     process = start(folder, spec)
     work = (folder / spec.output).with_name(f".{Path(spec.output).name}.work")
     ranks = wait_for(process, work / "state" / "checkpoints" / "checkpoint-2" / SEAL)
     assert sorted(ranks) == ["0", "1"]
-    if victim == "torchrun":
-        process.send_signal(signal.SIGKILL)
-    else:
-        ranks["1"].send_signal(signal.SIGKILL)
+    victims = {"rank 1": [ranks["1"]], "torchrun": [process], "all": [process, *ranks.values()]}
+    for one in victims[victim]:
+        one.send_signal(signal.SIGKILL)
     said, _ = process.communicate(timeout=120)
     assert process.returncode
     _, alive = psutil.wait_procs(list(ranks.values()), timeout=20)
@@ -172,7 +185,7 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
         assert "rank      : 1" in said
     assert not (folder / spec.output).exists()
     assert "train: done" in finished(folder, spec)
-    assert weights(folder, spec) == weights(two, spec)
+    assert weights(folder, spec) == weights(whole, spec)
 
 
 @pytest.mark.slow
