@@ -141,7 +141,8 @@ def settings(arguments: argparse.Namespace, steps: int) -> Any:
         update={
             "group_size": GROUP, "rollout_p": LEVELS, "train_steps": steps,
             "questions_per_step": arguments.questions, "rollouts_per_forward": GROUP,
-            "gradient_checkpointing": False, "save_every": 10**6, "log_every": 1,
+            "gradient_checkpointing": False, "sharding": "none", "save_every": 10**6,
+            "log_every": 1,
         }
     )  # fmt: skip
 

@@ -209,3 +209,16 @@ def test_the_readmes_ratios_are_those_of_a_file() -> None:
             low, high = span.groups()
             found = [r for r in found if written(r["low"], low) and written(r["high"], high)]
         assert found, f"{ratio}{rest}"
+
+
+def test_training_is_assembled_by_one_process(load: Any, tmp_path: Path) -> None:
+    """The paper's settings at the benchmarks' size: what the scale shards is whole here."""
+    from argparse import Namespace
+
+    script = load("training")
+    arguments = Namespace(questions=1, completion=2, cells=2)
+    rows = script.questions(tmp_path / "media", 2, script.CELL * 2)
+    base = script.base_model(tmp_path / "base", rows, *script.small_shape(1))
+    trainer = script.our_trainer(base, rows, script.settings(arguments, 1), tmp_path / "state")
+    assert trainer._shares_prompts()
+    assert trainer.levels.group_size == script.GROUP
