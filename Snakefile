@@ -1,9 +1,9 @@
-# The study under Snakemake. The stages, their commands and their order are in workflow/stages.py.
+# The study under Snakemake. The stages, their order and what they read are in workflow/stages.py.
 import sys
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
-from workflow.stages import code_digest, jobs, read_params, stale_jobs
+from workflow.jobs import code_digest, jobs, read_params, stale_jobs
 
 PARAMS = read_params(Path("params.yaml"))
 JOBS = jobs(PARAMS)

@@ -190,6 +190,9 @@ def decode(length: int, arguments: argparse.Namespace) -> list[Row]:
 
     variants = {
         "dense": many(lambda: dense(module, query, key, value, None, scaling=scaling)),
+        "dense, KV heads not copied": many(
+            lambda: backend.decode(query, key, value, None, scaling)
+        ),
         "sparse": many(lambda: backend.decode(query, few_key, few_value, None, scaling)),
         "dense with its cache": many(dense_step),
         "sparse with its cache": many(sparse_step),
@@ -199,6 +202,12 @@ def decode(length: int, arguments: argparse.Namespace) -> list[Row]:
     label = f"decode {length}"
     target = DECODE_TARGETS.get(length) if arguments.device == "cpu" else None
     table = rows_of(times, "dense", label, {"sparse": target})
+    shared = [
+        whole / few
+        for whole, few in zip(times["dense, KV heads not copied"], times["sparse"], strict=True)
+    ]
+    label_shared = f"{label} sparse speed-up over dense, KV heads not copied"
+    table.append(Row(label_shared, *interval(shared), "x", None, "higher"))
     pair = {name: times[name] for name in ("dense with its cache", "sparse with its cache")}
     gains = rows_of(pair, "dense with its cache", label, {"sparse with its cache": None})
     return [*table, gains[-1]]

@@ -53,6 +53,14 @@ def interval(values: Sequence[float], draws: int = 2000) -> tuple[float, float, 
     return statistics.median(values), medians[draws // 40], medians[-draws // 40]
 
 
+def write_rows(file: Path, rows: Sequence[Row]) -> None:
+    """Rows as JSON; the file is whole at any time."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.part")
+    beside.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    os.replace(beside, file)
+
+
 class Report:
     """Prints rows while they come; the JSON file is whole after each of them.
 
@@ -78,12 +86,8 @@ class Report:
         self.rows += rows
         for row in rows:
             print(row, flush=True)
-        if self.file is None:
-            return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.file.with_name(f".{self.file.name}.part")
-        beside.write_text(json.dumps([asdict(row) for row in self.rows], indent=1) + "\n")
-        os.replace(beside, self.file)
+        if self.file is not None:
+            write_rows(self.file, self.rows)
 
     def end(self) -> None:
         """Say how long it took."""

@@ -26,7 +26,6 @@ from table import Report, Row, arguments_parser, interval
 from training import CELL, base_model, questions, settings, small_shape
 from transformers import TrainerCallback
 
-from sf.models import load_model
 from sf.profiling.hardware import after, describe, require_device
 from sf.progress import progress
 from sf.training.run import assemble
@@ -102,7 +101,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> list[Row]:
     speeds = [(prompts + made) / took for made, took in zip(answered, seconds, strict=True)]
     gaps = [found["logp_gap"] for found in values]
     ratios = [found["token_ratio"] for found in values]
-    billions = load_model(base).num_parameters() / 1e9
+    billions = trainer.accelerator.unwrap_model(trainer.model).num_parameters() / 1e9
     table = [
         Row("parameters", billions, billions, billions, "10^9"),
         Row("steps", len(history.values), len(history.values), len(history.values), ""),

@@ -3,7 +3,7 @@
 Each setting is trained from one base model over training seeds, measured on held-out questions at
 equal token ratios and, since training may cost the answers' form, on the benchmarks' stand-ins. The
 base model and the rows are those of a finished study (`make study`, `results/mini`); results lie in
-`results/settings`. On a quiet core a run takes about two minutes.
+`results/settings`.
 
     python benchmarks/training_settings.py [--only NAME …] [--seeds 0 1 2] [--json FILE]
     python benchmarks/training_settings.py --finished    # the table of what is there, no run
@@ -16,10 +16,9 @@ trainer's own early stop ended is named. Not part of `make bench`, which it woul
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import sf  # noqa: F401  (before transformers: it lets torchvision import beside
 
 # isort: split
 import pandas as pd
+from table import Row, write_rows
 
 from sf.config import load_params
 from sf.errors import TrainingCollapse
@@ -36,7 +36,7 @@ from sf.layout import STAMP, folder
 from sf.provenance import ROOT
 from sf.report.across_seeds import across_seeds
 from sf.report.published import average
-from workflow.stages import flag_words
+from workflow.jobs import flag_words
 
 MODEL = "tiny-qwen2.5-vl"
 RESULTS = Path("results/settings")
@@ -213,24 +213,11 @@ class Measured:
         }
 
 
-@dataclass(frozen=True)
-class Row:
-    """One figure: mean over training seeds, least and most of them."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    unit: str = "%"
-    target: float | None = None
-    better: str = "higher"
-
-    @property
-    def text(self) -> str:
-        """The figure in the table."""
-        if self.low == self.high:
-            return f"{self.value:.1f}"
-        return f"{self.value:.1f} ({self.low:.1f} to {self.high:.1f})"
+def cell(row: Row) -> str:
+    """A figure in the table: mean over training seeds, least and most of them."""
+    if row.low == row.high:
+        return f"{row.value:.1f}"
+    return f"{row.value:.1f} ({row.low:.1f} to {row.high:.1f})"
 
 
 def rows_of(name: str, base: Measured, runs: Sequence[Measured]) -> list[Row]:
@@ -238,14 +225,15 @@ def rows_of(name: str, base: Measured, runs: Sequence[Measured]) -> list[Row]:
     found = across_seeds(base.answers, {name: [run.answers for run in runs]}, 0, RATIOS)
     rows = [
         Row(f"{name}: at {100 * line['token_ratio']:g} %",
-            *(100 * float(line[column]) for column in ("accuracy", "least", "most")))
+            *(100 * float(line[column]) for column in ("accuracy", "least", "most")),
+            unit="%", better="higher")
         for line in found[found["system"] == name].dropna(subset="accuracy").to_dict("records")
     ]  # fmt: skip
     for column in runs[0].figures():
         values = [run.figures()[column] for run in runs]
         better = "lower" if column.startswith(("ratio", "stray")) else "higher"
         mean = sum(values) / len(values)
-        rows.append(Row(f"{name}: {column}", mean, min(values), max(values), better=better))
+        rows.append(Row(f"{name}: {column}", mean, min(values), max(values), "%", better=better))
     return rows
 
 
@@ -271,13 +259,13 @@ def main() -> None:
         if not runs:
             continue
         rows = rows_of(name, base, runs)
-        by_column = {row.name.split(": ", 1)[1]: row.text for row in rows}
+        by_column = {row.name.split(": ", 1)[1]: cell(row) for row in rows}
         about = SETTINGS[name].about if name in SETTINGS else "not trained"
         cells = [about, str(len(runs)) if tried else "", *(by_column.get(c, "") for c in columns)]
         print(f"| {' | '.join(cells)} |", flush=True)
         every += rows
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in every], indent=1) + "\n")
+        write_rows(arguments.json, every)
 
 
 if __name__ == "__main__":

@@ -30,15 +30,15 @@ _libraries: list[object] = []  # torch drops a library's schemas when the object
 
 def _declare_operators() -> None:
     import torch
-    from torch.library import Library
+    from torch import library
 
     if torch.version.cuda is not None or torch.version.hip is not None:
         return
     for name, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):
-            library = Library("torchvision", "FRAGMENT")
-            library.define(schema)
-            _libraries.append(library)
+            fragment = library.Library("torchvision", "FRAGMENT")
+            fragment.define(schema)
+            _libraries.append(fragment)
 
 
 class _BeforeTorchvision(importlib.abc.MetaPathFinder):

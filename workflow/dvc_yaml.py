@@ -12,7 +12,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from sf.layout import FOLDERS, STAMP
-from workflow.stages import STAGES, Stage, command
+from workflow.jobs import command
+from workflow.stages import STAGES, Stage
 
 HEADER = "# Rendered from workflow/stages.py by `python -m workflow.dvc_yaml`; do not edit.\n"
 

@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from workflow.stages import launcher, read_params
+from workflow.jobs import launcher, read_params
 
 
 def main(words: list[str]) -> None:

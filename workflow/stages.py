@@ -1,8 +1,8 @@
 """The one table of stages: what each reads, writes, is repeated over, depends on and is given.
 
-`Snakefile` runs the jobs that `jobs()` lists; `dvc.yaml` is rendered from the same table
-(`python -m workflow.dvc_yaml`). A command holds all values that its stage uses, so a changed value
-changes the command, and a value that a stage does not use changes nothing.
+`Snakefile` runs the jobs that `workflow.jobs` makes of it; `dvc.yaml` is rendered from the same
+table (`python -m workflow.dvc_yaml`). A command holds all values that its stage uses, so a changed
+value changes the command, and a value that a stage does not use changes nothing.
 
 Placeholders: `{model}`, `{method}`, `{objective}`, `{train_seed}`, `{suite}` are axis values;
 `{scale}` and `{seed}` come from the parameters.
@@ -10,18 +10,10 @@ Placeholders: `{model}`, `{method}`, `{objective}`, `{train_seed}`, `{suite}` ar
 
 from __future__ import annotations
 
-import functools
-import itertools
-import json
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from sf import provenance
-from sf.config import Params, read_yaml, validated
-from sf.layout import FOLDERS, STAMP, TRAINED
+from sf.layout import FOLDERS, TRAINED
 
 CORE = (
     "sf/__init__.py",
@@ -126,14 +118,7 @@ STAGES = (
         values={"seed": "{seed}"},
         sections=("prepare", "vision"),
         inputs={"benchmarks": ("benchmarks", {})},
-        code=(
-            "sf/data",
-            "sf/mini",
-            "sf/progress.py",
-            "sf/report/__init__.py",
-            "sf/report/style.py",
-            "sf/report/tables.py",
-        ),
+        code=(*DRAWING, "sf/data", "sf/mini", "sf/progress.py"),
     ),
     Stage(
         name="base",
@@ -269,154 +254,3 @@ STAGES = (
         gather=("calibrate", "train", "frontier", "evaluate", "profile"),
     ),
 )
-
-
-def launcher(run: str, resources: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """How the Python of a stage of `sf run` is started in several processes; [] for one.
-
-    Args:
-        run: the stage.
-        resources: the parameters' section.
-    """
-    given = resources.get(run, resources["default"])
-    if given["gpus"] < 2 or not any(stage.ranks for stage in STAGES if stage.run == run):
-        return []
-    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={given['gpus']}"]
-
-
-@dataclass(frozen=True)
-class JobSpec:
-    """One job of a study: a stage with its axis values filled in."""
-
-    stage: Stage
-    names: Mapping[str, str]
-    command: str
-    inputs: list[str]
-    output: str
-
-    @property
-    def name(self) -> str:
-        values = [self.names[axis] for axis in self.stage.axes]
-        return "__".join([self.stage.name, *values])
-
-    @property
-    def stamp(self) -> str:
-        return f"{self.output}/{STAMP}"
-
-
-def look_up(params: Mapping[str, Any], dotted: str) -> Any:
-    """The value at a dotted path of the parameters."""
-    value: Any = params
-    for part in dotted.split("."):
-        value = value[part]
-    return value
-
-
-def flag_words(values: Mapping[str, Any]) -> list[str]:
-    """A section as words of a command line, spelled as DVC spells a mapping in a command."""
-    words: list[str] = []
-    for name, value in values.items():
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        elif isinstance(value, list):
-            words += [f"--{name}", *(shlex.quote(str(item)) for item in value)] if value else []
-        else:
-            words += [f"--{name}", shlex.quote(str(value))]
-    return words
-
-
-def command(stage: Stage, names: Mapping[str, str], section_words: Mapping[str, str]) -> str:
-    """The command of one job; the words of each section are given by the engine."""
-    words = ["sf run", stage.run, "--study", names["scale"]]
-    for flag, text in stage.values.items():
-        words += [f"--{flag}", text.format(**names)]
-    for flag, path in stage.input_folders(names).items():
-        words += [f"--{flag}", path]
-    words += ["--output", stage.output_folder(names)]
-    words += [section_words[section] for section in stage.sections]
-    return " ".join(words)
-
-
-def jobs(params: Mapping[str, Any]) -> list[JobSpec]:
-    """All jobs of a study, each after those whose results it reads."""
-    listed: list[JobSpec] = []
-    for stage in STAGES:
-        for names in _combinations(stage, params):
-            sections = {
-                section: " ".join(
-                    flag_words(
-                        params["base"][names["model"]] if section == "base" else params[section]
-                    )
-                )
-                for section in stage.sections
-            }
-            inputs = [f"{path}/{STAMP}" for path in stage.input_folders(names).values()]
-            inputs += [job.stamp for job in listed if job.stage.output in stage.gather]
-            listed.append(
-                JobSpec(
-                    stage=stage,
-                    names=names,
-                    command=command(stage, names, sections),
-                    inputs=inputs,
-                    output=stage.output_folder(names),
-                )
-            )
-    return listed
-
-
-def _combinations(stage: Stage, params: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    constants = {"scale": str(params["scale"]), "seed": str(params["seed"])}
-    choices = [list(look_up(params, path)) for path in stage.axes.values()]
-    for values in itertools.product(*choices):
-        yield {**constants, **dict(zip(stage.axes, map(str, values), strict=True))}
-
-
-def read_params(path: Path) -> dict[str, Any]:
-    """The raw parameters, after the typed model has accepted them.
-
-    Raises:
-        ConfigError: see `sf.config.load_params`.
-    """
-    raw = read_yaml(path)
-    validated(Params, raw, f"{path}: ")
-    return raw
-
-
-@functools.cache
-def code_digest(run: str) -> str:
-    """The hash of the code of a stage of `sf run`, as its stamp holds it."""
-    return provenance.code_digest(provenance.ROOT / "sf" / "stages" / f"{run}.py")
-
-
-def code_files(stage: Stage) -> list[str]:
-    """The files that the stage declares: Python and data of the package."""
-    files: set[str] = set()
-    for declared in stage.code_paths:
-        path = provenance.ROOT / declared
-        found = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-        files.update(str(file.relative_to(provenance.ROOT)) for file in found)
-    return sorted(files)
-
-
-def stale_jobs(specs: list[JobSpec]) -> list[JobSpec]:
-    """The jobs whose stamps no longer tell the truth.
-
-    Snakemake knows what it ran itself. It cannot know that a result of the other engine was made
-    with other parameters or code, or that a file of a finished result was lost: this looks, cheaply
-    (names and sizes). Removing such a stamp makes Snakemake call the stage again; `sf run` then
-    adopts what still holds.
-    """
-    stale = []
-    for job in specs:
-        path = Path(job.stamp)
-        if not path.is_file():
-            continue
-        stamp = json.loads(path.read_text(encoding="utf-8"))
-        whole = all(
-            (path.parent / name).is_file() and (path.parent / name).stat().st_size == size
-            for name, (size, _) in stamp["files"].items()
-        )
-        asked = shlex.split(job.command), code_digest(job.stage.run)
-        if not whole or (shlex.split(stamp["command"]), stamp["code_hash"]) != asked:
-            stale.append(job)
-    return stale

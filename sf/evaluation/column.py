@@ -58,6 +58,7 @@ class Column:
         download_gib: how much the hub's files take, media included: a guess that was never
             checked against the hub, good for an order of magnitude.
         judge: what a configured OpenAI-compatible judge would do; '' for nothing.
+        parser_changed: between the paper and lmms-eval 0.7.3.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Column:
     scale: float
     download_gib: float
     judge: str = ""
+    parser_changed: bool = False
 
 
 def one(
@@ -78,6 +80,10 @@ def one(
     factor: float,
     download_gib: float,
     scale: float = 100.0,
+    *,
+    parser_changed: bool = False,
 ) -> Column:
     """A column of one task."""
-    return Column(name, title, kind, (part,), factor, scale, download_gib)
+    return Column(
+        name, title, kind, (part,), factor, scale, download_gib, parser_changed=parser_changed
+    )

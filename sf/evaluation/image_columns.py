@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sf.evaluation.column import Column, Part, one
 
-__all__ = ["BEYOND", "IMAGE"]
+__all__ = ["EXTRA", "IMAGE"]
 
 
 def _mmmu_pro(subset: str, name: str) -> Part:
@@ -67,6 +67,7 @@ IMAGE: tuple[Column, ...] = (
         ),
         factor=100.0,
         download_gib=0.05,
+        parser_changed=True,
     ),
     one(
         "chartqa",
@@ -114,6 +115,7 @@ IMAGE: tuple[Column, ...] = (
         factor=1000.0,
         download_gib=0.1,
         scale=1000.0,
+        parser_changed=True,
     ),
     Column(
         name="mmmu_pro",
@@ -126,7 +128,7 @@ IMAGE: tuple[Column, ...] = (
     ),
 )
 
-BEYOND: tuple[Column, ...] = (
+EXTRA: tuple[Column, ...] = (
     one(
         "pope",
         "POPE",

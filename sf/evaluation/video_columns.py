@@ -58,6 +58,7 @@ VIDEO: tuple[Column, ...] = (
         _videomme("videomme"),
         factor=1.0,
         download_gib=95.0,
+        parser_changed=True,
     ),
     one(
         "videomme_w_subtitle",
@@ -66,6 +67,7 @@ VIDEO: tuple[Column, ...] = (
         _videomme("videomme_w_subtitle", "subtitle"),
         factor=1.0,
         download_gib=95.0,
+        parser_changed=True,
     ),
     one(
         "mlvu_dev",
@@ -82,6 +84,7 @@ VIDEO: tuple[Column, ...] = (
         ),
         factor=1.0,
         download_gib=400.0,
+        parser_changed=True,
     ),
     Column(
         name="video_mmmu",
@@ -91,6 +94,7 @@ VIDEO: tuple[Column, ...] = (
         factor=100.0,
         scale=100.0,
         download_gib=20.0,
+        parser_changed=True,
     ),
     one(
         "perceptiontest_val_mc",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from sf.evaluation.columns import COLUMNS
 from sf.report.published import NOT_PUBLISHED
 from sf.report.results import Result, Study
 
@@ -23,11 +24,6 @@ STAND_INS = (
     "The benchmarks' data are synthetic stand-ins in each benchmark's own format: measured "
     "and published figures are not comparable."
 )
-# The parsers of these changed between the paper and lmms-eval 0.7.3.
-CHANGED = {
-    "image": ("MMStar", "OCRBench"),
-    "video": ("VideoMME", "MLVU", "VideoMMMU"),
-}
 PACKAGES = ("lmms_eval", "transformers", "torch")
 UNKNOWN = "not recorded"
 
@@ -88,9 +84,10 @@ def _of_model(here: pd.DataFrame, study: Study, model: str, kind: str) -> list[s
 def _what_differs(ours: Mapping[str, str], kind: str) -> str:
     """Settings that can make the difference: the authors published none of them."""
     listed = "; ".join(f"{name}: {value}" for name, value in ours.items())
+    changed = [c.title for c in COLUMNS if c.kind == kind and c.parser_changed]
     return (
         f"What may differ, as the paper states none of it: {listed}; prompts and parsers: that "
-        f"version of lmms-eval's (parsers of {_list(CHANGED[kind])} changed after the paper)."
+        f"version of lmms-eval's (parsers of {_list(changed)} changed after the paper)."
     )
 
 

@@ -12,13 +12,14 @@ from sf.errors import DataError
 from sf.evaluation.columns import column
 from sf.evaluation.compare import holm, paired_table
 from sf.report.benchmark_tables import Cell
+from sf.report.gate import DENSE
 from sf.report.page import Section, Table
 from sf.report.results import Study
 from sf.report.tables import write_csv
 
 __all__ = ["paired_lines", "paired_sections"]
 
-DENSE, UNTRAINED = "full", "zipvl"
+UNTRAINED = "zipvl"
 _TEXT = (
     "Second minus first in the benchmark's own scale, with a paired bootstrap 95 % interval over "
     "questions, pictures or videos. p: two-sided sign-flip test, adjusted for a pair's number of "

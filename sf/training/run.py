@@ -86,9 +86,10 @@ def assemble(
 
     Raises:
         EnvironmentFault: no room for the checkpoints.
-        ConfigError: the rollouts do not divide over the ranks.
+        ConfigError: the rollouts or the weights do not divide over the ranks.
     """
     p = settled(p)
+    _check_sharding(p)
     checkpoints.mkdir(parents=True, exist_ok=True)
     # The weights stay float32, whatever the computation runs in: steps of 1e-6 vanish in bfloat16.
     model = load_model(base, device=p.device)
@@ -96,7 +97,6 @@ def assemble(
     replacement = _replaced(p, model)
     backbone(model).visual.requires_grad_(p.train_vision)
     model = _with_adapters(p, model)
-    _check_sharding(p)
     trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
     size = check_disk(checkpoints, model.num_parameters(), trained, kept_checkpoints(p))
     sampled = RECIPES[p.objective].learner == "grpo"

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from workflow.stages import jobs, read_params
+from workflow.jobs import jobs, read_params
 
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent

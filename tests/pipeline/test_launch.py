@@ -19,7 +19,7 @@ from sf import provenance
 from sf.config import read_yaml
 from sf.layout import STAMP
 from sf.training.checkpoints import SEAL
-from workflow.stages import JobSpec, jobs, launcher
+from workflow.jobs import JobSpec, jobs, launcher
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "training"))

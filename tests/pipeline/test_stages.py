@@ -15,16 +15,8 @@ from sf import provenance
 from sf.config import validated
 from sf.jobs import parse_flags, stage_module
 from workflow import dvc_yaml
-from workflow.stages import (
-    STAGES,
-    JobSpec,
-    Stage,
-    code_digest,
-    code_files,
-    jobs,
-    read_params,
-    stale_jobs,
-)
+from workflow.jobs import JobSpec, code_digest, code_files, jobs, read_params, stale_jobs
+from workflow.stages import STAGES, Stage
 
 ROOT = Path(__file__).parent.parent.parent
 SCALES = ("smoke", "mini", "compare", "single_gpu", "paper")

@@ -86,7 +86,7 @@ def test_videos_name_frames(tmp_path: Path) -> None:
     assert "in MLVU (+5.0)" in note
     assert "pixels of a frame: 3136 to 200704; frames: at most 32 at 2.0 a second" in note
     assert "questions: all" in note
-    assert "parsers of VideoMME, MLVU, VideoMMMU changed" in note
+    assert "parsers of VideoMME, VideoMME (sub.), MLVU, VideoMMMU changed" in note
 
 
 def test_a_sparse_row_with_other_settings_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_sft import first_loss, gradients, prompt_and_reply, same, trainer_of
+from test_sft import first_loss, gradients, prompt_and_reply, same, step_by_step, trainer_of
 from tiny_world import Log, parameters
 
 from sf.attention.blocks import Replacement, note_trained, trained_attention
@@ -49,23 +49,9 @@ def test_loss_and_gradient_are_those_of_decoding_step_by_step(
     expected, ratios = torch.zeros(()), []
     for row in batch["row"].tolist():
         inputs, reply = prompt_and_reply(processor, rows[row], p)
-        logps = []
         with Replacement(model, block_attention(p)) as trace:
-            output = model(**inputs, use_cache=True)
-            cache, mask = output.past_key_values, inputs["attention_mask"]
-            for at, token in enumerate(reply[0]):
-                logps.append(torch.log_softmax(output.logits[0, -1], dim=-1)[token])
-                position = model.model.rope_deltas + mask.shape[1]
-                mask = torch.cat([mask, mask.new_ones(1, 1)], dim=1)
-                output = model(
-                    input_ids=reply[:, at : at + 1],
-                    attention_mask=mask,
-                    position_ids=position.view(1, 1, 1).expand(3, 1, 1),
-                    past_key_values=cache,
-                    use_cache=True,
-                )
+            expected = expected + step_by_step(model, inputs, reply) / len(batch["row"])
             ratios.append(float(trace.token_ratio))
-        expected = expected - torch.stack(logps).mean() / len(batch["row"])
     expected.backward()
     assert torch.allclose(loss, expected, atol=1e-5)
     same(ours, gradients(model), atol=2e-5)

@@ -74,25 +74,24 @@ def frozen_tower(base: Path) -> Any:
     return model
 
 
-def step_by_step(model: Any, inputs: dict[str, Any], reply: torch.Tensor, p: float) -> torch.Tensor:
-    """Mean NLL of a reply as inference sees it: a pruned prefill, then one token after another."""
+def step_by_step(model: Any, inputs: dict[str, Any], reply: torch.Tensor) -> torch.Tensor:
+    """Mean NLL of a reply as inference sees it: a prefill, then one token after another."""
     logps = []
-    with sparsify(model, TopP(p=p)):
-        output = model(**inputs, use_cache=True)
-        cache, mask = output.past_key_values, inputs["attention_mask"]
-        for at, token in enumerate(reply[0]):
-            logps.append(torch.log_softmax(output.logits[0, -1], dim=-1)[token])
-            if at + 1 == reply.shape[1]:
-                break
-            position = model.model.rope_deltas + mask.shape[1]
-            mask = torch.cat([mask, mask.new_ones(1, 1)], dim=1)
-            output = model(
-                input_ids=reply[:, at : at + 1],
-                attention_mask=mask,
-                position_ids=position.view(1, 1, 1).expand(3, 1, 1),
-                past_key_values=cache,
-                use_cache=True,
-            )
+    output = model(**inputs, use_cache=True)
+    cache, mask = output.past_key_values, inputs["attention_mask"]
+    for at, token in enumerate(reply[0]):
+        logps.append(torch.log_softmax(output.logits[0, -1], dim=-1)[token])
+        if at + 1 == reply.shape[1]:
+            break
+        position = model.model.rope_deltas + mask.shape[1]
+        mask = torch.cat([mask, mask.new_ones(1, 1)], dim=1)
+        output = model(
+            input_ids=reply[:, at : at + 1],
+            attention_mask=mask,
+            position_ids=position.view(1, 1, 1).expand(3, 1, 1),
+            past_key_values=cache,
+            use_cache=True,
+        )
     return -torch.stack(logps).mean()
 
 
@@ -107,7 +106,8 @@ def test_loss_and_gradient_are_those_of_sparse_decoding(
     expected = torch.zeros(())
     for row, threshold in zip(batch["row"].tolist(), levels, strict=True):
         inputs, reply = prompt_and_reply(processor, rows[row], p)
-        expected = expected + step_by_step(model, inputs, reply, threshold) / 8
+        with sparsify(model, TopP(p=threshold)):
+            expected = expected + step_by_step(model, inputs, reply) / 8
     expected.backward()
     assert torch.allclose(loss, expected, atol=1e-5)
     same(ours, gradients(model), atol=2e-5)
@@ -151,7 +151,7 @@ def test_sharpness_gradient_is_that_of_every_attention_row(
     nll, flatness = torch.zeros(()), torch.zeros(())
     for row in batch["row"].tolist():
         inputs, reply = prompt_and_reply(processor, rows[row], p)
-        nll = nll + step_by_step(plain, inputs, reply, 1.0) / 2
+        nll = nll + step_by_step(plain, inputs, reply) / 2
         for layer in model(**inputs, output_attentions=True).attentions:
             for position in range(layer.shape[2]):
                 seen = layer[0, :, position, : position + 1]

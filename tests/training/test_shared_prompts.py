@@ -192,8 +192,7 @@ def prompt_forwards(base: Path, rows: list[Row], folder: Path, **changes: Any) -
 
     trainer.model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
     trainer.train()
-    if trainer.rollout is not None:
-        assert trainer.rollout.passes == []
+    assert trainer.rollout.passes == []
     return sum(seen)
 
 

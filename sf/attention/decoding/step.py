@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from transformers import AttentionInterface
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer
@@ -47,7 +47,7 @@ class Rules:
     repetition_penalty: float = 1.0
 
 
-@torch.library.custom_op("sparsity_forcing::decode_attention", mutates_args=())
+@library.custom_op("sparsity_forcing::decode_attention", mutates_args=())
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
     """One operator to torch.compile, whatever the backend launches."""
     return backend_for(query.device).decode(query, key, value, mask, scaling).contiguous()
