@@ -30,8 +30,8 @@ from transformers import AttentionInterface, Qwen2Config, Qwen2Model
 from sf import TopK, sparsify
 from sf.attention.backends import backend_for
 from sf.attention.cache import PrunedLayer, prune_in_place
+from sf.attention.forward_state import ForwardState
 from sf.attention.layer import sparse_attention
-from sf.attention.plan import Plan
 from sf.selection import FixedMask, Scores, TopP
 
 HEADS, KV_HEADS, SIZE, RATIO = 16, 2, 128, 0.25
@@ -96,14 +96,14 @@ def prefill(length: int, arguments: argparse.Namespace) -> list[Row]:
     module, scaling = Layer(), SIZE**-0.5
     backend, dense = backend_for(query.device), AttentionInterface()["sdpa"]
     valid = torch.ones(1, length, dtype=torch.bool, device=arguments.device)
-    first = Plan(kind="prefill", policy=TopP(p=0.5), dense="sdpa", valid=valid)
+    first = ForwardState(kind="prefill", policy=TopP(p=0.5), dense="sdpa", valid=valid)
     column, present, visible = first._columns
     mass = backend.probe_mass(query, key, column, present, valid, scaling)
     scores = Scores(mass=mass, visible=visible, num_probes=present.sum(-1), valid=valid)
     policy = TopP(p=threshold_for(scores, round(RATIO * length)))
 
-    def plan(selector: Any) -> Plan:
-        made = Plan(kind="prefill", policy=selector, dense="sdpa", valid=valid)
+    def plan(selector: Any) -> ForwardState:
+        made = ForwardState(kind="prefill", policy=selector, dense="sdpa", valid=valid)
         made.cache = prune_in_place(None, 1)
         made.open_cache(True)
         made.cache.update(key, value, 0)
@@ -112,7 +112,7 @@ def prefill(length: int, arguments: argparse.Namespace) -> list[Row]:
     kept = plan(policy).choose(query, key, scaling, 0, backend)
 
     def sparse(selector: Any) -> Tensor:
-        return sparse_attention(module, query, key, value, None, sparse_plan=plan(selector))[0]
+        return sparse_attention(module, query, key, value, None, sparse_state=plan(selector))[0]
 
     variants: dict[str, Callable[[], Any]] = {
         "dense": lambda: dense(module, query, key, value, None, scaling=scaling),

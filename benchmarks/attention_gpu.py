@@ -38,8 +38,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
 from sf.attention.cache import prune_in_place
+from sf.attention.forward_state import ForwardState
 from sf.attention.layer import sparse_attention
-from sf.attention.plan import Plan
 from sf.profiling.clock import Clock
 from sf.profiling.dense import accepted, candidates
 from sf.selection import FixedMask, Probes, Scores, TopP, visible_probes
@@ -138,11 +138,11 @@ def prefill(length: int, backend: Any, repeats: int, device: torch.device) -> li
     policy = TopP(p=threshold_for(scores, round(RATIO * length)))
     probes = Probes().columns(valid)
 
-    shared = Plan(kind="prefill", policy=policy, dense="sdpa", valid=valid)
+    shared = ForwardState(kind="prefill", policy=policy, dense="sdpa", valid=valid)
     shared_parts = {name: getattr(shared, name) for name in ("_columns", "full_lengths")}
 
-    def plan(selector: Any) -> Plan:
-        made = Plan(kind="prefill", policy=selector, dense="sdpa", valid=valid)
+    def plan(selector: Any) -> ForwardState:
+        made = ForwardState(kind="prefill", policy=selector, dense="sdpa", valid=valid)
         vars(made).update(shared_parts)
         made.cache = prune_in_place(None, 1)
         made.open_cache(True)
@@ -152,7 +152,7 @@ def prefill(length: int, backend: Any, repeats: int, device: torch.device) -> li
     layer = Layer()
 
     def sparse(selector: Any) -> Any:
-        return sparse_attention(layer, query, key, value, None, sparse_plan=plan(selector))
+        return sparse_attention(layer, query, key, value, None, sparse_state=plan(selector))
 
     kept = plan(policy).choose(query, key, SCALING, 0, backend)
     variants = {

@@ -21,10 +21,10 @@ from table import Report, Row, arguments_parser, exact, interval
 
 from sf import TopK
 from sf.profiling.dense import KeepAll
-from sf.profiling.measure import measure
+from sf.profiling.generation import Workload
+from sf.profiling.models import load_subject
 from sf.profiling.prompts import text_inputs
-from sf.profiling.subjects import load_subject
-from sf.profiling.workload import Workload
+from sf.profiling.timing import measure
 
 SHAPE, RATIO = "qwen2.5-vl-3b-quarter", 0.25
 

@@ -29,13 +29,13 @@ from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL
 from table import Report, Row, arguments_parser, interval
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from sf.evaluation.columns import column
+from sf.evaluation.benchmarks import column
 from sf.evaluation.model import SparseChatModel
 from sf.evaluation.run import evaluate_columns
 from sf.mini.benchmarks import write_benchmarks
 from sf.models import build_tiny
 
-COLUMNS = ("mmstar", "ocrbench", "videomme")
+BENCHMARKS = ("mmstar", "ocrbench", "videomme")
 TARGET = 0.05
 TOKENS = 8
 SHAPES = {
@@ -97,7 +97,7 @@ def measure(shape: str, home: Path, work: Path, arguments: argparse.Namespace) -
     )
     theirs._model.float().load_state_dict(first.model.state_dict())
     theirs.asked = first
-    columns = [column(name) for name in COLUMNS]
+    columns = [column(name) for name in BENCHMARKS]
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     times: dict[str, list[float]] = {"built-in": [], "ours": [], "again": []}
 
@@ -144,7 +144,7 @@ def main() -> None:
     report = Report(f"{how}, {arguments.repeats} repeats", arguments.json)
     with tempfile.TemporaryDirectory() as folder:
         work, home = Path(folder), Path(folder) / "home"
-        chosen = [column(name) for name in COLUMNS]
+        chosen = [column(name) for name in BENCHMARKS]
         write_benchmarks(home, arguments.samples, 3, columns=chosen)
         for shape in arguments.shapes:
             report.begin(shape)

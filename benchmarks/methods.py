@@ -26,8 +26,8 @@ from table import Report, Row, arguments_parser, exact
 
 from sf.baselines import METHODS, build
 from sf.evaluation.intervals import bootstrap_mean
+from sf.profiling.models import load_subject
 from sf.profiling.prompts import prompt_ids
-from sf.profiling.subjects import load_subject
 
 WEIGHTS_OF_ITS_OWN = ("nsa",)
 X = "x full attention"

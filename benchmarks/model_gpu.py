@@ -34,13 +34,13 @@ from sf import TopK
 from sf.attention.decoding import DecodeLoop, prefill
 from sf.profiling.clock import Clock
 from sf.profiling.dense import Dense, KeepAll, fastest
+from sf.profiling.generation import Workload
 from sf.profiling.hardware import after, describe, require_device
-from sf.profiling.measure import attempt, free, measure
 from sf.profiling.memory import available_bytes
+from sf.profiling.models import load_subject
 from sf.profiling.prompts import text_inputs
 from sf.profiling.roofline import Ceilings, Sizes, ceilings, decode_work
-from sf.profiling.subjects import load_subject
-from sf.profiling.workload import Workload
+from sf.profiling.timing import attempt, free, measure
 
 PREFILL_TARGETS = {131072: 2.3}
 FLOOR_TARGET, FLOOR_FROM = 1.5, 32768

@@ -30,7 +30,7 @@ from table import Row, write_rows
 
 from sf.config import load_params
 from sf.errors import TrainingCollapse
-from sf.evaluation.columns import suite
+from sf.evaluation.benchmarks import suite
 from sf.jobs import run_stage
 from sf.layout import STAMP, folder
 from sf.provenance import ROOT

@@ -141,7 +141,7 @@ def profile_command(
     method: Annotated[
         str | None, typer.Option(help="beside full attention; zipvl, or top_k for random weights")
     ] = None,
-    value: Annotated[float | None, typer.Option(help="of the method's knob")] = None,
+    value: Annotated[float | None, typer.Option(help="of the method's hyperparameter")] = None,
     replay: Annotated[
         Path | None, typer.Option(help="keep a recorded layers.csv's shares; --value: which p")
     ] = None,

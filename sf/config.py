@@ -18,7 +18,7 @@ from ruamel.yaml.error import YAMLError
 
 from sf.errors import ConfigError
 from sf.fields import Fraction, Positive, RetentionP, Section
-from sf.training.section import Train
+from sf.training.config import Train
 
 
 def _known_method(name: str) -> str:
@@ -38,7 +38,7 @@ def _with_p(name: str) -> str:
 
 def _known_suite(name: str) -> str:
     try:
-        import_module("sf.evaluation.columns").suite(name)  # not a plain import: see above
+        import_module("sf.evaluation.benchmarks").suite(name)  # not a plain import: see above
     except ConfigError as error:
         raise ValueError(f"{error.rule}; {error.remedy}") from None
     return name
@@ -47,7 +47,7 @@ def _known_suite(name: str) -> str:
 def _apart(names: list[str]) -> list[str]:
     found: dict[str, str] = {}
     for name in names:
-        for column in import_module("sf.evaluation.columns").suite(name):
+        for column in import_module("sf.evaluation.benchmarks").suite(name):
             if column.name in found:
                 raise ValueError(
                     f"{column.name} is in {found[column.name]!r} and in {name!r}; name it once"
@@ -166,8 +166,8 @@ class Evaluate(Section):
     inference_p: RetentionP
     evaluate_batch: Positive
     match_ratio: Fraction = Field(
-        description="turn each method's knob until it keeps this share of the calibration rows' "
-        "tokens; 0: the methods' own values"
+        description="set each method's hyperparameter so that it keeps this share of the "
+        "calibration rows' tokens; 0: the methods' own values"
     )
     match_tolerance: Annotated[float, Field(gt=0, lt=1)]
 
@@ -176,7 +176,7 @@ class Profile(Section):
     """Latency and memory against sequence length."""
 
     profile_subjects: list[str] = Field(
-        description="'checkpoint', or a key of sf.profiling.subjects.SHAPES (random weights)"
+        description="'checkpoint', or a key of sf.profiling.models.SHAPES (random weights)"
     )
     profile_lengths: list[Positive] = Field(min_length=1)
     profile_ratio: Fraction

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from sf.profiling.subjects import SHAPES, Shape
+from sf.profiling.models import SHAPES, Shape
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "table")
@@ -154,7 +154,7 @@ def test_on_a_gpu_machine_little_is_needed() -> None:
         f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
         "import attention_gpu, model_gpu\n"
         "from sf.attention.backends.cuda import CudaBackend\n"
-        "from sf.profiling.subjects import SHAPES, Shape\n"
+        "from sf.profiling.models import SHAPES, Shape\n"
         "SHAPES['tiny'] = Shape(64, 2, 4, 2, 96, 256, True, 'made')\n"
         "model_gpu.ceilings = lambda *given: model_gpu.Ceilings(1e10, 1e10)\n"
         "sys.argv = 'model_gpu --shape tiny --device cpu --dtype float32 --repeats 1"

@@ -23,7 +23,7 @@ CORE = (
     "sf/layout.py",
     "sf/torchvision_shim.py",
     "sf/training/__init__.py",
-    "sf/training/section.py",
+    "sf/training/config.py",
 )
 TABLES = ("sf/report/__init__.py", "sf/report/tables.py")
 MODELLING = ("sf/attention", "sf/selection", "sf/models", "sf/data", "sf/progress.py")
@@ -31,7 +31,7 @@ DRAWING = ("sf/report/__init__.py", "sf/report/style.py", "sf/report/tables.py")
 ANSWERING = ("sf/evaluation/__init__.py", "sf/evaluation/answer.py", "sf/evaluation/intervals.py")
 CURVES = (
     "sf/baselines",
-    "sf/evaluation/continuation.py",
+    "sf/evaluation/two_turn_decoding.py",
     "sf/evaluation/curve.py",
     "sf/evaluation/two_turn.py",
     "sf/report/curves.py",
@@ -128,7 +128,7 @@ STAGES = (
         values={"model": "{model}", "seed": "{seed}"},
         sections=("base", "answering", "vision", "runtime"),
         inputs={"data": ("prepare", {})},
-        code=(*MODELLING, *TABLES, "sf/mini", "sf/evaluation"),
+        code=(*MODELLING, *TABLES, "sf/mini", "sf/evaluation", "sf/scratch"),
     ),
     Stage(
         name="calibrate",

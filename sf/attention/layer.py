@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from sf.attention.backends import backend_for
+from sf.attention.forward_state import ForwardState
 from sf.attention.mask import DeferredMask, deferred_mask
-from sf.attention.plan import Plan
 from sf.errors import UnsupportedModelError
 
 __all__ = ["NAME", "register"]
@@ -41,7 +41,7 @@ def sparse_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    sparse_plan: Plan | None = None,
+    sparse_state: ForwardState | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of one layer under the forward's plan.
@@ -49,7 +49,7 @@ def sparse_attention(
     Args:
         query: (B, H, L, D) after rope. key, value: (B, G, ., D) after the cache's update.
         attention_mask: what `deferred_mask` returned.
-        sparse_plan: set by the decoder's pre-hook.
+        sparse_state: set by the decoder's pre-hook.
 
     Returns:
         (B, L, H, D), and the attention weights where a dense layer of the model returns them.
@@ -60,7 +60,7 @@ def sparse_attention(
     """
     name = type(module).__name__
     layer = getattr(module, "layer_idx", None)
-    if sparse_plan is None or not isinstance(layer, int):
+    if sparse_state is None or not isinstance(layer, int):
         raise UnsupportedModelError(
             "model", name, "its layers do not hand keyword arguments on to the attention function"
         )
@@ -71,27 +71,27 @@ def sparse_attention(
             f"{name} ({', '.join(foreign) or 'sliding window or not causal'})",
             "sparse attention stands in for plain causal softmax attention only",
         )
-    sparse_plan.seen.add(layer)
+    sparse_state.seen.add(layer)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
 
     def dense() -> tuple[Tensor, Tensor | None]:
-        mask = attention_mask.build(sparse_plan.dense) if attention_mask is not None else None
-        run = _own_attention(module, sparse_plan.dense)
-        with _named(module, sparse_plan.dense):
+        mask = attention_mask.build(sparse_state.dense) if attention_mask is not None else None
+        run = _own_attention(module, sparse_state.dense)
+        with _named(module, sparse_state.dense):
             return run(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
 
-    if sparse_plan.kind == "dense":
+    if sparse_state.kind == "dense":
         return dense()
-    if sparse_plan.kind == "continue":
-        cached = sparse_plan.cache_layer(layer)
+    if sparse_state.kind == "continue":
+        cached = sparse_state.cache_layer(layer)
         assert cached is not None
-        mask = sparse_plan.continue_mask(cached, query.shape[2])
+        mask = sparse_state.continue_mask(cached, query.shape[2])
         return backend_for(query.device).decode(query, key, value, mask, scaling), None
-    return _prefill(sparse_plan, layer, query, key, value, scaling, dropout, dense)
+    return _prefill(sparse_state, layer, query, key, value, scaling, dropout, dense)
 
 
 def _prefill(
-    plan: Plan,
+    plan: ForwardState,
     layer: int,
     query: Tensor,
     key: Tensor,

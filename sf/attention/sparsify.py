@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 
+from sf.attention.decoder_hooks import DecoderHooks
 from sf.attention.layer import register
-from sf.attention.session import Session
 from sf.attention.trace import Trace
 from sf.errors import ConfigError, UnsupportedModelError
 from sf.selection import Policy
@@ -43,7 +43,7 @@ class SparseHandle:
             )
         self._decoder, self._owner = decoder, owner
         register()
-        self._session = Session(decoder, policy, prompt_width, self.trace, skip_dropped)
+        self._session = DecoderHooks(decoder, policy, prompt_width, self.trace, skip_dropped)
         self._generates = isinstance(owner, GenerationMixin) and prompt_width is None
         if self._generates:
             # On the instance, not its class: other models are left alone.
@@ -155,7 +155,7 @@ def find_decoder(model: nn.Module) -> tuple[PreTrainedModel, PreTrainedModel]:
     return owner, decoder
 
 
-def _watched(owner: Any, session: Session) -> Callable[..., Any]:
+def _watched(owner: Any, session: DecoderHooks) -> Callable[..., Any]:
     """`generate` that tells the session where the prompt ends.
 
     Assisted decoding sends prompt and candidates in one forward, and `use_cache=False` sends

@@ -4,7 +4,7 @@ Each method is one file, registered by one line in `registry`. Importing this pa
 torch.
 """
 
-from sf.baselines.method import Knob, Method
+from sf.baselines.method import Hyperparameter, Method
 from sf.baselines.registry import METHODS, apply_method, build, method_class
 
-__all__ = ["METHODS", "Knob", "Method", "apply_method", "build", "method_class"]
+__all__ = ["METHODS", "Hyperparameter", "Method", "apply_method", "build", "method_class"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sf.baselines.method import Knob, Method
+from sf.baselines.method import Hyperparameter, Method
 
 if TYPE_CHECKING:
     from sf.attention import Trace
@@ -34,7 +34,7 @@ class AsTrained(Method):
     text: ClassVar[str] = "what the checkpoint was trained with: moba, nsa or zipvl"
     paper: ClassVar[str] = "that of the method"
     counts: ClassVar[str] = "as the method that it stands for"
-    knob: ClassVar[Knob] = Knob("p", 0.975)
+    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("p", 0.975)
 
     p: float = 0.975
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sf.attention import Trace, sparsify
-from sf.baselines.method import Knob, Method
+from sf.baselines.method import Hyperparameter, Method
 from sf.baselines.visual import VisualColumns, watching_visual
 from sf.errors import ConfigError
 from sf.selection import Policy, Probes, Scores
@@ -37,7 +37,7 @@ class FastV(Method):
     text: ClassVar[str] = "after layer K = 2, the visual tokens that the last token attends to most"
     paper: ClassVar[str] = "2403.06764 section 4.1"
     counts: ClassVar[str] = "tokens of a layer, the K dense layers as 1; dropped ones leave its KV"
-    knob: ClassVar[Knob] = Knob("ratio", 0.5, dense=1.0)
+    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("ratio", 0.5, dense=1.0)
 
     ratio: float = 0.5
     after_layer: int = 2

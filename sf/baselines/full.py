@@ -23,7 +23,7 @@ class Full(Method):
     text: ClassVar[str] = "dense attention"
     paper: ClassVar[str] = "the model's own"
     counts: ClassVar[str] = "1 by definition"
-    knob: ClassVar[None] = None
+    hyperparameter: ClassVar[None] = None
 
     @contextmanager
     def apply(self, model: nn.Module) -> Iterator[Trace]:

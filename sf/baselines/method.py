@@ -1,4 +1,4 @@
-"""What every method is: a frozen dataclass with one knob, applied to a model as a context."""
+"""What every method is: a frozen dataclass with one hyperparameter, applied as a context."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from sf.attention import Trace
 
-__all__ = ["Knob", "Method"]
+__all__ = ["Hyperparameter", "Method"]
 
 
 @dataclass(frozen=True)
-class Knob:
+class Hyperparameter:
     """The one number of a method that trades tokens for accuracy.
 
     Attributes:
@@ -65,36 +65,38 @@ class Knob:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A way to run a model's attention. A subclass is a frozen dataclass with the knob's field.
+    """A way to run a model's attention: a frozen dataclass that has the hyperparameter's field.
 
     Attributes:
         text: what it does, one line.
         paper: arXiv id and where in it, or "ours".
         counts: what its token ratio counts, one line.
-        knob: None for a method without one.
+        hyperparameter: None for a method without one.
     """
 
     text: ClassVar[str]
     paper: ClassVar[str]
     counts: ClassVar[str]
-    knob: ClassVar[Knob | None]
+    hyperparameter: ClassVar[Hyperparameter | None]
 
     def __post_init__(self) -> None:
-        if self.knob is not None:
-            self.knob.check(getattr(self, self.knob.name))
+        if self.hyperparameter is not None:
+            self.hyperparameter.check(getattr(self, self.hyperparameter.name))
 
     @classmethod
     def with_value(cls, value: float | None = None) -> Self:
-        """The method at a value of its knob; None takes the default.
+        """The method at a value of its hyperparameter; None takes the default.
 
         Raises:
-            ConfigError: the value is out of range, or there is no knob to set.
+            ConfigError: the value is out of range, or there is no hyperparameter to set.
         """
         if value is None:
             return cls()
-        if cls.knob is None:
-            raise ConfigError("value", value, f"{cls.__name__} has no knob", "leave it out")
-        return cls(**{cls.knob.name: cls.knob.check(value)})
+        if cls.hyperparameter is None:
+            raise ConfigError(
+                "value", value, f"{cls.__name__} has no hyperparameter", "leave it out"
+            )
+        return cls(**{cls.hyperparameter.name: cls.hyperparameter.check(value)})
 
     @abstractmethod
     def apply(self, model: nn.Module) -> AbstractContextManager[Trace]:

@@ -19,7 +19,7 @@ from sf.attention import Trace
 from sf.attention.blocks import BlockAttention, Replacement
 from sf.attention.blocks.replace import Forward
 from sf.baselines.full import Full
-from sf.baselines.method import Knob, Method
+from sf.baselines.method import Hyperparameter, Method
 
 __all__ = ["PATTERNS", "MInference", "Patterns"]
 
@@ -54,7 +54,7 @@ class MInference(Method):
     text: ClassVar[str] = "per head, a vertical-slash, A-shape or block-sparse part at prefill"
     paper: ClassVar[str] = "2407.02490 algorithms 2 and 3 (sizes: ours)"
     counts: ClassVar[str] = "tokens whose dense attention reads as many pairs at prefill; KV whole"
-    knob: ClassVar[Knob] = Knob("share", 0.25, dense=1.0)
+    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("share", 0.25, dense=1.0)
 
     share: float = 0.25
 

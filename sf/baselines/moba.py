@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sf.baselines.method import Knob, Method
+from sf.baselines.method import Hyperparameter, Method
 
 if TYPE_CHECKING:
     from sf.attention import Trace
@@ -19,7 +19,7 @@ class MoBA(Method):
     """Each query reads `top_k` blocks of keys: its own, and those with the closest mean key.
 
     s_i = <q, mean(K of block i)> (eqs. 2-6), per head, causally; `sf.attention.blocks.moba`. A
-    trained method: other settings than the knob are the checkpoint's, and on weights that were not
+    trained method: all settings but the hyperparameter are the checkpoint's; on weights not
     trained with it (with blocks of 512) it only shows what is lost. Decoding chooses in the same
     way and keeps the whole KV cache (the paper switches to full attention there).
 
@@ -30,7 +30,9 @@ class MoBA(Method):
     text: ClassVar[str] = "each query reads the blocks of keys whose mean is closest to it"
     paper: ClassVar[str] = "2502.13189 eqs. (2)-(6)"
     counts: ClassVar[str] = "tokens whose dense attention reads as many keys as the queries do"
-    knob: ClassVar[Knob] = Knob("top_k", 0, high=65536, low_allowed=True, whole=True)
+    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter(
+        "top_k", 0, high=65536, low_allowed=True, whole=True
+    )
 
     top_k: float = 0
 

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sf.baselines.method import Knob, Method
+from sf.baselines.method import Hyperparameter, Method
 from sf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class NSA(Method):
 
     o = sum of g_c attention(q, K_c, V_c) over the branches (eqs. 5-12); `sf.attention.blocks.nsa`
     says where it differs from the paper. It has weights of its own: only checkpoints of the
-    objective `nsa` run with it, with the settings that they were trained with but for the knob.
+    objective `nsa` run with it, under the settings of their training except the hyperparameter.
 
     Attributes:
         top_n: blocks that the selected branch reads, at least 3; 0: as trained.
@@ -33,7 +33,9 @@ class NSA(Method):
         "tokens whose dense attention reads as many entries as the queries do: selected or near "
         "keys, and compressed ones"
     )
-    knob: ClassVar[Knob] = Knob("top_n", 0, high=65536, low_allowed=True, whole=True)
+    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter(
+        "top_n", 0, high=65536, low_allowed=True, whole=True
+    )
 
     top_n: float = 0
 

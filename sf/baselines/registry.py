@@ -85,7 +85,7 @@ def without_p(name: str) -> str | None:
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method: its knob, paper and texts.
+    """The class of a method: its hyperparameter, paper and texts.
 
     Raises:
         ConfigError: no method has this name (the message offers the nearest ones).
@@ -99,7 +99,7 @@ def method_class(name: str) -> type[Method]:
 
 
 def build(name: str, value: float | None = None) -> Method:
-    """The method at a value of its knob; None takes the default.
+    """The method at a value of its hyperparameter; None takes the default.
 
     Raises:
         ConfigError: an unknown name, or a value out of range.
@@ -123,7 +123,7 @@ def apply_method(
     Args:
         model: a transformers model, in evaluation mode.
         name: a key of `METHODS`.
-        value: of the method's knob (`method_class(name).knob`); None takes the default.
+        value: of the method's hyperparameter; None takes the default.
 
     Raises:
         ConfigError: an unknown name, or a value out of range.

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import nn
 
 from sf.attention import Trace, sparsify
-from sf.baselines.method import Knob, Method
+from sf.baselines.method import Hyperparameter, Method
 from sf.selection import Threshold, TopK
 
 __all__ = ["ThresholdTokens", "TopKTokens"]
@@ -28,7 +28,7 @@ class TopKTokens(Method):
     text: ClassVar[str] = "per layer, a fixed share of the tokens"
     paper: ClassVar[str] = "2504.18579 table 4"
     counts: ClassVar[str] = _COUNTS
-    knob: ClassVar[Knob] = Knob("ratio", 0.25, dense=1.0)
+    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("ratio", 0.25, dense=1.0)
 
     ratio: float = 0.25
 
@@ -47,7 +47,9 @@ class ThresholdTokens(Method):
     text: ClassVar[str] = "per layer, the tokens whose mean attention weight is large enough"
     paper: ClassVar[str] = "2504.18579 table 4 (formula: ours)"
     counts: ClassVar[str] = _COUNTS
-    knob: ClassVar[Knob] = Knob("threshold", 0.001, low_allowed=True, rises=False, dense=0.0)
+    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter(
+        "threshold", 0.001, low_allowed=True, rises=False, dense=0.0
+    )
 
     threshold: float = 0.001
 

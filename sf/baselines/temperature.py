@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sf.attention import Trace, sparsify
-from sf.baselines.method import Knob, Method
+from sf.baselines.method import Hyperparameter, Method
 from sf.errors import ConfigError, UnsupportedModelError
 from sf.selection import TopP
 
@@ -33,7 +33,7 @@ class Temperature(Method):
     counts: ClassVar[str] = (
         "tokens that take part in a layer's prefill attention and stay in its KV"
     )
-    knob: ClassVar[Knob] = Knob("temperature", 0.5)
+    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("temperature", 0.5)
 
     temperature: float = 0.5
     p: float = 0.975

@@ -20,7 +20,7 @@ from sf.attention.blocks import BlockAttention, Replacement
 from sf.attention.blocks.replace import Forward
 from sf.attention.sparsify import find_decoder
 from sf.baselines.full import Full
-from sf.baselines.method import Knob, Method
+from sf.baselines.method import Hyperparameter, Method
 from sf.baselines.watch import watching
 
 __all__ = ["DecodeTrace", "Twilight"]
@@ -54,7 +54,7 @@ class Twilight(Method):
     counts: ClassVar[str] = (
         "share of the cache that decoded tokens read, mean over heads and steps; KV whole"
     )
-    knob: ClassVar[Knob] = Knob("p", 0.85, dense=1.0)
+    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("p", 0.85, dense=1.0)
 
     p: float = 0.85
     token_budget: int = 8192

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sf.attention import Trace, sparsify
-from sf.baselines.method import Knob, Method
+from sf.baselines.method import Hyperparameter, Method
 from sf.baselines.vision_tower import Seen, watching_tower
 from sf.errors import ConfigError
 from sf.selection import Policy, Scores
@@ -50,7 +50,7 @@ class VisionZip(Method):
     text: ClassVar[str] = "visual tokens picked and merged by the vision tower's own attention"
     paper: ClassVar[str] = "2412.04467 section 3 (adapted to Qwen's towers)"
     counts: ClassVar[str] = "text and the visual tokens left, the same in every layer and its KV"
-    knob: ClassVar[Knob] = Knob("ratio", 1 / 3, dense=1.0)
+    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("ratio", 1 / 3, dense=1.0)
 
     ratio: float = 1 / 3
     contextual: float = 10 / 64

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import nn
 
 from sf.attention import Trace, sparsify
-from sf.baselines.method import Knob, Method
+from sf.baselines.method import Hyperparameter, Method
 from sf.selection import TopP
 
 __all__ = ["ZipVL"]
@@ -28,7 +28,7 @@ class ZipVL(Method):
     counts: ClassVar[str] = (
         "tokens that take part in a layer's prefill attention and stay in its KV"
     )
-    knob: ClassVar[Knob] = Knob("p", 0.975, dense=1.0)
+    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("p", 0.975, dense=1.0)
 
     p: float = 0.975
 

@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from sf.evaluation.columns import Column, Part
+from sf.evaluation.benchmarks import Benchmark, Task
 from sf.evaluation.scoring import RULES, Rule, SampleScore
 
 __all__ = [
@@ -90,7 +90,7 @@ def _combined(rule: Rule, found: Sequence[NDArray[np.float64]]) -> NDArray[np.fl
     return total / (rule.num_groups or len(found)) if rule.groups == "mean" else np.asarray(total)
 
 
-def task_score(part: Part, scores: Sequence[SampleScore]) -> float:
+def task_score(part: Task, scores: Sequence[SampleScore]) -> float:
     """A task's score in lmms-eval's scale, which must be what its aggregation gives.
 
     Args:
@@ -103,7 +103,7 @@ def task_score(part: Part, scores: Sequence[SampleScore]) -> float:
     return score * len(scores) / part.total if part.total else score
 
 
-def column_score(column: Column, scores: Mapping[str, Sequence[SampleScore]]) -> float:
+def column_score(column: Benchmark, scores: Mapping[str, Sequence[SampleScore]]) -> float:
     """The column's figure in the paper's scale.
 
     OCRBench's aggregate divides by its 1000 questions even when fewer were asked; here its figure
@@ -121,7 +121,7 @@ def column_score(column: Column, scores: Mapping[str, Sequence[SampleScore]]) ->
 
 
 def column_draws(
-    column: Column,
+    column: Benchmark,
     scores: Mapping[str, Sequence[SampleScore]],
     seed: int,
     draws: int = DRAWS,
@@ -140,8 +140,8 @@ def column_draws(
     return np.asarray(column.factor * np.mean(parts, axis=0))
 
 
-def unit_values(part: Part, scores: Sequence[SampleScore]) -> NDArray[np.float64]:
-    """What each unit adds to the task's part of a column's figure, before `Column.factor`.
+def unit_values(part: Task, scores: Sequence[SampleScore]) -> NDArray[np.float64]:
+    """What each unit adds to the task's part of a column's figure, before `Benchmark.factor`.
 
     Samples that the benchmark leaves out of its denominator count as wrong, so that two systems'
     units are the same.

@@ -13,7 +13,7 @@ from typing import Any
 from pyarrow import ArrowInvalid, parquet
 
 from sf.errors import DataError, EnvironmentFault
-from sf.evaluation.columns import Column, Part
+from sf.evaluation.benchmarks import Benchmark, Task
 from sf.evaluation.tasks import benchmark_home, build_task, repository_folder
 
 __all__ = ["Missing", "fetch_from_hub", "missing_in", "missing_in_hub_cache", "refuse"]
@@ -29,7 +29,7 @@ class Missing:
         column: the column's name.
         what: what is missing.
         repository: where it comes from on the hub.
-        gib: how much is to be downloaded for it, guessed (`Column.download_gib`).
+        gib: how much is to be downloaded for it, guessed (`Benchmark.download_gib`).
     """
 
     column: str
@@ -56,7 +56,7 @@ def refuse(source: str, missing: Sequence[Missing], remedy: str) -> None:
         raise DataError("benchmark_source", source, "\n".join([head, *lines]), f"\n{remedy}")
 
 
-def missing_in(home: Path | None, columns: Sequence[Column], cache: Path) -> list[Missing]:
+def missing_in(home: Path | None, columns: Sequence[Benchmark], cache: Path) -> list[Missing]:
     """What is lacking where the data should be complete: repositories, rows, folders, videos.
 
     Args:
@@ -74,7 +74,7 @@ def missing_in(home: Path | None, columns: Sequence[Column], cache: Path) -> lis
     return found
 
 
-def _lacks(home: Path | None, part: Part) -> str:
+def _lacks(home: Path | None, part: Task) -> str:
     """What is missing for one task, in words; '' for nothing."""
     what = "" if home is None else _bad_parquet(repository_folder(home, part))
     if what:
@@ -105,7 +105,7 @@ def _bad_parquet(folder: Path) -> str:
     return ""
 
 
-def _absent_videos(part: Part, task: Any) -> str:
+def _absent_videos(part: Task, task: Any) -> str:
     absent = []
     for row in task.eval_docs_no_media:
         try:
@@ -122,7 +122,7 @@ def _hub_home() -> Path:
     return Path(os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface")))
 
 
-def missing_in_hub_cache(columns: Sequence[Column]) -> list[Missing]:
+def missing_in_hub_cache(columns: Sequence[Benchmark]) -> list[Missing]:
     """What the local hub cache and HF_HOME's media folders lack; nothing is downloaded."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -142,7 +142,7 @@ def missing_in_hub_cache(columns: Sequence[Column]) -> list[Missing]:
     return found
 
 
-def fetch_from_hub(columns: Sequence[Column], missing: Sequence[Missing], cache: Path) -> None:
+def fetch_from_hub(columns: Sequence[Benchmark], missing: Sequence[Missing], cache: Path) -> None:
     """Download what is missing through lmms-eval's own tasks (which also unpack the videos).
 
     What is fetched, and the hub's own sizes, are said on stderr before the first byte.

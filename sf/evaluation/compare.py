@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sf.errors import DataError
 from sf.evaluation.aggregate import DRAWS, column_draws, column_score, interval, unit_values
-from sf.evaluation.columns import COLUMNS, EXTRA, Column
+from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, Benchmark
 from sf.evaluation.scoring import SampleScore
 
 __all__ = ["Paired", "holm", "paired", "paired_table", "read_scores"]
@@ -43,7 +43,7 @@ class Paired:
     p_value: float
 
 
-def _effects(column: Column, first: Scores, second: Scores) -> NDArray[np.float64]:
+def _effects(column: Benchmark, first: Scores, second: Scores) -> NDArray[np.float64]:
     """What each unit contributes to the difference of the column's figures, (units,).
 
     Open answers that VideoMMMU leaves out of its denominator count as wrong here.
@@ -55,7 +55,9 @@ def _effects(column: Column, first: Scores, second: Scores) -> NDArray[np.float6
     return np.concatenate(found)
 
 
-def paired(column: Column, first: Scores, second: Scores, seed: int, draws: int = DRAWS) -> Paired:
+def paired(
+    column: Benchmark, first: Scores, second: Scores, seed: int, draws: int = DRAWS
+) -> Paired:
     """Compare two evaluations of one column.
 
     Args:
@@ -144,7 +146,7 @@ def paired_table(first: Path, second: Path, seed: int) -> pd.DataFrame:
     """
     sides = _read(first), _read(second)
     lines = []
-    for column in (c for c in (*COLUMNS, *EXTRA) if c.name in sides[0]):
+    for column in (c for c in (*BENCHMARKS, *EXTRA) if c.name in sides[0]):
         tasks = [side.get(column.name, {}) for side in sides]
         asked = [{task: [q for q, _ in samples] for task, samples in t.items()} for t in tasks]
         if asked[0] != asked[1]:

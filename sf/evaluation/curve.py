@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sf.attention.running import level_of, running
+from sf.attention.resolve import level_of, running
 from sf.baselines import method_class
 from sf.baselines.registry import without_p
 from sf.errors import ConfigError
@@ -104,7 +104,7 @@ def under(model: Any, method: str, p: float) -> AbstractContextManager[Trace | N
     """What `model` runs under at a threshold.
 
     ZipVL at p = 1 is the model's own dense attention; a checkpoint that was trained with another
-    attention runs under that (`sf.attention.running.level_of`).
+    attention runs under that (`sf.attention.resolve.level_of`).
 
     Raises:
         ConfigError: the method has no p.

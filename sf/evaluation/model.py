@@ -60,7 +60,7 @@ class SparseChatModel(lmms):
     Args:
         pretrained: checkpoint folder or hub id.
         method: a key of `sf.baselines.METHODS`.
-        value: of the method's knob; None takes its default.
+        value: of the method's hyperparameter; None takes its default.
         checkpoint: digest of the weights. It changes nothing here, but lmms-eval's own response
             cache (`--use_cache`) is keyed by the arguments and does not look at weights.
         device, dtype: where and in what the model runs; "cuda" is the process's own GPU under
@@ -141,11 +141,11 @@ class SparseChatModel(lmms):
             self._log = RecordLog(self._records_folder, self.rank)
         return self._log
 
-    def turn(self, value: float) -> None:
-        """Set the method's knob; what is answered from now on is answered with it.
+    def set_value(self, value: float) -> None:
+        """Set the method's hyperparameter; what is answered from now on is answered with it.
 
         Raises:
-            ConfigError: out of range, or a method without a knob.
+            ConfigError: out of range, or a method without a hyperparameter.
         """
         self.attention = build(self.method, value)
 
@@ -265,9 +265,11 @@ class SparseChatModel(lmms):
 
     @property
     def value(self) -> float | None:
-        """Of the method's knob; None for a method without one."""
-        knob = self.attention.knob
-        return None if knob is None else float(getattr(self.attention, knob.name))
+        """Of the method's hyperparameter; None for a method without one."""
+        hyperparameter = self.attention.hyperparameter
+        return (
+            None if hyperparameter is None else float(getattr(self.attention, hyperparameter.name))
+        )
 
     @property
     def _kv_entry(self) -> int:

@@ -24,10 +24,10 @@ import numpy as np
 
 from sf.errors import DataError, EnvironmentFault, EvaluationFailed, SparsityForcingError
 from sf.evaluation.aggregate import task_score
-from sf.evaluation.columns import Column, Part
+from sf.evaluation.benchmarks import Benchmark, Task
+from sf.evaluation.rank_sync import AllFailed, answering_together, together
 from sf.evaluation.scoring import SampleScore, sample_score
 from sf.evaluation.tasks import benchmark_home, build_task
-from sf.evaluation.together import AllFailed, answering_together, together
 from sf.ranks import gathered, join, rank, world_size
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class ColumnResult:
         samples: for each task, its samples in the order of the data.
     """
 
-    column: Column
+    column: Benchmark
     metrics: Mapping[str, Mapping[str, float]]
     samples: Mapping[str, Sequence[Sample]]
 
@@ -89,7 +89,7 @@ class _Session:
 
 def evaluate_columns(
     lm: SparseChatModel,
-    columns: Sequence[Column],
+    columns: Sequence[Benchmark],
     home: Path | None,
     work: Path,
     *,
@@ -155,7 +155,7 @@ def _printing_to(path: Path) -> Iterator[None]:
             logger.remove(sink)
 
 
-def _guarded(session: _Session, column: Column) -> ColumnResult | None:
+def _guarded(session: _Session, column: Benchmark) -> ColumnResult | None:
     """A benchmark's result; its failure is noted and raised after the others were tried."""
     try:
         return _evaluate_column(session, column)
@@ -172,7 +172,7 @@ def _guarded(session: _Session, column: Column) -> ColumnResult | None:
     return None
 
 
-def _note_failure(session: _Session, column: Column, error: Exception) -> None:
+def _note_failure(session: _Session, column: Benchmark, error: Exception) -> None:
     """Keep an error for the end, and the traceback of one that is no bad input."""
     error.add_note(f"in benchmark {column.name}")
     if not isinstance(error, SparsityForcingError):
@@ -190,7 +190,7 @@ def _all_records(own: list[Record]) -> list[Record]:
     return [record for _, record in sorted(merged.items())]
 
 
-def _evaluate_column(session: _Session, column: Column) -> ColumnResult:
+def _evaluate_column(session: _Session, column: Benchmark) -> ColumnResult:
     metrics: dict[str, dict[str, float]] = {}
     samples: dict[str, list[Sample]] = {}
     for part in column.parts:
@@ -199,7 +199,7 @@ def _evaluate_column(session: _Session, column: Column) -> ColumnResult:
 
 
 def _evaluate_part(
-    session: _Session, column: Column, part: Part
+    session: _Session, column: Benchmark, part: Task
 ) -> tuple[dict[str, float], list[Sample]]:
     import torch
     from lmms_eval.evaluator import evaluate
@@ -236,8 +236,8 @@ def _evaluate_part(
 
 
 def _scored(
-    column: Column,
-    part: Part,
+    column: Benchmark,
+    part: Task,
     task: Any,
     wanted: int,
     found: Mapping[str, Any],
@@ -265,7 +265,7 @@ def _scored(
 
 
 def _check_complete(
-    part: Part, wanted: int, logged: Sequence[Mapping[str, Any]], records: Sequence[Record]
+    part: Task, wanted: int, logged: Sequence[Mapping[str, Any]], records: Sequence[Record]
 ) -> None:
     """Every row was answered once, and what was scored is what the model said.
 
@@ -282,7 +282,7 @@ def _check_complete(
 
 
 def _check_agreement(
-    part: Part, metrics: Mapping[str, float], scores: Sequence[SampleScore]
+    part: Task, metrics: Mapping[str, float], scores: Sequence[SampleScore]
 ) -> None:
     """The samples' scores must form lmms-eval's own number.
 

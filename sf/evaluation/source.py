@@ -16,7 +16,7 @@ from sf.evaluation.available import (
     missing_in_hub_cache,
     refuse,
 )
-from sf.evaluation.columns import COLUMNS, EXTRA, Column, columns_of
+from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, Benchmark, columns_of
 from sf.evaluation.tasks import benchmark_home, build_task
 
 __all__ = ["Source", "prepare_source", "read_source", "source_table"]
@@ -108,7 +108,7 @@ def prepare_source(
     return found, _rows(home, columns, scratch / "arrow")
 
 
-def _rows(home: Path | None, columns: Sequence[Column], cache: Path) -> dict[str, int]:
+def _rows(home: Path | None, columns: Sequence[Benchmark], cache: Path) -> dict[str, int]:
     with benchmark_home(home, cache):
         return {
             part.task: len(build_task(part, home).eval_docs)
@@ -125,7 +125,7 @@ def source_table(source: Source, rows: Mapping[str, int]) -> pd.DataFrame:
         rows: of each task.
     """
     lines = []
-    for column in (*COLUMNS, *EXTRA):
+    for column in (*BENCHMARKS, *EXTRA):
         for part in (part for part in column.parts if part.task in rows):
             evaluated = min(rows[part.task], source.limit or rows[part.task])
             limit = min(part.max_new_tokens, source.most_new_tokens or part.max_new_tokens)

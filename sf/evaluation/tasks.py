@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from sf.errors import DataError
-from sf.evaluation.columns import Part
+from sf.evaluation.benchmarks import Task
 
 __all__ = ["benchmark_home", "build_task", "documents", "repository_folder"]
 
 _FILES_ONLY = ("submission",)  # metrics that write a file for a server and carry no score
 
 
-def repository_folder(home: Path, part: Part) -> Path:
+def repository_folder(home: Path, part: Task) -> Path:
     """Where a part's dataset repository lies in a benchmark home."""
     return home / "hub" / part.repository
 
@@ -67,7 +67,7 @@ def benchmark_home(home: Path | None, cache: Path) -> Iterator[None]:
 
 
 def build_task(
-    part: Part,
+    part: Task,
     home: Path | None,
     *,
     most_new_tokens: int = 0,

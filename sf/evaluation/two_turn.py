@@ -10,7 +10,7 @@ the arms differ in attention and cache only:
   inference does in a chat);
 - anew: the whole conversation is read again under top-p, as a new prompt.
 
-Replies are greedy (`sf.evaluation.continuation`).
+Replies are greedy (`sf.evaluation.two_turn_decoding`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from sf.data.prompts import messages, question_text
 from sf.data.rewards import correctness
 from sf.data.vision import encode_parts
 from sf.evaluation.answer import Answer, AnswerLog, batches
-from sf.evaluation.continuation import More, cut, greedy, more_of
 from sf.evaluation.intervals import bootstrap_clusters
+from sf.evaluation.two_turn_decoding import More, cut, greedy, more_of
 from sf.progress import progress
 from sf.selection import TopP
 

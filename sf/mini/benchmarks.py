@@ -18,7 +18,7 @@ from zlib import crc32
 
 import numpy as np
 
-from sf.evaluation.columns import COLUMNS, Column, Part
+from sf.evaluation.benchmarks import BENCHMARKS, Benchmark, Task
 from sf.mini.documents import Document, Fresh, Maker
 from sf.mini.drawing import render, write_video
 from sf.mini.image_benchmarks import IMAGE_MAKERS, MME_CATEGORIES
@@ -56,7 +56,7 @@ class Example:
     target: str
 
 
-def _make(part: Part, samples: int, seed: int, size: WorldSize) -> list[Document]:
+def _make(part: Task, samples: int, seed: int, size: WorldSize) -> list[Document]:
     """The part's documents; each benchmark has a random stream of its own."""
     rng = np.random.default_rng([seed, crc32(part.task.encode())])
     supply = Fresh(size)
@@ -75,7 +75,7 @@ def _png(document: Document, name: str) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def _write_rows(part: Part, rows: Sequence[Document], folder: Path) -> None:
+def _write_rows(part: Task, rows: Sequence[Document], folder: Path) -> None:
     """One parquet file: OWNER/NAME/[SUBSET/]SPLIT-00000-of-00001.parquet."""
     from datasets import Dataset, Features, Image, disable_progress_bars
 
@@ -120,7 +120,7 @@ def write_benchmarks(
     seed: int,
     *,
     size: WorldSize | None = None,
-    columns: Sequence[Column] = COLUMNS,
+    columns: Sequence[Benchmark] = BENCHMARKS,
 ) -> dict[str, list[str]]:
     """Write stand-ins for benchmarks into a benchmark home.
 
@@ -160,12 +160,12 @@ def _maker_of(task: str) -> Maker:
     return MAKERS[_TWINS.get(task, task)]
 
 
-def _part(task: str) -> Part:
-    return next(part for column in COLUMNS for part in column.parts if part.task == task)
+def _part(task: str) -> Task:
+    return next(part for column in BENCHMARKS for part in column.parts if part.task == task)
 
 
 def training_examples(
-    columns: Sequence[Column],
+    columns: Sequence[Benchmark],
     count: int,
     seed: int,
     folder: Path,
@@ -204,7 +204,7 @@ def training_examples(
     return turns[:count]
 
 
-def _example(part: Part, turns: list[dict[str, Any]], target: str) -> Example:
+def _example(part: Task, turns: list[dict[str, Any]], target: str) -> Example:
     content = turns[0]["content"]
     media = next(item for item in content if item["type"] != "text")
     text = "".join(item["text"] for item in content if item["type"] == "text")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sf.mini.drafts import Draft, draft_questions, sample_subject
 from sf.mini.drawing import render, write_video
+from sf.mini.question_templates import Draft, draft_questions, sample_subject
 from sf.mini.world import CELL, Clip, Scene
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from rich.table import Table
 from sf.baselines import build
 from sf.config import Runtime, validated
 from sf.errors import ConfigError, OutputConflictError
+from sf.profiling.generation import Side
 from sf.profiling.hardware import require_device
-from sf.profiling.point import Settings
+from sf.profiling.measurement import Settings
+from sf.profiling.models import SHAPES, Subject, load_checkpoint, load_subject
 from sf.profiling.replay import Replay, read_shares, replayed
 from sf.profiling.study import Profiled, figures, profile
-from sf.profiling.subjects import SHAPES, Subject, load_checkpoint, load_subject
 from sf.profiling.summary import FULL, SPARSE
-from sf.profiling.workload import Side
 from sf.provenance import digest_of, write_json
 
 __all__ = ["Request", "run", "sentences", "table"]
@@ -44,7 +44,7 @@ class Request:
     Attributes:
         model: a key of `SHAPES`, a checkpoint's folder, or OWNER/NAME on a hub.
         method: a name of `sf.baselines.METHODS`; None: top_k, or zipvl when there are weights.
-        value: of the method's knob, or the p to take from `replay`; None: the default.
+        value: of the method's hyperparameter, or the p to take from `replay`; None: the default.
         replay: a table of layers whose shares are kept in place of a method; see `read_shares`.
         lengths, batch, repeats, decode_tokens, prompts, video, fit, fit_gib: see `Settings`.
         device, dtype: see `sf.config.Runtime`.
@@ -139,8 +139,12 @@ def _sparse(request: Request) -> tuple[Side, str]:
         return Replay(shares), replayed(shares, f"{request.replay.name}{at}")
     name = request.method or ("top_k" if request.model in SHAPES else "zipvl")
     method = build(name, request.value)
-    knob = method.knob
-    setting = "" if knob is None else f" at {knob.name} = {getattr(method, knob.name):g}"
+    hyperparameter = method.hyperparameter
+    setting = (
+        ""
+        if hyperparameter is None
+        else f" at {hyperparameter.name} = {getattr(method, hyperparameter.name):g}"
+    )
     return method, f"{name}{setting}"
 
 

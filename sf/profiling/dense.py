@@ -78,7 +78,7 @@ OWN = DensePath("SDPA, PyTorch's choice", "sdpa")
 
 @dataclass(frozen=True)
 class Dense:
-    """The dense side of a measurement (a `Side` of `sf.profiling.measure`)."""
+    """The dense side of a measurement (a `Side` of `sf.profiling.timing`)."""
 
     path: DensePath = OWN
 

@@ -25,7 +25,7 @@ __all__ = ["Replay", "read_shares", "replayed", "stretched"]
 
 @dataclass(frozen=True)
 class Replay:
-    """Sparse attention with recorded shares (a `Side` of `sf.profiling.workload`).
+    """Sparse attention with recorded shares (a `Side` of `sf.profiling.generation`).
 
     Attributes:
         shares: one per layer of the model that was recorded, in [0, 1].

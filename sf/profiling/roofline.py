@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from sf.attention.projections import LEAST_COLUMNS
+from sf.attention.sparse_projections import LEAST_COLUMNS
 from sf.profiling.clock import Clock
 
 __all__ = [

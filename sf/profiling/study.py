@@ -20,9 +20,9 @@ from sf.profiling.hardware import (
     require_device,
     state_under_load,
 )
-from sf.profiling.point import DENSE, FIT, LAYERS, Settings, limits_of, point
+from sf.profiling.measurement import DENSE, FIT, LAYERS, Settings, limits_of, point
+from sf.profiling.models import Subject
 from sf.profiling.roofline import ROOFLINE, Ceilings, ceilings, floored
-from sf.profiling.subjects import Subject
 from sf.profiling.summary import LINE, NOTES, SPEEDUP, TIMES, break_even
 from sf.progress import progress
 from sf.provenance import write_json

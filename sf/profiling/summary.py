@@ -14,7 +14,7 @@ from math import comb
 import numpy as np
 import pandas as pd
 
-from sf.profiling.measure import Run
+from sf.profiling.timing import Run
 
 __all__ = ["LINE", "NOTES", "SPEEDUP", "Median", "break_even", "median", "speedups", "tidy"]
 

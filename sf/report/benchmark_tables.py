@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from sf.evaluation.columns import COLUMNS, EXTRA, Column
+from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, Benchmark
 from sf.report import published
 from sf.report.published import NOT_PUBLISHED
 from sf.report.results import Result, Study
@@ -44,9 +44,9 @@ class Line:
     provenance: str = ""
 
 
-def columns_of(kind: str) -> list[Column]:
+def columns_of(kind: str) -> list[Benchmark]:
     """The columns of table 1 ("image") or 2 ("video")."""
-    return [column for column in COLUMNS if column.kind == kind]
+    return [column for column in BENCHMARKS if column.kind == kind]
 
 
 def measured(study: Study) -> pd.DataFrame:
@@ -63,7 +63,7 @@ def measured(study: Study) -> pd.DataFrame:
             scores = _by_column(result.table("scores.csv"))
             found += [
                 _measured_line(result, column, scores[column.name])
-                for column in (*COLUMNS, *EXTRA)
+                for column in (*BENCHMARKS, *EXTRA)
                 if column.name in scores
             ]
     names = ["kind", "model", "system", "column", "title", "score", "low", "high", "scale"]
@@ -77,7 +77,7 @@ def _by_column(table: pd.DataFrame) -> dict[str, Any]:
     return {line["column"]: line for line in table.to_dict("records")}
 
 
-def _measured_line(result: Result, column: Column, score: Any) -> dict[str, object]:
+def _measured_line(result: Result, column: Benchmark, score: Any) -> dict[str, object]:
     model, system = result.axes["model"], result.axes["system"]
     there, version = published.latest(column.kind, model, system, column.name)
     return {
@@ -102,11 +102,11 @@ def _measured_line(result: Result, column: Column, score: Any) -> dict[str, obje
     }
 
 
-def _digits(value: float, column: Column) -> str:
+def _digits(value: float, column: Benchmark) -> str:
     return f"{value:.0f}" if column.scale > 100 else f"{value:.1f}"
 
 
-def _span(low: float, high: float, column: Column | None = None) -> str:
+def _span(low: float, high: float, column: Benchmark | None = None) -> str:
     if math.isnan(low) or math.isnan(high):
         return ""
     if column is None:
@@ -199,7 +199,7 @@ def _measured_row(model: str, system: str, here: pd.DataFrame, kind: str) -> Lin
     return line
 
 
-def _average_span(value: float, by_column: dict[str, Any], columns: list[Column]) -> str:
+def _average_span(value: float, by_column: dict[str, Any], columns: list[Benchmark]) -> str:
     """The average's interval from the columns' widths, as if they were independent."""
     halves = [
         (by_column[c.name]["high"] - by_column[c.name]["low"]) / 2 * 100 / c.scale for c in columns

@@ -1,4 +1,4 @@
-"""The report's table of methods whose knobs were turned to one token ratio."""
+"""The report's table of methods whose hyperparameters were turned to one token ratio."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from sf.report.results import Study
 __all__ = ["equal_cost_sections"]
 
 _TEXT = (
-    "Each method's knob was turned until it keeps the asked share of the calibration rows' tokens "
+    "Each method's hyperparameter is set so that it keeps the asked share of the calibration rows' "
+    "tokens "
     "(by its own count, docs/evaluation.md); benchmarks differ in what they need, so the ratio "
     "measured on them differs from it."
 )
@@ -35,7 +36,14 @@ def equal_cost_sections(study: Study, rows: Mapping[str, Sequence[Line]]) -> lis
             lines[key] = _line(key, result.table("matched.csv").iloc[0], rows)
     if not lines:
         return []
-    header = ["model", "method", "knob", "asked (%)", "calibration ratio (%)", "accuracy there (%)"]
+    header = [
+        "model",
+        "method",
+        "hyperparameter",
+        "asked (%)",
+        "calibration ratio (%)",
+        "accuracy there (%)",
+    ]
     header += [name for kind in rows for name in (f"{kind} average", f"{kind} token ratio (%)")]
     table = Table("equal_cost", "Methods at matched ratio", header, list(lines.values()), keys=3)
     notes = [
@@ -52,7 +60,7 @@ def _line(key: tuple[str, str], found: pd.Series, rows: Mapping[str, Sequence[Li
     cells = [
         Cell(key[0]),
         Cell(key[1]),
-        Cell(f"{found['knob']} = {found['value']:.4g}"),
+        Cell(f"{found['hyperparameter']} = {found['value']:.4g}"),
         Cell(f"{100 * found['asked']:.1f}"),
         reached,
         Cell(f"{100 * found['accuracy']:.1f}"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from sf.evaluation.columns import COLUMNS
+from sf.evaluation.benchmarks import BENCHMARKS
 from sf.report.published import NOT_PUBLISHED
 from sf.report.results import Result, Study
 
@@ -84,7 +84,7 @@ def _of_model(here: pd.DataFrame, study: Study, model: str, kind: str) -> list[s
 def _what_differs(ours: Mapping[str, str], kind: str) -> str:
     """Settings that can make the difference: the authors published none of them."""
     listed = "; ".join(f"{name}: {value}" for name, value in ours.items())
-    changed = [c.title for c in COLUMNS if c.kind == kind and c.parser_changed]
+    changed = [c.title for c in BENCHMARKS if c.kind == kind and c.parser_changed]
     return (
         f"What may differ, as the paper states none of it: {listed}; prompts and parsers: that "
         f"version of lmms-eval's (parsers of {_list(changed)} changed after the paper)."

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from sf.errors import DataError
-from sf.evaluation.columns import column
+from sf.evaluation.benchmarks import column
 from sf.evaluation.compare import holm, paired_table
 from sf.report.benchmark_tables import Cell
 from sf.report.gate import DENSE

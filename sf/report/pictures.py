@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sf.evaluation.columns import Column
+from sf.evaluation.benchmarks import Benchmark
 from sf.report.curves import title
 from sf.report.style import figure, in_style, look, note, percent
 
@@ -156,7 +156,7 @@ def _trace(panel: Axes, history: pd.DataFrame, name: str, window: int) -> None:
 
 @in_style
 def benchmark_picture(
-    table: pd.DataFrame, columns: Sequence[Column], systems: Sequence[str], where: str
+    table: pd.DataFrame, columns: Sequence[Benchmark], systems: Sequence[str], where: str
 ) -> Figure | None:
     """Score and token ratio of every benchmark, one mark per system; None without figures.
 

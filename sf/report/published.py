@@ -9,7 +9,7 @@ import csv
 from functools import cache
 from pathlib import Path
 
-from sf.evaluation.columns import COLUMNS, Column
+from sf.evaluation.benchmarks import BENCHMARKS, Benchmark
 
 __all__ = [
     "NOT_PUBLISHED",
@@ -69,7 +69,7 @@ def at_200k(metric: str) -> tuple[float, str]:
 
 def models_with(kind: str, system: str) -> list[str]:
     """Models for which table 1 or 2 has at least one score of a system, in the file's order."""
-    names = {column.name for column in COLUMNS} | {f"{kind}_average"}
+    names = {column.name for column in BENCHMARKS} | {f"{kind}_average"}
     found = [
         model
         for _, table, model, method, metric in _figures()
@@ -78,7 +78,7 @@ def models_with(kind: str, system: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def average(scores: dict[str, float], columns: list[Column]) -> float | None:
+def average(scores: dict[str, float], columns: list[Benchmark]) -> float | None:
     """The mean of a table's columns in percent of their scales; None unless all are there.
 
     MME counts as its share of 2800 and OCRBench of 1000, which reproduces the published image

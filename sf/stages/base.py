@@ -38,12 +38,12 @@ def run(p: Parameters, job: Job) -> None:
 
     Raises:
         ConfigError, DataError, EnvironmentFault, UnsupportedModelError: see
-            `sf.models.fetch.fetch_checkpoint` and `sf.models.school.train_base`.
+            `sf.models.fetch.fetch_checkpoint` and `sf.scratch.train_base.train_base`.
     """
     job.out.mkdir(parents=True, exist_ok=True)
     if p.source == "scratch":
-        from sf.models.heldout import measure_heldout
-        from sf.models.school import train_base
+        from sf.scratch.heldout import measure_heldout
+        from sf.scratch.train_base import train_base
 
         train_base(p, job)
         origin = {"source": "scratch", "family": p.family}

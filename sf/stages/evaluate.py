@@ -24,13 +24,13 @@ class Parameters(Vision, Runtime, Answering, Evaluate):
         system: what the row is called: the method, or the objective that the checkpoint was
             trained with.
         method: attention method (a key of `sf.baselines.METHODS`).
-        value: of the method's knob. By default `inference_p` for zipvl, which trained models run
+        value: of the hyperparameter. By default `inference_p` for zipvl, which trained models run
             under, else the method's own default.
         suite: a column's name, or "image", "video", "all".
         seed: of the bootstrap and of the parsers' random guesses.
         checkpoint: folder of the model.
         benchmarks: result of the `benchmarks` stage.
-        data: folder of the manifests: with `match_ratio` the knob is searched on the calibration
+        data: folder of the manifests: with `match_ratio` the value is searched on the calibration
             split, answered as `calibrate` does.
     """
 
@@ -51,7 +51,7 @@ def run(p: Parameters, job: Job) -> None:
 
     Writes `results.json`, `samples.jsonl`, `tables/scores.csv` (a line per column),
     `tables/tasks.csv` (lmms-eval's own metrics) and `tables/layers.csv` (token ratio by layer).
-    With `match_ratio`, for a method with a knob, also `tables/matched.csv` (the value found, in
+    With `match_ratio`, for a method that has a hyperparameter, also `tables/matched.csv` (in
     one line) and `tables/match_probes.csv` (every value tried).
 
     Replies are kept in `job.state`: a killed run goes on with the next batch. A benchmark that
@@ -65,7 +65,7 @@ def run(p: Parameters, job: Job) -> None:
     from sf.baselines import build, method_class
     from sf.baselines.as_trained import method_of
     from sf.errors import ConfigError
-    from sf.evaluation.columns import suite
+    from sf.evaluation.benchmarks import suite
     from sf.evaluation.source import read_source
 
     if p.method == "trained":
@@ -73,7 +73,7 @@ def run(p: Parameters, job: Job) -> None:
     columns = suite(p.suite)
     value = p.inference_p if p.value is None and p.method == "zipvl" else p.value
     build(p.method, value)
-    matching = p.match_ratio > 0 and method_class(p.method).knob is not None
+    matching = p.match_ratio > 0 and method_class(p.method).hyperparameter is not None
     if matching and p.value is not None:
         rule = "match_ratio searches the value itself"
         raise ConfigError("value", p.value, rule, "drop one of them, or set match_ratio to 0")
@@ -101,7 +101,7 @@ def run(p: Parameters, job: Job) -> None:
         records=str(job.state / "records"),
     )
     if matching:
-        lm.turn(agreed(_match(p, job, lm) if rank() == 0 else None))
+        lm.set_value(agreed(_match(p, job, lm) if rank() == 0 else None))
     results = evaluate_columns(
         lm,
         columns,
@@ -118,10 +118,10 @@ def run(p: Parameters, job: Job) -> None:
 
 
 def _match(p: Parameters, job: Job, lm: SparseChatModel) -> float:
-    """The knob's value for `match_ratio`; its tables are written."""
+    """The hyperparameter's value for `match_ratio`; its tables are written."""
     from sf.data.manifest import read_manifest
     from sf.evaluation.answer import AnswerLog
-    from sf.evaluation.matched import match_method, match_table
+    from sf.evaluation.match_token_ratio import match_method, match_table
     from sf.report.tables import write_csv
 
     match, probes = match_method(

@@ -26,10 +26,10 @@ def run(p: Parameters, job: Job) -> None:
     Writes the tables, `hardware.json` and pictures of `sf.profiling.study.write`. Measured points
     are kept in `job.state`, so a killed run goes on with the next length.
     """
-    from sf.profiling.point import Settings
+    from sf.profiling.measurement import Settings
+    from sf.profiling.models import Subject, load_subject
     from sf.profiling.replay import Replay, replayed
     from sf.profiling.study import figures, profile
-    from sf.profiling.subjects import Subject, load_subject
     from sf.selection import TopK
 
     shares = tuple(p.profile_layer_shares)

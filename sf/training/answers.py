@@ -18,7 +18,7 @@ from sf.errors import DataError
 from sf.selection import Policy
 from sf.training.dataset import question_order
 from sf.training.encoding import Encoder, Prompts
-from sf.training.levels import Levels
+from sf.training.retention_schedule import RetentionSchedule
 
 __all__ = ["Answers", "answer_ids", "answer_set", "gather_answers"]
 
@@ -68,7 +68,7 @@ class Answers:
     prompts: Prompts
     owner: torch.Tensor
     level: list[float]
-    levels: Levels
+    levels: RetentionSchedule
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     width: int
@@ -88,7 +88,7 @@ def gather_answers(
     tokenizer: Any,
     rows: Sequence[int],
     level: Sequence[float],
-    levels: Levels,
+    levels: RetentionSchedule,
 ) -> Answers:
     """Encode each question once and put its answer behind it.
 

@@ -170,7 +170,7 @@ def _observed_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """`sparse_attention`, its output tied to the layer's effective ratio."""
     output, weights = sparse_attention(module, query, key, value, attention_mask, *args, **kwargs)
-    plan = kwargs.get("sparse_plan")
+    plan = kwargs.get("sparse_state")
     if sparsity_term is None or plan is None or plan.valid is None or not output.requires_grad:
         return output, weights
     width = plan.valid.shape[1]

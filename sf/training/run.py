@@ -23,20 +23,20 @@ from sf.training.collapse import CollapseWatch, kept_checkpoints
 from sf.training.cost import CostEstimate, RankMemory
 from sf.training.dataset import templates_of, training_set
 from sf.training.encoding import Encoder, backbone
-from sf.training.faults import clear_faults
-from sf.training.levels import Levels
 from sf.training.monitor import FiniteGradients, Monitor
 from sf.training.objectives import RECIPES, block_attention, settled
 from sf.training.parameters import RunParameters
 from sf.training.records import SampleTable
+from sf.training.resource_errors import clear_faults
+from sf.training.resumable_trainer import ResumableTrainer
+from sf.training.retention_schedule import RetentionSchedule
 from sf.training.rewards import GroupReward
 from sf.training.settings import grpo_config, sft_arguments
 from sf.training.sft import SparseSFTTrainer
 from sf.training.sharding import shard
 from sf.training.sharpness import KINDS
-from sf.training.steady import SteadyTrainer
+from sf.training.sparsity_weight import PathwiseWeight
 from sf.training.trainer import SparsityForcingTrainer
-from sf.training.weighting import PathwiseWeight
 from sf.training.zero3 import own_tower
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Training:
         checkpoints: folder of the checkpoints.
     """
 
-    trainer: SteadyTrainer
+    trainer: ResumableTrainer
     processor: Any
     monitor: Monitor
     sealing: SealCheckpoints
@@ -124,7 +124,7 @@ def assemble(
         "samples": samples.add if samples else None,
         "callbacks": [cost, monitor, watch, sealing, FiniteGradients()],
     }
-    trainer: SteadyTrainer
+    trainer: ResumableTrainer
     if sampled:
         trainer = _grpo(p, model, processor, encoder, checkpoints, pathwise=pathwise, **common)
     else:
@@ -145,7 +145,7 @@ def _grpo(
         grpo_config(p, folder),
         training_set(encoder.rows, count, p.seed, encoder.templates),
         encoder,
-        Levels.of(p),
+        RetentionSchedule.of(p),
         GroupReward(
             p.group_size,
             p.correctness_cutoff,
@@ -168,7 +168,7 @@ def _sft(
         sft_arguments(p, folder),
         answer_set(encoder.rows, count, p.seed, p.group_size),
         encoder,
-        Levels.of(p),
+        RetentionSchedule.of(p),
         sharpness_weight=p.sharpness_weight if p.objective == "sharpness" else 0.0,
         measure=KINDS[p.sharpness_kind],
         **common,
@@ -302,7 +302,7 @@ def save(
     whole = model.merge_and_unload() if p.lora_rank else model
     whole.save_pretrained(out, state_dict=weights)
     training.processor.save_pretrained(out)
-    levels = Levels.of(p)
+    levels = RetentionSchedule.of(p)
     selector = type(levels.policy([levels.inference])).__name__
     level: float | None = levels.inference
     usage = SELECTED

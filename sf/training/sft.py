@@ -26,10 +26,10 @@ from sf.attention.blocks import Replacement
 from sf.selection import Policy
 from sf.training.answers import Answers, gather_answers
 from sf.training.encoding import Encoder
-from sf.training.levels import Levels
 from sf.training.logps import PolicyForward
 from sf.training.pathwise import Measure, effective_ratio
-from sf.training.steady import SteadyTrainer
+from sf.training.resumable_trainer import ResumableTrainer
+from sf.training.retention_schedule import RetentionSchedule
 
 __all__ = ["AnswerForward", "SparseSFTTrainer"]
 
@@ -59,7 +59,7 @@ class AnswerForward(PolicyForward):
         return logps, (logits.argmax(-1) == target).float()
 
 
-class SparseSFTTrainer(SteadyTrainer):
+class SparseSFTTrainer(ResumableTrainer):
     """Maximum likelihood of the right answers.
 
     Args:
@@ -83,7 +83,7 @@ class SparseSFTTrainer(SteadyTrainer):
         args: TrainingArguments,
         dataset: Dataset,
         encoder: Encoder,
-        levels: Levels,
+        levels: RetentionSchedule,
         sharpness_weight: float = 0.0,
         measure: Measure = effective_ratio,
         replacement: Replacement | None = None,

@@ -25,16 +25,16 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
 from sf.training.encoding import Encoder, Prompts
-from sf.training.figures import shown_rollouts
 from sf.training.latency import LatencyModel
-from sf.training.levels import Levels
 from sf.training.logps import PolicyForward
 from sf.training.reference import reference_logps
+from sf.training.resumable_trainer import ResumableTrainer
+from sf.training.retention_schedule import RetentionSchedule
 from sf.training.rewards import GroupReward, ScoredRollouts
 from sf.training.rollout import Rollout, Sampler, sampling_seeds, vision_token_ids
 from sf.training.sharding import gathered, shard_reference
-from sf.training.steady import SteadyTrainer
-from sf.training.weighting import PathwiseWeight
+from sf.training.sparsity_weight import PathwiseWeight
+from sf.training.step_metrics import shown_rollouts
 
 __all__ = ["OVERRIDDEN", "SparsityForcingTrainer"]
 
@@ -47,7 +47,7 @@ OVERRIDDEN = (
 )
 
 
-class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
+class SparsityForcingTrainer(ResumableTrainer, GRPOTrainer):
     """GRPO with sparse rollouts.
 
     Args:
@@ -71,7 +71,7 @@ class SparsityForcingTrainer(SteadyTrainer, GRPOTrainer):
         args: GRPOConfig,
         dataset: Dataset,
         encoder: Encoder,
-        levels: Levels,
+        levels: RetentionSchedule,
         reward: GroupReward,
         pathwise: PathwiseWeight | None = None,
         samples: Callable[[int, list[dict[str, Any]]], None] | None = None,

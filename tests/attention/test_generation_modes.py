@@ -9,8 +9,8 @@ from tiny_models import FAMILIES, batch, build, generate, prompt, text_model
 from transformers import DynamicCache, StaticCache
 
 from sf import FixedMask, TopP, sparsify
-from sf.attention import PrunedLayer, projections
-from sf.attention.plan import Plan
+from sf.attention import PrunedLayer, sparse_projections
+from sf.attention.forward_state import ForwardState
 from sf.errors import ConfigError
 
 SPARSE = TopP(p=[0.5, 0.8, 0.95])
@@ -132,7 +132,7 @@ def test_half_precision_and_inference_mode(family, dtype):
 @pytest.mark.parametrize("lean", [False, True])
 def test_a_model_dispatched_by_a_device_map(model, inputs, tmp_path, monkeypatch, lean):
     """Layers whose weights lie on disk until accelerate's hooks fetch them for their own call."""
-    monkeypatch.setattr(projections, "LEAST_COLUMNS", 1 if lean else 10**6)
+    monkeypatch.setattr(sparse_projections, "LEAST_COLUMNS", 1 if lean else 10**6)
     with sparsify(model, SPARSE) as trace:
         expected = generate(model, inputs)
     copy = build(model.config.model_type)
@@ -153,7 +153,9 @@ def test_a_model_dispatched_by_a_device_map(model, inputs, tmp_path, monkeypatch
 
 def test_two_devices_in_one_plan():
     """The plan's tensors follow each layer's device (here: meta stands for another device)."""
-    plan = Plan(kind="prefill", policy=TopP(p=0.5), dense="sdpa", valid=torch.ones(1, 4).bool())
+    plan = ForwardState(
+        kind="prefill", policy=TopP(p=0.5), dense="sdpa", valid=torch.ones(1, 4).bool()
+    )
     assert plan._at("valid", plan.valid, torch.device("cpu")) is plan.valid
     moved = plan._at("valid", plan.valid, torch.device("meta"))
     assert moved.device.type == "meta"

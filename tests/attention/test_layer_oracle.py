@@ -12,8 +12,8 @@ from torch import nn
 
 from sf.attention.backends import score_blocks, sdpa
 from sf.attention.cache import PrunedLayer, prune_in_place
+from sf.attention.forward_state import ForwardState
 from sf.attention.layer import sparse_attention
-from sf.attention.plan import Plan
 from sf.profiling.memory import peak_of
 from sf.selection import Probes, TopP
 
@@ -36,7 +36,7 @@ def tensors(lengths, width, heads, groups, size, seed, kind):
 
 
 def run(q, k, v, valid, p, probes=PROBES, cache=None):
-    plan = Plan(kind="prefill", policy=TopP(p=p, probes=probes), dense="sdpa", valid=valid)
+    plan = ForwardState(kind="prefill", policy=TopP(p=p, probes=probes), dense="sdpa", valid=valid)
     plan.cache = cache
     module = nn.Module()
     module.layer_idx, module.is_causal = 0, True
@@ -47,7 +47,7 @@ def run(q, k, v, valid, p, probes=PROBES, cache=None):
         def build(self, name):
             return causal
 
-    out, _ = sparse_attention(module, q, k, v, Mask(), sparse_plan=plan)
+    out, _ = sparse_attention(module, q, k, v, Mask(), sparse_state=plan)
     return out, plan.kept[0]
 
 

@@ -8,8 +8,8 @@ import transformers
 from tiny_models import text_model
 
 from sf import TopP, sparsify
+from sf.attention.forward_state import ForwardState
 from sf.attention.layer import sparse_attention
-from sf.attention.plan import Plan
 from sf.errors import ConfigError, UnsupportedModelError
 
 SMALL = {
@@ -59,11 +59,11 @@ def test_sliding_masks_are_refused_when_they_are_asked_for():
 )
 def test_foreign_attention_is_refused_when_it_runs(extra):
     part = torch.ones(1, 1, 3, 2)
-    plan = Plan(kind="prefill", policy=TopP(p=0.5), dense="sdpa")
+    plan = ForwardState(kind="prefill", policy=TopP(p=0.5), dense="sdpa")
     module = torch.nn.Module()
     module.layer_idx = 0
     with pytest.raises(UnsupportedModelError, match="plain causal softmax"):
-        sparse_attention(module, part, part, part, None, sparse_plan=plan, **extra)
+        sparse_attention(module, part, part, part, None, sparse_state=plan, **extra)
     with pytest.raises(UnsupportedModelError, match="keyword arguments"):
         sparse_attention(module, part, part, part, None)
 

@@ -36,10 +36,10 @@ def logits(output):
 @pytest.mark.parametrize("name", VALUES)
 def test_dense_where_everything_is_kept_and_rows_on_their_own(llava, name):
     rows = [row(llava, "image", 9, 1), row(llava, "video", 14, 2)]
-    both, knob = padded(rows), method_class(name).knob
-    if knob.dense is not None:
+    both, hyperparameter = padded(rows), method_class(name).hyperparameter
+    if hyperparameter.dense is not None:
         dense = generate(llava, both)
-        with apply_method(llava, name, knob.dense):
+        with apply_method(llava, name, hyperparameter.dense):
             assert torch.equal(logits(dense), logits(generate(llava, both)))
     with apply_method(llava, name, VALUES[name]) as trace:
         together = generate(llava, both)

@@ -1,4 +1,4 @@
-"""What holds for every method: names, knobs, identity with dense, undo, rows on their own."""
+"""What holds for every method: names, hyperparameters, identity with dense, undo, rows alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ from sf.baselines.registry import FAMILIES, OWN_WEIGHTS, WITH_P, misfit, without
 from sf.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
-DENSE = [name for name in METHODS if (knob := method_class(name).knob) is None or knob.dense]
-WITH_KNOB = [name for name in METHODS if method_class(name).knob is not None]
+DENSE = [
+    name
+    for name in METHODS
+    if (hyperparameter := method_class(name).hyperparameter) is None or hyperparameter.dense
+]
+WITH_KNOB = [name for name in METHODS if method_class(name).hyperparameter is not None]
 
 
 def state(model):
@@ -57,10 +61,13 @@ def test_a_method_says_what_it_is(name: str) -> None:
     assert method.paper
     assert method.counts
     assert method.__doc__
-    if method.knob is not None:
+    if method.hyperparameter is not None:
         given = {field.name: field.default for field in fields(method)}
-        assert given[method.knob.name] == method.knob.default
-        assert method.knob.check(method.knob.default) == method.knob.default
+        assert given[method.hyperparameter.name] == method.hyperparameter.default
+        assert (
+            method.hyperparameter.check(method.hyperparameter.default)
+            == method.hyperparameter.default
+        )
     documented = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     assert f"| {name} |" in documented
 
@@ -80,7 +87,7 @@ def test_the_code_of_every_method_counts_for_a_result() -> None:
     [
         ("zipvll", 0.9, "method = 'zipvll'.*did you mean zipvl"),
         ("9", None, "known: full, zipvl"),
-        ("full", 0.5, "has no knob"),
+        ("full", 0.5, "has no hyperparameter"),
         ("zipvl", 0.0, r"p = 0.0.*\(0, 1\].*use 0.975"),
         ("zipvl", float("nan"), r"p = nan.*\(0, 1\]"),
         ("zipvl", "much", r"p = 'much'.*\(0, 1\]"),
@@ -117,20 +124,26 @@ def test_a_method_says_on_which_models_it_runs(name, family, trained_with, words
 
 @pytest.mark.parametrize("name", WITH_KNOB)
 def test_values_out_of_range_are_refused(name: str) -> None:
-    knob = method_class(name).knob
-    assert knob is not None
-    bad = [knob.high * 2, knob.low - 1, *([] if knob.low_allowed else [knob.low])]
+    hyperparameter = method_class(name).hyperparameter
+    assert hyperparameter is not None
+    bad = [
+        hyperparameter.high * 2,
+        hyperparameter.low - 1,
+        *([] if hyperparameter.low_allowed else [hyperparameter.low]),
+    ]
     for value in bad:
-        with pytest.raises(ConfigError, match=knob.name):
+        with pytest.raises(ConfigError, match=hyperparameter.name):
             build(name, value)
 
 
 @pytest.mark.parametrize("name", DENSE)
 def test_keeping_everything_is_dense_bit_for_bit(model, rows, inputs, name: str) -> None:
-    knob = method_class(name).knob
+    hyperparameter = method_class(name).hyperparameter
     for given in (*rows, inputs):
         dense = generate(model, given)
-        with apply_method(model, name, None if knob is None else knob.dense) as trace:
+        with apply_method(
+            model, name, None if hyperparameter is None else hyperparameter.dense
+        ) as trace:
             same = generate(model, given)
         assert torch.equal(dense.sequences, same.sequences)
         assert torch.equal(logits(dense), logits(same))
@@ -183,11 +196,14 @@ def test_rows_do_not_feel_each_other(model, rows, inputs, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in WITH_KNOB if name in LOW])
-def test_the_knob_moves_the_ratio_its_way(model, inputs, name: str) -> None:
-    knob = method_class(name).knob
+def test_the_hyperparameter_moves_the_ratio_its_way(model, inputs, name: str) -> None:
+    hyperparameter = method_class(name).hyperparameter
     ratios = []
-    for value in (LOW[name], LOW[name] + 0.75 * ((knob.high if knob.rises else 0) - LOW[name])):
-        with apply_method(model, name, round(value) if knob.whole else value) as trace:
+    for value in (
+        LOW[name],
+        LOW[name] + 0.75 * ((hyperparameter.high if hyperparameter.rises else 0) - LOW[name]),
+    ):
+        with apply_method(model, name, round(value) if hyperparameter.whole else value) as trace:
             generate(model, inputs, 3)
         ratios.append(trace.token_ratio)
     assert ratios[0].mean() < ratios[1].mean()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sf.evaluation.columns import COLUMNS, EXTRA
+from sf.evaluation.benchmarks import BENCHMARKS, EXTRA
 from sf.mini.benchmarks import write_benchmarks
 
 SAMPLES, SEED = 4, 3
@@ -16,7 +16,7 @@ SAMPLES, SEED = 4, 3
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
     """A benchmark home of all columns, and the replies that score."""
     home = tmp_path_factory.mktemp("home")
-    return home, write_benchmarks(home, SAMPLES, SEED, columns=(*COLUMNS, *EXTRA))
+    return home, write_benchmarks(home, SAMPLES, SEED, columns=(*BENCHMARKS, *EXTRA))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sf.evaluation.aggregate import column_draws, column_score, interval
-from sf.evaluation.columns import column
+from sf.evaluation.benchmarks import column
 from sf.evaluation.scoring import SampleScore
 
 

@@ -12,7 +12,7 @@ import torch
 from scripted import BOUNDS
 
 from sf.errors import ConfigError, UnsupportedModelError
-from sf.evaluation.columns import column
+from sf.evaluation.benchmarks import column
 from sf.evaluation.model import SparseChatModel
 from sf.evaluation.records import RecordLog
 from sf.evaluation.registry import MODEL_NAME

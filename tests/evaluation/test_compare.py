@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 from sf.errors import DataError
 from sf.evaluation.aggregate import column_score, unit_values
-from sf.evaluation.columns import COLUMNS, Part, column
+from sf.evaluation.benchmarks import BENCHMARKS, Task, column
 from sf.evaluation.compare import holm, paired, paired_table, read_scores
 from sf.evaluation.scoring import RULES, SampleScore
 
@@ -21,7 +21,7 @@ def _scores(values: list[float]) -> dict[str, list[SampleScore]]:
     return {"chartqa": [SampleScore(value) for value in values]}
 
 
-def _random(part: Part, rng: np.random.Generator) -> list[SampleScore]:
+def _random(part: Task, rng: np.random.Generator) -> list[SampleScore]:
     groups = ("a", "b", "c") if RULES[part.task].groups != "one" else ("",)
     pairs = RULES[part.task].pairs
     return [
@@ -56,7 +56,7 @@ def test_a_system_does_not_differ_from_itself() -> None:
     assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
 
 
-@pytest.mark.parametrize("name", [col.name for col in COLUMNS])
+@pytest.mark.parametrize("name", [col.name for col in BENCHMARKS])
 def test_units_add_up_to_the_figure(name: str) -> None:
     rng = np.random.default_rng(1)
     col = column(name)

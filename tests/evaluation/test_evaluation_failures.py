@@ -11,7 +11,7 @@ import pytest
 from scripted import BOUNDS, Scripted
 
 from sf.errors import DataError, EnvironmentFault, EvaluationFailed
-from sf.evaluation.columns import COLUMNS, column
+from sf.evaluation.benchmarks import BENCHMARKS, column
 from sf.evaluation.model import SparseChatModel
 from sf.evaluation.run import evaluate_columns
 
@@ -80,7 +80,7 @@ def test_a_full_disk_ends_the_run(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(EnvironmentFault, match="finished replies are kept"):
-        evaluate_columns(Full(stand_ins[1]), COLUMNS, home, tmp_path)  # type: ignore[arg-type]
+        evaluate_columns(Full(stand_ins[1]), BENCHMARKS, home, tmp_path)  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
@@ -95,7 +95,7 @@ def test_no_space_for_samples_ends_the_run_and_what_was_done_stays(
     records.rename(kept)
     records.symlink_to("/dev/full")
     with pytest.raises(EnvironmentFault, match=r"is full.*finished replies are kept"):
-        evaluate_columns(lm, COLUMNS, home, tmp_path, most_new_tokens=2)
+        evaluate_columns(lm, BENCHMARKS, home, tmp_path, most_new_tokens=2)
     records.unlink()
     kept.rename(records)
     lm = _model(checkpoints, records.parent)

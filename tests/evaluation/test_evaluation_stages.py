@@ -19,7 +19,7 @@ from scripted import BOUNDS
 
 from sf.data.manifest import write_manifest
 from sf.errors import ConfigError
-from sf.evaluation.columns import COLUMNS, column
+from sf.evaluation.benchmarks import BENCHMARKS, column
 from sf.evaluation.source import read_source
 from sf.jobs import Job
 from sf.mini.scenes import render, sample_scene
@@ -77,7 +77,7 @@ def _arguments(checkpoint: Path, source: Path, output: Path, **changed: Any) -> 
 
 def test_benchmarks_stage_states_what_there_is(source: Path) -> None:
     table = pd.read_csv(source / "tables" / "benchmarks.csv")
-    assert list(table["column"].unique()) == [col.name for col in COLUMNS]
+    assert list(table["column"].unique()) == [col.name for col in BENCHMARKS]
     assert dict(zip(table["task"], table["rows"], strict=True))["mme"] == 56
     assert set(table["max_new_tokens"]) == {8}
     assert read_source(source).home_path(source) == source / "home"
@@ -153,7 +153,7 @@ def test_killed_and_called_again_it_ends_with_the_same_tables(
         assert (resumed.out / path).read_bytes() == (whole.out / path).read_bytes()
 
     scores = pd.read_csv(whole.out / "tables" / "scores.csv")
-    assert list(scores["column"]) == [c.name for c in COLUMNS if c.kind == "image"]
+    assert list(scores["column"]) == [c.name for c in BENCHMARKS if c.kind == "image"]
     single = scores["low"].isna()  # so few samples that categories have one each
     assert list(scores["column"][single]) == ["mmstar"]
     spans = scores[~single]
@@ -186,7 +186,11 @@ def test_a_method_is_evaluated_at_the_value_that_gives_the_asked_ratio(
     )
     evaluate.run(evaluate.Parameters(**values), job)
     (line,) = pd.read_csv(job.out / "tables" / "matched.csv").to_dict("records")
-    assert (line["method"], line["knob"], line["asked"]) == ("threshold", "threshold", 0.7)
+    assert (line["method"], line["hyperparameter"], line["asked"]) == (
+        "threshold",
+        "threshold",
+        0.7,
+    )
     assert line["reached"]
     assert abs(line["token_ratio"] - 0.7) <= 0.02
     facts = json.loads((job.out / "results.json").read_text())

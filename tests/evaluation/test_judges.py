@@ -13,9 +13,9 @@ import requests
 from scripted import Scripted
 
 from sf.evaluation import run
-from sf.evaluation.columns import COLUMNS, EXTRA, Column
+from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, Benchmark
 
-ALL = (*COLUMNS, *EXTRA)
+ALL = (*BENCHMARKS, *EXTRA)
 DOCS = Path(__file__).parent.parent.parent / "docs" / "evaluation.md"
 
 
@@ -29,7 +29,7 @@ def test_only_the_columns_that_say_so_ask_a_judge(
     """Replies that no parser takes, with a key for a judge that cannot be reached."""
     home, replies = stand_ins
     asked: set[str] = set()
-    current: list[Column] = []
+    current: list[Benchmark] = []
 
     def refuse(*_: Any, **__: Any) -> None:
         asked.add(current[-1].name)

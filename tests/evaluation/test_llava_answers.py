@@ -22,7 +22,7 @@ from sf.config import BaseModelSpec, Vision, validated
 from sf.data.llava import load_own_size
 from sf.data.vision import encode, encode_parts
 from sf.errors import ConfigError, DataError, UnsupportedModelError
-from sf.evaluation.columns import column
+from sf.evaluation.benchmarks import column
 from sf.evaluation.model import SparseChatModel
 from sf.evaluation.question import Question
 from sf.evaluation.run import evaluate_columns

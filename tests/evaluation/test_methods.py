@@ -11,7 +11,7 @@ from scripted import BOUNDS
 
 from sf.attention.blocks import MobaAttention, NsaAttention, note_trained
 from sf.baselines import METHODS, method_class
-from sf.evaluation.columns import column
+from sf.evaluation.benchmarks import column
 from sf.evaluation.model import SparseChatModel
 from sf.evaluation.run import evaluate_columns
 from sf.jobs import Job
@@ -135,10 +135,10 @@ def test_a_stage_runs_a_method_at_its_default_or_at_a_value(
         assert results["method"] == name
         found[name, value] = results["value"]
     # The study's threshold is zipvl's alone: Twilight's p is another quantity.
-    knob = method_class("twilight").knob
-    assert knob is not None
+    hyperparameter = method_class("twilight").hyperparameter
+    assert hyperparameter is not None
     assert found == {
-        ("twilight", None): knob.default,
+        ("twilight", None): hyperparameter.default,
         ("fastv", None): 0.5,
         ("fastv", 0.25): 0.25,
         ("zipvl", None): 0.9,

@@ -15,10 +15,10 @@ from huggingface_hub import HfApi
 from sf.errors import ConfigError, DataError, EnvironmentFault
 from sf.evaluation import available
 from sf.evaluation.available import fetch_from_hub, missing_in, missing_in_hub_cache
-from sf.evaluation.columns import COLUMNS, column
+from sf.evaluation.benchmarks import BENCHMARKS, column
 from sf.evaluation.source import prepare_source
 
-REPOSITORIES = {part.repository: col.download_gib for col in COLUMNS for part in col.parts}
+REPOSITORIES = {part.repository: col.download_gib for col in BENCHMARKS for part in col.parts}
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_all_fourteen_columns_are_named_with_their_sizes(
         text = _refused(source, ["all"], tmp_path)
         assert total in text
         assert "14 things are missing" in text
-        for col in COLUMNS:
+        for col in BENCHMARKS:
             line = next(x for x in text.splitlines() if x.startswith(f"  {col.name}: "))
             assert line.rstrip(". ").endswith(
                 f"(hub: {col.parts[0].repository}, perhaps {col.download_gib:g} GiB)"
@@ -53,7 +53,7 @@ def test_all_fourteen_columns_are_named_with_their_sizes(
 
 
 def test_folders_videos_and_rows_are_named(copy: Path, tmp_path: Path) -> None:
-    assert missing_in(copy, COLUMNS, tmp_path / "arrow") == []
+    assert missing_in(copy, BENCHMARKS, tmp_path / "arrow") == []
     shutil.rmtree(copy / "tempcompass")
     shutil.rmtree(copy / "hub" / "echo840")
     shutil.rmtree(copy / "videomme" / "subtitle")

@@ -16,7 +16,7 @@ from sf.config import Vision
 from sf.data.budget import frame_indices
 from sf.data.manifest import Row
 from sf.evaluation.answer import encode_rows
-from sf.evaluation.columns import column
+from sf.evaluation.benchmarks import column
 from sf.evaluation.model import SparseChatModel
 from sf.evaluation.run import evaluate_columns
 from sf.training.encoding import Encoder, backbone

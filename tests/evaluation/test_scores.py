@@ -11,11 +11,11 @@ from scripted import Scripted
 
 from sf.errors import DataError, EvaluationFailed
 from sf.evaluation.aggregate import column_score
-from sf.evaluation.columns import COLUMNS, EXTRA, column
+from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, column
 from sf.evaluation.run import ColumnResult, evaluate_columns
 from sf.evaluation.scoring import RULES, Rule
 
-ALL = (*COLUMNS, *EXTRA)
+ALL = (*BENCHMARKS, *EXTRA)
 Replies = dict[str, list[str]]
 Evaluated = Callable[[Replies], dict[str, ColumnResult]]
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from sf.evaluation.columns import COLUMNS, EXTRA
+from sf.evaluation.benchmarks import BENCHMARKS, EXTRA
 from sf.evaluation.scoring import sample_score
 from sf.evaluation.tasks import benchmark_home, build_task, documents
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
-PARTS = [part for col in (*COLUMNS, *EXTRA) for part in col.parts]
+PARTS = [part for col in (*BENCHMARKS, *EXTRA) for part in col.parts]
 
 
 def _forms(reply: str) -> list[str]:

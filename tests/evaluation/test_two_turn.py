@@ -18,9 +18,9 @@ from sf.data.manifest import Row
 from sf.data.vision import encode
 from sf.errors import UnsupportedModelError
 from sf.evaluation.answer import AnswerLog
-from sf.evaluation.continuation import cut, greedy, more_of, positions_of
 from sf.evaluation.intervals import bootstrap_clusters, bootstrap_mean
 from sf.evaluation.two_turn import ARMS, _talk, pairs_of, two_turn_answers, two_turn_table
+from sf.evaluation.two_turn_decoding import cut, greedy, more_of, positions_of
 from sf.mini.scenes import render, sample_clip, sample_scene, write_video
 from sf.models import load_model, load_processor
 from sf.report.tables import write_csv, write_parquet

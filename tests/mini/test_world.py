@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sf.data.video import load_video
-from sf.mini.cells import WORDS, cell_facts, cell_words, sample_crowd
+from sf.mini.grid_labels import WORDS, cell_facts, cell_words, sample_crowd
 from sf.mini.scenes import (
     CELL,
     COLOURS,

@@ -13,7 +13,7 @@ from sf.errors import ConfigError, DataError, UnsupportedModelError
 from sf.mini.rows import ANNOTATIONS, write_dataset
 from sf.models import load_model, load_processor
 from sf.models.fetch import fetch_checkpoint
-from sf.models.heldout import accuracy_table
+from sf.scratch.heldout import accuracy_table
 from sf.stages.base import Parameters, run
 
 

@@ -13,12 +13,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from sf.profiling import dense
 from sf.profiling.dense import Dense, DensePath, KeepAll, candidates, fastest, using
-from sf.profiling.measure import measure
-from sf.profiling.point import DENSE, Settings, point
+from sf.profiling.generation import Workload
+from sf.profiling.measurement import DENSE, Settings, point
+from sf.profiling.models import SHAPES, Shape, Subject, load_subject
 from sf.profiling.prompts import text_inputs
 from sf.profiling.roofline import Ceilings
-from sf.profiling.subjects import SHAPES, Shape, Subject, load_subject
-from sf.profiling.workload import Workload
+from sf.profiling.timing import measure
 from sf.selection import TopK
 
 SLOW, QUICK = DensePath("slow", "test_slow"), DensePath("quick", "test_quick")

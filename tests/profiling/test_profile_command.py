@@ -15,10 +15,10 @@ from sf.baselines import build
 from sf.cli import app
 from sf.errors import ConfigError, DataError, EnvironmentFault, OutputConflictError
 from sf.profiling import roofline
-from sf.profiling.measure import measure
+from sf.profiling.generation import Workload
+from sf.profiling.models import SHAPES, Shape, load_subject
 from sf.profiling.prompts import text_inputs
-from sf.profiling.subjects import SHAPES, Shape, load_subject
-from sf.profiling.workload import Workload
+from sf.profiling.timing import measure
 
 RUN = ["profile", "tiny", "--repeats", "3", "--decode-tokens", "2", "--length", "64"]
 

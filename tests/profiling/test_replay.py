@@ -14,9 +14,9 @@ from sf.attention import sparsify
 from sf.cli import app
 from sf.errors import ConfigError, DataError
 from sf.profiling import roofline
+from sf.profiling.models import SHAPES, Shape, load_subject
 from sf.profiling.prompts import text_inputs
 from sf.profiling.replay import Replay, read_shares, stretched
-from sf.profiling.subjects import SHAPES, Shape, load_subject
 from sf.selection import LayerShares, TopK
 
 

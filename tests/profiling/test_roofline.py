@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sf.profiling.measure import Run
-from sf.profiling.point import Settings, _roofline
+from sf.profiling.measurement import Settings, _roofline
+from sf.profiling.models import SHAPES, Shape, Subject, load_subject
 from sf.profiling.prompts import text_inputs
 from sf.profiling.roofline import (
     Ceilings,
@@ -21,7 +21,7 @@ from sf.profiling.roofline import (
     prefill_work,
     roofline_lines,
 )
-from sf.profiling.subjects import SHAPES, Shape, Subject, load_subject
+from sf.profiling.timing import Run
 from sf.selection import TopK
 
 # 2 layers, width 64, 4 heads of 16 over 2 KV heads, MLP 96, 256 words, float32.

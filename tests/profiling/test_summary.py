@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sf.profiling.measure import Run
 from sf.profiling.summary import break_even, median, speedups, tidy
+from sf.profiling.timing import Run
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import torch
 
 from sf.errors import ConfigError, DataError
 from sf.models import build_tiny
-from sf.profiling.point import Settings, point
+from sf.profiling.measurement import Settings, point
+from sf.profiling.models import SHAPES, Shape, Subject, load_checkpoint, load_subject
 from sf.profiling.prompts import video_encoder
 from sf.profiling.roofline import Ceilings
-from sf.profiling.subjects import SHAPES, Shape, Subject, load_checkpoint, load_subject
 from sf.selection import TopK
 
 

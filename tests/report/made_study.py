@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sf.evaluation.columns import COLUMNS
+from sf.evaluation.benchmarks import BENCHMARKS
 from sf.evaluation.curve import curve_table, layer_table
-from sf.profiling.measure import Run
 from sf.profiling.roofline import ROOFLINE, Ceilings, Work, roofline_lines
 from sf.profiling.summary import LINE, NOTES, SPEEDUP, speedups, tidy
+from sf.profiling.timing import Run
 from sf.report.results import Study
 from sf.report.tables import write_csv, write_parquet
 
@@ -101,7 +101,7 @@ def write_scores(folder: Path, share: float, ratio: float) -> None:
             "token_ratio_low": ratio - (0.05 if ratio < 1 else 0.0),
             "token_ratio_high": ratio + (0.05 if ratio < 1 else 0.0),
         }
-        for column in COLUMNS
+        for column in BENCHMARKS
     ]
     write_csv(pd.DataFrame(lines), folder / "tables/scores.csv")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import made_study
 import pytest
 
-from sf.evaluation.columns import COLUMNS
+from sf.evaluation.benchmarks import BENCHMARKS
 from sf.report import published
 from sf.report.benchmark_tables import AVERAGE, RATIO, beyond, columns_of, lines, measured
 from sf.report.results import Study
@@ -39,7 +39,7 @@ def test_the_final_version_is_asked_first() -> None:
 
 
 def test_every_published_metric_is_a_known_column() -> None:
-    known = {column.name for column in COLUMNS} | {RATIO, "image_average", "video_average"}
+    known = {column.name for column in BENCHMARKS} | {RATIO, "image_average", "video_average"}
     tables = set(published.TABLES.values())
     assert {key[4] for key in published._figures() if key[1] in tables} <= known
 

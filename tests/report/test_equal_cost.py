@@ -22,7 +22,7 @@ def test_matched_methods_stand_beside_their_averages(tmp_path: Path) -> None:
         made_study.stamp(folder, "evaluate", inference_p=0.975, match_ratio=0.5)
         line = {
             "method": "zipvl",
-            "knob": "p",
+            "hyperparameter": "p",
             "asked": 0.5,
             "value": 0.91234567,
             "token_ratio": found,

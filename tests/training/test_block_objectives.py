@@ -11,7 +11,7 @@ from test_sft import first_loss, gradients, prompt_and_reply, same, step_by_step
 from tiny_world import Log, parameters
 
 from sf.attention.blocks import Replacement, note_trained, trained_attention
-from sf.attention.running import level_of, running
+from sf.attention.resolve import level_of, running
 from sf.baselines import apply_method
 from sf.baselines.as_trained import method_of
 from sf.data.manifest import Row

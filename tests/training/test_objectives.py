@@ -11,9 +11,9 @@ from tiny_world import parameters
 from sf.config import Objective
 from sf.selection import TopP
 from sf.training.answers import Answers
-from sf.training.levels import Levels
 from sf.training.objectives import RECIPES, settled
 from sf.training.parameters import RunParameters
+from sf.training.retention_schedule import RetentionSchedule
 
 
 def test_every_objective_has_a_recipe() -> None:
@@ -32,7 +32,7 @@ def test_an_objective_changes_its_own_parameters_and_no_others(name: str) -> Non
 
 def test_answers_take_their_own_thresholds_into_a_bucket() -> None:
     nothing: Any = None
-    levels = Levels.of(parameters())
+    levels = RetentionSchedule.of(parameters())
     answers = Answers(nothing, nothing, [0.5, 0.7, 0.9], levels, nothing, nothing, width=1)
     policy = answers.policy(torch.tensor([2, 0]), start=0)
     assert isinstance(policy, TopP)

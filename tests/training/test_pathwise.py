@@ -11,7 +11,7 @@ import torch
 from tiny_world import Log, parameters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sf.attention import projections
+from sf.attention import sparse_projections
 from sf.data.manifest import Row
 from sf.progress import Progress
 from sf.selection import Probes
@@ -156,8 +156,8 @@ def test_long_prompts_whose_projections_could_be_skipped_count_too(
 ) -> None:
     """Where sparse prefill stands in for a layer's whole forward, the term must not be lost."""
     found = []
-    for columns in (projections.LEAST_COLUMNS, 1):
-        monkeypatch.setattr(projections, "LEAST_COLUMNS", columns)
+    for columns in (sparse_projections.LEAST_COLUMNS, 1):
+        monkeypatch.setattr(sparse_projections, "LEAST_COLUMNS", columns)
         trainer, inputs = one_step(base, rows, tmp_path / str(columns), pathwise_weight=2.0)
         found.append(gradients(trainer, trainer.compute_loss(trainer.model, inputs)))
         ratios = trainer._figures.drain()

@@ -21,7 +21,7 @@ from sf.selection import TopP
 from sf.training.answers import gather_answers
 from sf.training.dataset import question_order
 from sf.training.encoding import Encoder
-from sf.training.levels import Levels
+from sf.training.retention_schedule import RetentionSchedule
 from sf.training.run import assemble
 from sf.training.sft import SparseSFTTrainer
 
@@ -254,7 +254,7 @@ def test_a_row_asked_for_a_bare_answer_is_taught_one(base: Path, rows: list[Row]
     model, processor = load_model(base), load_processor(base)
     templates: list[Template] = ["short", "answer"]
     encoder = Encoder(model, processor, rows[:2], VISION, templates=templates, frozen_tower=True)
-    levels = Levels("top_p", "grid", (1.0,), (0.0, 1.0), 1, 0)
+    levels = RetentionSchedule("top_p", "grid", (1.0,), (0.0, 1.0), 1, 0)
     found = gather_answers(encoder, processor.tokenizer, [0, 1], [1.0, 1.0], levels)
     end = processor.tokenizer.eos_token
     for at, expected in enumerate((extract_answer(rows[0].solution), rows[1].solution)):

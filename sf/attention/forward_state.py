@@ -1,0 +1,207 @@
+"""One forward of the decoder: what its layers share.
+
+Shape suffixes: B rows, P prompt columns, C columns after the prompt, L = P + C, W active columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from sf.attention.backends import Backend, backend_for
+from sf.attention.cache import PrunedLayer
+from sf.selection import Policy, Scores, visible_probes
+
+__all__ = ["ForwardState", "Layout"]
+
+Kind = Literal["dense", "prefill", "continue"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns of a layer take part.
+
+    Attributes:
+        index: int64 (B, W), each row's active columns last, in order; others of the row before.
+        count: int64 (B,), active columns of each row; `lengths` are the same numbers, on the host.
+        full: every row keeps everything.
+    """
+
+    index: Tensor
+    count: Tensor
+    lengths: list[int]
+    full: bool
+
+
+@dataclass
+class ForwardState:
+    """Handed to every layer as a keyword argument, so that it survives gradient checkpointing.
+
+    Attributes:
+        kind: "dense" layers run the model's own implementation; "prefill" layers select and prune;
+            "continue" layers append to a pruned cache and see all of it.
+        dense: name of the model's own attention implementation.
+        valid: bool (B, P), False on padding of the prompt.
+        tail_valid: bool (B, C) after the prompt, None when all are valid. In "continue" it covers
+            everything since the prompt, the new tokens last.
+        tail: C of this forward.
+        cache: where "prefill" stores what it keeps; None without a cache.
+        lean: skip projections of dropped tokens where the attention class is known.
+        kept: layer -> bool (B, P). A layer that runs again (gradient checkpointing) finds its set.
+    """
+
+    kind: Kind
+    policy: Policy
+    dense: str
+    valid: Tensor | None = None
+    tail_valid: Tensor | None = None
+    tail: int = 0
+    cache: Cache | None = None
+    lean: bool = False
+    kept: dict[int, Tensor] = field(default_factory=dict)
+    seen: set[int] = field(default_factory=set)
+    _layout: tuple[int, Layout] | None = field(default=None, repr=False)
+    _moved: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        assert self.valid is not None
+        column, present = self.policy.probes.columns(self.valid)
+        return column, present, visible_probes(column, present, self.valid.shape[1])
+
+    @cached_property
+    def full_lengths(self) -> list[int]:
+        """Valid columns of each row, prompt and tail."""
+        assert self.valid is not None
+        count = self.valid.sum(-1)
+        if self.tail:
+            count = count + (self.tail if self.tail_valid is None else self.tail_valid.sum(-1))
+        return [int(n) for n in count.tolist()]
+
+    def _at(self, name: str, tensor: Tensor, device: torch.device) -> Tensor:
+        if tensor.device == device:
+            return tensor
+        if (name, device) not in self._moved:
+            self._moved[name, device] = tensor.to(device)
+        return self._moved[name, device]
+
+    def choose(
+        self, query_BHPD: Tensor, key_BGPD: Tensor, scaling: float, layer: int, backend: Backend
+    ) -> Tensor:
+        """The layer's kept prompt tokens, bool (B, P); made once, without a gradient."""
+        if layer in self.kept:
+            return self.kept[layer]
+        assert self.valid is not None
+        device = key_BGPD.device
+        valid = self._at("valid", self.valid, device)
+        column, present, visible = (
+            self._at(str(i), part, device) for i, part in enumerate(self._columns)
+        )
+        with torch.no_grad():
+            if self.policy.scores_at(layer):
+                mass = backend.probe_mass(
+                    query_BHPD.detach(), key_BGPD.detach(), column, present, valid, scaling
+                )
+            else:
+                mass = torch.zeros(valid.shape, device=device)
+            scores = Scores(mass=mass, visible=visible, num_probes=present.sum(-1), valid=valid)
+            kept = self.policy.keep(scores, layer) & valid
+            # The last prompt token predicts the first answer token.
+            last = valid.long().cumsum(-1).argmax(-1, keepdim=True)
+            kept = kept.scatter(1, last, True) & valid
+        self.kept[layer] = kept
+        return kept
+
+    def layout(self, query_BHLD: Tensor, key_BGLD: Tensor, scaling: float, layer: int) -> Layout:
+        """Select on the prompt's columns; the newest layer's layout is remembered."""
+        if self.policy.keeps_all:
+            return self._everything
+        if self._layout is None or self._layout[0] != layer:
+            assert self.valid is not None
+            width = self.valid.shape[1]
+            prompt = query_BHLD[:, :, :width], key_BGLD[:, :, :width]
+            kept = self.choose(*prompt, scaling, layer, backend_for(key_BGLD.device))
+            active = self.active(kept)
+            # The one wait for the device in a layer: its tensors' sizes follow from these numbers.
+            count = active.sum(-1)
+            lengths = [int(n) for n in count.tolist()]
+            index = _active_columns(active, lengths)
+            self._layout = layer, Layout(index, count, lengths, lengths == self.full_lengths)
+        return self._layout[1]
+
+    @cached_property
+    def _everything(self) -> Layout:
+        """All valid columns, for every layer alike."""
+        assert self.valid is not None
+        active, lengths = self.active(self.valid), self.full_lengths
+        return Layout(_active_columns(active, lengths), active.sum(-1), lengths, full=True)
+
+    def probe_columns(self, device: torch.device) -> Tensor:
+        """int64 (B, probes); rows with fewer probes repeat column 0."""
+        return self._at("0", self._columns[0], device)
+
+    def active(self, kept_BP: Tensor) -> Tensor:
+        """bool (B, L): kept prompt tokens and every valid token after the prompt."""
+        if not self.tail:
+            return kept_BP
+        if self.tail_valid is None:
+            rest = kept_BP.new_ones(kept_BP.shape[0], self.tail)
+        else:
+            rest = self._at("tail", self.tail_valid, kept_BP.device)
+        return torch.cat([kept_BP, rest], dim=-1)
+
+    def cache_layer(self, layer: int) -> PrunedLayer | None:
+        if self.cache is None:
+            return None
+        found = self.cache.layers[layer]
+        assert isinstance(found, PrunedLayer)
+        return found
+
+    def open_cache(self, active: bool) -> None:
+        """Let the cache's pruned layers be updated, or seal them."""
+        for layer in self.cache.layers if self.cache is not None else []:
+            if isinstance(layer, PrunedLayer):
+                layer.active = active
+
+    def continue_mask(self, layer: PrunedLayer, new: int) -> Tensor | None:
+        """What `new` tokens may see of a pruned cache that already holds them.
+
+        With two rows, three kept entries (the first row padded) and two new tokens:
+
+            0 1 1 1 0        1 1 1 1 0
+            0 1 1 1 1        1 1 1 1 1
+
+        Returns:
+            bool (B, 1, N, W + T), or None when everything may be seen.
+        """
+        if new == 1 and layer.prompt_valid is None and self.tail_valid is None:
+            return None
+        assert layer.keys is not None
+        batch, device = layer.keys.shape[0], layer.keys.device
+        prompt, tail = layer.prompt_valid, self.tail_valid
+        if prompt is None:
+            prompt = torch.ones(batch, layer.kept_width, dtype=torch.bool, device=device)
+        if tail is None:
+            tail = torch.ones(batch, layer.appended, dtype=torch.bool, device=device)
+        else:
+            tail = self._at("tail", tail, device)
+        causal = torch.ones(new, layer.appended, dtype=torch.bool, device=device)
+        causal = causal.tril(layer.appended - new)
+        # A token that is itself padding still sees itself: no empty softmax.
+        own = causal & ~causal.tril(layer.appended - new - 1)
+        after = (tail[:, None, None] & causal) | own
+        return torch.cat([prompt[:, None, None].expand(-1, -1, new, -1), after], dim=-1)
+
+
+def _active_columns(active_BL: Tensor, lengths: list[int]) -> Tensor:
+    """(B, W) columns: each row's active ones last, in order, others of the row before them."""
+    if len(lengths) == 1 and active_BL.device.type == "cpu":
+        return active_BL[0].nonzero().view(1, -1)
+    # A CUDA device would be asked for the count once more by nonzero, not by a sort.
+    order = torch.argsort(active_BL.to(torch.uint8), dim=-1, stable=True)
+    return order[:, order.shape[1] - max(lengths) :]

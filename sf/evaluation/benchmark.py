@@ -1,0 +1,89 @@
+"""What a column of a table is: lmms-eval tasks, and how their scores form one figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Benchmark", "Kind", "Task", "one"]
+
+Kind = Literal["image", "video"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One lmms-eval task.
+
+    Attributes:
+        task: lmms-eval's task name.
+        config: its YAML, relative to `lmms_eval/tasks`.
+        metrics: the metric keys whose sum is this part's score.
+        repository: the dataset's repository on the Hugging Face hub.
+        subset: the dataset configuration ('' for the only one).
+        split: the evaluated split.
+        max_new_tokens: pinned generation limit; where the task sets one it is the task's own.
+            Without a limit the model class decides, and the classes differ (128 or 32768).
+        media: the folder under HF_HOME where lmms-eval looks for videos ('' for image tasks,
+            whose pixels lie in the parquet files).
+        media_folders: folders in it without which lmms-eval would go on, with other prompts.
+        even: documents come in pairs that are scored together (MME).
+        total: the aggregate divides by this number of samples, whatever was evaluated (0: by the
+            number evaluated); the paper's scale is out of this many.
+    """
+
+    task: str
+    config: str
+    metrics: tuple[str, ...]
+    repository: str
+    split: str
+    max_new_tokens: int
+    subset: str = ""
+    media: str = ""
+    media_folders: tuple[str, ...] = ()
+    even: bool = False
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One figure of a table.
+
+    Attributes:
+        name: the column's name; the metric name of `published_results.csv`.
+        title: what a table prints.
+        kind: table 1 (image) or table 2 (video).
+        parts: the tasks; several are averaged with equal weight.
+        factor: from lmms-eval's scale to the paper's.
+        scale: the best possible figure in the paper's scale.
+        download_gib: how much the hub's files take, media included: a guess that was never
+            checked against the hub, good for an order of magnitude.
+        judge: what a configured OpenAI-compatible judge would do; '' for nothing.
+        parser_changed: between the paper and lmms-eval 0.7.3.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    parts: tuple[Task, ...]
+    factor: float
+    scale: float
+    download_gib: float
+    judge: str = ""
+    parser_changed: bool = False
+
+
+def one(
+    name: str,
+    title: str,
+    kind: Kind,
+    part: Task,
+    factor: float,
+    download_gib: float,
+    scale: float = 100.0,
+    *,
+    parser_changed: bool = False,
+) -> Benchmark:
+    """A column of one task."""
+    return Benchmark(
+        name, title, kind, (part,), factor, scale, download_gib, parser_changed=parser_changed
+    )

@@ -1,0 +1,74 @@
+"""The thirteen benchmarks of the paper's tables 1 and 2, as fourteen columns of lmms-eval tasks.
+
+One column is one figure in a table. It is formed from one task or from several (`Task`s), each
+with lmms-eval's own prompts, parser and aggregation; `Benchmark.factor` brings their mean to the
+scale that the paper prints. VideoMME counts twice, without and with subtitles.
+
+Facts about the tasks: lmms-eval 0.7.3 (`lmms_eval/tasks/`). Some of its parsers changed after the
+paper's time, so absolute scores need not agree with the published ones to the last decimal; their
+columns say so (`parser_changed`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from sf.errors import ConfigError
+from sf.evaluation.benchmark import Benchmark, Task
+from sf.evaluation.image_benchmarks import EXTRA, IMAGE
+from sf.evaluation.video_benchmarks import VIDEO
+
+__all__ = ["BENCHMARKS", "EXTRA", "SUITES", "Benchmark", "Task", "column", "columns_of", "suite"]
+
+
+BENCHMARKS: tuple[Benchmark, ...] = (*IMAGE, *VIDEO)
+
+SUITES: Mapping[str, tuple[Benchmark, ...]] = {
+    "image": IMAGE,
+    "video": VIDEO,
+    "all": BENCHMARKS,
+    "robustness": EXTRA,
+}
+
+
+def column(name: str) -> Benchmark:
+    """The column of that name.
+
+    Raises:
+        ConfigError: there is none; the message offers the nearest names.
+    """
+    for candidate in (*BENCHMARKS, *EXTRA):
+        if candidate.name == name:
+            return candidate
+    raise _unknown(name, [c.name for c in (*BENCHMARKS, *EXTRA)])
+
+
+def suite(name: str) -> tuple[Benchmark, ...]:
+    """A group's columns, or the one column of that name.
+
+    Raises:
+        ConfigError: neither a group nor a column; the message offers the nearest names.
+    """
+    if name in SUITES:
+        return SUITES[name]
+    found = tuple(c for c in (*BENCHMARKS, *EXTRA) if c.name == name)
+    if not found:
+        raise _unknown(name, [*SUITES, *(c.name for c in (*BENCHMARKS, *EXTRA))])
+    return found
+
+
+def columns_of(suites: Sequence[str]) -> list[Benchmark]:
+    """The columns of several suites, each once, in the tables' order.
+
+    Raises:
+        ConfigError: as `suite`.
+    """
+    names = {column.name for name in suites for column in suite(name)}
+    return [column for column in (*BENCHMARKS, *EXTRA) if column.name in names]
+
+
+def _unknown(name: str, known: Sequence[str]) -> ConfigError:
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    return ConfigError("suite", name, "no benchmark and no group has this name", hint)

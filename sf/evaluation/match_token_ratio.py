@@ -1,0 +1,265 @@
+"""The value of a method's hyperparameter at which it keeps an asked share of the tokens.
+
+Methods can only be compared at equal cost; each has its own hyperparameter. The share is measured
+on manifest rows (the calibration split), with the token ratio that every method's trace counts; the
+search brackets the asked ratio and narrows it: the ratio is monotone in the hyperparameter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from sf.baselines import build, method_class
+from sf.errors import ConfigError
+from sf.evaluation.answer import Answer, AnswerLog, answer_encoded, batches, encode_rows
+from sf.progress import progress
+
+if TYPE_CHECKING:
+    from sf.baselines import Hyperparameter
+    from sf.config import Vision
+    from sf.data.manifest import Row
+    from sf.data.prompts import Template
+
+__all__ = ["Match", "find_value", "match_method", "match_table"]
+
+MOST = 14  # measurements of one search
+_STEP = 4.0  # how far an open end is approached at a time
+_APART = 16.0  # values further apart than this are divided geometrically
+_EDGE = 0.1  # an interpolated value keeps this share of the bracket from its ends
+_NEAR = 1e-6
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a search found.
+
+    Attributes:
+        asked: the wanted token ratio.
+        value: of the hyperparameter.
+        ratio: measured there.
+        reached: whether it lies within the tolerance. If not, `value` is the nearest measured one.
+        probes: (value, ratio) of every measurement, in order.
+    """
+
+    asked: float
+    value: float
+    ratio: float
+    reached: bool
+    probes: tuple[tuple[float, float], ...]
+
+
+def find_value(
+    hyperparameter: Hyperparameter,
+    measure: Callable[[float], float],
+    asked: float,
+    *,
+    tolerance: float = 0.01,
+    most: int = MOST,
+) -> Match:
+    """Search the hyperparameter's range.
+
+    Args:
+        hyperparameter: what is set. The ratio must not fall where it is declared to rise.
+        measure: token ratio at a value, in (0, 1].
+        asked: wanted ratio in (0, 1].
+        tolerance: a measured ratio this close is good enough.
+        most: measurements at most.
+
+    Raises:
+        ConfigError: `asked` or `tolerance` is out of range.
+    """
+    if not 0 < asked <= 1:
+        raise ConfigError("match_ratio", asked, "a token ratio lies in (0, 1]", "give such a share")
+    if not 0 < tolerance < 1:
+        raise ConfigError("match_tolerance", tolerance, "must lie in (0, 1)", "use 0.01")
+    known = {} if hyperparameter.dense is None else {hyperparameter.dense: 1.0}
+    probes: dict[float, float] = {}
+    following: float | None = hyperparameter.default or (
+        1.0 if hyperparameter.whole else hyperparameter.default
+    )
+    if asked == 1 and hyperparameter.dense is not None:
+        following = hyperparameter.dense
+    best = math.nan
+    while following is not None and following not in probes and len(probes) < most:
+        probes[following] = known[following] = measure(following)
+        best = min(probes, key=lambda value: abs(probes[value] - asked))
+        if abs(probes[best] - asked) <= tolerance:
+            break
+        following = _next(hyperparameter, known, asked, halve=len(probes) % 3 == 0)
+    ratio = probes[best]
+    reached = abs(ratio - asked) <= tolerance
+    return Match(asked, best, ratio, reached, tuple(probes.items()))
+
+
+def _next(
+    hyperparameter: Hyperparameter, known: Mapping[float, float], asked: float, halve: bool
+) -> float | None:
+    """Where to measure next; None when nothing is left to try."""
+    sign = 1 if hyperparameter.rises else -1
+    fewer = [value for value, ratio in known.items() if ratio < asked]
+    more = [value for value, ratio in known.items() if ratio >= asked]
+    if fewer and more:
+        low = max(fewer, key=lambda value: sign * value)
+        high = min(more, key=lambda value: sign * value)
+        return _inside(hyperparameter, (low, known[low]), (high, known[high]), asked, halve)
+    side = sorted(more, key=lambda v: sign * v) or sorted(fewer, key=lambda v: -sign * v)
+    value, ratios = side[0], [known[v] for v in side[:3]]
+    if len(ratios) == 3 and max(ratios) - min(ratios) < _NEAR:
+        return None  # the ratio has a floor or a ceiling there
+    upwards = hyperparameter.rises != bool(more)
+    if upwards:
+        return None if value == hyperparameter.high else min(hyperparameter.high, value * _STEP)
+    end = 1.0 if hyperparameter.whole else hyperparameter.low
+    if value == end:
+        return None
+    closer = value / _STEP
+    if hyperparameter.whole:
+        return max(end, math.floor(closer))
+    if closer > end + _NEAR:
+        return closer
+    return end if hyperparameter.low_allowed else None
+
+
+def _inside(
+    hyperparameter: Hyperparameter,
+    low: tuple[float, float],
+    high: tuple[float, float],
+    asked: float,
+    halve: bool,
+) -> float | None:
+    """A value between two that enclose the asked ratio: interpolated, or the middle."""
+    a, b = low[0], high[0]
+    share = 0.5 if halve else (asked - low[1]) / (high[1] - low[1])
+    share = min(max(share, _EDGE), 1 - _EDGE)
+    if min(a, b) > 0 and max(a, b) / min(a, b) > _APART:
+        value = math.exp((1 - share) * math.log(a) + share * math.log(b))
+    else:
+        value = (1 - share) * a + share * b
+    if hyperparameter.whole:
+        value = min(max(round(value), min(a, b) + 1), max(a, b) - 1)
+        return value if abs(a - b) > 1 else None
+    return value if abs(a - b) > _NEAR * max(abs(a), abs(b)) else None
+
+
+def match_method(
+    model: Any,
+    processor: Any,
+    rows: Sequence[Row],
+    vision: Vision,
+    method: str,
+    asked: float,
+    log: AnswerLog,
+    *,
+    tolerance: float,
+    batch: int,
+    max_new_tokens: int,
+    template: Template = "answer",
+    cutoff: float = 0.5,
+) -> tuple[Match, pd.DataFrame]:
+    """Search a method's hyperparameter on manifest rows.
+
+    Args:
+        model: in evaluation mode, on its device.
+        processor: its processor.
+        rows: what the ratio is measured on; every value is tried on all of them.
+        vision: pixel and frame bounds.
+        method: a key of `sf.baselines.METHODS`, with a hyperparameter.
+        asked: wanted token ratio, mean over rows and layers.
+        log: answers of an earlier run of the same call, to which this one appends.
+        tolerance: of the ratio.
+        batch, max_new_tokens, template, cutoff: as `sf.evaluation.curve.answers_at`.
+
+    Returns:
+        The match, and a line per measurement: method, hyperparameter, value, token_ratio, accuracy,
+        rows.
+
+    Raises:
+        ConfigError: a method without a hyperparameter, an asked ratio out of range, no rows.
+    """
+    hyperparameter = method_class(method).hyperparameter
+    if hyperparameter is None:
+        raise ConfigError(
+            "method", method, "has no hyperparameter to turn", "choose one that drops tokens"
+        )
+    if not rows:
+        raise ConfigError("calibration rows", 0, "the ratio is measured on them", "prepare some")
+    lines: list[dict[str, object]] = []
+
+    def measure(value: float) -> float:
+        answers = _answers(
+            model, processor, rows, vision, method, value, log, batch, max_new_tokens,
+            template, cutoff,
+        )  # fmt: skip
+        ratio = sum(answer.token_ratio for answer in answers) / len(answers)
+        accuracy = sum(answer.correct for answer in answers) / len(answers)
+        lines.append(
+            {
+                "method": method,
+                "hyperparameter": hyperparameter.name,
+                "value": value,
+                "token_ratio": ratio,
+                "accuracy": accuracy,
+                "rows": len(answers),
+            }
+        )
+        return ratio
+
+    return find_value(hyperparameter, measure, asked, tolerance=tolerance), pd.DataFrame(lines)
+
+
+def _answers(
+    model: Any,
+    processor: Any,
+    rows: Sequence[Row],
+    vision: Vision,
+    method: str,
+    value: float,
+    log: AnswerLog,
+    batch: int,
+    max_new_tokens: int,
+    template: Template,
+    cutoff: float,
+) -> list[Answer]:
+    key, attention = f"{method}={value!r}", build(method, value)
+    missing = {row.id for row in rows if log.get(key, row.id) is None}
+    with progress(f"{method} at {value:g}", len(rows), len(rows) - len(missing)) as shown:
+        for part in batches(rows, batch):
+            if missing.isdisjoint(row.id for row in part):
+                continue
+            device = str(model.device)
+            for encoded in encode_rows(processor, part, vision, device=device, template=template):
+                answers = answer_encoded(
+                    model,
+                    processor,
+                    encoded,
+                    attention.apply(model),
+                    max_new_tokens=max_new_tokens,
+                    cutoff=cutoff,
+                )
+                fresh = [answer for answer in answers if answer.id in missing]
+                log.add(key, fresh)
+                shown.advance(len(fresh))
+    found = [log.get(key, row.id) for row in rows]
+    return [answer for answer in found if answer is not None]
+
+
+def match_table(method: str, match: Match, probes: pd.DataFrame) -> pd.DataFrame:
+    """One line: method, hyperparameter, asked, value, token_ratio, accuracy, reached, …, rows."""
+    at = probes[probes["value"] == match.value].iloc[0]
+    line = {
+        "method": method,
+        "hyperparameter": at["hyperparameter"],
+        "asked": match.asked,
+        "value": match.value,
+        "token_ratio": match.ratio,
+        "accuracy": at["accuracy"],
+        "reached": match.reached,
+        "measurements": len(probes),
+        "rows": at["rows"],
+    }
+    return pd.DataFrame([line])

@@ -1,0 +1,168 @@
+"""What a tiny base model is taught: media with questions and answers, from simple to complete.
+
+Lessons come from three places: fresh scenes of the mini world (never the same twice), rows of a
+manifest, and examples in the benchmarks' formats. Which of them, and which kinds of question, is
+decided by the share of training that is done (`CURRICULUM`): looking one thing up comes first,
+because everything else is built on it; multiple choice comes once there is something to choose by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sf.data.manifest import Row
+from sf.data.prompts import Template, question_text
+from sf.data.vision import load_image, load_video
+from sf.mini.drawing import pixels
+from sf.mini.question_templates import Draft, draft_questions, sample_subject
+from sf.mini.questions import CLIP_KINDS, SCENE_KINDS, Kind
+from sf.mini.rows import WorldSize
+from sf.mini.world import Clip, Scene
+
+if TYPE_CHECKING:
+    from sf.config import Vision
+    from sf.mini.benchmarks import Example
+
+__all__ = [
+    "CURRICULUM",
+    "Chapter",
+    "TrainingExample",
+    "benchmark_lessons",
+    "chapter_at",
+    "row_lessons",
+    "world_lesson",
+]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A part of the curriculum.
+
+    Attributes:
+        until: the share of all steps at which it ends.
+        kinds: the kinds of question that are asked.
+        choice_share: of the questions, how many are put as multiple choice.
+        video_share: of the steps, how many are about clips.
+        row_share, benchmark_share: of the steps, how many take lessons from the manifest and from
+            the benchmarks' examples; the others are about fresh scenes.
+    """
+
+    until: float
+    kinds: tuple[Kind, ...]
+    choice_share: float
+    video_share: float
+    row_share: float = 0.0
+    benchmark_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainingExample:
+    """One picture or clip and what is asked about it.
+
+    Attributes:
+        data_type: "image" or "video".
+        frames: uint8 [H, W, 3] or [T, H, W, 3], within the vision bounds.
+        metadata: transformers' VideoMetadata of a clip, None for an image.
+        turns: (prompt text, reply) pairs, each answered on its own; () where there is a subject.
+        subject: what is shown, where questions can be made up about it.
+    """
+
+    data_type: str
+    frames: np.ndarray
+    metadata: Any
+    turns: tuple[tuple[str, str], ...] = ()
+    subject: Scene | Clip | None = None
+
+    def asked(
+        self, rng: np.random.Generator, chapter: Chapter, count: int, template: Template
+    ) -> tuple[tuple[str, str], ...]:
+        """Up to `count` (prompt text, reply) pairs: fresh ones, or some of the fixed ones.
+
+        Empty where the chapter has no question about the subject.
+        """
+        if self.subject is None:
+            chosen = rng.permutation(len(self.turns))[:count]
+            return tuple(self.turns[int(index)] for index in chosen)
+        drafts = draft_questions(self.subject, rng, count, chapter.kinds, chapter.choice_share)
+        return tuple((prompt_of(d, self.data_type, template), d.solution) for d in drafts)
+
+
+_ALL = (*SCENE_KINDS, *CLIP_KINDS)
+CURRICULUM = (
+    Chapter(0.30, _ALL, 0.5, 0.5),
+    Chapter(1.00, _ALL, 0.5, 0.5, row_share=0.1, benchmark_share=0.3),
+)
+
+
+def chapter_at(progress: float, curriculum: Sequence[Chapter] = CURRICULUM) -> Chapter:
+    """The chapter in force when the share `progress` in [0, 1) of the steps is done."""
+    return next(chapter for chapter in curriculum if progress < chapter.until)
+
+
+def clip_metadata(size: WorldSize) -> Any:
+    """What `sf.data.video.load_video` would say about a clip whose every frame is used."""
+    from transformers.video_utils import VideoMetadata
+
+    return VideoMetadata(
+        total_num_frames=size.frames,
+        fps=float(size.fps),
+        duration=size.frames / size.fps,
+        frames_indices=list(range(size.frames)),
+    )
+
+
+def prompt_of(draft: Draft, data_type: str, template: Template) -> str:
+    """The text part of the prompt for a question that is in no manifest."""
+    row = Row(
+        id="",
+        problem=draft.problem,
+        problem_type=draft.problem_type,
+        data_type=data_type,
+        options=draft.options,
+        solution=draft.solution,
+        answer=draft.answer,
+        media="",
+        data_source="mini",
+    )
+    return question_text(row, template)
+
+
+def world_lesson(rng: np.random.Generator, data_type: str, size: WorldSize) -> TrainingExample:
+    """A fresh scene or clip about which any question can be made up."""
+    subject = sample_subject(rng, data_type, rows=size.side, cols=size.side, frames=size.frames)
+    if isinstance(subject, Scene):
+        return TrainingExample("image", pixels(subject), None, (), subject)
+    frames = np.stack([pixels(scene) for scene in subject.frames])
+    return TrainingExample("video", frames, clip_metadata(size), (), subject)
+
+
+def row_lessons(rows: Sequence[Row], vision: Vision, template: Template) -> list[TrainingExample]:
+    """Manifest rows as lessons, the questions about one media together."""
+    lessons = []
+    for path, group in groupby(sorted(rows, key=lambda row: row.media), lambda r: r.media_path):
+        asked = list(group)
+        turns = tuple((question_text(row, template), row.solution) for row in asked)
+        if asked[0].data_type == "image":
+            lessons.append(TrainingExample("image", np.array(load_image(path)), None, turns))
+        else:
+            frames, metadata = load_video(path, vision)
+            lessons.append(TrainingExample("video", frames, metadata, turns))
+    return lessons
+
+
+def benchmark_lessons(examples: Sequence[Example], vision: Vision) -> list[TrainingExample]:
+    """Examples in the benchmarks' answer formats as lessons."""
+    lessons = []
+    for example in examples:
+        turns = ((example.prompt, example.target),)
+        if example.data_type == "image":
+            lessons.append(TrainingExample("image", np.array(example.media), None, turns))
+        else:
+            frames, metadata = load_video(example.media, vision)  # type: ignore[arg-type]
+            lessons.append(TrainingExample("video", frames, metadata, turns))
+    return lessons

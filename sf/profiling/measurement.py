@@ -1,0 +1,189 @@
+"""One measured point: a subject at one length, as JSON-able lines, or that it does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from sf.profiling.dense import Dense, fastest
+from sf.profiling.generation import Side, Workload
+from sf.profiling.max_memory import fits, largest, memory_of
+from sf.profiling.memory import available_bytes
+from sf.profiling.models import Subject
+from sf.profiling.prompts import milliseconds, text_inputs, video_encoder
+from sf.profiling.roofline import Ceilings, Sizes, decode_work, prefill_work, roofline_lines
+from sf.profiling.summary import FULL, SPARSE, median, not_fitting, speedups, tidy
+from sf.profiling.timing import Run, measure
+
+__all__ = ["DENSE", "FIT", "LAYERS", "Settings", "least_bytes", "limits_of", "point"]
+
+TRANSFORMERS = "transformers"
+FIT = ("subject", "side", "what", "batch", "length", "bounded", "tries", "limit_gib", "dense")
+DENSE = ("subject", "length", "batch", "path", "layer_ms", "chosen")  # dense paths that were timed
+LAYERS = ("subject", "length", "batch", "side", "layer", "token_ratio")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a subject is measured.
+
+    Attributes:
+        lengths: prompt tokens.
+        sparse: what stands beside full attention; see `sf.profiling.generation.Side`.
+        ratio_set_by: how its token ratio came about, for the tables.
+        repeats, decode_tokens, batch: of each point.
+        prompts: random text, or a question about a video.
+        video: the file of such a video; None: a drawn one.
+        fit: search the largest batch and the longest prompt.
+        fit_gib: memory limit of that search on a CPU.
+    """
+
+    lengths: tuple[int, ...]
+    sparse: Side
+    ratio_set_by: str
+    repeats: int
+    decode_tokens: int
+    batch: int = 1
+    prompts: Literal["text", "video"] = "text"
+    video: Path | None = None
+    fit: bool = False
+    fit_gib: float = 0.0
+
+    def encoder(self, subject: Subject, batch: int, length: int) -> Callable[[], Mapping[str, Any]]:
+        """What makes the prompt of a point."""
+        if self.prompts == "text":
+            return partial(text_inputs, subject.model, batch, length, seed=length)
+        return video_encoder(subject.model, subject.processor, batch, length, file=self.video)
+
+
+def least_bytes(model: Any, batch: int, length: int) -> int:
+    """Bytes that a prefill needs at the very least: KV of all layers and one MLP's activations."""
+    s = Sizes.of(model)
+    cache = 2 * s.layers * s.groups * s.head
+    return batch * length * (cache + 2 * s.model + 2 * s.mlp) * s.element
+
+
+def point(subject: Subject, length: int, settings: Settings, limits: Ceilings) -> dict[str, Any]:
+    """Measure one subject at one length.
+
+    Args:
+        subject: model on its device.
+        length: prompt tokens; a video's prompt is as long as its frames make it.
+        settings: what and how often.
+        limits: of the device.
+
+    Returns:
+        {"lines": tidy lines, "speedups": lines, "roofline": lines, "dense": dense paths timed,
+        "layers": kept shares}; where memory does not suffice for a side its lines say so and there
+        are no speed-ups. Other lengths are not affected.
+    """
+    model, batch = subject.model, settings.batch
+    names = [FULL, SPARSE, *([TRANSFORMERS] if length == min(settings.lengths) else [])]
+    runs: dict[str, Run] = {}
+    timed: dict[str, float] = {}
+    dense = ""
+    if least_bytes(model, batch, length) <= available_bytes(model.device):
+        encode = settings.encoder(subject, batch, length)
+        inputs = encode()
+        length = int(inputs["input_ids"].shape[1])
+        path, timed = fastest(model, batch, length)
+        dense = path.name
+        sides = dict(zip(names, (Dense(path), settings.sparse, None), strict=False))
+        runs = measure(Workload(model, inputs, settings.decode_tokens), sides, settings.repeats)
+        if settings.prompts == "video" and subject.processor is not None:
+            taken = milliseconds(encode, settings.repeats, model.device)
+            for run in runs.values():
+                run.processor_ms = taken
+    head = {"subject": subject.name, "length": length, "batch": batch}
+    extra = {
+        "weights": subject.weights,
+        "ratio_set_by": settings.ratio_set_by,
+        "dense": dense,
+        "note": subject.note,
+    }
+    if settings.prompts == "video" and subject.processor is None:
+        extra["note"] += "; random pixels, no processor"
+    lines = tidy(subject.name, length, batch, runs)
+    for side in [name for name in names if name not in runs]:
+        lines += not_fitting(subject.name, length, batch, side)
+    ratios = speedups(subject.name, length, batch, runs) if {FULL, SPARSE} <= runs.keys() else []
+    return {
+        "lines": [{**line, **extra} for line in lines],
+        "speedups": [{**line, **extra} for line in ratios],
+        "roofline": [
+            line
+            for side in (FULL, SPARSE)
+            # Work is counted for pruned caches; the loop runs on those alone.
+            if side in runs and (side == FULL or runs[side].step_ms)
+            for line in _roofline(subject, length, settings, side, runs[side], limits)
+        ],
+        "dense": [
+            {**head, "path": name, "layer_ms": taken, "chosen": name == dense}
+            for name, taken in timed.items()
+        ],
+        "layers": [
+            {**head, "side": SPARSE, "layer": layer, "token_ratio": ratio}
+            for layer, ratio in enumerate(runs[SPARSE].layer_ratios if SPARSE in runs else [])
+        ],
+    }
+
+
+def _roofline(
+    subject: Subject, length: int, settings: Settings, side: str, run: Run, limits: Ceilings
+) -> list[dict[str, object]]:
+    sizes, batch = Sizes.of(subject.model), settings.batch
+    ratios = run.layer_ratios or [run.token_ratio] * sizes.layers
+    kept = [ratio * length for ratio in ratios]
+    head = {"subject": subject.name, "length": length, "batch": batch, "side": side}
+    parts = {name: median(values).value for name, values in run.parts_ms.items() if values}
+    # The tower's work depends on its own shape; the decoder's time is what is compared.
+    whole = median(run.prefill_ms).value - parts.pop("vision", 0.0)
+    prefill = prefill_work(sizes, batch, length, None if side == FULL else kept)
+    lines = roofline_lines(head, "prefill", prefill, {**parts, "whole": whole}, limits)
+    if run.step_ms:
+        # The loop's tokens follow those of generate.
+        first = settings.decode_tokens + 2 + (settings.decode_tokens - 1) / 2
+        decode = decode_work(sizes, batch, [width + first for width in kept])
+        taken = {"whole": median(run.step_ms).value}
+        lines += roofline_lines(head, "decode", decode, taken, limits)
+    return lines
+
+
+def limits_of(subject: Subject, settings: Settings) -> list[dict[str, Any]]:
+    """The longest prompt at this batch and the largest batch at the longest length, both sides."""
+    limit = memory_of(subject.model.device, settings.fit_gib)
+    shortest, longest = min(settings.lengths), max(settings.lengths)
+    path, _ = fastest(subject.model, settings.batch, longest)
+    sides: dict[str, Side] = {FULL: Dense(path), SPARSE: settings.sparse}
+
+    def line(side: str, what: str) -> dict[str, Any]:
+        def fit(value: int) -> bool:
+            batch, length = (settings.batch, value) if what == "length" else (value, longest)
+
+            def inputs() -> Mapping[str, Any]:
+                return settings.encoder(subject, batch, length)()
+
+            return fits(subject.model, sides[side], inputs, 2, limit)
+
+        if what == "length":
+            found = largest(fit, shortest, 64 * longest, step=shortest, within=0.02)
+            batch, length = settings.batch, found.value
+        else:
+            found = largest(fit, 1, 1024)
+            batch, length = found.value, longest
+        return {
+            "subject": subject.name,
+            "side": side,
+            "what": what,
+            "batch": batch,
+            "length": length,
+            "bounded": found.bounded,
+            "tries": found.tries,
+            "limit_gib": None if limit is None else settings.fit_gib,
+            "dense": path.name,
+        }
+
+    return [line(side, what) for what in ("length", "batch") for side in (FULL, SPARSE)]

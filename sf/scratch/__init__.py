@@ -1,0 +1,1 @@
+"""Training a tiny base model from scratch: tokenizer, vision tower, language model."""

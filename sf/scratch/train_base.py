@@ -1,0 +1,112 @@
+"""A tiny base model from nothing: tokenizer, vision tower, gallery, language model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sf.data.manifest import read_manifest
+from sf.data.prompts import question_text
+from sf.mini.grid_labels import WORDS
+from sf.mini.question_templates import draft_questions, sample_subject
+from sf.mini.rows import WorldSize
+from sf.mini.training_examples import CURRICULUM, benchmark_lessons, prompt_of, row_lessons
+from sf.models.tiny import build_tiny
+from sf.scratch.curriculum import Curriculum, world_media
+from sf.scratch.tower_pretraining import align_tower
+from sf.scratch.training_loop import Plan, Tokens, save_atomically, train_from_scratch
+
+if TYPE_CHECKING:
+    from sf.data.manifest import Row
+    from sf.jobs import Job
+    from sf.mini.benchmarks import Example
+    from sf.stages.base import Parameters
+
+__all__ = ["corpus", "train_base"]
+
+_LESSON_SEED = 10_007
+"""Added to the study's seed: fresh scenes and benchmark examples differ from all measured ones."""
+_CORPUS_SUBJECTS = 400
+
+
+def corpus(rows: Iterable[Row], examples: Iterable[Example], seed: int, template: Any) -> list[str]:
+    """Texts for the tokenizer: prompts and replies of rows, benchmarks and the world, and words."""
+    rng = np.random.default_rng([seed, 4])
+    texts = [f"{word} {word}\n{word}" for word in WORDS for _ in range(3)]
+    for row in rows:
+        texts += [question_text(row, template), row.solution]
+    for example in examples:
+        texts += [example.prompt, example.target]
+    for index in range(_CORPUS_SUBJECTS):
+        data_type = ("image", "video")[index % 2]
+        subject = sample_subject(rng, data_type)
+        for draft in draft_questions(subject, rng, 6):
+            texts += [prompt_of(draft, data_type, template), draft.solution]
+    return texts + ["<|im_start|>user\nassistant\nsystem\nYou are a helpful assistant."] * 3
+
+
+def _examples(p: Parameters, folder: Path) -> list[Example]:
+    if p.base_examples == 0:
+        return []
+    from sf.evaluation.benchmarks import BENCHMARKS
+    from sf.mini.benchmarks import training_examples
+
+    return training_examples(BENCHMARKS, p.base_examples, p.seed + _LESSON_SEED, folder)
+
+
+def train_base(p: Parameters, job: Job) -> None:
+    """Train a tiny model of the family and save it with its processor into `job.out`.
+
+    The tower is saved once it is aligned; the language model's training is resumed from its last
+    checkpoint. Everything else is a function of the parameters and is made again after a kill.
+
+    Args:
+        p: the stage's parameters.
+        job: folders and tracker.
+
+    Raises:
+        DataError: no manifests.
+    """
+    job.state.mkdir(parents=True, exist_ok=True)
+    rows = read_manifest(p.data / "train.parquet")
+    examples = _examples(p, job.state / "examples")
+    texts = corpus(rows, examples, p.seed, p.prompt_template)
+    model, processor = build_tiny(p.family, texts, p.seed)
+    size = WorldSize.within(p)
+    _aligned(model, processor, p, size, job.state / "tower.pt")
+    tokens = Tokens(processor.tokenizer)
+    course = Curriculum(
+        tokens, p.seed, p.base_steps, p.base_batch, p.prompt_template, curriculum=CURRICULUM
+    )
+    world = world_media(p.seed + _LESSON_SEED, p.base_media, size)
+    course.add("world", world, model, processor, p)
+    course.add("rows", row_lessons(rows, p, p.prompt_template), model, processor, p)
+    if examples:
+        course.add("benchmarks", benchmark_lessons(examples, p), model, processor, p)
+    plan = Plan(p.base_steps, p.base_learning_rate, course.batch_at, job.tracker.log)
+    train_from_scratch(model, tokens.pad, plan, job.state / "checkpoint.pt")
+    model.requires_grad_(True)
+    model.save_pretrained(job.out)
+    processor.save_pretrained(job.out)
+
+
+def _aligned(model: Any, processor: Any, p: Parameters, size: WorldSize, saved: Path) -> None:
+    """Align the tower, or load it as an earlier, killed call left it."""
+    tower = model.model.visual
+    if saved.exists():
+        tower.load_state_dict(torch.load(saved, weights_only=True))
+        return
+    align_tower(
+        model,
+        processor,
+        steps=p.base_align_steps,
+        rate=p.base_learning_rate,
+        seed=p.seed + _LESSON_SEED,
+        side=size.side,
+        frames=size.frames,
+    )
+    save_atomically(tower.state_dict(), saved)

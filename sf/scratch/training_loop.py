@@ -1,0 +1,127 @@
+"""Training a tiny base model from nothing on packed lessons, resumable to the same weights.
+
+Every step is a function of the seed and the step's number alone (which media, which questions), so
+a run that was killed continues from its last checkpoint to the parameters that the uninterrupted
+run would have reached, bit for bit on the same machine and thread count.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sf.progress import progress
+from sf.scratch.optimizers import hybrid_optimizers, scale_rates, step_all
+from sf.scratch.sequence_packing import Branch, pack, packed_loss
+from sf.scratch.vision_features import Prefix
+
+__all__ = ["Plan", "Tokens", "save_atomically", "train_from_scratch"]
+
+SAVE_SECONDS = 20.0
+_WARMUP_STEPS, _DECAY_SHARE = 30, 0.4
+
+Batch = tuple[Sequence[Sequence[Branch]], Tensor, Prefix]
+"""Questions about each of B media, their visual tokens [B, V, D], and the prefix they share."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: optimizer steps.
+        rate: AdamW's learning rate at its highest.
+        batch_at: step -> the lessons of that step.
+        log: called every `log_every` steps with the step and figures.
+    """
+
+    steps: int
+    rate: float
+    batch_at: Callable[[int], Batch]
+    log: Callable[[int, dict[str, float]], None]
+    log_every: int = 20
+
+
+class Tokens:
+    """Prompts and replies as token ids, each text tokenised once.
+
+    Args:
+        tokenizer: of the model.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[str, tuple[int, ...]] = {}
+        self._end = "<|im_end|>\n<|im_start|>assistant\n"
+        self.pad = int(tokenizer.pad_token_id)
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        if text not in self._known:
+            self._known[text] = tuple(self._tokenizer(text)["input_ids"])
+        return self._known[text]
+
+    def branch(self, prompt: str, reply: str) -> Branch:
+        """What follows the vision part in the chat template: question, generation prompt, reply."""
+        return Branch(self._ids(prompt + self._end), self._ids(reply + "<|im_end|>"))
+
+
+def save_atomically(state: Any, path: Path) -> None:
+    """`torch.save` beside the target, then renamed: a kill leaves the old or the new file."""
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _rate_share(step: int, steps: int) -> float:
+    """Linear warm-up, a plateau, linear decay to a fiftieth."""
+    warm = min(1.0, (step + 1) / min(_WARMUP_STEPS, steps))
+    return warm * min(1.0, (1.0 - step / steps) / _DECAY_SHARE + 0.02)
+
+
+def _resume(path: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    """Load a checkpoint if there is one; the number of steps that are done."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return int(state["step"])
+
+
+def train_from_scratch(model: Any, pad: int, plan: Plan, checkpoint: Path) -> None:
+    """Train the language model, in place; the vision tower stays as it is.
+
+    Args:
+        model: of a supported family; on return in evaluation mode.
+        pad: id of the padding token.
+        plan: steps, rate and lessons.
+        checkpoint: file for model, optimizers and step, written every 20 s.
+    """
+    model.model.visual.requires_grad_(False)
+    model.train()
+    optimizers = hybrid_optimizers(model.named_parameters(), plan.rate)
+    done = _resume(checkpoint, model, optimizers)
+    saved = time.monotonic()
+    with progress("base", plan.steps, done) as shown:
+        for step in range(done, plan.steps):
+            branches, features, prefix = plan.batch_at(step)
+            packed = pack(prefix, branches, pad)
+            loss = packed_loss(model, packed, features, prefix.visual)
+            scale_rates(optimizers, _rate_share(step, plan.steps))
+            step_all(optimizers, loss)
+            if (step + 1) % plan.log_every == 0:
+                plan.log(step + 1, {"loss": loss.item()})
+            if time.monotonic() - saved > SAVE_SECONDS:
+                states = [optimizer.state_dict() for optimizer in optimizers]
+                state = {"model": model.state_dict(), "optimizers": states, "step": step + 1}
+                save_atomically(state, checkpoint)
+                saved = time.monotonic()
+            shown.advance(note=f"loss {loss.item():.3f}")
+    model.eval()

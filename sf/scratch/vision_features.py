@@ -1,0 +1,109 @@
+"""Pictures and clips as visual tokens, computed once, and the prompt prefix that holds them.
+
+With a frozen tower the visual tokens of a picture do not change, so training on it costs the
+language model only. The prefix of a prompt (everything up to the end of vision) is the same, token
+for token and position for position, for all media of one kind and size.
+
+Shape legend: M media, V visual tokens of a media, P prefix tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sf.data.vision import encode
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sf.config import Vision
+    from sf.mini.training_examples import TrainingExample
+
+__all__ = ["Prefix", "make_prefix", "media_features", "vision_features", "vision_inputs"]
+
+_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The part of a prompt before the question.
+
+    Attributes:
+        ids: P token ids, up to and including the end of vision.
+        positions: [3, P] rotary positions.
+        visual: slice of the V placeholders within the prefix.
+    """
+
+    ids: tuple[int, ...]
+    positions: Tensor
+    visual: slice
+
+
+def vision_inputs(processor: Any, data_type: str, media: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    """Patches and grids of media of one kind, uint8 [H, W, 3] or [T, H, W, 3], not resized."""
+    if data_type == "image":
+        found = processor.image_processor(
+            images=list(media),
+            do_resize=False,
+            input_data_format="channels_last",
+            return_tensors="pt",
+        )
+        return {"pixels": found["pixel_values"], "grid": found["image_grid_thw"]}
+    found = processor.video_processor(
+        videos=list(media),
+        do_resize=False,
+        do_sample_frames=False,
+        input_data_format="channels_last",
+        return_tensors="pt",
+    )
+    return {"pixels": found["pixel_values_videos"], "grid": found["video_grid_thw"]}
+
+
+def vision_features(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """Visual tokens [M, V, D] of media of one size, with gradients where they are enabled."""
+    found = model.model.visual(inputs["pixels"], grid_thw=inputs["grid"])
+    return found.pooler_output.view(len(inputs["grid"]), -1, found.pooler_output.shape[-1])
+
+
+@torch.no_grad()
+def media_features(model: Any, processor: Any, lessons: Sequence[TrainingExample]) -> list[Tensor]:
+    """Visual tokens [V, D] of each lesson's media, in order; kinds and sizes may be mixed."""
+    groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+    for index, lesson in enumerate(lessons):
+        groups.setdefault((lesson.data_type, lesson.frames.shape), []).append(index)
+    features: list[Tensor] = [torch.empty(0)] * len(lessons)
+    for (data_type, _), members in groups.items():
+        for start in range(0, len(members), _BATCH):
+            part = members[start : start + _BATCH]
+            media = [lessons[index].frames for index in part]
+            found = vision_features(model, vision_inputs(processor, data_type, media))
+            for index, tokens in zip(part, found, strict=True):
+                features[index] = tokens.clone()
+    return features
+
+
+def make_prefix(model: Any, processor: Any, lesson: TrainingExample, vision: Vision) -> Prefix:
+    """The prefix of prompts about media like this lesson's, by the path that inference takes."""
+    media = (
+        {"type": "image", "image": Image.fromarray(lesson.frames)}
+        if lesson.data_type == "image"
+        else {"type": "video", "video": (lesson.frames, lesson.metadata)}
+    )
+    turn = {"role": "user", "content": [media, {"type": "text", "text": "?"}]}
+    inputs = encode(processor, [[turn]], vision)
+    known = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+    extra = {name: inputs[name] for name in known if name in inputs}
+    if "second_per_grid_ts" in extra:
+        extra["second_per_grid_ts"] = torch.as_tensor(extra["second_per_grid_ts"])
+    ids = inputs["input_ids"]
+    positions, _ = model.model.get_rope_index(ids, inputs["mm_token_type_ids"], **extra)
+    places = torch.nonzero(inputs["mm_token_type_ids"][0]).flatten()
+    end = int(places[-1]) + 2  # the placeholders and the end-of-vision token
+    visual = slice(int(places[0]), int(places[-1]) + 1)
+    return Prefix(tuple(ids[0, :end].tolist()), positions[:, 0, :end].clone(), visual)

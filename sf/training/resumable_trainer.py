@@ -1,0 +1,110 @@
+"""What every trainer here adds to transformers': whole resumption, own figures, a finite loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME
+
+from sf.errors import TrainingCollapse
+from sf.models import load_model
+from sf.training.sharding import (
+    is_sharded,
+    load_optimizer,
+    load_weights,
+    save_optimizer,
+    whole_weights,
+)
+from sf.training.step_metrics import StepFigures
+
+__all__ = ["ResumableTrainer"]
+
+
+class ResumableTrainer(Trainer):
+    """A base class to stand before a trainer of transformers or TRL.
+
+    transformers 5.23 saves Qwen's weights under their published names and resumes by the module's
+    own: nothing fits, and it goes on from the base model with only a warning. Hence the private
+    name `_load_from_checkpoint`, whose signature is tested.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._figures = StepFigures(self._gather)
+        super().__init__(*args, **kwargs)
+        self.sharded = is_sharded(self.model)
+        # Then it is neither wrapped for data parallelism nor sharded again.
+        self.is_distributed_loading_by_transformers |= self.sharded
+
+    def _gather(self, values: torch.Tensor) -> torch.Tensor:
+        """All ranks' values, first rank first."""
+        gathered: torch.Tensor = self.accelerator.gather(values.to(self.accelerator.device))
+        return gathered
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The checkpoint's weights into the policy, every one of them."""
+        if self.is_deepspeed_enabled or hasattr(self.model, "peft_config"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        folder, own = Path(resume_from_checkpoint), cast(Any, self.model)
+        if self.sharded:
+            load_weights(own, load_model(folder).state_dict() if self.args.should_save else {})
+        else:
+            own.load_state_dict(load_model(folder).state_dict())
+
+    def whole_weights(self) -> dict[str, Any] | None:
+        """Weights that were divided, on the first rank; None if they were not. For all ranks."""
+        if self.is_deepspeed_enabled:
+            return cast(dict[str, Any], self.accelerator.get_state_dict(self.model_wrapped))
+        return whole_weights(cast(Any, self.model)) if self.sharded else None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The parent's; of a sharded model the whole weights, written by the first rank."""
+        if not self.sharded:
+            super().save_model(output_dir, _internal_call)
+            return
+        weights = self.whole_weights()
+        if self.args.should_save:
+            self._save(output_dir, state_dict=weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """The parent's; each rank its own part of a sharded optimiser."""
+        if not self.sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save_optimizer(cast(Any, self.model), self._bare_optimizer(), Path(output_dir))
+        if self.args.should_save:
+            schedule = cast(Any, self.lr_scheduler).state_dict()
+            torch.save(schedule, Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """What `_save_optimizer_and_scheduler` wrote."""
+        if checkpoint is None or not self.sharded:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load_optimizer(cast(Any, self.model), self._bare_optimizer(), Path(checkpoint))
+        saved = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        cast(Any, self.lr_scheduler).load_state_dict(saved)
+
+    def _bare_optimizer(self) -> torch.optim.Optimizer:
+        return cast(Any, self.optimizer).optimizer  # without accelerate's wrapper
+
+    def _require_finite(self, loss: torch.Tensor) -> None:
+        """
+        Raises:
+            TrainingCollapse: the loss is not finite on some rank.
+        """
+        if not bool(self._gather(loss.detach().float().isfinite().reshape(1)).all()):
+            raise TrainingCollapse(
+                "loss",
+                float(loss.detach()),
+                f"is not finite at step {self.state.global_step + 1}",
+                "the last checkpoint is intact; lower learning_rate or raise beta",
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The parent's, with this trainer's own figures added as means since the last call."""
+        logs.update(self._figures.drain())
+        super().log(logs, start_time)

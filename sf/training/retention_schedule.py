@@ -1,0 +1,98 @@
+"""How sparse each rollout of a group is: its level and the selector that the level is for.
+
+arXiv 2504.18579: the setup of both versions uses eight thresholds from 0.94 to 0.975, one a rollout
+(`grid`); the text of v1 draws p ~ U(0, 1) (`uniform`). Table 4 puts other selectors in the place of
+top-p; what their levels were is not published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sf.selection import Policy, Threshold, TopK, TopP
+from sf.training.parameters import RunParameters
+
+__all__ = ["INFERENCE_P", "RetentionSchedule"]
+
+INFERENCE_P = 0.975
+"""The paper's p at inference, for ZipVL and for the trained model."""
+
+_STREAM = 0x6C6576656C73
+"""Tells the draws of levels from those of sampling, which have the same seed, step and place."""
+
+
+@dataclass(frozen=True)
+class RetentionSchedule:
+    """The levels of a run's rollouts.
+
+    Attributes:
+        selector: "top_p" (level: share of the probes' mass), "top_k" (share of the tokens) or
+            "threshold" (least mean attention weight).
+        draw: "grid" or "uniform".
+        grid: levels that the rollouts of a group take in turn.
+        span: lowest and highest level of a uniform draw.
+        group_size: rollouts of a question.
+        seed: of the draws.
+    """
+
+    selector: str
+    draw: str
+    grid: tuple[float, ...]
+    span: tuple[float, float]
+    group_size: int
+    seed: int
+
+    @classmethod
+    def of(cls, p: RunParameters) -> RetentionSchedule:
+        """From the parameters."""
+        low, high = p.rollout_range
+        return cls(
+            p.rollout_selector,
+            p.rollout_draw,
+            tuple(p.rollout_p),
+            (low, high),
+            p.group_size,
+            p.seed,
+        )
+
+    def __call__(self, step: int, places: Sequence[int]) -> list[float]:
+        """RetentionSchedule of one step's rollouts.
+
+        A draw depends on seed, step and place alone: another number of ranks and a resumed run get
+        the same. It lies above the lower and up to the upper end, so that p is never 0.
+
+        Args:
+            step: steps finished before.
+            places: of the rollouts in the global batch, in which groups are neighbours.
+        """
+        if self.draw == "grid":
+            return [self.grid[place % self.group_size % len(self.grid)] for place in places]
+        low, high = self.span
+        draws = [np.random.default_rng([_STREAM, self.seed, step, place]) for place in places]
+        return [float(high - (high - low) * rng.random()) for rng in draws]
+
+    def policy(self, levels: Sequence[float]) -> Policy:
+        """The selector with one level per rollout."""
+        chosen: dict[str, Any] = {"top_p": TopP, "top_k": TopK, "threshold": Threshold}
+        return chosen[self.selector](list(levels))
+
+    @property
+    def most(self) -> float:
+        """The level of the grid that keeps most."""
+        return min(self.grid) if self.selector == "threshold" else max(self.grid)
+
+    @property
+    def inference(self) -> float:
+        """The level that the trained model is meant to run at: the one that kept most in training.
+
+        For uniformly drawn p, whose upper end may be full attention, at most the paper's 0.975.
+        """
+        if self.draw == "grid":
+            return self.most
+        if self.selector == "threshold":
+            return self.span[0]
+        return min(self.span[1], INFERENCE_P) if self.selector == "top_p" else self.span[1]

@@ -1,0 +1,120 @@
+"""Training from nothing learns, and a killed run ends where an uninterrupted one does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sf.mini.rows import WorldSize
+from sf.mini.training_examples import Chapter, row_lessons
+from sf.models import build_tiny
+from sf.scratch import training_loop
+from sf.scratch.curriculum import Curriculum, world_media
+from sf.scratch.optimizers import hybrid_optimizers
+from sf.scratch.tower_pretraining import align_tower, naming_accuracy
+from sf.scratch.training_loop import Plan, Tokens, train_from_scratch
+
+SIZE = WorldSize(side=3, frames=2)
+WORDS = ["circle cross square triangle blue green red yellow <answer> what color is the"] * 3
+READING = (Chapter(1.0, ("digit", "letter"), 0.0, 0.5),)
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def school(vision, steps: int):
+    model, processor = build_tiny("qwen2_5_vl", WORDS, 0)
+    tokens = Tokens(processor.tokenizer)
+    course = Curriculum(tokens, 0, steps, 8, "answer", curriculum=READING)
+    course.add("world", world_media(1, 12, SIZE), model, processor, vision)
+    return model, tokens, course
+
+
+def trained(vision, folder, monkeypatch, kill_at: int | None = None) -> dict[str, torch.Tensor]:
+    monkeypatch.setattr(training_loop, "SAVE_SECONDS", 0.0)
+    folder.mkdir(exist_ok=True)
+
+    def run(log) -> dict[str, torch.Tensor]:
+        model, tokens, course = school(vision, 6)
+        plan = Plan(6, 1e-3, course.batch_at, log, log_every=1)
+        train_from_scratch(model, tokens.pad, plan, folder / "checkpoint.pt")
+        return model.state_dict()
+
+    def killing(step: int, figures: dict[str, float]) -> None:
+        if step == kill_at:
+            raise Killed
+
+    if kill_at is not None:
+        with pytest.raises(Killed):
+            run(killing)
+    return run(lambda step, figures: None)
+
+
+def test_a_killed_run_ends_with_the_same_weights(vision, tmp_path, monkeypatch):
+    whole = trained(vision, tmp_path / "whole", monkeypatch)
+    resumed = trained(vision, tmp_path / "killed", monkeypatch, kill_at=4)
+    assert [n for n in whole if not torch.equal(whole[n], resumed[n])] == []
+
+
+def test_a_resumed_run_does_not_start_over(vision, tmp_path, monkeypatch):
+    steps: list[int] = []
+    trained(vision, tmp_path, monkeypatch)
+    model, tokens, course = school(vision, 6)
+    plan = Plan(8, 1e-3, course.batch_at, lambda step, figures: steps.append(step), log_every=1)
+    course.steps = 8
+    train_from_scratch(model, tokens.pad, plan, tmp_path / "checkpoint.pt")
+    assert steps == [7, 8]
+
+
+def test_training_lowers_the_loss_and_leaves_the_tower(vision, tmp_path):
+    model, tokens, course = school(vision, 25)
+    tower = {n: p.clone() for n, p in model.model.visual.state_dict().items()}
+    losses: list[float] = []
+    plan = Plan(25, 2e-3, course.batch_at, lambda s, f: losses.append(f["loss"]), log_every=1)
+    train_from_scratch(model, tokens.pad, plan, tmp_path / "checkpoint.pt")
+    assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:2])
+    assert all(torch.equal(tower[n], p) for n, p in model.model.visual.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_the_tower_learns_to_name_cells(family):
+    model, processor = build_tiny(family, WORDS, 0)
+    before = naming_accuracy(model, processor, seed=9, side=3, frames=2)
+    align_tower(model, processor, steps=80, rate=2e-3, seed=0, side=3, frames=2)
+    assert naming_accuracy(model, processor, seed=9, side=3, frames=2) > before + 0.2
+
+
+def test_steps_are_functions_of_the_seed(vision):
+    _, _, course = school(vision, 6)
+    _, _, again = school(vision, 6)
+    for step in (0, 5):
+        assert course.batch_at(step)[0] == again.batch_at(step)[0]
+    assert course.batch_at(0)[0] != course.batch_at(1)[0]
+
+
+def test_matrices_go_to_muon_and_the_rest_to_adamw():
+    model, _ = build_tiny("qwen2_5_vl", WORDS, 0)
+    muon, adamw = hybrid_optimizers(model.named_parameters(), 1e-3)
+    assert isinstance(muon, torch.optim.Muon)
+    assert all(p.ndim == 2 for g in muon.param_groups for p in g["params"])
+    counted = sum(len(g["params"]) for o in (muon, adamw) for g in o.param_groups)
+    assert counted == len(list(model.parameters()))
+    embedding = model.get_input_embeddings().weight
+    assert any(p is embedding for g in adamw.param_groups for p in g["params"])
+
+
+def test_rows_about_one_media_become_one_lesson(vision, tmp_path):
+    from dataclasses import replace
+
+    from PIL import Image
+
+    from sf.data.manifest import Row
+
+    Image.new("RGB", (56, 56)).save(tmp_path / "a.png")
+    row = Row("1", "What?", "OCR", "image", (), "<answer>E</answer>", "E", "a.png", "s")
+    row = replace(row, data_root=str(tmp_path))
+    lessons = row_lessons([row, replace(row, id="2", problem="Which?")], vision, "answer")
+    assert [len(lesson.turns) for lesson in lessons] == [2]
+    assert lessons[0].turns[0][1] == "<answer>E</answer>"
