@@ -68,9 +68,8 @@ class Train(Section):
         description="regulariser over attention rows; objective sharpness only"
     )
     sharpness_weight: Annotated[float, Field(ge=0)] = Field(description="objective sharpness only")
-    sharding: Literal["none", "fsdp", "zero3"] = Field(
-        description="weights and optimiser state whole on each rank, or divided over the ranks, by "
-        "PyTorch or by DeepSpeed"
+    sharding: Literal["none", "fsdp"] = Field(
+        description="weights and optimiser state whole on each rank, or divided over the ranks"
     )
     lora_rank: Annotated[int, Field(ge=0, description="of adapters; 0: all weights are trained")]
     lora_alpha: Positive = Field(description="scales adapters by alpha / rank")

@@ -60,7 +60,7 @@ class RankMemory:
         if p.sharding == "none":
             return cls(4 * every * (1 + reference) + 12 * trained, 0)
         whole = sum(w.numel() for w in kept_whole(model))
-        divided = every if p.sharding == "zero3" else every - whole
+        divided = every - whole
         copies = 1 + reference
         held = 4 * whole + (4 * divided * copies + 12 * trained) // ranks
         return cls(held, (2 if p.dtype == "bfloat16" else 4) * divided)

@@ -121,11 +121,7 @@ class Monitor(TrainerCallback):
 
 
 class FiniteGradients(TrainerCallback):
-    """Refuses an optimiser step with a gradient that is not a number.
-
-    DeepSpeed steps before transformers says so: there the weights are looked at behind the step and
-    before they could be saved.
-    """
+    """Refuses an optimiser step with a gradient that is not a number."""
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
@@ -144,22 +140,5 @@ class FiniteGradients(TrainerCallback):
                 "gradient",
                 None,
                 f"is not finite at step {state.global_step + 1}",
-                "the last checkpoint is intact; lower learning_rate or max_grad_norm",
-            )
-
-    def on_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
-    ) -> None:
-        """Called behind the step.
-
-        Raises:
-            TrainingCollapse: some weight that DeepSpeed holds is not finite.
-        """
-        parts = [p.ds_tensor for p in model.parameters() if hasattr(p, "ds_tensor")]
-        if parts and not bool(torch.stack(torch._foreach_norm(parts)).isfinite().all()):
-            raise TrainingCollapse(
-                "weight",
-                None,
-                f"is not finite after step {state.global_step + 1}",
                 "the last checkpoint is intact; lower learning_rate or max_grad_norm",
             )

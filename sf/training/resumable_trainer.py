@@ -45,7 +45,7 @@ class ResumableTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """The checkpoint's weights into the policy, every one of them."""
-        if self.is_deepspeed_enabled or hasattr(self.model, "peft_config"):
+        if hasattr(self.model, "peft_config"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         folder, own = Path(resume_from_checkpoint), cast(Any, self.model)
@@ -56,8 +56,6 @@ class ResumableTrainer(Trainer):
 
     def whole_weights(self) -> dict[str, Any] | None:
         """Weights that were divided, on the first rank; None if they were not. For all ranks."""
-        if self.is_deepspeed_enabled:
-            return cast(dict[str, Any], self.accelerator.get_state_dict(self.model_wrapped))
         return whole_weights(cast(Any, self.model)) if self.sharded else None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

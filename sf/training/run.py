@@ -37,7 +37,6 @@ from sf.training.sharding import shard
 from sf.training.sharpness import KINDS
 from sf.training.sparsity_weight import PathwiseWeight
 from sf.training.trainer import SparsityForcingTrainer
-from sf.training.zero3 import own_tower
 
 if TYPE_CHECKING:
     from sf.data.manifest import Row
@@ -109,7 +108,7 @@ def assemble(
     if p.sharding == "fsdp":
         shard(model, p.device, p.dtype)
     encoder = Encoder(
-        own_tower(model) if p.sharding == "zero3" else model,
+        model,
         processor,
         rows,
         p,

@@ -18,7 +18,6 @@ from sf import ranks
 from sf.errors import ConfigError
 from sf.training.collapse import kept_checkpoints
 from sf.training.parameters import RunParameters
-from sf.training.zero3 import zero3_config
 
 __all__ = ["common_arguments", "grpo_config", "micro_batch", "sft_arguments"]
 
@@ -104,7 +103,6 @@ def common_arguments(p: RunParameters, folder: Path, world_size: int | None) -> 
         ConfigError: see `micro_batch`.
     """
     size, forwards = micro_batch(p, ranks.world_size() if world_size is None else world_size)
-    zero3 = p.sharding == "zero3"
     return {
         "output_dir": str(folder),
         "max_steps": p.train_steps,
@@ -117,8 +115,7 @@ def common_arguments(p: RunParameters, folder: Path, world_size: int | None) -> 
         "gradient_checkpointing": p.gradient_checkpointing,
         "bf16": p.dtype == "bfloat16",
         "fp16": False,
-        "use_cpu": p.device == "cpu" and not zero3,  # DeepSpeed finds the device itself
-        "deepspeed": zero3_config(p.device) if zero3 else None,
+        "use_cpu": p.device == "cpu",
         "seed": p.seed,
         "save_strategy": "steps",
         "save_steps": p.save_every,
@@ -129,8 +126,7 @@ def common_arguments(p: RunParameters, folder: Path, world_size: int | None) -> 
         "disable_tqdm": True,
         # A sharded gradient is divided after each micro-batch: whole, it may not fit.
         "accelerator_config": {
-            "gradient_accumulation_kwargs": {"sync_each_batch": p.sharding == "fsdp"},
-            "use_configured_state": zero3 and p.device == "cpu",
+            "gradient_accumulation_kwargs": {"sync_each_batch": p.sharding == "fsdp"}
         },
         "dataloader_pin_memory": p.device != "cpu",
         "remove_unused_columns": False,

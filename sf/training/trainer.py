@@ -162,7 +162,6 @@ class SparsityForcingTrainer(ResumableTrainer, GRPOTrainer):
             self.args.gradient_accumulation_steps > 1
             or self.args.gradient_checkpointing
             or self.sharded
-            or self.is_deepspeed_enabled
             or self.pathwise is not None
             or not self.encoder.frozen_tower
         )
@@ -262,7 +261,7 @@ class SparsityForcingTrainer(ResumableTrainer, GRPOTrainer):
             forced=self.rollout,
             temperature=self.temperature,
             # The fused head reads its weights itself, whole or not.
-            fused=input_ids.is_cuda and not (self.sharded or self.is_deepspeed_enabled),
+            fused=input_ids.is_cuda and not self.sharded,
             bucketed=self.accelerator.num_processes == 1,
             coefficient=self._coefficient,
             shares=self._shares,

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,15 @@ from tiny_world import Log, parameters, write_rows
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from sf.data.manifest import Row
-from sf.errors import ConfigError, EnvironmentFault
+from sf.errors import ConfigError
 from sf.models import load_model
 from sf.progress import Progress
 from sf.ranks import rank
-from sf.training import zero3
 from sf.training.cost import RankMemory
 from sf.training.run import assemble, train
 from sf.training.sharding import gathered, local
 
-KINDS = ["none", "fsdp"] + (["zero3"] if find_spec("deepspeed") else [])
-ZERO3 = pytest.param(
-    "zero3", marks=pytest.mark.skipif("zero3" not in KINDS, reason="DeepSpeed is not installed")
-)
+KINDS = ["none", "fsdp"]
 NOTE = {"model": "tiny", "objective": "sparsity_forcing"}
 
 
@@ -79,19 +74,14 @@ def folder(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the ranks left."""
     made = tmp_path_factory.mktemp("sharded")
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
-    environment = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-    }
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(base), str(made)]
     done = subprocess.run(command, env=environment, text=True, timeout=300, capture_output=True)
     assert not done.returncode, done.stderr[-4000:]
     return made
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp", ZERO3])
+@pytest.mark.parametrize("sharding", KINDS)
 def test_a_run_whose_rank_was_killed_goes_on_to_the_same_weights(
     base: Path, folder: Path, sharding: str
 ) -> None:
@@ -107,13 +97,10 @@ def test_a_run_whose_rank_was_killed_goes_on_to_the_same_weights(
     assert tables[0] == tables[1]
 
 
-@pytest.mark.parametrize("sharding", ["fsdp", ZERO3])
-def test_sharded_training_ends_where_data_parallel_does(
-    base: Path, folder: Path, sharding: str
-) -> None:
+def test_sharded_training_ends_where_data_parallel_does(base: Path, folder: Path) -> None:
     """The first step, and all change of the weights; Adam enlarges tiny gradients' rounding."""
     start = load_model(base).state_dict()
-    places = [folder / f"{name}-whole" for name in (sharding, "none")]
+    places = [folder / f"{name}-whole" for name in ("fsdp", "none")]
     first, expected = (
         json.loads((place / "state" / "checkpoint-4" / "trainer_state.json").read_text())
         for place in places
@@ -128,12 +115,9 @@ def test_sharded_training_ends_where_data_parallel_does(
     assert error.norm() < 0.02 * change.norm()
 
 
-@pytest.mark.parametrize("sharding", ["fsdp", ZERO3])
 @pytest.mark.parametrize("place", ["out", "state/checkpoint-2"])
-def test_result_and_checkpoints_are_plain_transformers(
-    folder: Path, sharding: str, place: str
-) -> None:
-    path, other = (folder / f"{name}-whole" / place for name in (sharding, "none"))
+def test_result_and_checkpoints_are_plain_transformers(folder: Path, place: str) -> None:
+    path, other = (folder / f"{name}-whole" / place for name in ("fsdp", "none"))
     names = [set(load_file(where / "model.safetensors")) for where in (path, other)]
     assert names[0] == names[1]
     model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
@@ -170,7 +154,6 @@ def test_each_rank_holds_its_part(base: Path, folder: Path) -> None:
         ({}, 1, "several processes"),
         ({"lora_rank": 4}, 2, "adapters"),
         ({"train_vision": True}, 2, "frozen vision tower"),
-        ({"sharding": "zero3"}, 1, "several processes"),
     ],
 )
 def test_runs_that_cannot_be_sharded(
@@ -186,15 +169,6 @@ def test_runs_that_cannot_be_sharded(
     p = parameters(**{"sharding": "fsdp"} | changes)
     with pytest.raises(ConfigError, match=f"sharding = '{p.sharding}'.*{rule}"):
         assemble(p, base, rows, tmp_path, Log(), Progress("t", 1))
-
-
-def test_deepspeed_that_is_not_installed(
-    base: Path, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(zero3, "find_spec", lambda name: None)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(EnvironmentFault, match=r"sharding = 'zero3'.*not installed.*make env"):
-        assemble(parameters(sharding="zero3"), base, rows, tmp_path, Log(), Progress("t", 1))
 
 
 def main(base: Path, folder: Path) -> None:
