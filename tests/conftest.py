@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
@@ -17,6 +18,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import sf  # noqa: F401  (installs the import hook)
+
+if TYPE_CHECKING:
+    from sf.config import Vision
 
 # A loaded machine is no error in the code under test. CI tries the same examples every time;
 # elsewhere each run looks for new ones.
@@ -37,3 +41,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def vision() -> Vision:
+    from sf.config import Vision
+
+    return Vision(
+        image_min_pixels=784,
+        image_max_pixels=50176,
+        video_min_pixels=784,
+        video_max_pixels=50176,
+        video_max_frames=4,
+        video_fps=1.0,
+    )
+
+
+WORDS = "circle cross square triangle blue green red yellow white yes no A B C D"
+
+
+@pytest.fixture(scope="session", params=["qwen2_vl", "qwen2_5_vl"])
+def tiny(request) -> tuple[Any, Any]:
+    """(model, processor) of each family; tests must not train it."""
+    from sf.models import build_tiny
+
+    model, processor = build_tiny(request.param, [WORDS] * 3, seed=0)
+    return model.eval(), processor

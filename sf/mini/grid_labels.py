@@ -1,4 +1,4 @@
-"""Crowded scenes with what every cell shows: the lessons of the vision tower."""
+"""Crowded scenes and the label of every cell, to pretrain the vision tower."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from numpy.typing import NDArray
 
 from sf.mini.world import COLOURS, DIGITS, LETTERS, SHAPES, Item, Scene
 
-__all__ = ["WORDS", "cell_facts", "cell_words", "sample_crowd"]
+__all__ = ["WORDS", "cell_facts", "cell_words", "sample_crowded_scene"]
 
 _FORMS = (*SHAPES, *DIGITS, *LETTERS)
 _TINTS = (*COLOURS, "white")
 WORDS = (*_FORMS, *_TINTS)
-"""What can be said about a cell in one word."""
+"""Every one-word label of a cell."""
 
 _SHAPE_SHARE, _GLYPH_SHARE = 0.35, 0.25
 
 
-def sample_crowd(rng: np.random.Generator, side: int) -> Scene:
+def sample_crowded_scene(rng: np.random.Generator, side: int) -> Scene:
     """A scene with something in more than half of its cells; the same things may recur."""
     items = []
     for row in range(side):
@@ -45,8 +45,8 @@ def cell_facts(scene: Scene) -> NDArray[np.int64]:
 
 def cell_words(facts: NDArray[np.int64]) -> NDArray[np.float32]:
     """(cells, len(WORDS)): 1 where a word is true of a cell."""
-    said = np.zeros((len(facts), len(WORDS)), np.float32)
+    labels = np.zeros((len(facts), len(WORDS)), np.float32)
     for column, offset in ((2, 0), (3, len(_FORMS))):
-        there = np.flatnonzero(facts[:, column])
-        said[there, facts[there, column] - 1 + offset] = 1.0
-    return said
+        filled = np.flatnonzero(facts[:, column])
+        labels[filled, facts[filled, column] - 1 + offset] = 1.0
+    return labels

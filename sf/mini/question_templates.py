@@ -9,7 +9,7 @@ import numpy as np
 from sf.mini.questions import CLIP_KINDS, SCENE_KINDS, Kind, Question, ask, askable
 from sf.mini.world import Clip, Event, Glyph, Scene, sample_clip, sample_scene
 
-__all__ = ["CHOICE_SHARE", "Draft", "draft_questions", "sample_subject"]
+__all__ = ["CHOICE_SHARE", "RowQuestion", "sample_questions", "sample_subject"]
 
 CHOICE_SHARE = 0.5
 """Of the questions that can be put as multiple choice; in Video-R1-260k it is 64 % of all rows."""
@@ -21,7 +21,7 @@ _GLYPHS: tuple[Glyph, ...] = ("digit", "letter")
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class RowQuestion:
     """A question with the fields of Video-R1's schema, about a scene or a clip in memory."""
 
     problem: str
@@ -53,34 +53,36 @@ def sample_subject(
     return sample_clip(rng, rows, cols, frames, objects, glyph, event)
 
 
-def draft_questions(
+def sample_questions(
     subject: Scene | Clip,
     rng: np.random.Generator,
     count: int,
     kinds: tuple[Kind, ...] = (*SCENE_KINDS, *CLIP_KINDS),
     choice_share: float = CHOICE_SHARE,
-) -> list[Draft]:
+) -> list[RowQuestion]:
     """`count` questions about one scene or clip, no two alike; fewer where it allows no more.
 
     Kinds are taken in random rounds, so that they are balanced over many subjects; `choice_share`
     of them are put as multiple choice, the others in the problem type of their kind.
     """
-    drafts: dict[tuple[str, str], Draft] = {}
+    questions: dict[tuple[str, str], RowQuestion] = {}
     kinds = tuple(kind for kind in askable(subject) if kind in kinds)
     for _ in range(4):
         for index in rng.permutation(len(kinds)):
             question = ask(subject, kinds[int(index)], rng)
-            if len(drafts) < count:
-                draft = _draft(question, rng, choice_share)
-                drafts.setdefault((draft.problem, draft.problem_type), draft)
-    return list(drafts.values())
+            if len(questions) < count:
+                row_question = _row_question(question, rng, choice_share)
+                questions.setdefault(
+                    (row_question.problem, row_question.problem_type), row_question
+                )
+    return list(questions.values())
 
 
-def _draft(question: Question, rng: np.random.Generator, choice_share: float) -> Draft:
+def _row_question(question: Question, rng: np.random.Generator, choice_share: float) -> RowQuestion:
     """The question as multiple choice or in the open problem type of its kind."""
     if question.kind not in _READ and rng.random() < choice_share:
         texts, letter = question.options(rng)
         options = tuple(f"{chr(ord('A') + i)}. {text}" for i, text in enumerate(texts))
-        return Draft(question.text, "multiple choice", options, letter, question.kind)
+        return RowQuestion(question.text, "multiple choice", options, letter, question.kind)
     problem_type = _OPEN_TYPE.get(question.kind, "free-form")
-    return Draft(question.text, problem_type, (), question.answer, question.kind)
+    return RowQuestion(question.text, problem_type, (), question.answer, question.kind)

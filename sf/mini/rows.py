@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sf.mini.drawing import render, write_video
-from sf.mini.question_templates import Draft, draft_questions, sample_subject
+from sf.mini.question_templates import RowQuestion, sample_questions, sample_subject
 from sf.mini.world import CELL, Clip, Scene
 
 if TYPE_CHECKING:
@@ -38,21 +38,21 @@ class WorldSize:
 
         A picture that had to be resized would no longer have one cell per visual token.
         """
-        room = min(vision.image_max_pixels, vision.video_max_pixels) // CELL**2
-        side = max(2, min(cls.side, int(room**0.5)))
+        area = min(vision.image_max_pixels, vision.video_max_pixels) // CELL**2
+        side = max(2, min(cls.side, int(area**0.5)))
         frames = max(2, min(cls.frames, vision.video_max_frames))
         return cls(side, frames, max(1, round(min(vision.video_fps, 4.0))))
 
 
-def _record(number: int, draft: Draft, data_type: str, path: str) -> dict[str, Any]:
+def _record(number: int, row_question: RowQuestion, data_type: str, path: str) -> dict[str, Any]:
     return {
         "problem_id": number,
-        "problem": draft.problem,
+        "problem": row_question.problem,
         "data_type": data_type,
-        "problem_type": draft.problem_type,
-        "options": list(draft.options),
+        "problem_type": row_question.problem_type,
+        "options": list(row_question.options),
         "process": "",
-        "solution": draft.solution,
+        "solution": row_question.solution,
         "path": f"./{path}",
         "data_source": _SOURCE[data_type],
     }
@@ -97,8 +97,8 @@ def write_dataset(folder: Path, rows: int, seed: int, vision: Vision) -> Path:
             render(subject).save(folder / path, compress_level=1)
         else:
             write_video(subject, folder / path, size.fps)
-        for draft in draft_questions(subject, rng, QUESTIONS_PER_MEDIA):
-            records.append(_record(len(records), draft, data_type, path))
+        for row_question in sample_questions(subject, rng, QUESTIONS_PER_MEDIA):
+            records.append(_record(len(records), row_question, data_type, path))
     target = folder / ANNOTATIONS
     partial = target.with_suffix(".partial")
     partial.write_text(json.dumps(records[:rows], indent=1), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""What a tiny base model is taught: media with questions and answers, from simple to complete.
+"""Training examples of a tiny base model: media with questions and answers.
 
-Lessons come from three places: fresh scenes of the mini world (never the same twice), rows of a
+Examples come from three places: fresh scenes of the mini world (never the same twice), rows of a
 manifest, and examples in the benchmarks' formats. Which of them, and which kinds of question, is
 decided by the share of training that is done (`CURRICULUM`): looking one thing up comes first,
 because everything else is built on it; multiple choice comes once there is something to choose by.
@@ -19,7 +19,7 @@ from sf.data.manifest import Row
 from sf.data.prompts import Template, question_text
 from sf.data.vision import load_image, load_video
 from sf.mini.drawing import pixels
-from sf.mini.question_templates import Draft, draft_questions, sample_subject
+from sf.mini.question_templates import RowQuestion, sample_questions, sample_subject
 from sf.mini.questions import CLIP_KINDS, SCENE_KINDS, Kind
 from sf.mini.rows import WorldSize
 from sf.mini.world import Clip, Scene
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CURRICULUM",
-    "Chapter",
+    "CurriculumPhase",
     "TrainingExample",
-    "benchmark_lessons",
-    "chapter_at",
-    "row_lessons",
-    "world_lesson",
+    "benchmark_examples",
+    "phase_at",
+    "row_examples",
+    "world_example",
 ]
 
 
 @dataclass(frozen=True)
-class Chapter:
+class CurriculumPhase:
     """A part of the curriculum.
 
     Attributes:
@@ -48,7 +48,7 @@ class Chapter:
         kinds: the kinds of question that are asked.
         choice_share: of the questions, how many are put as multiple choice.
         video_share: of the steps, how many are about clips.
-        row_share, benchmark_share: of the steps, how many take lessons from the manifest and from
+        row_share, benchmark_share: of the steps, how many take examples from the manifest and from
             the benchmarks' examples; the others are about fresh scenes.
     """
 
@@ -78,30 +78,32 @@ class TrainingExample:
     turns: tuple[tuple[str, str], ...] = ()
     subject: Scene | Clip | None = None
 
-    def asked(
-        self, rng: np.random.Generator, chapter: Chapter, count: int, template: Template
+    def sample_turns(
+        self, rng: np.random.Generator, phase: CurriculumPhase, count: int, template: Template
     ) -> tuple[tuple[str, str], ...]:
         """Up to `count` (prompt text, reply) pairs: fresh ones, or some of the fixed ones.
 
-        Empty where the chapter has no question about the subject.
+        Empty where the phase has no question about the subject.
         """
         if self.subject is None:
             chosen = rng.permutation(len(self.turns))[:count]
             return tuple(self.turns[int(index)] for index in chosen)
-        drafts = draft_questions(self.subject, rng, count, chapter.kinds, chapter.choice_share)
-        return tuple((prompt_of(d, self.data_type, template), d.solution) for d in drafts)
+        questions = sample_questions(self.subject, rng, count, phase.kinds, phase.choice_share)
+        return tuple((prompt_of(d, self.data_type, template), d.solution) for d in questions)
 
 
 _ALL = (*SCENE_KINDS, *CLIP_KINDS)
 CURRICULUM = (
-    Chapter(0.30, _ALL, 0.5, 0.5),
-    Chapter(1.00, _ALL, 0.5, 0.5, row_share=0.1, benchmark_share=0.3),
+    CurriculumPhase(0.30, _ALL, 0.5, 0.5),
+    CurriculumPhase(1.00, _ALL, 0.5, 0.5, row_share=0.1, benchmark_share=0.3),
 )
 
 
-def chapter_at(progress: float, curriculum: Sequence[Chapter] = CURRICULUM) -> Chapter:
-    """The chapter in force when the share `progress` in [0, 1) of the steps is done."""
-    return next(chapter for chapter in curriculum if progress < chapter.until)
+def phase_at(
+    progress: float, curriculum: Sequence[CurriculumPhase] = CURRICULUM
+) -> CurriculumPhase:
+    """The phase in force when the share `progress` in [0, 1) of the steps is done."""
+    return next(phase for phase in curriculum if progress < phase.until)
 
 
 def clip_metadata(size: WorldSize) -> Any:
@@ -116,23 +118,23 @@ def clip_metadata(size: WorldSize) -> Any:
     )
 
 
-def prompt_of(draft: Draft, data_type: str, template: Template) -> str:
+def prompt_of(row_question: RowQuestion, data_type: str, template: Template) -> str:
     """The text part of the prompt for a question that is in no manifest."""
     row = Row(
         id="",
-        problem=draft.problem,
-        problem_type=draft.problem_type,
+        problem=row_question.problem,
+        problem_type=row_question.problem_type,
         data_type=data_type,
-        options=draft.options,
-        solution=draft.solution,
-        answer=draft.answer,
+        options=row_question.options,
+        solution=row_question.solution,
+        answer=row_question.answer,
         media="",
         data_source="mini",
     )
     return question_text(row, template)
 
 
-def world_lesson(rng: np.random.Generator, data_type: str, size: WorldSize) -> TrainingExample:
+def world_example(rng: np.random.Generator, data_type: str, size: WorldSize) -> TrainingExample:
     """A fresh scene or clip about which any question can be made up."""
     subject = sample_subject(rng, data_type, rows=size.side, cols=size.side, frames=size.frames)
     if isinstance(subject, Scene):
@@ -141,28 +143,28 @@ def world_lesson(rng: np.random.Generator, data_type: str, size: WorldSize) -> T
     return TrainingExample("video", frames, clip_metadata(size), (), subject)
 
 
-def row_lessons(rows: Sequence[Row], vision: Vision, template: Template) -> list[TrainingExample]:
-    """Manifest rows as lessons, the questions about one media together."""
-    lessons = []
+def row_examples(rows: Sequence[Row], vision: Vision, template: Template) -> list[TrainingExample]:
+    """Manifest rows as training examples, the questions about one media together."""
+    converted = []
     for path, group in groupby(sorted(rows, key=lambda row: row.media), lambda r: r.media_path):
         asked = list(group)
         turns = tuple((question_text(row, template), row.solution) for row in asked)
         if asked[0].data_type == "image":
-            lessons.append(TrainingExample("image", np.array(load_image(path)), None, turns))
+            converted.append(TrainingExample("image", np.array(load_image(path)), None, turns))
         else:
             frames, metadata = load_video(path, vision)
-            lessons.append(TrainingExample("video", frames, metadata, turns))
-    return lessons
+            converted.append(TrainingExample("video", frames, metadata, turns))
+    return converted
 
 
-def benchmark_lessons(examples: Sequence[Example], vision: Vision) -> list[TrainingExample]:
-    """Examples in the benchmarks' answer formats as lessons."""
-    lessons = []
+def benchmark_examples(examples: Sequence[Example], vision: Vision) -> list[TrainingExample]:
+    """Examples in the benchmarks' answer formats as training examples."""
+    converted = []
     for example in examples:
         turns = ((example.prompt, example.target),)
         if example.data_type == "image":
-            lessons.append(TrainingExample("image", np.array(example.media), None, turns))
+            converted.append(TrainingExample("image", np.array(example.media), None, turns))
         else:
             frames, metadata = load_video(example.media, vision)  # type: ignore[arg-type]
-            lessons.append(TrainingExample("video", frames, metadata, turns))
-    return lessons
+            converted.append(TrainingExample("video", frames, metadata, turns))
+    return converted

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sf.mini.drawing import pixels
-from sf.mini.grid_labels import WORDS, cell_facts, cell_words, sample_crowd
+from sf.mini.grid_labels import WORDS, cell_facts, cell_words, sample_crowded_scene
 from sf.progress import progress
 from sf.scratch.optimizers import hybrid_optimizers, scale_rates, step_all
 from sf.scratch.vision_features import vision_features, vision_inputs
 
-__all__ = ["align_tower", "naming_accuracy"]
+__all__ = ["naming_accuracy", "pretrain_tower"]
 
 _SCENES = 16
 _POSITIVE_WEIGHT = 4.0
@@ -35,15 +35,16 @@ def word_ids(tokenizer: Any) -> Tensor:
     return torch.tensor([[tokenizer(t)["input_ids"][-1] for t in (w, f" {w}")] for w in WORDS])
 
 
-def _lesson(step: int, seed: int, side: int, frames: int) -> tuple[str, list[Any], Tensor, Tensor]:
+def _batch(step: int, seed: int, side: int, frames: int) -> tuple[str, list[Any], Tensor, Tensor]:
     """(data type, media, positions [N, 2], words [N, words]) of a step; every second has clips."""
     rng = np.random.default_rng([seed, 1, step])
     if step % 2 == 0:
-        scenes = [sample_crowd(rng, side) for _ in range(_SCENES)]
+        scenes = [sample_crowded_scene(rng, side) for _ in range(_SCENES)]
         media, shown = [pixels(scene) for scene in scenes], scenes
     else:
         halves = [
-            [sample_crowd(rng, side) for _ in range(frames // 2)] for _ in range(_SCENES // 2)
+            [sample_crowded_scene(rng, side) for _ in range(frames // 2)]
+            for _ in range(_SCENES // 2)
         ]
         media = [np.stack([pixels(s) for s in clip for _ in range(2)]) for clip in halves]
         shown = [scene for clip in halves for scene in clip]
@@ -58,7 +59,7 @@ def _word_logits(features: Tensor, embeddings: Tensor) -> Tensor:
     return torch.einsum("nd,wsd->nws", normed, embeddings) - _OFFSET
 
 
-def align_tower(
+def pretrain_tower(
     model: Any, processor: Any, *, steps: int, rate: float, seed: int, side: int, frames: int
 ) -> None:
     """Train `model`'s vision tower, in place, on crowded scenes and clips.
@@ -81,14 +82,14 @@ def align_tower(
     weight = torch.tensor(_POSITIVE_WEIGHT)
     with progress("vision tower", steps) as shown:
         for step in range(steps):
-            kind, media, places, said = _lesson(step, seed, side, frames)
+            kind, media, places, labels = _batch(step, seed, side, frames)
             features = vision_features(model, vision_inputs(processor, kind, media)).flatten(0, 1)
             words = _word_logits(features, embeddings)
             naming = F.binary_cross_entropy_with_logits(
-                words, said[..., None].expand_as(words), pos_weight=weight
+                words, labels[..., None].expand_as(words), pos_weight=weight
             )
             rows, cols, told = readout(features).split([side, side, len(WORDS)], dim=-1)
-            naming = naming + F.binary_cross_entropy_with_logits(told, said, pos_weight=weight)
+            naming = naming + F.binary_cross_entropy_with_logits(told, labels, pos_weight=weight)
             placing = F.cross_entropy(rows, places[:, 0]) + F.cross_entropy(cols, places[:, 1])
             scale_rates(optimizers, 1.0 - step / steps)
             step_all(optimizers, 10.0 * naming + placing)
@@ -101,8 +102,8 @@ def naming_accuracy(model: Any, processor: Any, *, seed: int, side: int, frames:
     embeddings = model.get_input_embeddings().weight.detach()[word_ids(processor.tokenizer)]
     found: list[Tensor] = []
     for step in (0, 1):
-        kind, media, _, said = _lesson(step, seed, side, frames)
+        kind, media, _, labels = _batch(step, seed, side, frames)
         features = vision_features(model, vision_inputs(processor, kind, media)).flatten(0, 1)
         told = _word_logits(features, embeddings).mean(-1) > 0
-        found.append((told == said.bool()).all(-1).float())
+        found.append((told == labels.bool()).all(-1).float())
     return float(torch.cat(found).mean())

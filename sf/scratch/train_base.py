@@ -1,4 +1,4 @@
-"""A tiny base model from nothing: tokenizer, vision tower, gallery, language model."""
+"""A tiny base model from scratch: tokenizer, vision tower, language model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from sf.data.manifest import read_manifest
 from sf.data.prompts import question_text
 from sf.mini.grid_labels import WORDS
-from sf.mini.question_templates import draft_questions, sample_subject
+from sf.mini.question_templates import sample_questions, sample_subject
 from sf.mini.rows import WorldSize
-from sf.mini.training_examples import CURRICULUM, benchmark_lessons, prompt_of, row_lessons
+from sf.mini.training_examples import CURRICULUM, benchmark_examples, prompt_of, row_examples
 from sf.models.tiny import build_tiny
 from sf.scratch.curriculum import Curriculum, world_media
-from sf.scratch.tower_pretraining import align_tower
-from sf.scratch.training_loop import Plan, Tokens, save_atomically, train_from_scratch
+from sf.scratch.tower_pretraining import pretrain_tower
+from sf.scratch.training_loop import Tokens, TrainingSchedule, save_atomically, train_from_scratch
 
 if TYPE_CHECKING:
     from sf.data.manifest import Row
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["corpus", "train_base"]
 
-_LESSON_SEED = 10_007
+_EXAMPLE_SEED = 10_007
 """Added to the study's seed: fresh scenes and benchmark examples differ from all measured ones."""
 _CORPUS_SUBJECTS = 400
 
@@ -44,8 +44,8 @@ def corpus(rows: Iterable[Row], examples: Iterable[Example], seed: int, template
     for index in range(_CORPUS_SUBJECTS):
         data_type = ("image", "video")[index % 2]
         subject = sample_subject(rng, data_type)
-        for draft in draft_questions(subject, rng, 6):
-            texts += [prompt_of(draft, data_type, template), draft.solution]
+        for row_question in sample_questions(subject, rng, 6):
+            texts += [prompt_of(row_question, data_type, template), row_question.solution]
     return texts + ["<|im_start|>user\nassistant\nsystem\nYou are a helpful assistant."] * 3
 
 
@@ -55,7 +55,7 @@ def _examples(p: Parameters, folder: Path) -> list[Example]:
     from sf.evaluation.benchmarks import BENCHMARKS
     from sf.mini.benchmarks import training_examples
 
-    return training_examples(BENCHMARKS, p.base_examples, p.seed + _LESSON_SEED, folder)
+    return training_examples(BENCHMARKS, p.base_examples, p.seed + _EXAMPLE_SEED, folder)
 
 
 def train_base(p: Parameters, job: Job) -> None:
@@ -77,35 +77,39 @@ def train_base(p: Parameters, job: Job) -> None:
     texts = corpus(rows, examples, p.seed, p.prompt_template)
     model, processor = build_tiny(p.family, texts, p.seed)
     size = WorldSize.within(p)
-    _aligned(model, processor, p, size, job.state / "tower.pt")
+    _load_or_pretrain_tower(model, processor, p, size, job.state / "tower.pt")
     tokens = Tokens(processor.tokenizer)
-    course = Curriculum(
+    curriculum = Curriculum(
         tokens, p.seed, p.base_steps, p.base_batch, p.prompt_template, curriculum=CURRICULUM
     )
-    world = world_media(p.seed + _LESSON_SEED, p.base_media, size)
-    course.add("world", world, model, processor, p)
-    course.add("rows", row_lessons(rows, p, p.prompt_template), model, processor, p)
+    world = world_media(p.seed + _EXAMPLE_SEED, p.base_media, size)
+    curriculum.add("world", world, model, processor, p)
+    curriculum.add("rows", row_examples(rows, p, p.prompt_template), model, processor, p)
     if examples:
-        course.add("benchmarks", benchmark_lessons(examples, p), model, processor, p)
-    plan = Plan(p.base_steps, p.base_learning_rate, course.batch_at, job.tracker.log)
-    train_from_scratch(model, tokens.pad, plan, job.state / "checkpoint.pt")
+        curriculum.add("benchmarks", benchmark_examples(examples, p), model, processor, p)
+    schedule = TrainingSchedule(
+        p.base_steps, p.base_learning_rate, curriculum.batch_at, job.tracker.log
+    )
+    train_from_scratch(model, tokens.pad, schedule, job.state / "checkpoint.pt")
     model.requires_grad_(True)
     model.save_pretrained(job.out)
     processor.save_pretrained(job.out)
 
 
-def _aligned(model: Any, processor: Any, p: Parameters, size: WorldSize, saved: Path) -> None:
-    """Align the tower, or load it as an earlier, killed call left it."""
+def _load_or_pretrain_tower(
+    model: Any, processor: Any, p: Parameters, size: WorldSize, saved: Path
+) -> None:
+    """Pretrain the tower, or load it as an earlier, killed call left it."""
     tower = model.model.visual
     if saved.exists():
         tower.load_state_dict(torch.load(saved, weights_only=True))
         return
-    align_tower(
+    pretrain_tower(
         model,
         processor,
         steps=p.base_align_steps,
         rate=p.base_learning_rate,
-        seed=p.seed + _LESSON_SEED,
+        seed=p.seed + _EXAMPLE_SEED,
         side=size.side,
         frames=size.frames,
     )

@@ -1,4 +1,4 @@
-"""Training a tiny base model from nothing on packed lessons, resumable to the same weights.
+"""Training a tiny base model from scratch on packed sequences, resumable to the same weights.
 
 Every step is a function of the seed and the step's number alone (which media, which questions), so
 a run that was killed continues from its last checkpoint to the parameters that the uninterrupted
@@ -21,7 +21,7 @@ from sf.scratch.optimizers import hybrid_optimizers, scale_rates, step_all
 from sf.scratch.sequence_packing import Branch, pack, packed_loss
 from sf.scratch.vision_features import Prefix
 
-__all__ = ["Plan", "Tokens", "save_atomically", "train_from_scratch"]
+__all__ = ["Tokens", "TrainingSchedule", "save_atomically", "train_from_scratch"]
 
 SAVE_SECONDS = 20.0
 _WARMUP_STEPS, _DECAY_SHARE = 30, 0.4
@@ -31,13 +31,13 @@ Batch = tuple[Sequence[Sequence[Branch]], Tensor, Prefix]
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingSchedule:
     """How long and how fast to train.
 
     Attributes:
         steps: optimizer steps.
         rate: AdamW's learning rate at its highest.
-        batch_at: step -> the lessons of that step.
+        batch_at: step -> the batch of that step.
         log: called every `log_every` steps with the step and figures.
     """
 
@@ -95,29 +95,29 @@ def _resume(path: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer])
     return int(state["step"])
 
 
-def train_from_scratch(model: Any, pad: int, plan: Plan, checkpoint: Path) -> None:
+def train_from_scratch(model: Any, pad: int, schedule: TrainingSchedule, checkpoint: Path) -> None:
     """Train the language model, in place; the vision tower stays as it is.
 
     Args:
         model: of a supported family; on return in evaluation mode.
         pad: id of the padding token.
-        plan: steps, rate and lessons.
+        schedule: steps, rate and batches.
         checkpoint: file for model, optimizers and step, written every 20 s.
     """
     model.model.visual.requires_grad_(False)
     model.train()
-    optimizers = hybrid_optimizers(model.named_parameters(), plan.rate)
+    optimizers = hybrid_optimizers(model.named_parameters(), schedule.rate)
     done = _resume(checkpoint, model, optimizers)
     saved = time.monotonic()
-    with progress("base", plan.steps, done) as shown:
-        for step in range(done, plan.steps):
-            branches, features, prefix = plan.batch_at(step)
+    with progress("base", schedule.steps, done) as shown:
+        for step in range(done, schedule.steps):
+            branches, features, prefix = schedule.batch_at(step)
             packed = pack(prefix, branches, pad)
             loss = packed_loss(model, packed, features, prefix.visual)
-            scale_rates(optimizers, _rate_share(step, plan.steps))
+            scale_rates(optimizers, _rate_share(step, schedule.steps))
             step_all(optimizers, loss)
-            if (step + 1) % plan.log_every == 0:
-                plan.log(step + 1, {"loss": loss.item()})
+            if (step + 1) % schedule.log_every == 0:
+                schedule.log(step + 1, {"loss": loss.item()})
             if time.monotonic() - saved > SAVE_SECONDS:
                 states = [optimizer.state_dict() for optimizer in optimizers]
                 state = {"model": model.state_dict(), "optimizers": states, "step": step + 1}

@@ -48,52 +48,52 @@ class Prefix:
 def vision_inputs(processor: Any, data_type: str, media: Sequence[np.ndarray]) -> dict[str, Tensor]:
     """Patches and grids of media of one kind, uint8 [H, W, 3] or [T, H, W, 3], not resized."""
     if data_type == "image":
-        found = processor.image_processor(
+        encoded = processor.image_processor(
             images=list(media),
             do_resize=False,
             input_data_format="channels_last",
             return_tensors="pt",
         )
-        return {"pixels": found["pixel_values"], "grid": found["image_grid_thw"]}
-    found = processor.video_processor(
+        return {"pixels": encoded["pixel_values"], "grid": encoded["image_grid_thw"]}
+    encoded = processor.video_processor(
         videos=list(media),
         do_resize=False,
         do_sample_frames=False,
         input_data_format="channels_last",
         return_tensors="pt",
     )
-    return {"pixels": found["pixel_values_videos"], "grid": found["video_grid_thw"]}
+    return {"pixels": encoded["pixel_values_videos"], "grid": encoded["video_grid_thw"]}
 
 
 def vision_features(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """Visual tokens [M, V, D] of media of one size, with gradients where they are enabled."""
-    found = model.model.visual(inputs["pixels"], grid_thw=inputs["grid"])
-    return found.pooler_output.view(len(inputs["grid"]), -1, found.pooler_output.shape[-1])
+    output = model.model.visual(inputs["pixels"], grid_thw=inputs["grid"])
+    return output.pooler_output.view(len(inputs["grid"]), -1, output.pooler_output.shape[-1])
 
 
 @torch.no_grad()
-def media_features(model: Any, processor: Any, lessons: Sequence[TrainingExample]) -> list[Tensor]:
-    """Visual tokens [V, D] of each lesson's media, in order; kinds and sizes may be mixed."""
+def media_features(model: Any, processor: Any, examples: Sequence[TrainingExample]) -> list[Tensor]:
+    """Visual tokens [V, D] of each example's media, in order; kinds and sizes may be mixed."""
     groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
-    for index, lesson in enumerate(lessons):
-        groups.setdefault((lesson.data_type, lesson.frames.shape), []).append(index)
-    features: list[Tensor] = [torch.empty(0)] * len(lessons)
+    for index, example in enumerate(examples):
+        groups.setdefault((example.data_type, example.frames.shape), []).append(index)
+    features: list[Tensor] = [torch.empty(0)] * len(examples)
     for (data_type, _), members in groups.items():
         for start in range(0, len(members), _BATCH):
             part = members[start : start + _BATCH]
-            media = [lessons[index].frames for index in part]
-            found = vision_features(model, vision_inputs(processor, data_type, media))
-            for index, tokens in zip(part, found, strict=True):
+            media = [examples[index].frames for index in part]
+            batch_features = vision_features(model, vision_inputs(processor, data_type, media))
+            for index, tokens in zip(part, batch_features, strict=True):
                 features[index] = tokens.clone()
     return features
 
 
-def make_prefix(model: Any, processor: Any, lesson: TrainingExample, vision: Vision) -> Prefix:
-    """The prefix of prompts about media like this lesson's, by the path that inference takes."""
+def make_prefix(model: Any, processor: Any, example: TrainingExample, vision: Vision) -> Prefix:
+    """The prefix of prompts about media like this example's, by the path that inference takes."""
     media = (
-        {"type": "image", "image": Image.fromarray(lesson.frames)}
-        if lesson.data_type == "image"
-        else {"type": "video", "video": (lesson.frames, lesson.metadata)}
+        {"type": "image", "image": Image.fromarray(example.frames)}
+        if example.data_type == "image"
+        else {"type": "video", "video": (example.frames, example.metadata)}
     )
     turn = {"role": "user", "content": [media, {"type": "text", "text": "?"}]}
     inputs = encode(processor, [[turn]], vision)

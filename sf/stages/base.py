@@ -16,7 +16,7 @@ class Parameters(Vision, Runtime, Answering, BaseModelSpec):
     """One base model.
 
     Attributes:
-        seed: of weights, lessons and their order.
+        seed: of weights, examples and their order.
         model: its name in the study.
         data: folder of the manifests.
         output: results folder.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sf.data.video import load_video
-from sf.mini.grid_labels import WORDS, cell_facts, cell_words, sample_crowd
+from sf.mini.grid_labels import WORDS, cell_facts, cell_words, sample_crowded_scene
 from sf.mini.scenes import (
     CELL,
     COLOURS,
@@ -140,7 +140,7 @@ def test_a_clip_needs_two_frames(rng):
 
 
 def test_cell_words_say_what_the_items_are(rng):
-    scene = sample_crowd(rng, 3)
+    scene = sample_crowded_scene(rng, 3)
     said = cell_words(cell_facts(scene)).reshape(3, 3, len(WORDS))
     truth = {(i.row, i.col): {i.shape, i.colour} for i in scene.items}
     for row in range(3):

@@ -21,7 +21,7 @@ TURNS = (
 )
 
 
-def lesson(data_type: str, seed: int) -> TrainingExample:
+def example(data_type: str, seed: int) -> TrainingExample:
     rng = np.random.default_rng(seed)
     if data_type == "image":
         return TrainingExample("image", rng.integers(0, 255, (84, 56, 3), np.uint8), None, TURNS)
@@ -41,23 +41,23 @@ def conversation(given: TrainingExample, prompt: str, reply: str) -> list[dict]:
 
 def packed_batch(tiny, vision, data_type: str):
     model, processor = tiny
-    lessons = [lesson(data_type, seed) for seed in (0, 1)]
+    examples = [example(data_type, seed) for seed in (0, 1)]
     tokens = Tokens(processor.tokenizer)
-    prefix = make_prefix(model, processor, lessons[0], vision)
+    prefix = make_prefix(model, processor, examples[0], vision)
     asked = [TURNS, TURNS[1:]]  # of different lengths, so that one row is padded
     branches = [[tokens.branch(*turn) for turn in turns] for turns in asked]
-    features = torch.stack(media_features(model, processor, lessons))
-    return lessons, asked, pack(prefix, branches, tokens.pad), features, prefix.visual
+    features = torch.stack(media_features(model, processor, examples))
+    return examples, asked, pack(prefix, branches, tokens.pad), features, prefix.visual
 
 
 @pytest.mark.parametrize("data_type", ["image", "video"])
 @torch.no_grad()
 def test_branches_equal_separate_prompts(tiny, vision, data_type):
     model, processor = tiny
-    lessons, asked, packed, features, visual = packed_batch(tiny, vision, data_type)
+    examples, asked, packed, features, visual = packed_batch(tiny, vision, data_type)
     logits, labels = packed_logits(model, packed, features, visual)
     at = 0
-    for given, turns in zip(lessons, asked, strict=True):
+    for given, turns in zip(examples, asked, strict=True):
         for prompt, reply in turns:
             inputs = encode(processor, [conversation(given, prompt, reply)], vision)
             ids = inputs["input_ids"][0]

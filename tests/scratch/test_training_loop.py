@@ -7,29 +7,29 @@ import pytest
 import torch
 
 from sf.mini.rows import WorldSize
-from sf.mini.training_examples import Chapter, row_lessons
+from sf.mini.training_examples import CurriculumPhase, row_examples
 from sf.models import build_tiny
 from sf.scratch import training_loop
 from sf.scratch.curriculum import Curriculum, world_media
 from sf.scratch.optimizers import hybrid_optimizers
-from sf.scratch.tower_pretraining import align_tower, naming_accuracy
-from sf.scratch.training_loop import Plan, Tokens, train_from_scratch
+from sf.scratch.tower_pretraining import naming_accuracy, pretrain_tower
+from sf.scratch.training_loop import Tokens, TrainingSchedule, train_from_scratch
 
 SIZE = WorldSize(side=3, frames=2)
 WORDS = ["circle cross square triangle blue green red yellow <answer> what color is the"] * 3
-READING = (Chapter(1.0, ("digit", "letter"), 0.0, 0.5),)
+READING = (CurriculumPhase(1.0, ("digit", "letter"), 0.0, 0.5),)
 
 
 class Killed(Exception):
     """Stands for the end of the process."""
 
 
-def school(vision, steps: int):
+def setup_training(vision, steps: int):
     model, processor = build_tiny("qwen2_5_vl", WORDS, 0)
     tokens = Tokens(processor.tokenizer)
-    course = Curriculum(tokens, 0, steps, 8, "answer", curriculum=READING)
-    course.add("world", world_media(1, 12, SIZE), model, processor, vision)
-    return model, tokens, course
+    curriculum = Curriculum(tokens, 0, steps, 8, "answer", curriculum=READING)
+    curriculum.add("world", world_media(1, 12, SIZE), model, processor, vision)
+    return model, tokens, curriculum
 
 
 def trained(vision, folder, monkeypatch, kill_at: int | None = None) -> dict[str, torch.Tensor]:
@@ -37,9 +37,9 @@ def trained(vision, folder, monkeypatch, kill_at: int | None = None) -> dict[str
     folder.mkdir(exist_ok=True)
 
     def run(log) -> dict[str, torch.Tensor]:
-        model, tokens, course = school(vision, 6)
-        plan = Plan(6, 1e-3, course.batch_at, log, log_every=1)
-        train_from_scratch(model, tokens.pad, plan, folder / "checkpoint.pt")
+        model, tokens, curriculum = setup_training(vision, 6)
+        schedule = TrainingSchedule(6, 1e-3, curriculum.batch_at, log, log_every=1)
+        train_from_scratch(model, tokens.pad, schedule, folder / "checkpoint.pt")
         return model.state_dict()
 
     def killing(step: int, figures: dict[str, float]) -> None:
@@ -61,19 +61,23 @@ def test_a_killed_run_ends_with_the_same_weights(vision, tmp_path, monkeypatch):
 def test_a_resumed_run_does_not_start_over(vision, tmp_path, monkeypatch):
     steps: list[int] = []
     trained(vision, tmp_path, monkeypatch)
-    model, tokens, course = school(vision, 6)
-    plan = Plan(8, 1e-3, course.batch_at, lambda step, figures: steps.append(step), log_every=1)
-    course.steps = 8
-    train_from_scratch(model, tokens.pad, plan, tmp_path / "checkpoint.pt")
+    model, tokens, curriculum = setup_training(vision, 6)
+    schedule = TrainingSchedule(
+        8, 1e-3, curriculum.batch_at, lambda step, figures: steps.append(step), log_every=1
+    )
+    curriculum.steps = 8
+    train_from_scratch(model, tokens.pad, schedule, tmp_path / "checkpoint.pt")
     assert steps == [7, 8]
 
 
 def test_training_lowers_the_loss_and_leaves_the_tower(vision, tmp_path):
-    model, tokens, course = school(vision, 25)
+    model, tokens, curriculum = setup_training(vision, 25)
     tower = {n: p.clone() for n, p in model.model.visual.state_dict().items()}
     losses: list[float] = []
-    plan = Plan(25, 2e-3, course.batch_at, lambda s, f: losses.append(f["loss"]), log_every=1)
-    train_from_scratch(model, tokens.pad, plan, tmp_path / "checkpoint.pt")
+    schedule = TrainingSchedule(
+        25, 2e-3, curriculum.batch_at, lambda s, f: losses.append(f["loss"]), log_every=1
+    )
+    train_from_scratch(model, tokens.pad, schedule, tmp_path / "checkpoint.pt")
     assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:2])
     assert all(torch.equal(tower[n], p) for n, p in model.model.visual.state_dict().items())
 
@@ -82,16 +86,16 @@ def test_training_lowers_the_loss_and_leaves_the_tower(vision, tmp_path):
 def test_the_tower_learns_to_name_cells(family):
     model, processor = build_tiny(family, WORDS, 0)
     before = naming_accuracy(model, processor, seed=9, side=3, frames=2)
-    align_tower(model, processor, steps=80, rate=2e-3, seed=0, side=3, frames=2)
+    pretrain_tower(model, processor, steps=80, rate=2e-3, seed=0, side=3, frames=2)
     assert naming_accuracy(model, processor, seed=9, side=3, frames=2) > before + 0.2
 
 
 def test_steps_are_functions_of_the_seed(vision):
-    _, _, course = school(vision, 6)
-    _, _, again = school(vision, 6)
+    _, _, curriculum = setup_training(vision, 6)
+    _, _, again = setup_training(vision, 6)
     for step in (0, 5):
-        assert course.batch_at(step)[0] == again.batch_at(step)[0]
-    assert course.batch_at(0)[0] != course.batch_at(1)[0]
+        assert curriculum.batch_at(step)[0] == again.batch_at(step)[0]
+    assert curriculum.batch_at(0)[0] != curriculum.batch_at(1)[0]
 
 
 def test_matrices_go_to_muon_and_the_rest_to_adamw():
@@ -105,7 +109,7 @@ def test_matrices_go_to_muon_and_the_rest_to_adamw():
     assert any(p is embedding for g in adamw.param_groups for p in g["params"])
 
 
-def test_rows_about_one_media_become_one_lesson(vision, tmp_path):
+def test_rows_about_one_media_become_one_example(vision, tmp_path):
     from dataclasses import replace
 
     from PIL import Image
@@ -115,6 +119,6 @@ def test_rows_about_one_media_become_one_lesson(vision, tmp_path):
     Image.new("RGB", (56, 56)).save(tmp_path / "a.png")
     row = Row("1", "What?", "OCR", "image", (), "<answer>E</answer>", "E", "a.png", "s")
     row = replace(row, data_root=str(tmp_path))
-    lessons = row_lessons([row, replace(row, id="2", problem="Which?")], vision, "answer")
-    assert [len(lesson.turns) for lesson in lessons] == [2]
-    assert lessons[0].turns[0][1] == "<answer>E</answer>"
+    examples = row_examples([row, replace(row, id="2", problem="Which?")], vision, "answer")
+    assert [len(example.turns) for example in examples] == [2]
+    assert examples[0].turns[0][1] == "<answer>E</answer>"
