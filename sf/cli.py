@@ -91,7 +91,7 @@ def ask_command(
     question: Annotated[str, typer.Option(help="put to the model as it stands")],
     image: Annotated[Path | None, typer.Option(help="an image file")] = None,
     video: Annotated[Path | None, typer.Option(help="or a video file")] = None,
-    p: Annotated[float | None, typer.Option(help="retention threshold in (0, 1]; 0.975")] = None,
+    p: Annotated[float | None, typer.Option(help="retention threshold in (0, 1]")] = None,
     full: Annotated[bool, typer.Option("--full", help="full attention")] = False,
     revision: Annotated[str | None, typer.Option(help="of a hub id")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="length limit of the reply")] = 128,
@@ -139,7 +139,8 @@ def profile_command(
         str, typer.Argument(help="a checkpoint's folder or hub id, or a shape: qwen2.5-vl-7b, …")
     ],
     method: Annotated[
-        str | None, typer.Option(help="beside full attention; zipvl, or top_k for random weights")
+        str | None,
+        typer.Option(help="as trained by default; top_k for random weights"),
     ] = None,
     value: Annotated[float | None, typer.Option(help="of the method's hyperparameter")] = None,
     replay: Annotated[

@@ -16,6 +16,7 @@ import torch
 
 from sf.ask.answer import AskResult, answer, overlay
 from sf.ask.media import FPS, MAX_FRAMES, Media, bounds, chosen, load_media
+from sf.baselines import check_policy
 from sf.config import Runtime, validated
 from sf.data.llava import is_llava
 from sf.errors import ConfigError, EnvironmentFault
@@ -57,7 +58,8 @@ def ask(
         model: folder of a checkpoint, or hub id.
         question: put to the model as it stands, after the media.
         image, video: the media, exactly one of them.
-        policy: the selector; `TopP(p=0.975)` by default, `TopP(p=1.0)` is full attention.
+        policy: the selector; by default what the checkpoint was trained with, and for a base model
+            `TopP(p=0.975)`. `TopP(p=1.0)` is full attention.
         revision: of a hub id.
         max_new_tokens: length limit of the reply.
         device: "cpu" or "cuda"; by default a GPU where there is one.
@@ -71,6 +73,7 @@ def ask(
             wherever that can be known.
     """
     from sf.models import load_model, load_processor
+    from sf.models.load import load_config
 
     if picture is not None:
         _check_picture(picture, image if video is None else video)
@@ -81,6 +84,7 @@ def ask(
         raise ConfigError("max_new_tokens", max_new_tokens, "a reply has at least one token")
     kind, path = chosen(image, video)
     media = load_media(kind, path, bounds(kind, max_pixels, max_frames, fps))
+    check_policy(load_config(model, revision), policy)
     processor = load_processor(model, revision=revision)
     network = load_model(model, dtype=runtime.dtype, device=runtime.device, revision=revision)
     if is_llava(processor):
@@ -92,8 +96,8 @@ def ask(
     return result
 
 
-def choose_policy(p: float | None, full: bool) -> Policy:
-    """Top-p with threshold `p` (0.975 by default), or full attention.
+def choose_policy(p: float | None, full: bool) -> Policy | None:
+    """Top-p with threshold `p`, full attention, or by default None: the checkpoint's own.
 
     Raises:
         ConfigError: both, or p outside (0, 1].
@@ -102,7 +106,7 @@ def choose_policy(p: float | None, full: bool) -> Policy:
         raise ConfigError("p", p, "full attention has no threshold", "drop --p or --full")
     if full:
         return TopP(p=1.0)
-    return TopP() if p is None else TopP(p=p)
+    return None if p is None else TopP(p=p)
 
 
 def pick_runtime(device: str | None, dtype: str | None) -> Runtime:

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sf.ask.media import Media
-from sf.attention import Trace, sparsify
+from sf.attention import Trace
 from sf.attention.visual_tokens import locate, visual_mask
+from sf.baselines import apply_policy
 from sf.data.vision import encode
 from sf.profiling.clock import Clock
 from sf.profiling.memory import cache_bytes
-from sf.selection import Policy, TopP
+from sf.selection import Policy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,14 +99,18 @@ def answer(
         processor: its processor.
         media: of `load_media`.
         question: put as it stands.
-        policy: the selector, `TopP(p=0.975)` by default.
+        policy: the selector; by default what the checkpoint was trained with, and for a base model
+            `TopP(p=0.975)`.
         max_new_tokens: length limit of the reply.
+
+    Raises:
+        UnsupportedModelError: the checkpoint was trained with another attention than the policy.
     """
     turn = {"role": "user", "content": [media.part, {"type": "text", "text": question}]}
     inputs = encode(processor, [[turn]], media.vision, str(model.device))
     clock = Clock(model.device)
     marks = _Marks(clock)
-    with sparsify(model, TopP() if policy is None else policy) as trace:
+    with apply_policy(model, policy) as trace:
         clock.synchronize()
         start = clock.mark()
         output = model.generate(

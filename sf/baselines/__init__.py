@@ -5,6 +5,19 @@ torch.
 """
 
 from sf.baselines.method import Hyperparameter, Method
-from sf.baselines.registry import METHODS, apply_method, build, method_class
+from sf.baselines.registry import METHODS, TRAINED, build, method_class
+from sf.baselines.resolve import apply_method, apply_policy, check_policy, resolve, resolve_point
 
-__all__ = ["METHODS", "Hyperparameter", "Method", "apply_method", "build", "method_class"]
+__all__ = [
+    "METHODS",
+    "TRAINED",
+    "Hyperparameter",
+    "Method",
+    "apply_method",
+    "apply_policy",
+    "build",
+    "check_policy",
+    "method_class",
+    "resolve",
+    "resolve_point",
+]

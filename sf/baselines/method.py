@@ -98,6 +98,34 @@ class Method(ABC):
             )
         return cls(**{cls.hyperparameter.name: cls.hyperparameter.check(value)})
 
+    @property
+    def name(self) -> str:
+        """The key of `METHODS`."""
+        from sf.baselines.registry import METHODS
+
+        path = f"{type(self).__module__}:{type(self).__name__}"
+        return next(name for name, line in METHODS.items() if line == path)
+
+    @property
+    def value(self) -> float | None:
+        """Of the hyperparameter; None for a method without one."""
+        hyperparameter = self.hyperparameter
+        return None if hyperparameter is None else float(getattr(self, hyperparameter.name))
+
+    def at_point(self, retention_p: float) -> Self:
+        """The method at one point of its curve from few tokens to all.
+
+        Args:
+            retention_p: in (0, 1], the field `p` of a method that has one; 1 keeps everything.
+
+        Raises:
+            ConfigError: the method has no curve.
+        """
+        if not hasattr(self, "p"):
+            rule = f"{type(self).__name__} has no threshold p to measure a curve over"
+            raise ConfigError("method", type(self).__name__, rule)
+        return type(self)(**{**vars(self), "p": retention_p})
+
     @abstractmethod
     def apply(self, model: nn.Module) -> AbstractContextManager[Trace]:
         """A context in which `model` runs under this method; its trace says what was kept.

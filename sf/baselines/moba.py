@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from sf.baselines.method import Hyperparameter, Method
 
@@ -25,6 +25,7 @@ class MoBA(Method):
 
     Attributes:
         top_k: blocks a query reads; 0: as the checkpoint was trained, else 3.
+        share: in place of their number, of the blocks that begin at or before the query; 0: none.
     """
 
     text: ClassVar[str] = "each query reads the blocks of keys whose mean is closest to it"
@@ -35,12 +36,20 @@ class MoBA(Method):
     )
 
     top_k: float = 0
+    share: float = 0
 
     def apply(self, model: Any) -> AbstractContextManager[Trace]:
-        from sf.attention.blocks import MobaAttention, Replacement, trained_attention
+        from sf.attention.blocks import MobaAttention, Replacement
+        from sf.attention.trained import trained_attention
 
-        found = trained_attention(model.config)
-        attention = found if isinstance(found, MobaAttention) else MobaAttention()
+        recorded = trained_attention(model.config)
+        attention = recorded if isinstance(recorded, MobaAttention) else MobaAttention()
         if self.top_k:
             attention = replace(attention, top_k=int(self.top_k))
+        if self.share:
+            attention = attention.at_share(self.share)
         return Replacement(model, attention)
+
+    def at_point(self, retention_p: float) -> Self:
+        """The share of the blocks before it that each query reads."""
+        return replace(self, share=retention_p)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from sf.baselines.method import Hyperparameter, Method
 from sf.errors import ConfigError
@@ -25,6 +25,7 @@ class NSA(Method):
 
     Attributes:
         top_n: blocks that the selected branch reads, at least 3; 0: as trained.
+        share: in place of their number, of the blocks that begin at or before the query; 0: none.
     """
 
     text: ClassVar[str] = "compressed, selected and sliding-window attention under learnt gates"
@@ -38,9 +39,11 @@ class NSA(Method):
     )
 
     top_n: float = 0
+    share: float = 0
 
     def apply(self, model: Any) -> AbstractContextManager[Trace]:
-        from sf.attention.blocks import NsaAttention, Replacement, trained_attention
+        from sf.attention.blocks import NsaAttention, Replacement
+        from sf.attention.trained import trained_attention
 
         attention = trained_attention(model.config)
         if not isinstance(attention, NsaAttention):
@@ -48,4 +51,10 @@ class NSA(Method):
             raise ConfigError("model", type(model).__name__, rule, "train it: objective nsa")
         if self.top_n:
             attention = replace(attention, top_n=int(self.top_n))
+        if self.share:
+            attention = attention.at_share(self.share)
         return Replacement(model, attention)
+
+    def at_point(self, retention_p: float) -> Self:
+        """The share of the blocks before it that each query reads."""
+        return replace(self, share=retention_p)

@@ -7,21 +7,14 @@ Names are kept apart from the classes, so that parameters can be checked without
 from __future__ import annotations
 
 import difflib
-from contextlib import AbstractContextManager
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from sf.baselines.method import Method
 from sf.errors import ConfigError
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from sf.attention import Trace
-
 __all__ = [
     "METHODS",
-    "apply_method",
+    "TRAINED",
     "build",
     "method_class",
     "misfit",
@@ -31,7 +24,7 @@ __all__ = [
 
 METHODS: dict[str, str] = {
     "full": "sf.baselines.full:Full",
-    "zipvl": "sf.baselines.zipvl:ZipVL",
+    "zipvl": "sf.baselines.selectors:ZipVL",
     "top_k": "sf.baselines.selectors:TopKTokens",
     "threshold": "sf.baselines.selectors:ThresholdTokens",
     "fastv": "sf.baselines.fastv:FastV",
@@ -41,24 +34,27 @@ METHODS: dict[str, str] = {
     "temperature": "sf.baselines.temperature:Temperature",
     "moba": "sf.baselines.moba:MoBA",
     "nsa": "sf.baselines.nsa:NSA",
-    "trained": "sf.baselines.as_trained:AsTrained",
 }
-"""A trained checkpoint is evaluated with the method that it was trained under."""
+TRAINED = "trained"
+"""In a method's place: what the checkpoint was trained with (`sf.baselines.resolve`)."""
 
 FAMILIES: dict[str, tuple[str, ...]] = {"visionzip": ("qwen2_vl", "qwen2_5_vl")}
 """The only model families that a method runs on; all, if it is not named here."""
 OWN_WEIGHTS = ("nsa",)
 """Methods that run on checkpoints trained with them and on no other."""
-WITH_P = ("zipvl", "twilight", "temperature", "trained")
+BLOCKS = ("moba", "nsa")
+"""Trained in the place of the model's attention: such a checkpoint runs under no selection."""
+WITH_P = ("zipvl", "twilight", "temperature")
 """Methods with a threshold p: they have a curve over it."""
 
 
 def unknown(name: str) -> str | None:
     """What to do about a name that is no method's; None for a known one."""
-    if name in METHODS:
+    known = [*METHODS, TRAINED]
+    if name in known:
         return None
-    near = difflib.get_close_matches(name.lower(), METHODS, n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(METHODS)}"
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
 
 
 def misfit(name: str, family: str, trained_with: str | None) -> str | None:
@@ -67,19 +63,22 @@ def misfit(name: str, family: str, trained_with: str | None) -> str | None:
     Args:
         name: a key of `METHODS`.
         family: the model type in config.json.
-        trained_with: the attention that the checkpoint was trained with; None for its own.
+        trained_with: the method that the checkpoint was trained with; None for a base model.
     """
     allowed = FAMILIES.get(name, (family,))
     if family not in allowed:
         return f"{name} runs on {' and '.join(allowed)} only, not on {family}; leave it out"
     if name in OWN_WEIGHTS and trained_with != name:
         return f"{name} has weights of its own, which this model lacks; train it: objective {name}"
+    if trained_with in BLOCKS and name not in (trained_with, "full"):
+        rule = f"the checkpoint was trained with {trained_with} in the place of its attention"
+        return f"{rule}, under which {name} cannot run; use {TRAINED}, {trained_with} or full"
     return None
 
 
 def without_p(name: str) -> str | None:
     """Why a method has no curve over p, and which have; None for one that has."""
-    if name in WITH_P:
+    if name in (*WITH_P, TRAINED):
         return None
     return f"{name} has no threshold p to measure a curve over; use {' or '.join(WITH_P)}"
 
@@ -93,6 +92,9 @@ def method_class(name: str) -> type[Method]:
     hint = unknown(name)
     if hint is not None:
         raise ConfigError("method", name, "no method has this name", hint)
+    if name == TRAINED:
+        rule = "which method that is depends on the checkpoint"
+        raise ConfigError("method", name, rule, "resolve it with sf.baselines.resolve")
     module, _, attribute = METHODS[name].partition(":")
     found: type[Method] = getattr(import_module(module), attribute)
     return found
@@ -105,28 +107,3 @@ def build(name: str, value: float | None = None) -> Method:
         ConfigError: an unknown name, or a value out of range.
     """
     return method_class(name).with_value(value)
-
-
-def apply_method(
-    model: nn.Module, name: str, value: float | None = None
-) -> AbstractContextManager[Trace]:
-    """Run `model` under a method.
-
-    ```python
-    with apply_method(model, "zipvl", 0.975) as trace:
-        output = model.generate(**inputs)
-    trace.token_ratio  # (batch,), 1 for dense attention
-    trace.layer_ratios  # (layers, batch)
-    trace.kv_lengths  # (layers, batch)
-    ```
-
-    Args:
-        model: a transformers model, in evaluation mode.
-        name: a key of `METHODS`.
-        value: of the method's hyperparameter; None takes the default.
-
-    Raises:
-        ConfigError: an unknown name, or a value out of range.
-        UnsupportedModelError: the method cannot run on this architecture.
-    """
-    return build(name, value).apply(model)

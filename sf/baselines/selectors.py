@@ -1,24 +1,57 @@
-"""The selectors of the paper's Table 4 in the place of top-p; all else is as in ZipVL."""
+"""Selections of tokens: ZipVL's top-p, and the selectors of the paper's Table 4 in its place."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from torch import nn
 
 from sf.attention import Trace, sparsify
 from sf.baselines.method import Hyperparameter, Method
-from sf.selection import Threshold, TopK
+from sf.selection import Policy, Threshold, TopK, TopP
 
-__all__ = ["ThresholdTokens", "TopKTokens"]
-
-_COUNTS = "tokens that take part in a layer's prefill attention and stay in its KV"
+__all__ = ["Selection", "ThresholdTokens", "TopKTokens", "ZipVL"]
 
 
 @dataclass(frozen=True)
-class TopKTokens(Method):
+class Selection(Method):
+    """A method that is a policy of `sf.selection`."""
+
+    counts: ClassVar[str] = (
+        "tokens that take part in a layer's prefill attention and stay in its KV"
+    )
+
+    @abstractmethod
+    def policy(self, *, whole_kv: bool = False) -> Policy:
+        """The selector; with `whole_kv` the cache keeps every token."""
+
+    def apply(self, model: nn.Module) -> AbstractContextManager[Trace]:
+        return sparsify(model, self.policy())
+
+
+@dataclass(frozen=True)
+class ZipVL(Selection):
+    """`sf.selection.TopP` in every layer; what Sparsity Forcing trains and runs under.
+
+    Attributes:
+        p: share of the probes' attention that the kept tokens hold, in (0, 1].
+    """
+
+    text: ClassVar[str] = "per layer, the tokens that hold a share p of the attention"
+    paper: ClassVar[str] = "2410.08584; 2504.18579 eq. (3)"
+    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("p", 0.975, dense=1.0)
+
+    p: float = 0.975
+
+    def policy(self, *, whole_kv: bool = False) -> Policy:
+        return TopP(p=self.p, whole_kv=whole_kv)
+
+
+@dataclass(frozen=True)
+class TopKTokens(Selection):
     """`sf.selection.TopK` in every layer.
 
     Attributes:
@@ -27,17 +60,20 @@ class TopKTokens(Method):
 
     text: ClassVar[str] = "per layer, a fixed share of the tokens"
     paper: ClassVar[str] = "2504.18579 table 4"
-    counts: ClassVar[str] = _COUNTS
     hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("ratio", 0.25, dense=1.0)
 
     ratio: float = 0.25
 
-    def apply(self, model: nn.Module) -> AbstractContextManager[Trace]:
-        return sparsify(model, TopK(ratio=self.ratio))
+    def policy(self, *, whole_kv: bool = False) -> Policy:
+        return TopK(ratio=self.ratio, whole_kv=whole_kv)
+
+    def at_point(self, retention_p: float) -> Self:
+        """The share of the tokens itself."""
+        return replace(self, ratio=retention_p)
 
 
 @dataclass(frozen=True)
-class ThresholdTokens(Method):
+class ThresholdTokens(Selection):
     """`sf.selection.Threshold` in every layer; the paper gives neither formula nor value.
 
     Attributes:
@@ -46,12 +82,15 @@ class ThresholdTokens(Method):
 
     text: ClassVar[str] = "per layer, the tokens whose mean attention weight is large enough"
     paper: ClassVar[str] = "2504.18579 table 4 (formula: ours)"
-    counts: ClassVar[str] = _COUNTS
     hyperparameter: ClassVar[Hyperparameter] = Hyperparameter(
         "threshold", 0.001, low_allowed=True, rises=False, dense=0.0
     )
 
     threshold: float = 0.001
 
-    def apply(self, model: nn.Module) -> AbstractContextManager[Trace]:
-        return sparsify(model, Threshold(value=self.threshold))
+    def policy(self, *, whole_kv: bool = False) -> Policy:
+        return Threshold(value=self.threshold, whole_kv=whole_kv)
+
+    def at_point(self, retention_p: float) -> Self:
+        """A threshold of 1 - p: a larger p keeps more here too, and p = 1 keeps everything."""
+        return replace(self, threshold=1 - retention_p)

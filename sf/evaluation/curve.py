@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sf.attention.resolve import level_of, running
-from sf.baselines import method_class
-from sf.baselines.registry import without_p
-from sf.errors import ConfigError
+from sf.baselines import TRAINED, resolve_point
 from sf.evaluation.answer import Answer, AnswerLog, answer_encoded, batches, encode_rows
 from sf.evaluation.intervals import bootstrap_mean, wilson
 from sf.progress import progress
 
 if TYPE_CHECKING:
-    from sf.attention import Trace
     from sf.config import Vision
     from sf.data.manifest import Row
     from sf.data.prompts import Template
 
-__all__ = ["answers_at", "curve_table", "grid_with_dense", "layer_table", "under"]
+__all__ = ["answers_at", "curve_table", "grid_with_dense", "layer_table"]
 
 DENSE = 1.0
 
@@ -50,31 +45,34 @@ def answers_at(
     max_new_tokens: int,
     template: Template = "answer",
     cutoff: float = 0.5,
-    method: str = "zipvl",
+    method: str = TRAINED,
 ) -> pd.DataFrame:
     """Answer every row at every p; what the log already holds is not computed again.
 
     Args:
-        model: the checkpoint, on its device; p = 1 runs its own dense attention.
+        model: the checkpoint, on its device.
         processor: its processor.
         rows: manifest rows.
         vision: pixel and frame bounds.
-        grid: retention thresholds in (0, 1].
+        grid: points of the curve in (0, 1] (`sf.baselines.resolve_point`): for a checkpoint
+            that runs under top-p its thresholds.
         log: answers of an earlier run of the same call, to which this one appends.
         batch: rows in a batch at most.
         max_new_tokens: generation limit.
         template: prompt template.
         cutoff: share from which a fractional score counts as correct.
-        method: attention method with a threshold p, whose other values are its own.
+        method: what the checkpoint was trained with, or a method with a threshold p.
 
     Raises:
         ConfigError: the method has no p.
+        UnsupportedModelError: it contradicts what the checkpoint was trained with.
 
     Returns:
         One row per p and manifest row, ordered by p, then as `rows`; columns `p` and the fields
         of `Answer`.
     """
     model.eval()
+    points = {p: resolve_point(model, p, method) for p in grid}
     missing = {p: {row.id for row in rows if log.get(_key(p), row.id) is None} for p in grid}
     total = len(grid) * len(rows)
     with progress("answers", total, total - sum(map(len, missing.values()))) as shown:
@@ -90,33 +88,14 @@ def answers_at(
                     model,
                     processor,
                     encoded,
-                    under(model, method, p),
+                    points[p].apply(model),
                     max_new_tokens=max_new_tokens,
                     cutoff=cutoff,
                 )
                 log.add(_key(p), [a for a in answers if a.id in missing[p]])
                 shown.advance(sum(a.id in missing[p] for a in answers), note=f"p {p:g}")
-    found = [{"p": p, **asdict(_logged(log, p, row.id))} for p in grid for row in rows]
-    return pd.DataFrame(found)
-
-
-def under(model: Any, method: str, p: float) -> AbstractContextManager[Trace | None]:
-    """What `model` runs under at a threshold.
-
-    ZipVL at p = 1 is the model's own dense attention; a checkpoint that was trained with another
-    attention runs under that (`sf.attention.resolve.level_of`).
-
-    Raises:
-        ConfigError: the method has no p.
-    """
-    if method == "zipvl":
-        return running(model, level_of(model, p))
-    rule = without_p(method)
-    if rule is not None:
-        raise ConfigError("method", method, rule)
-    found: Any = method_class(method)
-    context: AbstractContextManager[Trace | None] = found(p=p).apply(model)
-    return context
+    lines = [{"p": p, **asdict(_logged(log, p, row.id))} for p in grid for row in rows]
+    return pd.DataFrame(lines)
 
 
 def _key(p: float) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sf.baselines import build, method_class
+from sf.baselines import resolve
 from sf.errors import ConfigError
 from sf.evaluation.answer import Answer, AnswerLog, answer_encoded, batches, encode_rows
 from sf.progress import progress
@@ -181,7 +181,7 @@ def match_method(
     Raises:
         ConfigError: a method without a hyperparameter, an asked ratio out of range, no rows.
     """
-    hyperparameter = method_class(method).hyperparameter
+    hyperparameter = resolve(model, method).hyperparameter
     if hyperparameter is None:
         raise ConfigError(
             "method", method, "has no hyperparameter to turn", "choose one that drops tokens"
@@ -225,7 +225,7 @@ def _answers(
     template: Template,
     cutoff: float,
 ) -> list[Answer]:
-    key, attention = f"{method}={value!r}", build(method, value)
+    key, attention = f"{method}={value!r}", resolve(model, method, value)
     missing = {row.id for row in rows if log.get(key, row.id) is None}
     with progress(f"{method} at {value:g}", len(rows), len(rows) - len(missing)) as shown:
         for part in batches(rows, batch):

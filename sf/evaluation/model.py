@@ -26,13 +26,11 @@ import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
-from sf.attention.blocks.trained import FIELD
-from sf.baselines import build
-from sf.baselines.registry import misfit
+from sf.baselines import TRAINED, build, resolve
 from sf.config import Vision
 from sf.data.llava import is_llava
 from sf.data.vision import encode_parts
-from sf.errors import ConfigError, UnsupportedModelError
+from sf.errors import ConfigError
 from sf.evaluation.media import encode_as_lmms_eval
 from sf.evaluation.question import Question, limit_of, question_of
 from sf.evaluation.records import Record, RecordLog
@@ -59,8 +57,8 @@ class SparseChatModel(lmms):
 
     Args:
         pretrained: checkpoint folder or hub id.
-        method: a key of `sf.baselines.METHODS`.
-        value: of the method's hyperparameter; None takes its default.
+        method: a key of `sf.baselines.METHODS`, or "trained": what the checkpoint was trained with.
+        value: of the method's hyperparameter; None takes the recorded value or the default.
         checkpoint: digest of the weights. It changes nothing here, but lmms-eval's own response
             cache (`--use_cache`) is keyed by the arguments and does not look at weights.
         device, dtype: where and in what the model runs; "cuda" is the process's own GPU under
@@ -75,7 +73,7 @@ class SparseChatModel(lmms):
     Raises:
         ConfigError: an unknown method, a value out of its range, bounds in the wrong order.
         UnsupportedModelError: a checkpoint of another architecture, or one that the method cannot
-            run on; said before weights are loaded.
+            run on; raised before weights are loaded.
     """
 
     is_simple = False
@@ -100,8 +98,9 @@ class SparseChatModel(lmms):
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.attention = build(method, value)
-        self.method, self.checkpoint = method, checkpoint
+        if method != TRAINED:
+            build(method, value)  # before the checkpoint is looked at
+        self.checkpoint = checkpoint
         self.vision = Vision(
             image_min_pixels=image_min_pixels,
             image_max_pixels=image_max_pixels,
@@ -118,7 +117,8 @@ class SparseChatModel(lmms):
             raise ConfigError("batch_size", batch_size, "must be at least 1")
         if device == "cuda":
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        _refuse_misfit(method, pretrained)
+        self.attention = resolve(load_config(pretrained), method, value)
+        self.method = self.attention.name
         self.model = load_model(pretrained, dtype=dtype, device=device)
         self.processor = load_processor(pretrained)
         if media == "lmms_eval" and is_llava(self.processor):
@@ -266,10 +266,7 @@ class SparseChatModel(lmms):
     @property
     def value(self) -> float | None:
         """Of the method's hyperparameter; None for a method without one."""
-        hyperparameter = self.attention.hyperparameter
-        return (
-            None if hyperparameter is None else float(getattr(self.attention, hyperparameter.name))
-        )
+        return self.attention.value
 
     @property
     def _kv_entry(self) -> int:
@@ -278,14 +275,6 @@ class SparseChatModel(lmms):
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         size: int = 2 * text.num_key_value_heads * head * self.model.dtype.itemsize
         return size
-
-
-def _refuse_misfit(method: str, pretrained: str) -> None:
-    config = load_config(pretrained)
-    note = getattr(config.get_text_config(), FIELD, None) or {}
-    rule = misfit(method, config.model_type, note.get("name"))
-    if rule is not None:
-        raise UnsupportedModelError("method", method, f"{pretrained}: {rule}")
 
 
 def _result(record: Record) -> GenerationResult:

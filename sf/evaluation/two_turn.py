@@ -5,10 +5,12 @@ image or video become one conversation; the first question's reply is the right 
 the arms differ in attention and cache only:
 
 - dense: full attention, everything stays in the cache;
-- whole: the first prompt is read under top-p, every token's K and V stay;
-- pruned: the first prompt is read under top-p, only the kept tokens' K and V stay (what sparse
-  inference does in a chat);
-- anew: the whole conversation is read again under top-p, as a new prompt.
+- whole: the first prompt is read under the selection, every token's K and V stay;
+- pruned: the first prompt is read under the selection, only the kept tokens' K and V stay (what
+  sparse inference does in a chat);
+- anew: the whole conversation is read again under the selection, as a new prompt.
+
+The selection is the one that the checkpoint was trained with, top-p for a base model.
 
 Replies are greedy (`sf.evaluation.two_turn_decoding`).
 """
@@ -25,19 +27,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from sf.baselines import resolve_point
+from sf.baselines.selectors import Selection
 from sf.data.prompts import messages, question_text
 from sf.data.rewards import correctness
 from sf.data.vision import encode_parts
+from sf.errors import UnsupportedModelError
 from sf.evaluation.answer import Answer, AnswerLog, batches
 from sf.evaluation.intervals import bootstrap_clusters
 from sf.evaluation.two_turn_decoding import More, cut, greedy, more_of
 from sf.progress import progress
-from sf.selection import TopP
 
 if TYPE_CHECKING:
     from sf.config import Vision
     from sf.data.manifest import Row
     from sf.data.prompts import Template
+    from sf.selection import Policy
 
 __all__ = ["ARMS", "Pair", "pairs_of", "two_turn_answers", "two_turn_table"]
 
@@ -118,7 +123,7 @@ def _answers(
     processor: Any,
     pairs: Sequence[Pair],
     read: Sequence[_Read],
-    policy: TopP | None,
+    policy: Policy | None,
     limit: int,
     cutoff: float,
 ) -> list[Answer]:
@@ -166,7 +171,7 @@ def two_turn_answers(
         processor: its processor.
         pairs: of `pairs_of`.
         vision: pixel and frame bounds.
-        grid: retention thresholds.
+        grid: points of the checkpoint's curve (`sf.baselines.resolve_point`).
         log: answers of an earlier run of the same call, to which this one appends.
         batch: pairs in a batch at most.
         max_new_tokens: generation limit.
@@ -178,9 +183,11 @@ def two_turn_answers(
         `Answer` for the second question; `token_ratio` is that of the prompt read under the policy.
 
     Raises:
-        UnsupportedModelError: the chat template rewrites an earlier turn.
+        UnsupportedModelError: the chat template rewrites an earlier turn, or the checkpoint was
+            trained with an attention that prunes no cache.
     """
     model.eval()
+    selections = {float(p): _selection(model, float(p)) for p in grid} if pairs else {}
     runs = [("dense", 1.0), *((arm, float(p)) for p in grid for arm in ARMS[1:])]
     missing = {run: [pair for pair in pairs if log.get(str(run), pair.id) is None] for run in runs}
     total = len(runs) * len(pairs)
@@ -192,7 +199,9 @@ def two_turn_answers(
                 lacking = {pair.id for pair in missing[arm, p]}
                 if lacking.isdisjoint(pair.id for pair in part):
                     continue
-                policy = None if arm == "dense" else TopP(p=p, whole_kv=arm == "whole")
+                policy = None
+                if arm != "dense":
+                    policy = selections[p].policy(whole_kv=arm == "whole")
                 answers = _answers(
                     model, processor, part, read(arm == "anew"), policy, max_new_tokens, cutoff
                 )
@@ -207,6 +216,15 @@ def two_turn_answers(
             media = str(pair.second.media_path)
             lines.append({"arm": arm, "p": p, "media": media, **asdict(answer)})
     return pd.DataFrame(lines)
+
+
+def _selection(model: Any, retention_p: float) -> Selection:
+    attention = resolve_point(model, retention_p)
+    if not isinstance(attention, Selection):
+        rule = "it keeps the whole cache, so a second question misses nothing"
+        remedy = "leave out the two-turn check: two_turn_pairs 0"
+        raise UnsupportedModelError("method", attention.name, rule, remedy)
+    return attention
 
 
 def two_turn_table(answers: pd.DataFrame, seed: int) -> pd.DataFrame:

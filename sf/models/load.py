@@ -19,7 +19,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
-from sf.attention.blocks.trained import equip, trained_attention
+from sf.attention.trained import equip, recall, trained_attention
 from sf.errors import ConfigError, DataError, UnsupportedModelError
 
 __all__ = ["FAMILIES", "load_config", "load_model", "load_processor"]
@@ -55,7 +55,8 @@ def load_config(path: Path | str, revision: str | None = None) -> Any:
         revision: commit, tag or branch of a hub id.
 
     Raises:
-        DataError: `path` is a local path without a config.json, or a hub id that cannot be had.
+        DataError: `path` is a local path without a config.json, or a hub id that cannot be had; or
+            the record of what the checkpoint was trained with is malformed.
         UnsupportedModelError: the architecture is not one of `FAMILIES`.
     """
     folder = Path(path)
@@ -76,7 +77,10 @@ def load_config(path: Path | str, revision: str | None = None) -> Any:
             convert if found in _ORIGINAL_LLAVA else "choose a checkpoint of a supported family",
         )
     with _loadable(path):
-        return AutoConfig.from_pretrained(str(path), revision=revision or "main")
+        config = AutoConfig.from_pretrained(str(path), revision=revision or "main")
+    if local:
+        recall(config, folder)
+    return config
 
 
 def load_model(
@@ -111,6 +115,8 @@ def load_model(
             dtype=_DTYPES[dtype],
             attn_implementation=attn_implementation,
         )
+    if Path(path).is_dir():
+        recall(model.config, Path(path))
     return model.to(device).eval()
 
 

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from sf.baselines import build
+from sf.baselines import TRAINED, build, resolve
 from sf.config import Runtime, validated
 from sf.errors import ConfigError, OutputConflictError
+from sf.models.load import load_config
 from sf.profiling.generation import Side
 from sf.profiling.hardware import require_device
 from sf.profiling.measurement import Settings
@@ -43,7 +44,8 @@ class Request:
 
     Attributes:
         model: a key of `SHAPES`, a checkpoint's folder, or OWNER/NAME on a hub.
-        method: a name of `sf.baselines.METHODS`; None: top_k, or zipvl when there are weights.
+        method: a name of `sf.baselines.METHODS`; None: top_k, or for a checkpoint what it
+            was trained with.
         value: of the method's hyperparameter, or the p to take from `replay`; None: the default.
         replay: a table of layers whose shares are kept in place of a method; see `read_shares`.
         lengths, batch, repeats, decode_tokens, prompts, video, fit, fit_gib: see `Settings`.
@@ -137,15 +139,13 @@ def _sparse(request: Request) -> tuple[Side, str]:
         shares = read_shares(request.replay, request.value)
         at = "" if request.value is None else f" at p = {request.value:g}"
         return Replay(shares), replayed(shares, f"{request.replay.name}{at}")
-    name = request.method or ("top_k" if request.model in SHAPES else "zipvl")
-    method = build(name, request.value)
+    if request.model in SHAPES:
+        method = build(request.method or "top_k", request.value)
+    else:
+        method = resolve(load_config(request.model), request.method or TRAINED, request.value)
     hyperparameter = method.hyperparameter
-    setting = (
-        ""
-        if hyperparameter is None
-        else f" at {hyperparameter.name} = {getattr(method, hyperparameter.name):g}"
-    )
-    return method, f"{name}{setting}"
+    setting = "" if hyperparameter is None else f" at {hyperparameter.name} = {method.value:g}"
+    return method, f"{method.name}{setting}"
 
 
 def _claim(request: Request) -> Path:

@@ -17,7 +17,8 @@ class Parameters(Vision, Runtime, Answering, Calibrate):
     Attributes:
         model: name of the base model.
         system: whose curve it is: base, an objective or a method.
-        method: attention method with a threshold p.
+        method: attention method with a threshold p; "trained": what the checkpoint records, ZipVL
+            for a base model.
         split: manifest to measure on.
         checkpoint: folder of the checkpoint.
         data: folder of the manifests.
@@ -26,7 +27,7 @@ class Parameters(Vision, Runtime, Answering, Calibrate):
     seed: int
     model: str
     system: str = "base"
-    method: CurveMethod = "zipvl"
+    method: CurveMethod = "trained"
     split: str = "calibration"
     checkpoint: Path
     data: Path
@@ -39,9 +40,11 @@ def run(p: Parameters, job: Job) -> None:
     Writes `tables/answers.parquet` (one line per p and row), `tables/curve.csv`,
     `tables/layers.csv`, `figures/curve.png`, `figures/layers.png` and their SVG; of second
     questions on a pruned cache `tables/two_turn_answers.parquet` and `tables/two_turn.csv`, which
-    is empty for other methods than zipvl.
+    are empty where nothing is pruned and for other methods than the checkpoint's own.
     Answers go to `job.state` as they come, so a killed run goes on with the next batch.
     """
+    from sf.baselines import TRAINED, resolve
+    from sf.baselines.selectors import Selection
     from sf.data.manifest import read_manifest
     from sf.evaluation.answer import AnswerLog
     from sf.evaluation.curve import answers_at, curve_table, grid_with_dense, layer_table
@@ -62,8 +65,10 @@ def run(p: Parameters, job: Job) -> None:
     }
     log, grid = AnswerLog(job.state / "answers.jsonl"), grid_with_dense(p.calibrate_p)
     answers = answers_at(model, processor, rows, p, grid, log, **settings, method=p.method)
-    # Whether the rest of a prompt is missed is asked of top-p's pruned cache only.
-    pairs = pairs_of(rows, p.two_turn_pairs if p.method == "zipvl" else 0)
+    # Whether the rest of a prompt is missed is asked of pruned caches only.
+    own = resolve(model)
+    pruned = isinstance(own, Selection) and p.method in (TRAINED, own.name)
+    pairs = pairs_of(rows, p.two_turn_pairs if pruned else 0)
     log = AnswerLog(job.state / "second.jsonl")
     second = two_turn_answers(model, processor, pairs, p, p.two_turn_p, log, **settings)
     curve, layers = curve_table(answers, p.seed), layer_table(answers, p.seed)

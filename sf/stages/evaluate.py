@@ -24,8 +24,8 @@ class Parameters(Vision, Runtime, Answering, Evaluate):
         system: what the row is called: the method, or the objective that the checkpoint was
             trained with.
         method: attention method (a key of `sf.baselines.METHODS`).
-        value: of the hyperparameter. By default `inference_p` for zipvl, which trained models run
-            under, else the method's own default.
+        value: of the hyperparameter. By default `inference_p` for zipvl, which models trained with
+            top-p run under, else what the checkpoint records, else the method's own default.
         suite: a column's name, or "image", "video", "all".
         seed: of the bootstrap and of the parsers' random guesses.
         checkpoint: folder of the model.
@@ -59,21 +59,18 @@ def run(p: Parameters, job: Job) -> None:
 
     Raises:
         ConfigError: an unknown suite or method, a value out of its range or beside `match_ratio`.
-        DataError: the benchmarks' data are not there.
+        UnsupportedModelError: the method contradicts what the checkpoint was trained with.
+        DataError: the benchmarks' data are not there, or the checkpoint's record is malformed.
         EvaluationFailed: some benchmarks failed.
     """
-    from sf.baselines import build, method_class
-    from sf.baselines.as_trained import method_of
+    from sf.baselines import resolve
     from sf.errors import ConfigError
     from sf.evaluation.benchmarks import suite
     from sf.evaluation.source import read_source
 
-    if p.method == "trained":
-        p = p.model_copy(update={"method": method_of(p.checkpoint)})
     columns = suite(p.suite)
-    value = p.inference_p if p.value is None and p.method == "zipvl" else p.value
-    build(p.method, value)
-    matching = p.match_ratio > 0 and method_class(p.method).hyperparameter is not None
+    attention = resolve(p.checkpoint, p.method, p.value, p.inference_p)
+    matching = p.match_ratio > 0 and attention.hyperparameter is not None
     if matching and p.value is not None:
         rule = "match_ratio searches the value itself"
         raise ConfigError("value", p.value, rule, "drop one of them, or set match_ratio to 0")
@@ -86,8 +83,8 @@ def run(p: Parameters, job: Job) -> None:
 
     lm = SparseChatModel(
         str(p.checkpoint),
-        method=p.method,
-        value=value,
+        method=attention.name,
+        value=attention.value,
         checkpoint=input_digest(p.checkpoint),
         device=p.device,
         dtype=p.dtype,
@@ -129,7 +126,7 @@ def _match(p: Parameters, job: Job, lm: SparseChatModel) -> float:
         lm.processor,
         read_manifest(p.data / "calibration.parquet"),
         p,
-        p.method,
+        lm.method,
         p.match_ratio,
         AnswerLog(job.state / "match.jsonl"),
         tolerance=p.match_tolerance,
@@ -138,6 +135,6 @@ def _match(p: Parameters, job: Job, lm: SparseChatModel) -> float:
         template=p.prompt_template,
         cutoff=p.correctness_cutoff,
     )
-    write_csv(match_table(p.method, match, probes), job.out / "tables" / "matched.csv")
+    write_csv(match_table(lm.method, match, probes), job.out / "tables" / "matched.csv")
     write_csv(probes, job.out / "tables" / "match_probes.csv")
     return match.value

@@ -1,50 +1,16 @@
-"""What is written beside the trained weights: `sparsity.json` and a model card."""
+"""The model card of trained weights."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["REPLACED", "SELECTED", "SPARSITY_FILE", "read_sparsity", "write_card", "write_sparsity"]
+from sf.attention.trained import TrainedAttention
 
-SPARSITY_FILE = "sparsity.json"
+__all__ = ["usage_of", "write_card"]
 
-
-def write_sparsity(folder: Path, selector: str, level: float | None, provenance: Any) -> None:
-    """Note how the weights are meant to be run.
-
-    Args:
-        folder: of the checkpoint.
-        selector: name of the policy class in `sf.selection`, or of the trained attention.
-        level: at inference; of top-p this is p, of a trained attention None.
-        provenance: plain values: objective, base, data, parameters, versions.
-    """
-    note = {"selector": selector, "p": level, "provenance": provenance}
-    partial = folder / (SPARSITY_FILE + ".partial")
-    partial.write_text(json.dumps(note, indent=2, default=str) + "\n", encoding="utf-8")
-    partial.replace(folder / SPARSITY_FILE)
-
-
-def read_sparsity(folder: Path) -> dict[str, Any]:
-    """The note of `write_sparsity`."""
-    note: dict[str, Any] = json.loads((folder / SPARSITY_FILE).read_text(encoding="utf-8"))
-    return note
-
-
-SELECTED = """The weights are a plain transformers checkpoint. Run them sparsely with
-
-```python
-from sf import TopP, sparsify
-
-with sparsify(model, TopP(p=...)) as trace:  # p from sparsity.json
-    output = model.generate(**inputs)
-trace.token_ratio
-```
-"""
-REPLACED = """The attention is noted in config.json, with its settings; plain transformers would run
-dense attention in its place. Run them with
+USAGE = """Run the weights as they were trained, under {method}{value}, with
 
 ```python
 from sf.baselines import apply_method
@@ -55,7 +21,16 @@ with apply_method(model, "trained") as trace:
     output = model.generate(**inputs)
 trace.token_ratio
 ```
+
+The method is recorded in config.json (`trained_attention`) and in `sparsity.json`; without it plain
+transformers runs dense attention.
 """
+
+
+def usage_of(record: TrainedAttention) -> str:
+    """How to run a checkpoint with this record."""
+    value = "" if record.value is None else f" at {record.value:g}"
+    return USAGE.format(method=record.method, value=value)
 
 
 def write_card(
@@ -64,7 +39,7 @@ def write_card(
     about: str,
     settings: Mapping[str, Any],
     figures: Mapping[str, float],
-    usage: str = SELECTED,
+    usage: str,
 ) -> None:
     """A model card: what it is, how to run it, settings, last training figures."""
     lines = [

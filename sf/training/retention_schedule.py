@@ -81,6 +81,11 @@ class RetentionSchedule:
         return chosen[self.selector](list(levels))
 
     @property
+    def method(self) -> str:
+        """The selector as a key of `sf.baselines.METHODS`."""
+        return "zipvl" if self.selector == "top_p" else self.selector
+
+    @property
     def most(self) -> float:
         """The level of the grid that keeps most."""
         return min(self.grid) if self.selector == "threshold" else max(self.grid)
@@ -89,10 +94,13 @@ class RetentionSchedule:
     def inference(self) -> float:
         """The level that the trained model is meant to run at: the one that kept most in training.
 
-        For uniformly drawn p, whose upper end may be full attention, at most the paper's 0.975.
+        Full attention is left out: where training reached it, at most the paper's p of 0.975.
         """
-        if self.draw == "grid":
-            return self.most
-        if self.selector == "threshold":
-            return self.span[0]
-        return min(self.span[1], INFERENCE_P) if self.selector == "top_p" else self.span[1]
+        if self.draw == "uniform":
+            if self.selector == "threshold":
+                return self.span[0]
+            return min(self.span[1], INFERENCE_P) if self.selector == "top_p" else self.span[1]
+        sparse = [level for level in self.grid if not self.policy([level]).dense]
+        if not sparse:
+            return INFERENCE_P if self.selector == "top_p" else self.most
+        return min(sparse) if self.selector == "threshold" else max(sparse)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PrinterCallback
 
-from sf.attention.blocks import Replacement, note_trained
+from sf.attention.blocks import Replacement
+from sf.attention.trained import TrainedAttention, note_trained, trained_attention, write_sparsity
 from sf.errors import ConfigError
 from sf.models import load_model, load_processor
 from sf.progress import progress
 from sf.ranks import agreed, rank, world_size
 from sf.training.answers import answer_set
-from sf.training.card import REPLACED, SELECTED, write_card, write_sparsity
+from sf.training.card import usage_of, write_card
 from sf.training.checkpoints import SealCheckpoints, check_disk, last_sealed
 from sf.training.collapse import CollapseWatch, kept_checkpoints
 from sf.training.cost import CostEstimate, RankMemory
@@ -222,7 +223,11 @@ def _check_sharding(p: RunParameters) -> None:
 
 def _replaced(p: RunParameters, model: Any) -> Replacement | None:
     """The objective's own attention, in the model for as long as it lives."""
-    attention = block_attention(p)
+    attention, before = block_attention(p), trained_attention(model.config)
+    if attention is None and before is not None:
+        rule = f"the base checkpoint was trained with {type(before).__name__}"
+        remedy = "train the objective of the base checkpoint, or start from one before it"
+        raise ConfigError("objective", p.objective, rule, remedy)
     if attention is None:
         return None
     torch.manual_seed(p.seed)
@@ -299,17 +304,23 @@ def save(
     trainer = training.trainer
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     whole = model.merge_and_unload() if p.lora_rank else model
+    record = _record(p)
+    if record.block is None:
+        note_trained(whole, record)
     whole.save_pretrained(out, state_dict=weights)
     training.processor.save_pretrained(out)
-    levels = RetentionSchedule.of(p)
-    selector = type(levels.policy([levels.inference])).__name__
-    level: float | None = levels.inference
-    usage = SELECTED
-    if block_attention(p) is not None:
-        selector, level, usage = p.objective, None, REPLACED
-    write_sparsity(out, selector, level, provenance)
+    write_sparsity(out, record, provenance)
     title = f"{provenance['model']} after {provenance['objective']}"
-    write_card(out, title, RECIPES[p.objective].about, provenance, figures, usage)
+    write_card(out, title, RECIPES[p.objective].about, provenance, figures, usage_of(record))
+
+
+def _record(p: RunParameters) -> TrainedAttention:
+    """What the trained model runs under."""
+    attention = block_attention(p)
+    if attention is not None:
+        return TrainedAttention.of(attention)
+    levels = RetentionSchedule.of(p)
+    return TrainedAttention(levels.method, levels.inference)
 
 
 def _last_figures(training: Training) -> dict[str, float]:

@@ -12,9 +12,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "attention"))
 
 from tiny_models import FAMILIES, batch, build, prompt
 
-from sf.attention.blocks import MobaAttention, NsaAttention, note_trained
+from sf.attention.blocks import MobaAttention, NsaAttention, attach
+from sf.attention.trained import FIELD, TrainedAttention
 
 torch.set_num_threads(1)
+
+NATIVE = NsaAttention(3, 4, 2, 4, 6)
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +25,7 @@ def models():
     """With the weights of NSA, which nothing else touches."""
     built = {family: build(family) for family in FAMILIES}
     for model in built.values():
-        note_trained(model, NsaAttention(3, 4, 2, 4, 6))
+        attach(model, NATIVE)
     return built
 
 
@@ -34,8 +37,14 @@ def small_blocks(monkeypatch):
 
 @pytest.fixture(params=FAMILIES)
 def model(request, models):
-    """A random model of each family; tests leave it as they found it."""
-    return models[request.param]
+    """A random model of each family, recorded as trained with NSA where that is the method."""
+    model = models[request.param]
+    if request.node.callspec.params.get("name") != "nsa":
+        yield model
+        return
+    setattr(model.config.get_text_config(), FIELD, TrainedAttention.of(NATIVE).note())
+    yield model
+    delattr(model.config.get_text_config(), FIELD)
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import torch
 from tiny_models import FAMILIES, batch, build, generate, text_model
 from torch import nn
 
-from sf.attention.blocks import MobaAttention, NsaAttention, Replacement, note_trained
+from sf.attention.blocks import MobaAttention, NsaAttention, Replacement
+from sf.attention.trained import note_trained
 from sf.baselines import apply_method
-from sf.errors import ConfigError, DataError
+from sf.errors import ConfigError, DataError, SparsityForcingError
 from sf.models import load_model
 
 MOBA = MobaAttention(top_k=2, block_size=4)
@@ -141,7 +142,7 @@ def test_the_model_is_given_back(equipped_models, method, rows):
 def test_what_cannot_run_says_what_to_do(equipped_models):
     plain = build("qwen2_vl")
     for way in (lambda: Replacement(plain, NATIVE), lambda: apply_method(plain, "nsa")):
-        with pytest.raises(ConfigError, match="objective nsa"):
+        with pytest.raises(SparsityForcingError, match="objective nsa"):
             way()
     with pytest.raises(ConfigError, match="multiple of compress_stride"):
         NsaAttention(3, 4, 3, 4, 6)

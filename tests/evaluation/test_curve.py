@@ -11,11 +11,12 @@ import pytest
 from picture_rows import picture_row
 from scipy.stats import binomtest
 
+from sf.baselines import resolve_point
 from sf.config import Vision
 from sf.data.manifest import Row
 from sf.errors import ConfigError
 from sf.evaluation.answer import AnswerLog
-from sf.evaluation.curve import answers_at, curve_table, grid_with_dense, layer_table, under
+from sf.evaluation.curve import answers_at, curve_table, grid_with_dense, layer_table
 from sf.evaluation.intervals import bootstrap_mean, bootstrap_median, wilson
 from sf.mini.scenes import render, sample_scene
 from sf.models import load_model, load_processor
@@ -166,4 +167,4 @@ def test_a_curve_of_another_method_with_a_threshold(
 
 def test_a_method_without_a_threshold_has_no_curve() -> None:
     with pytest.raises(ConfigError, match=r"use zipvl or .*temperature"):
-        under(None, "fastv", 0.9)
+        resolve_point(None, 0.9, "fastv")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from scripted import BOUNDS
 
-from sf.attention.blocks import MobaAttention, NsaAttention, note_trained
+from sf.attention.blocks import MobaAttention, NsaAttention
+from sf.attention.trained import note_trained
 from sf.baselines import METHODS, method_class
 from sf.evaluation.benchmarks import column
 from sf.evaluation.model import SparseChatModel

@@ -10,15 +10,14 @@ import torch
 from test_sft import first_loss, gradients, prompt_and_reply, same, step_by_step, trainer_of
 from tiny_world import Log, parameters
 
-from sf.attention.blocks import Replacement, note_trained, trained_attention
-from sf.attention.resolve import level_of, running
-from sf.baselines import apply_method
-from sf.baselines.as_trained import method_of
+from sf.attention.blocks import Replacement
+from sf.attention.trained import TrainedAttention, note_trained, record_of, trained_attention
+from sf.baselines import apply_method, resolve, resolve_point
 from sf.data.manifest import Row
 from sf.data.prompts import messages
 from sf.data.vision import encode
+from sf.errors import ConfigError
 from sf.models import load_model, load_processor
-from sf.training.card import read_sparsity
 from sf.training.objectives import block_attention
 from sf.training.run import train
 
@@ -83,9 +82,15 @@ def test_a_run_in_two_parts_is_one_run_and_its_checkpoint_is_evaluated_as_traine
     moved = {name for name, weight in start.items() if not torch.equal(weight, end[name])}
     assert any("q_proj" in name for name in moved)
     assert any("compress_key.outer" in name for name in moved) == (objective == "nsa")
-    assert method_of(tmp_path / "whole" / "out") == objective
-    assert method_of(base) == "zipvl"
-    assert read_sparsity(tmp_path / "whole" / "out")["selector"] == objective
+    assert record_of(tmp_path / "whole" / "out") == TrainedAttention.of(block_attention(p))
+    assert resolve(tmp_path / "whole" / "out").name == objective
+    assert record_of(base) is None
+    assert resolve(base).name == "zipvl"
+    with pytest.raises(ConfigError, match=r"objective = 'zipvl_sft'.*base checkpoint"):
+        train(
+            parameters(objective="zipvl_sft"), tmp_path / "whole" / "out", rows,
+            tmp_path / "state", tmp_path / "out", Log(), note,
+        )  # fmt: skip
     assert 'apply_method(model, "trained")' in (tmp_path / "whole/out/README.md").read_text()
     inputs = encode(load_processor(base), [messages(rows[0], "answer")], p, "cpu")
     with Replacement(whole, block_attention(p)):
@@ -96,9 +101,8 @@ def test_a_run_in_two_parts_is_one_run_and_its_checkpoint_is_evaluated_as_traine
     # The curve of such a checkpoint goes by the share of blocks.
     ratios = []
     for share in (0.2, 0.6, 1.0):
-        with running(whole, level_of(whole, share)) as trace:
+        with resolve_point(whole, share).apply(whole) as trace:
             whole(**inputs)
-        assert trace is not None
         ratios.append(float(trace.token_ratio))
     assert ratios[0] < ratios[1] < ratios[2]
     assert ratios[2] == pytest.approx(1) or objective == "nsa"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,10 +16,10 @@ import pytest
 import torch
 from tiny_world import Log, parameters, write_rows
 
+from sf.attention.trained import SPARSITY_FILE, TrainedAttention, record_of
 from sf.data.manifest import Row
 from sf.data.prompts import Template, question_text
 from sf.models import load_model, load_processor
-from sf.training.card import read_sparsity
 from sf.training.checkpoints import SEAL
 from sf.training.dataset import question_order, templates_of, training_set
 from sf.training.objectives import RECIPES
@@ -144,11 +145,12 @@ def test_result_is_a_plain_checkpoint_with_a_note(
     assert type(model) is type(start)
     assert model.state_dict().keys() == start.state_dict().keys()
     assert load_processor(out).tokenizer.get_vocab() == load_processor(base).tokenizer.get_vocab()
-    note = read_sparsity(out)
-    assert (note["selector"], note["p"]) == ("TopP", 1.0)
+    note = json.loads((out / SPARSITY_FILE).read_text(encoding="utf-8"))
+    assert (note["method"], note["value"], note["objective"]) == ("zipvl", 0.9, objective)
     assert note["provenance"] == {"model": "tiny", "objective": objective}
+    assert record_of(out) == TrainedAttention("zipvl", 0.9)
     card = (out / "README.md").read_text(encoding="utf-8")
-    assert "sparsify(model" in card
+    assert "under zipvl at 0.9" in card
     assert RECIPES[objective].about in card
     assert "sparsity_forcing" not in (out / "config.json").read_text(encoding="utf-8")
 

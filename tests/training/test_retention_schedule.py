@@ -65,6 +65,8 @@ def test_selector_of_table_four(selector: str, kind: type, most: float) -> None:
 def test_inference_is_at_the_papers_p_where_training_reached_full_attention() -> None:
     assert levels(rollout_draw="uniform").inference == 0.975
     assert levels(rollout_draw="uniform", rollout_range=[0.1, 0.5]).inference == 0.5
+    assert levels(group_size=2, rollout_p=[0.9, 1.0]).inference == 0.9
+    assert levels(group_size=2, rollout_p=[1.0]).inference == 0.975
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ import pytest
 import torch
 from tiny_world import Log, parameters
 
+from sf.attention.trained import record_of
+from sf.baselines import build as build_method
+from sf.baselines import resolve
 from sf.data.manifest import Row
 from sf.errors import TrainingCollapse
 from sf.models import load_model
 from sf.progress import Progress
-from sf.training.card import read_sparsity
 from sf.training.run import Training, assemble, train
 
 
@@ -143,10 +145,10 @@ def test_gradient_that_is_not_finite_ends_before_the_weights_change(
 @pytest.mark.parametrize(
     ("changes", "selector"),
     [
-        ({"rollout_selector": "top_k"}, "TopK"),
-        ({"rollout_selector": "threshold", "rollout_p": [0.01, 0.02, 0.05, 0.1]}, "Threshold"),
-        ({"rollout_draw": "uniform", "group_size": 6}, "TopP"),
-        ({"reward_correctness": "fractional", "reward_latency_weight": 1.0}, "TopP"),
+        ({"rollout_selector": "top_k"}, "top_k"),
+        ({"rollout_selector": "threshold", "rollout_p": [0.01, 0.02, 0.05, 0.1]}, "threshold"),
+        ({"rollout_draw": "uniform", "group_size": 6}, "zipvl"),
+        ({"reward_correctness": "fractional", "reward_latency_weight": 1.0}, "zipvl"),
     ],
     ids=["top-k", "threshold", "range and group size", "latency"],
 )
@@ -156,12 +158,16 @@ def test_rows_of_tables_four_to_six_are_parameters(
     p, log = parameters(train_steps=1, **changes), Log()
     state, out = tmp_path / "state", tmp_path / "out"
     train(p, base, rows, state, out, log, {"model": "tiny", "objective": "sparsity_forcing"})
-    values, note = log.history[-1][1], read_sparsity(out)
-    assert note["selector"] == selector
-    assert 0 < note["p"] <= 1
+    values, record = log.history[-1][1], record_of(out)
+    assert record is not None
+    assert record.method == selector
+    assert record.value is not None
+    assert 0 < record.value < 1
+    assert resolve(out) == resolve(load_model(out)) == build_method(selector, record.value)
+    assert f"under {selector} at {record.value:g}" in (out / "README.md").read_text()
     assert values["logp_gap"] < 2e-5
     assert 0 < values["token_ratio"] < 1
-    if selector == "TopK":
+    if selector == "top_k":
         assert values["token_ratio"] == pytest.approx(values["retention_p"], abs=0.03)
     saved = 1 - values["token_ratio"]
     if p.reward_latency_weight:

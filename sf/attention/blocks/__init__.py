@@ -3,7 +3,6 @@
 from sf.attention.blocks.moba import MobaAttention
 from sf.attention.blocks.nsa import NsaAttention, attach
 from sf.attention.blocks.replace import BlockAttention, Replacement
-from sf.attention.blocks.trained import note_trained, trained_attention
 
 __all__ = [
     "BlockAttention",
@@ -11,6 +10,4 @@ __all__ = [
     "NsaAttention",
     "Replacement",
     "attach",
-    "note_trained",
-    "trained_attention",
 ]
