@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sf.config import Vision, validated
 from sf.data.budget import TEMPORAL_PATCH
 from sf.data.llava import load_own_size
-from sf.data.media import MEMBER
+from sf.data.media import split_reference
 from sf.data.vision import load_image, load_video
 from sf.errors import ConfigError, DataError
 
@@ -57,7 +57,7 @@ def chosen(image: str | Path | None, video: str | Path | None) -> tuple[Kind, st
         both = None if path is None else f"{image}, {video}"
         raise ConfigError("image or video", both, "exactly one is needed", "give one of them")
     kind: Kind = "image" if video is None else "video"
-    if MEMBER not in str(path) and not Path(path).is_file():
+    if not Path(split_reference(path)[0]).is_file():
         raise DataError(kind, str(path), "there is no such file", f"give the path of a {kind} file")
     return kind, path
 

@@ -2,15 +2,18 @@
 
 The size rule is transformers' `smart_resize` (Qwen2-VL). The frame rule is that of its
 `Qwen2VLVideoProcessor.sample_frames`: evenly spaced from the first frame, `video_fps` a second, an
-even number, at least 4 where the video has them, at most `video_max_frames`. With it the
-processor's `second_per_grid_ts` (two frames' distance) is the true one. qwen-vl-utils spreads the
+even number, at least 4 where the video has them, at most `video_max_frames`. Videos of variable
+rate are sampled at evenly spaced times. With both the processor's `second_per_grid_ts` (the
+distance of two sampled frames, twice) is the true one. qwen-vl-utils spreads the
 same number of frames from the first to the very last frame instead, and then its time stamps are
 slightly off.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sf.errors import DataError
@@ -24,6 +27,7 @@ __all__ = [
     "MIN_FRAMES",
     "TEMPORAL_PATCH",
     "frame_indices",
+    "frames_at",
     "pixel_bounds",
     "resized_size",
     "visual_tokens",
@@ -76,8 +80,19 @@ def resized_size(
     return new_width, new_height
 
 
+def _num_sampled(num_frames: int, fps: float, vision: Vision) -> int:
+    """How many frames of a video are looked at."""
+    if num_frames < 1:
+        raise DataError("num_frames", num_frames, "a video needs a frame", "drop the row")
+    if not (math.isfinite(fps) and fps > 0):
+        raise DataError("fps", fps, "the frame rate must be positive", "drop the row")
+    most = min(vision.video_max_frames, num_frames)
+    wanted = min(max(num_frames / fps * vision.video_fps, MIN_FRAMES), most)
+    return max(1, math.floor(wanted / TEMPORAL_PATCH) * TEMPORAL_PATCH)
+
+
 def frame_indices(num_frames: int, fps: float, vision: Vision) -> list[int]:
-    """Which frames of a video are looked at: the same in training, calibration and evaluation.
+    """Which frames of a video of constant rate are looked at.
 
     Args:
         num_frames: frames in the video.
@@ -90,14 +105,28 @@ def frame_indices(num_frames: int, fps: float, vision: Vision) -> list[int]:
     Raises:
         DataError: no frames, or no positive frame rate.
     """
-    if num_frames < 1:
-        raise DataError("num_frames", num_frames, "a video needs a frame", "drop the row")
-    if not (math.isfinite(fps) and fps > 0):
-        raise DataError("fps", fps, "the frame rate must be positive", "drop the row")
-    most = min(vision.video_max_frames, num_frames)
-    wanted = min(max(num_frames / fps * vision.video_fps, MIN_FRAMES), most)
-    count = max(1, math.floor(wanted / TEMPORAL_PATCH) * TEMPORAL_PATCH)
+    count = _num_sampled(num_frames, fps, vision)
     return [math.floor(index * num_frames / count) for index in range(count)]
+
+
+def frames_at(seconds: Sequence[float], duration_s: float, vision: Vision) -> list[int]:
+    """Which frames of a video of variable rate are looked at: those shown at evenly spaced times.
+
+    Args:
+        seconds: when each frame is shown, increasing, from 0.
+        duration_s: until the end of the last frame.
+        vision: `video_fps` and `video_max_frames`.
+
+    Returns:
+        Indices in order, as many as `frame_indices` gives for the mean rate; a frame that is shown
+        for long is taken more than once.
+
+    Raises:
+        DataError: see `frame_indices`.
+    """
+    count = _num_sampled(len(seconds), len(seconds) / duration_s, vision)
+    times = (index * duration_s / count for index in range(count))
+    return [bisect.bisect_right(seconds, time + 1e-6) - 1 for time in times]
 
 
 def visual_tokens(
@@ -112,5 +141,5 @@ def visual_tokens(
     tokens = (new_width // FACTOR) * (new_height // FACTOR)
     if data_type == "image":
         return tokens
-    frames = len(frame_indices(num_frames, fps, vision))
+    frames = _num_sampled(num_frames, fps, vision)
     return tokens * math.ceil(frames / TEMPORAL_PATCH)

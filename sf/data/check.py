@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sf.data.budget import frame_indices, visual_tokens
+from sf.data.budget import visual_tokens
 from sf.data.manifest import Row
-from sf.data.media import MEMBER, media_digest
+from sf.data.media import media_digest, split_reference
 from sf.data.schema import RowError
 from sf.errors import DataError
 from sf.progress import progress
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MediaFacts", "MediaLog", "apply_facts", "check_media", "inspect"]
 
-FACTS = "upright+digest"  # changes when the same file gives other facts
+FACTS = "upright, digest, times"  # changes when the same file gives other facts
 _AHEAD = 8  # media in flight for each worker: memory stays bounded
 _FLUSH_EVERY = 64
 _FOUND = ("width", "height", "num_frames", "fps", "duration_s", "codec")
@@ -117,7 +117,7 @@ class MediaLog:
 
 def media_key(root: Path, media: str, data_type: str, vision: Vision) -> str:
     """Changes when the file changes, or when other frames of it are looked at."""
-    state = os.stat(root / media.partition(MEMBER)[0])
+    state = os.stat(split_reference(root / media)[0])
     rule = f" {vision.video_fps:g}/{vision.video_max_frames}" if data_type == "video" else ""
     return f"{state.st_size} {state.st_mtime_ns}{rule} {FACTS}"
 
@@ -128,7 +128,7 @@ def inspect(root: Path, media: str, data_type: str, vision: Vision) -> MediaFact
     Returns:
         Its facts; an unusable one has `error` set.
     """
-    from sf.data.video import decode_frames, probe_video
+    from sf.data.video import check_video
     from sf.data.vision import load_image_and_format
 
     key = media_key(root, media, data_type, vision)
@@ -139,9 +139,7 @@ def inspect(root: Path, media: str, data_type: str, vision: Vision) -> MediaFact
             size = {"width": image.width, "height": image.height}
             found: dict[str, Any] = {**size, "num_frames": 1, "codec": codec}
         else:
-            video = probe_video(path)
-            indices = frame_indices(video.num_frames, video.fps, vision)
-            decode_frames(path, indices, size=(28, 28))
+            video = check_video(path, vision)
             found = {name: getattr(video, name) for name in _FOUND}
         facts = MediaFacts(media, data_type, key, **found, digest=media_digest(path))
         visual_tokens(

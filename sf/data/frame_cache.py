@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sf.data.media import MEMBER
+from sf.data.media import split_reference
 from sf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["FrameCache"]
 
 DEFAULT_GIB = 100.0
-DECODING = "upright"  # changes when the same file gives other frames
+DECODING = "times, matrix and range"  # changes when the same file gives other frames
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class FrameCache:
 
     def _place(self, path: Path | str, vision: Vision) -> Path | None:
         try:
-            state = os.stat(str(path).partition(MEMBER)[0])
+            state = os.stat(split_reference(path)[0])
         except OSError:
             return None  # decoding says what is wrong
         parts = (

@@ -13,18 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sf.data.budget import frame_indices
 from sf.data.media import num_decoders
-from sf.data.video import decode_frames, probe_video
+from sf.data.video import load_own_size
 from sf.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import BatchFeature
-    from transformers.video_utils import VideoMetadata
 
     from sf.config import Vision
 
@@ -38,35 +35,6 @@ def is_llava(processor: Any) -> bool:
     from transformers import LlavaNextVideoProcessor, LlavaOnevisionProcessor
 
     return isinstance(processor, LlavaOnevisionProcessor | LlavaNextVideoProcessor)
-
-
-def load_own_size(path: Path | str, vision: Vision) -> tuple[np.ndarray, VideoMetadata]:
-    """The frames that every stage looks at, in the video's own size.
-
-    Args:
-        path: of the video (or an archive member).
-        vision: `video_fps` and `video_max_frames`.
-
-    Returns:
-        Frames uint8 [T, H, W, C] and transformers' metadata.
-
-    Raises:
-        DataError: see `sf.data.video.probe_video`.
-    """
-    from transformers.video_utils import VideoMetadata
-
-    facts = probe_video(path)
-    indices = frame_indices(facts.num_frames, facts.fps, vision)
-    frames, _ = decode_frames(path, indices)
-    return frames, VideoMetadata(
-        total_num_frames=facts.num_frames,
-        fps=facts.fps,
-        width=facts.width,
-        height=facts.height,
-        duration=facts.duration_s,
-        video_backend="pyav",
-        frames_indices=indices,
-    )
 
 
 def _own_size(part: dict[str, Any], vision: Vision) -> tuple[np.ndarray, Any]:

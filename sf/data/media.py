@@ -23,6 +23,7 @@ __all__ = [
     "media_size",
     "num_decoders",
     "open_media",
+    "split_reference",
 ]
 
 MEMBER = "!/"
@@ -42,8 +43,23 @@ def _archive(path: str, process: int, changed_ns: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def _member(reference: str) -> tuple[zipfile.ZipFile, zipfile.ZipInfo]:
-    archive, _, name = reference.partition(MEMBER)
+def split_reference(reference: str | Path) -> tuple[str, str]:
+    """The file that holds the media, and the member's name if that is an archive, else "".
+
+    A folder may be called "x!" or even "x.zip!": what lies on disk as it is written is no member.
+    """
+    text = str(reference)
+    place = text.find(MEMBER)
+    if place >= 0 and not os.path.lexists(text):
+        while place >= 0:
+            if text[:place].lower().endswith(".zip") and os.path.isfile(text[:place]):
+                return text[:place], text[place + len(MEMBER) :]
+            place = text.find(MEMBER, place + 1)
+    return text, ""
+
+
+def _member(archive: str, name: str) -> tuple[zipfile.ZipFile, zipfile.ZipInfo]:
+    reference = archive + MEMBER + name
     try:
         opened = _archive(archive, os.getpid(), os.stat(archive).st_mtime_ns)
         return opened, opened.getinfo(name)
@@ -57,9 +73,9 @@ def media_size(reference: str | Path) -> int:
     Raises:
         DataError: there is no such file or archive member.
     """
-    text = str(reference)
-    if MEMBER in text:
-        return _member(text)[1].file_size
+    text, name = split_reference(reference)
+    if name:
+        return _member(text, name)[1].file_size
     try:
         return Path(text).stat().st_size
     except OSError as error:
@@ -76,18 +92,18 @@ def open_media(reference: str | Path) -> IO[bytes]:
         DataError: missing, unreadable or empty, or an archive member that is a
             decompression bomb.
     """
-    text = str(reference)
+    text, name = str(reference), split_reference(reference)[1]
     size = media_size(text)
     if size == 0:
         raise DataError("media", text, "the file is empty (0 bytes)", "fetch it again")
-    if MEMBER not in text:
+    if not name:
         try:
             return open(text, "rb")
         except OSError as error:
             raise DataError(
                 "media", text, f"cannot be read: {error.strerror}", "drop it"
             ) from error
-    archive, info = _member(text)
+    archive, info = _member(text[: -len(MEMBER + name)], name)
     grown = size / max(info.compress_size, 1)
     if size > MAX_MEDIA_BYTES or (size > _SMALL_MEMBER and grown > _MOST_GROWTH):
         rule = f"{size} bytes out of {info.compress_size} are a decompression bomb"

@@ -1,4 +1,9 @@
-"""Decoding videos with PyAV: what a file holds, and exactly the frames that are looked at.
+"""Decoding videos with PyAV: exactly the frames that are looked at, by presentation time.
+
+Training, calibration, evaluation and `sf ask` all decode here. A frame is told by its time stamp,
+and every decoded frame is compared with the one that the packets announced. Where they differ (a
+codec with hidden frames, a stream with lost ones, a container without presentation times behind a
+seek), all frames are decoded once and counted.
 
 Shape legend: T frames, H height, W width, C = 3 colour channels.
 """
@@ -6,18 +11,22 @@ Shape legend: T frames, H height, W width, C = 3 colour channels.
 from __future__ import annotations
 
 import bisect
-import errno
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sf.data.budget import frame_indices, pixel_bounds, resized_size
-from sf.data.media import MEMBER, open_media
-from sf.data.orientation import Orientation, orientation_of
+from sf.data.budget import pixel_bounds, resized_size
+from sf.data.frame_colours import matrix_of, rgb
+from sf.data.video_probe import (
+    MAX_SIDE,
+    VideoFacts,
+    count_frames,
+    opened,
+    packets_from_key,
+    probe_video,
+    refuse,
+    video_stream,
+)
 from sf.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,152 +37,150 @@ if TYPE_CHECKING:
     from sf.config import Vision
     from sf.data.frame_cache import FrameCache
 
-__all__ = ["VideoFacts", "decode_frames", "load_video", "probe_video", "resize_frame"]
+__all__ = [
+    "MAX_SIDE",
+    "VideoFacts",
+    "check_video",
+    "decode_frames",
+    "load_own_size",
+    "load_video",
+    "probe_video",
+    "resize_frame",
+]
 
-MAX_SIDE = 16_384
-MAX_FRAME_PIXELS = 8192 * 8192
-MAX_FRAMES = 5_000_000  # two days at 29 frames a second
 THREADED_PIXELS = 640 * 360
-# A playlist that calls itself .mp4 would make ffmpeg open whatever it lists.
-_FORMATS = "mov,matroska,avi,flv,mpeg,mpegts,asf,ogg,gif,mp3,wav,flac,aac"
 _INDEXED = frozenset(("mov", "matroska", "avi"))  # seeking finds the right key frame there
-_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
 
 
-@dataclass(frozen=True, slots=True)
-class VideoFacts:
-    """What lies in a video file.
+class _OtherFrames(Exception):
+    """Decoding gives other frames than the packets announced."""
 
-    Attributes:
-        width, height: of the upright frame, in pixels.
-        num_frames: frames that are in the file (its packets), whatever the header says.
-        fps: frames a second, mean over the file.
-        duration_s: num_frames / fps.
-        codec: ffmpeg's name.
-        times: presentation time stamps of the frames in order, in `time_base` units.
-        keys: those of the key frames.
-        orientation: how stored frames become upright.
+
+def _read(
+    path: Path | str,
+    choose: Callable[[VideoFacts], Sequence[int]],
+    take: Callable[[av.VideoFrame, VideoFacts], Any],
+    threads: int | None = None,
+) -> tuple[VideoFacts, list[int], list[Any]]:
+    """Decode the frames that `choose` names; `take` makes something of each.
+
+    Returns:
+        Facts, the chosen numbers, and what `take` returned for each of them.
     """
-
-    width: int
-    height: int
-    num_frames: int
-    fps: float
-    duration_s: float
-    codec: str
-    times: tuple[int, ...]
-    keys: tuple[int, ...]
-    orientation: Orientation
-
-
-def _refuse(path: Path | str, rule: str) -> DataError:
-    return DataError("video", str(path), rule, "fetch it again or drop the row")
-
-
-@contextmanager
-def _opened(path: Path | str) -> Iterator[av.container.InputContainer]:
-    import av
-
-    with open_media(path) as stream:
-        plain = MEMBER not in str(path)  # ffmpeg reads a file itself faster than through Python
-        source = f"file:{os.path.abspath(path)}" if plain else stream
+    facts = probe_video(path)
+    for counted in (False, True):
+        if counted:
+            facts = count_frames(path, facts)
+        indices = [int(index) for index in choose(facts)]
+        if indices and not 0 <= min(indices) <= max(indices) < facts.num_frames:
+            rule = f"frames {indices} are asked for, and it holds {facts.num_frames}"
+            raise refuse(path, rule)
+        taken: dict[int, Any] = {}
         try:
-            # Titles of old files are in any encoding; nobody reads them.
-            with av.open(
-                source, mode="r", options=_OPTIONS, metadata_errors="replace"
-            ) as container:
-                yield container
-        except av.FFmpegError as error:
-            if error.errno == errno.EINVAL:
-                rule = "it is damaged, or of no video format that is read"
-                raise _refuse(path, rule) from error
-            raise _refuse(path, f"it cannot be decoded: {error.strerror}") from error
+            for index, frame in _frames(path, facts, sorted(set(indices)), threads):
+                if frame.is_corrupt:
+                    raise refuse(path, f"frame {index} is damaged")
+                try:
+                    taken[index] = take(frame, facts)
+                except DataError as error:  # a size or matrix that is not read
+                    rule = f"{error.field} {error.value}: {error.rule}"
+                    raise refuse(path, rule) from error
+            return facts, indices, [taken[index] for index in indices]
+        except _OtherFrames:
+            if facts.counted:
+                break
+    raise refuse(path, "decoding it twice gives different frames")
 
 
-def probe_video(path: Path | str) -> VideoFacts:
-    """Read a video's facts from its packets; only the first frame is decoded, to see it upright.
+def _frames(
+    path: Path | str, facts: VideoFacts, wanted: Sequence[int], threads: int | None
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The wanted frames with their numbers, in order."""
+    if threads is None:  # starting threads costs 10x the decoding of a small clip
+        threads = 1 if facts.width * facts.height < THREADED_PIXELS else 0
+    with opened(path) as container:
+        stream = video_stream(container, path, threads)
+        seekable = not _INDEXED.isdisjoint(container.format.name.split(","))
+        frames = _numbered(container, stream, facts, None)
+        following = 0  # number of the frame that decoding reaches next
+        for index in wanted:
+            key = bisect.bisect_right(facts.keys, facts.times[index]) - 1
+            if seekable and key > 0:
+                stamp = facts.keys[key]
+                if bisect.bisect_left(facts.times, stamp) > following:
+                    container.seek(stamp, stream=stream, backward=True)
+                    frames = _numbered(container, stream, facts, stamp)
+            for number, frame in frames:
+                if number == index:
+                    following = number + 1
+                    yield index, frame
+                    break
+            else:
+                raise _OtherFrames
+
+
+def _numbered(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    facts: VideoFacts,
+    sought: int | None,
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Frames in order with their numbers.
+
+    Args:
+        container, stream, facts: of the video.
+        sought: time stamp that was sought; None at the start of the file.
 
     Raises:
-        DataError: missing, empty or truncated, no video stream (audio only, with or without a
-            cover picture), no frames, a codec without a decoder, or an absurd frame size.
+        _OtherFrames: a frame is not the one that its place says.
     """
-    with _opened(path) as container:
-        return _facts(container, path)
+    following, start = 0, facts.times[0]
+    for packet in packets_from_key(container, stream, facts.from_key):
+        if sought is not None:
+            key = bisect.bisect_right(facts.keys, packet.pts or 0) - 1
+            if packet.pts is None or packet.pts > sought or facts.keys[key] != packet.pts:
+                raise _OtherFrames
+            start, sought = packet.pts, None
+            following = bisect.bisect_left(facts.times, start)
+        for frame in stream.codec_context.decode(packet):
+            if facts.counted:
+                if not following and frame.is_corrupt:
+                    continue
+            elif frame.pts is not None and frame.pts < start:
+                continue  # leading pictures of an open group, whose references are missing
+            elif following >= len(facts.times) or frame.pts != facts.times[following]:
+                raise _OtherFrames
+            yield following, frame
+            following += 1
 
 
-def _video_stream(container: av.container.InputContainer, path: Path | str) -> av.VideoStream:
-    """The first video stream that is no cover picture."""
-    from av.stream import Disposition
+def check_video(path: Path | str, vision: Vision) -> VideoFacts:
+    """Decode the frames that a model will look at, on one thread, and keep none of them.
 
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            if stream.codec_context is None:
-                raise _refuse(path, "there is no decoder for its codec")
-            return stream
-    raise _refuse(path, "it holds no video stream (audio only)")
+    Raises:
+        DataError: see `probe_video`; or a frame that does not decode.
+    """
+    facts, _, _ = _read(path, lambda facts: facts.sampled(vision), lambda f, _: matrix_of(f), 1)
+    return facts
 
 
-def _facts(container: av.container.InputContainer, path: Path | str) -> VideoFacts:
-    stream = _video_stream(container, path)
-    width, height = stream.codec_context.width, stream.codec_context.height
-    if max(width, height) > MAX_SIDE or width * height > MAX_FRAME_PIXELS:
-        raise _refuse(path, f"frames of {width}x{height} pixels are absurd")
-    stream.thread_count = 1
-    first: av.VideoFrame | None = None
-    times: list[int] = []
-    keys: list[int] = []
-    num_packets = 0
-    for packet in container.demux(stream):
-        if first is None:
-            first = next(iter(stream.codec_context.decode(packet)), None)
-        if packet.size == 0:
-            continue
-        num_packets += 1
-        if packet.is_discard:
-            continue
-        if packet.is_corrupt:
-            raise _refuse(path, f"it is truncated or damaged at packet {len(times)}")
-        stamp = packet.pts if packet.pts is not None else packet.dts
-        if stamp is None:
-            raise _refuse(path, "its packets have no time stamps")
-        times.append(stamp)
-        if len(times) > MAX_FRAMES:
-            raise _refuse(path, f"more than {MAX_FRAMES} frames are absurd")
-        if packet.is_keyframe:
-            keys.append(stamp)
-    if not times:
-        raise _refuse(path, "it holds no frames")
-    if "mov" in container.format.name and stream.frames > num_packets:
-        rule = f"it is truncated: {num_packets} of {stream.frames} frames are there"
-        raise _refuse(path, rule)
-    times.sort()
-    fps = _mean_rate(times, stream.time_base, stream.average_rate)
-    if fps is None:
-        raise _refuse(path, "it states no frame rate")
-    if first is None:
-        raise _refuse(path, "none of its frames decodes")
-    orientation = orientation_of(first)
-    width, height = orientation.size(width, height)
-    return VideoFacts(
-        width=width,
-        height=height,
-        num_frames=len(times),
-        fps=fps,
-        duration_s=len(times) / fps,
-        codec=stream.codec_context.name,
-        times=tuple(times),
-        keys=tuple(sorted(keys)),
-        orientation=orientation,
-    )
+def _decode(
+    path: Path | str,
+    choose: Callable[[VideoFacts], Sequence[int]],
+    size_of: Callable[[VideoFacts], tuple[int, int]],
+) -> tuple[VideoFacts, list[int], np.ndarray]:
+    """Chosen frames, upright, as uint8 [T, H, W, C] of the size that `size_of` gives."""
+    import numpy as np
+
+    def take(frame: av.VideoFrame, facts: VideoFacts) -> np.ndarray:
+        return resize_frame(facts.orientation.upright(rgb(frame)), size_of(facts))
+
+    facts, indices, frames = _read(path, choose, take)
+    return facts, indices, np.stack(frames)
 
 
-def _mean_rate(
-    times: Sequence[int], time_base: Fraction | None, stated: Fraction | None
-) -> float | None:
-    """Frames a second from the time stamps; from the header where there are too few of them."""
-    if len(times) > 1 and time_base and times[-1] > times[0]:
-        return float((len(times) - 1) / ((times[-1] - times[0]) * time_base))
-    return float(stated) if stated else None
+def _own_size(facts: VideoFacts) -> tuple[int, int]:
+    return facts.width, facts.height
 
 
 def decode_frames(
@@ -181,71 +188,30 @@ def decode_frames(
 ) -> tuple[np.ndarray, VideoFacts]:
     """Decode chosen frames, seeking over what is not needed.
 
-    A frame is found by its time stamp; where a decoder gives a frame another stamp than its packet
-    had, the first frame at or behind it is taken.
-
     Args:
         path: of the video (or an archive member).
-        indices: increasing frame numbers.
-        size: width and height to resize each frame to as it is decoded; None keeps the source's.
+        indices: frame numbers, at least one.
+        size: width and height to resize each frame to as it is decoded; None keeps that of the
+            first frame, and later frames of another size are resized to it.
 
     Returns:
         Upright frames uint8 [T, H, W, C], RGB, and the file's facts.
 
     Raises:
-        DataError: see `probe_video`; or a frame that does not decode.
+        DataError: see `probe_video`; or a frame that does not decode or is not there.
     """
-    facts = probe_video(path)
-    with _opened(path) as container:
-        return _decode(container, facts, path, indices, size), facts
+    facts, _, frames = _decode(path, lambda _: indices, lambda facts: size or _own_size(facts))
+    return frames, facts
 
 
-def _decode(
-    container: av.container.InputContainer,
-    facts: VideoFacts,
-    path: Path | str,
-    indices: Sequence[int],
-    size: tuple[int, int] | None,
-) -> np.ndarray:
-    import numpy as np
-
-    stream = _video_stream(container, path)
-    if facts.width * facts.height < THREADED_PIXELS:
-        stream.thread_count = 1  # starting threads costs 10x the decoding of a small clip
-    else:
-        stream.thread_type = "AUTO"
-    wanted = [facts.times[index] for index in indices]
-    found: dict[int, np.ndarray] = {}
-    seekable = not _INDEXED.isdisjoint(container.format.name.split(","))
-    frames = container.decode(stream)
-    position = facts.times[0] - 1  # time stamp that decoding has reached
-    for stamp in wanted:
-        if stamp in found:
-            continue
-        at = bisect.bisect_right(facts.keys, stamp)
-        if seekable and at and facts.keys[at - 1] > max(position, facts.keys[0]):
-            container.seek(facts.keys[at - 1], stream=stream, backward=True)
-            frames = container.decode(stream)
-        for frame in frames:
-            reached = frame.pts if frame.pts is not None else frame.dts
-            if reached is not None and reached >= stamp:
-                position = reached
-                break
-        else:
-            raise _refuse(path, f"frame {facts.times.index(stamp)} does not decode")
-        pixels = facts.orientation.upright(frame.to_ndarray(format="rgb24"))
-        found[stamp] = resize_frame(pixels, size)
-    return np.stack([found[stamp] for stamp in wanted])
-
-
-def resize_frame(frame: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bicubic with antialiasing, as transformers' processors do.
 
     Args:
         frame: uint8 [H, W, C].
-        size: width and height; None leaves the frame as it is.
+        size: width and height.
     """
-    if size is None or (frame.shape[1], frame.shape[0]) == size:
+    if (frame.shape[1], frame.shape[0]) == size:
         return frame
     import torch
     import torchvision.transforms.v2.functional as tvf
@@ -254,6 +220,20 @@ def resize_frame(frame: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     bicubic = tvf.InterpolationMode.BICUBIC
     smaller = tvf.resize(pixels, [size[1], size[0]], interpolation=bicubic, antialias=True)
     return smaller.permute(1, 2, 0).contiguous().numpy()
+
+
+def _details(facts: VideoFacts, indices: Sequence[int]) -> dict[str, Any]:
+    """Fields of `sf.data.sampled_video.SampledVideo`."""
+    return {
+        "total_num_frames": facts.num_frames,
+        "fps": facts.fps,
+        "width": facts.width,
+        "height": facts.height,
+        "duration": facts.duration_s,
+        "video_backend": "pyav",
+        "frames_indices": list(indices),
+        "seconds": [facts.seconds(index) for index in indices],
+    }
 
 
 def load_video(
@@ -273,25 +253,36 @@ def load_video(
     Raises:
         DataError: see `probe_video`.
     """
-    from transformers.video_utils import VideoMetadata
+    from sf.data.sampled_video import SampledVideo
 
     kept = cache.get(path, vision) if cache else None
     if kept is not None:
-        return kept[0], VideoMetadata(**kept[1])
-    facts = probe_video(path)
-    indices = frame_indices(facts.num_frames, facts.fps, vision)
-    size = resized_size(facts.width, facts.height, pixel_bounds("video", vision))
-    with _opened(path) as container:
-        frames = _decode(container, facts, path, indices, size)
-    details: dict[str, Any] = {
-        "total_num_frames": facts.num_frames,
-        "fps": facts.fps,
-        "width": facts.width,
-        "height": facts.height,
-        "duration": facts.duration_s,
-        "video_backend": "pyav",
-        "frames_indices": indices,
-    }
+        return kept[0], SampledVideo(**kept[1])
+
+    def size_of(facts: VideoFacts) -> tuple[int, int]:
+        return resized_size(facts.width, facts.height, pixel_bounds("video", vision))
+
+    facts, indices, frames = _decode(path, lambda facts: facts.sampled(vision), size_of)
+    details = _details(facts, indices)
     if cache:
         cache.put(path, vision, frames, details)
-    return frames, VideoMetadata(**details)
+    return frames, SampledVideo(**details)
+
+
+def load_own_size(path: Path | str, vision: Vision) -> tuple[np.ndarray, VideoMetadata]:
+    """The frames that every stage looks at, in the video's own size.
+
+    Args:
+        path: of the video (or an archive member).
+        vision: `video_fps` and `video_max_frames`.
+
+    Returns:
+        Frames uint8 [T, H, W, C] and transformers' metadata.
+
+    Raises:
+        DataError: see `probe_video`.
+    """
+    from sf.data.sampled_video import SampledVideo
+
+    facts, indices, frames = _decode(path, lambda facts: facts.sampled(vision), _own_size)
+    return frames, SampledVideo(**_details(facts, indices))
