@@ -12,18 +12,27 @@ from sf import torchvision_shim
 
 torchvision_shim.install()
 
+__version__ = "0.1.0"
+
 EXPORTS = {
     "FixedMask": "sf.selection",
     "Threshold": "sf.selection",
     "TopK": "sf.selection",
     "TopP": "sf.selection",
+    "apply_method": "sf.baselines",
+    "load_model": "sf.models",
+    "load_processor": "sf.models",
     "sparsify": "sf.attention",
 }
 
-__all__ = sorted(EXPORTS)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted([*EXPORTS, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
     if name in EXPORTS:
         return getattr(import_module(EXPORTS[name]), name)
     raise AttributeError(f"module 'sf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *EXPORTS})

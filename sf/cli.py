@@ -7,30 +7,65 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import sf
 from sf import ranks
 from sf.errors import ConfigError, SparsityForcingError
+from sf.extras import extra_of, missing
 
 app = typer.Typer(
     help="Sparsity Forcing: multimodal LLMs that need fewer tokens.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,
 )
 _stdout = Console(soft_wrap=True)
 _PLAIN = warnings.formatwarning
 
 
+def _stages() -> list[str]:
+    from sf.jobs import STAGES
+
+    return list(STAGES)
+
+
+def _scales() -> list[str]:
+    return sorted(path.stem for path in Path("params").glob("*.yaml"))
+
+
+def _methods() -> list[str]:
+    from sf.baselines import METHODS
+
+    return list(METHODS)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sf {sf.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="print it and stop"),
+    ] = False,
+) -> None:
+    """Sparsity Forcing: multimodal LLMs that need fewer tokens."""
+
+
 @app.command("run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run_command(
     context: typer.Context,
-    stage: Annotated[str, typer.Argument(help="prepare, base, train, evaluate, …")],
+    stage: Annotated[
+        str, typer.Argument(help="prepare, base, train, evaluate, …", autocompletion=_stages)
+    ],
     study: Annotated[str, typer.Option(help="the study that the MLflow run belongs to")] = "own",
 ) -> None:
     """Run one stage with all its values as --name value; finished work is adopted.
@@ -47,7 +82,11 @@ def run_command(
 @app.command("use")
 def use_command(
     scale: Annotated[
-        str, typer.Argument(help="a file in params/: smoke, mini, compare, single_gpu, paper")
+        str,
+        typer.Argument(
+            help="a file in params/: smoke, mini, compare, single_gpu, paper",
+            autocompletion=_scales,
+        ),
     ],
     force: Annotated[bool, typer.Option(help="overwrite an edited params.yaml")] = False,
 ) -> None:
@@ -140,7 +179,9 @@ def profile_command(
     ],
     method: Annotated[
         str | None,
-        typer.Option(help="as trained by default; top_k for random weights"),
+        typer.Option(
+            help="as trained by default; top_k for random weights", autocompletion=_methods
+        ),
     ] = None,
     value: Annotated[float | None, typer.Option(help="of the method's hyperparameter")] = None,
     replay: Annotated[
@@ -223,11 +264,20 @@ def main() -> None:
     try:
         app()
     except SparsityForcingError as error:
-        where = f" on rank {ranks.rank()}" if ranks.world_size() > 1 else ""
-        Console(stderr=True, soft_wrap=True).print(
-            f"[bold red]error{where}:[/] {escape(str(error))}", highlight=False
-        )
-        sys.exit(2)
+        _stop(error)
+    except ModuleNotFoundError as error:
+        name = extra_of(error.name or "")
+        if name is None:
+            raise
+        _stop(missing(error.name or "", name))
+
+
+def _stop(error: SparsityForcingError) -> NoReturn:
+    where = f" on rank {ranks.rank()}" if ranks.world_size() > 1 else ""
+    Console(stderr=True, soft_wrap=True).print(
+        f"[bold red]error{where}:[/] {escape(str(error))}", highlight=False
+    )
+    sys.exit(2)
 
 
 if __name__ == "__main__":

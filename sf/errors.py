@@ -12,6 +12,7 @@ __all__ = [
     "DataError",
     "EnvironmentFault",
     "EvaluationFailed",
+    "MissingExtra",
     "OutputConflictError",
     "SparsityForcingError",
     "TrainingCollapse",
@@ -48,6 +49,10 @@ class OutputConflictError(SparsityForcingError, FileExistsError):
 
 class EnvironmentFault(SparsityForcingError, RuntimeError):
     """The machine lacks something: a device, disk space, a package, a server."""
+
+
+class MissingExtra(EnvironmentFault, ModuleNotFoundError):
+    """A package is not installed that an extra of this one brings (`sf.extras`)."""
 
 
 class EvaluationFailed(SparsityForcingError, RuntimeError):

@@ -25,6 +25,7 @@ from typing import Any
 from filelock import FileLock
 from pydantic import BaseModel
 
+from sf.extras import extra
 from sf.layout import STAMP
 
 __all__ = ["EXPERIMENT", "SilentTracker", "Tracker", "log_all", "log_pending", "tracking_uri"]
@@ -58,9 +59,10 @@ class _Attempt:
 @contextmanager
 def _best_effort(what: str) -> Iterator[_Attempt]:
     """Turns what a locked or absent tracking store raises into a warning."""
-    from mlflow.exceptions import MlflowException
-    from requests.exceptions import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
+    with extra("pipeline"):
+        from mlflow.exceptions import MlflowException
+        from requests.exceptions import RequestException
+        from sqlalchemy.exc import SQLAlchemyError
 
     attempt = _Attempt()
     try:

@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
-from lmms_eval.api.model import lmms
 
 from sf.baselines import TRAINED, build, resolve
 from sf.config import Vision
@@ -34,9 +32,14 @@ from sf.errors import ConfigError
 from sf.evaluation.media import encode_as_lmms_eval
 from sf.evaluation.question import Question, limit_of, question_of
 from sf.evaluation.records import Record, RecordLog
+from sf.extras import extra
 from sf.models import load_model, load_processor
 from sf.models.load import load_config
 from sf.progress import Progress, progress
+
+with extra("eval"):
+    from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+    from lmms_eval.api.model import lmms
 
 __all__ = ["SparseChatModel", "SparseCounts"]
 

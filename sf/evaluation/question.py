@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmms_eval.api.instance import Instance
-from lmms_eval.protocol import ChatMessages
 from PIL.Image import Image
 
 from sf.errors import ConfigError
+from sf.extras import extra
+
+with extra("eval"):
+    from lmms_eval.api.instance import Instance
+    from lmms_eval.protocol import ChatMessages
 
 __all__ = ["Question", "limit_of", "question_of"]
 

@@ -28,6 +28,7 @@ from sf.evaluation.benchmarks import Benchmark, Task
 from sf.evaluation.rank_sync import AllFailed, answering_together, together
 from sf.evaluation.scoring import SampleScore, sample_score
 from sf.evaluation.tasks import benchmark_home, build_task
+from sf.extras import extra
 from sf.ranks import gathered, join, rank, world_size
 
 if TYPE_CHECKING:
@@ -137,9 +138,10 @@ def evaluate_columns(
 @contextmanager
 def _printing_to(path: Path) -> Iterator[None]:
     """What lmms-eval prints, logs and draws goes to a file: every category of every benchmark."""
-    from lmms_eval import evaluator
-    from lmms_eval.api import task
-    from loguru import logger
+    with extra("eval"):
+        from lmms_eval import evaluator
+        from lmms_eval.api import task
+        from loguru import logger
 
     logger.remove()
     with path.open("a", encoding="utf-8") as file, redirect_stdout(file):

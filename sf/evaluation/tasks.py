@@ -21,6 +21,7 @@ from typing import Any
 
 from sf.errors import DataError
 from sf.evaluation.benchmarks import Task
+from sf.extras import extra
 
 __all__ = ["benchmark_home", "build_task", "documents", "repository_folder"]
 
@@ -93,11 +94,12 @@ def build_task(
         DataError: the folder lacks the repository, its rows cannot be read, or there is none of
             the split.
     """
-    import lmms_eval
-    from datasets import disable_progress_bars
-    from lmms_eval.api.task import ConfigurableMessagesTask
-    from lmms_eval.utils import load_yaml_config
-    from tenacity import RetryError
+    with extra("eval"):
+        import lmms_eval
+        from datasets import disable_progress_bars
+        from lmms_eval.api.task import ConfigurableMessagesTask
+        from lmms_eval.utils import load_yaml_config
+        from tenacity import RetryError
 
     disable_progress_bars()
     tasks = Path(lmms_eval.__file__).parent / "tasks"

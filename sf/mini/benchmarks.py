@@ -19,6 +19,7 @@ from zlib import crc32
 import numpy as np
 
 from sf.evaluation.benchmarks import BENCHMARKS, Benchmark, Task
+from sf.extras import extra
 from sf.mini.documents import Document, Fresh, Maker
 from sf.mini.drawing import render, write_video
 from sf.mini.image_benchmarks import IMAGE_MAKERS, MME_CATEGORIES
@@ -77,7 +78,8 @@ def _png(document: Document, name: str) -> dict[str, Any]:
 
 def _write_rows(part: Task, rows: Sequence[Document], folder: Path) -> None:
     """One parquet file: OWNER/NAME/[SUBSET/]SPLIT-00000-of-00001.parquet."""
-    from datasets import Dataset, Features, Image, disable_progress_bars
+    with extra("eval"):
+        from datasets import Dataset, Features, Image, disable_progress_bars
 
     disable_progress_bars()
     pictures = list(rows[0].images)

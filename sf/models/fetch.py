@@ -36,13 +36,12 @@ def check_family(folder: Path, family: str) -> Any:
 def _hub_folder(name: str, revision: str) -> tuple[Path, str]:
     """Download a hub repository's model files; (folder, commit)."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from requests.exceptions import RequestException
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
     try:
         commit = str(HfApi().model_info(name, revision=revision).sha)
         folder = snapshot_download(name, revision=commit, allow_patterns=list(_KINDS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, RequestException, OSError) as error:
+    except (HTTPError, LocalEntryNotFoundError, OSError) as error:
         raise EnvironmentFault(
             "source",
             f"hub:{name}@{revision}",

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset
 
 from sf.data.manifest import Row
 from sf.data.prompts import Template, solution_text
 from sf.errors import DataError
+from sf.extras import extra
 from sf.selection import Policy
 from sf.training.dataset import question_order
 from sf.training.encoding import Encoder, Prompts
 from sf.training.retention_schedule import RetentionSchedule
+
+with extra("train"):
+    from datasets import Dataset
 
 __all__ = ["Answers", "answer_ids", "answer_set", "gather_answers"]
 

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 
 from sf.data.prompts import Template, messages
 from sf.errors import DataError
+from sf.extras import extra
+
+with extra("train"):
+    from datasets import Dataset
 
 if TYPE_CHECKING:
     from sf.data.manifest import Row

@@ -14,6 +14,7 @@ from transformers import PrinterCallback
 from sf.attention.blocks import Replacement
 from sf.attention.trained import TrainedAttention, note_trained, trained_attention, write_sparsity
 from sf.errors import ConfigError
+from sf.extras import extra
 from sf.models import load_model, load_processor
 from sf.progress import progress
 from sf.ranks import agreed, rank, world_size
@@ -187,7 +188,8 @@ def _with_adapters(p: RunParameters, model: Any) -> Any:
         rule = "adapters are trained on the decoder of the model as it is"
         remedy = "set it to 0, or choose another objective and train_vision: false"
         raise ConfigError("lora_rank", p.lora_rank, rule, remedy)
-    from peft import LoraConfig, get_peft_model
+    with extra("train"):
+        from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(p.seed)
     return get_peft_model(

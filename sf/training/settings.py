@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
-from trl import GRPOConfig
 
 from sf import ranks
 from sf.errors import ConfigError
+from sf.extras import extra
 from sf.training.collapse import kept_checkpoints
 from sf.training.parameters import RunParameters
+
+with extra("train"):
+    from trl import GRPOConfig
 
 __all__ = ["common_arguments", "grpo_config", "micro_batch", "sft_arguments"]
 

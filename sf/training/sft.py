@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from datasets import Dataset
 from transformers import TrainingArguments
 
 from sf.attention import Trace
 from sf.attention.blocks import Replacement
+from sf.extras import extra
 from sf.selection import Policy
 from sf.training.answers import Answers, gather_answers
 from sf.training.encoding import Encoder
@@ -30,6 +30,9 @@ from sf.training.logps import PolicyForward
 from sf.training.pathwise import Measure, effective_ratio
 from sf.training.resumable_trainer import ResumableTrainer
 from sf.training.retention_schedule import RetentionSchedule
+
+with extra("train"):
+    from datasets import Dataset
 
 __all__ = ["AnswerForward", "SparseSFTTrainer"]
 

@@ -20,10 +20,8 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer
-from trl.models.utils import unwrap_model_for_generation
 
+from sf.extras import extra
 from sf.training.encoding import Encoder, Prompts
 from sf.training.latency import LatencyModel
 from sf.training.logps import PolicyForward
@@ -35,6 +33,11 @@ from sf.training.rollout import Rollout, Sampler, sampling_seeds, vision_token_i
 from sf.training.sharding import gathered, shard_reference
 from sf.training.sparsity_weight import PathwiseWeight
 from sf.training.step_metrics import shown_rollouts
+
+with extra("train"):
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+    from trl.models.utils import unwrap_model_for_generation
 
 __all__ = ["OVERRIDDEN", "SparsityForcingTrainer"]
 

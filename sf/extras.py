@@ -1,0 +1,78 @@
+"""The optional parts of the installation, and one clear error where one of them is missing.
+
+The core holds models, media, tables, pictures and the command line. What trains, evaluates on
+published benchmarks and runs a whole study is installed as an extra of `pyproject.toml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from sf.errors import MissingExtra
+
+__all__ = ["MODULES", "extra", "extra_of", "missing"]
+
+MODULES: Mapping[str, tuple[str, ...]] = {
+    "train": ("trl", "accelerate", "peft", "datasets"),
+    "eval": (
+        "lmms_eval",
+        "datasets",
+        "decord",
+        "qwen_vl_utils",
+        "latex2sympy2",
+        "math_verify",
+        "tenacity",
+        "loguru",
+        "requests",
+    ),
+    "pipeline": ("snakemake", "dvc", "mlflow", "sqlalchemy", "requests"),
+    "gpu": ("flash_attn",),
+}
+"""The modules that each extra brings."""
+
+_PURPOSES = {
+    "train": "training",
+    "eval": "evaluation on published benchmarks",
+    "pipeline": "whole studies and their tracking",
+    "gpu": "flash attention",
+}
+
+
+def extra_of(module: str) -> str | None:
+    """The extra that brings a module ("trl.models" -> "train"); None where no extra does."""
+    root = module.partition(".")[0]
+    return next((name for name, modules in MODULES.items() if root in modules), None)
+
+
+def missing(module: str, name: str) -> MissingExtra:
+    """The error for a module of the extra `name` that is not installed."""
+    return MissingExtra(
+        "package",
+        module.partition(".")[0],
+        f"{_PURPOSES[name]} needs it, and it is not installed",
+        f"install the extra {name!r}: pip install 'sparsity-forcing[{name}]', "
+        f"or in a checkout pip install -e '.[{name}]'",
+    )
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Import what the extra `name` brings.
+
+    ```python
+    with extra("train"):
+        from trl import GRPOTrainer
+    ```
+
+    Raises:
+        MissingExtra: a module of the extra is not installed. Another module that is missing is a
+            damaged installation; its own error passes.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        root = (error.name or "").partition(".")[0]
+        if isinstance(error, MissingExtra) or root not in MODULES[name]:
+            raise
+        raise missing(root, name) from error
