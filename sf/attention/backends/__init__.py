@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -10,14 +12,27 @@ import torch
 from sf.attention.backends.base import Backend
 from sf.attention.backends.sdpa import SdpaBackend
 
-__all__ = ["Backend", "SdpaBackend", "backend_for"]
+__all__ = ["Backend", "SdpaBackend", "backend_for", "using_backend"]
 
 _SDPA = SdpaBackend()
+_chosen: list[Backend] = []
 
 
 def backend_for(device: torch.device) -> Backend:
-    """The fastest backend for tensors on `device`."""
+    """The fastest backend for tensors on `device`, or the one of `using_backend`."""
+    if _chosen:
+        return _chosen[-1]
     return _cuda() if device.type == "cuda" else _SDPA
+
+
+@contextmanager
+def using_backend(backend: Backend) -> Iterator[None]:
+    """Compute with this backend on every device: to compare two of them."""
+    _chosen.append(backend)
+    try:
+        yield
+    finally:
+        _chosen.pop()
 
 
 @lru_cache

@@ -16,8 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sf.attention.backends.named_sdpa import HALF, runs_flash
 from sf.attention.backends.packed import (
     Packing,
+    attend_planned,
     attend_rows,
     attend_uniform,
     gather_padded,
@@ -29,8 +31,7 @@ from sf.attention.kernels.probe_scores import probe_mass
 
 __all__ = ["CudaBackend"]
 
-_HALF = (torch.float16, torch.bfloat16)
-_FUSED = (*_HALF, torch.float32)
+_FUSED = (*HALF, torch.float32)
 # The kernels' largest head; Qwen2 and Qwen2.5 have 128.
 _LARGEST_HEAD = 256
 # Shorter caches are read faster than the two kernels of the split form are launched.
@@ -44,10 +45,14 @@ class CudaBackend(SdpaBackend):
     Attributes:
         ragged: how rows of unequal length attend. "packed" is one variable-length flash call over
             all of them (flash-attn if it is installed, else PyTorch's); "rows" is one SDPA call a
-            row. Rows of equal length always share one SDPA call, whose kernel PyTorch chooses.
+            row.
+        uniform: how rows of equal length attend, in one SDPA call. "flash" takes any length at
+            once. "cudnn" pads to multiples of 512 tokens and may be faster, but the first layer at
+            each such length waits for a plan.
     """
 
     ragged: Literal["packed", "rows"] = "packed"
+    uniform: Literal["flash", "cudnn"] = "flash"
 
     def probe_mass(
         self,
@@ -78,7 +83,7 @@ class CudaBackend(SdpaBackend):
         key_BWGD, value_BWGD = (gather_padded(part, index_BW) for part in (key_BGLD, value_BGLD))
         key_TGD, value_TGD = key_BWGD.flatten(0, 1), value_BWGD.flatten(0, 1)
         if packing.uniform:
-            attend = attend_uniform
+            attend = attend_planned if self.uniform == "cudnn" else attend_uniform
         else:
             key_TGD, value_TGD = (
                 part.index_select(0, packing.slot_T) for part in (key_TGD, value_TGD)
@@ -91,11 +96,11 @@ class CudaBackend(SdpaBackend):
         size = query_THD.shape[-1]
         return (
             self.ragged == "packed"
-            and query_THD.dtype in _HALF
+            and query_THD.dtype in HALF
             and size % 8 == 0
             and size <= _LARGEST_HEAD
             and query_THD.shape[0] > 0
-            and _runs_flash(query_THD.device)
+            and runs_flash(query_THD.device)
             and (dropout == 0 or _flash_attn() is not None)
         )
 
@@ -176,12 +181,3 @@ def _torch_varlen() -> tuple[Any, dict[str, bool]]:
     # The option came after the function; without it grouped heads were taken as they are.
     grouped = "enable_gqa" in signature(varlen_attn).parameters
     return varlen_attn, {"enable_gqa": True} if grouped else {}
-
-
-@lru_cache
-def _runs_flash(device: torch.device) -> bool:
-    return (
-        device.type == "cuda"
-        and torch.backends.cuda.is_flash_attention_available()
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )

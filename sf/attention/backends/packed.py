@@ -14,9 +14,14 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad
 
-__all__ = ["Packing", "attend_rows", "attend_uniform", "pack"]
+from sf.attention.backends.named_sdpa import attend
+
+__all__ = ["Packing", "attend_planned", "attend_rows", "attend_uniform", "gather_padded", "pack"]
+
+# Lengths of cuDNN's plans: 64 of them serve every layer that keeps up to 32,768 tokens.
+_PLAN_LENGTHS = 512
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,35 @@ def attend_uniform(
     dropout: float,
 ) -> Tensor:
     """Causal attention when all rows are equally long, in one call; (T, H, D)."""
+    query, key, value = _rows_of(packing, query_THD, key_TGD, value_TGD)
+    out_BHWD = attend(query, key, value, scaling, causal=True, dropout=dropout)
+    return out_BHWD.transpose(1, 2).flatten(0, 1)
+
+
+def attend_planned(
+    query_THD: Tensor,
+    key_TGD: Tensor,
+    value_TGD: Tensor,
+    packing: Packing,
+    scaling: float,
+    dropout: float,
+) -> Tensor:
+    """`attend_uniform` by cuDNN, at the next multiple of 512 tokens; (T, H, D).
+
+    Zeros follow each row. Under the causal mask no real query sees them.
+    """
+    extra = -packing.width % _PLAN_LENGTHS
     query, key, value = (
-        part.view(len(packing.lengths), packing.width, *part.shape[1:]).transpose(1, 2)
-        for part in (query_THD, key_TGD, value_TGD)
+        pad(part, (0, 0, 0, extra)) for part in _rows_of(packing, query_THD, key_TGD, value_TGD)
     )
-    return _causal(query, key, value, scaling, dropout).transpose(1, 2).flatten(0, 1)
+    out_BHWD = attend(query, key, value, scaling, causal=True, dropout=dropout, plans=True)
+    return out_BHWD[:, :, : packing.width].transpose(1, 2).flatten(0, 1)
+
+
+def _rows_of(packing: Packing, *parts_THD: Tensor) -> tuple[Tensor, ...]:
+    """(B, H, W, D) of rows that are equally long."""
+    shape = (len(packing.lengths), packing.width)
+    return tuple(part.view(*shape, *part.shape[1:]).transpose(1, 2) for part in parts_THD)
 
 
 def attend_rows(
@@ -113,20 +142,9 @@ def attend_rows(
     for row in zip(*parts, strict=True):
         query, key, value = (part.transpose(0, 1)[None] for part in row)
         if query.shape[2]:
-            pieces.append(_causal(query, key, value, scaling, dropout)[0].transpose(0, 1))
+            out_1HWD = attend(query, key, value, scaling, causal=True, dropout=dropout)
+            pieces.append(out_1HWD[0].transpose(0, 1))
     return torch.cat(pieces) if pieces else query_THD
-
-
-def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-    shared = query.shape[1] != key.shape[1]
-    if shared and query.dtype not in (torch.float16, torch.bfloat16):
-        # Only the flash kernels know grouped queries; for others PyTorch would hold all scores.
-        repeats = query.shape[1] // key.shape[1]
-        key, value = (part.repeat_interleave(repeats, dim=1) for part in (key, value))
-        shared = False
-    return scaled_dot_product_attention(
-        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=shared
-    )
 
 
 def _lines(part_BHLD: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
+from sf.attention.backends.named_sdpa import attend
 from sf.attention.backends.score_blocks import row_mass
 
 __all__ = ["SdpaBackend"]
@@ -67,7 +68,7 @@ class SdpaBackend:
         query, key, value = (_gather(part, index_BW) for part in (query_BHLD, key_BGLD, value_BGLD))
         width = index_BW.shape[1]
         if min(lengths) == width:
-            out = _sdpa(query, key, value, None, scaling, dropout, causal=True)
+            out = attend(query, key, value, scaling, causal=True, dropout=dropout)
         elif len(lengths) * width * width <= _MASK_ELEMENTS:
             out = _padded(query, key, value, lengths, scaling, dropout)
         else:
@@ -95,14 +96,9 @@ class SdpaBackend:
         if new == 1:
             # A group's query heads become the queries of one KV head: nothing is repeated.
             packed = query_BHND.reshape(batch, groups, heads // groups, size)
-            out = scaled_dot_product_attention(
-                packed, key_BGKD, value_BGKD, attn_mask=mask, scale=scaling
-            )
+            out = attend(packed, key_BGKD, value_BGKD, scaling, mask=mask)
             return out.reshape(batch, 1, heads, -1)
-        out = scaled_dot_product_attention(
-            query_BHND, key_BGKD, value_BGKD, attn_mask=mask, scale=scaling, enable_gqa=True
-        )
-        return out.transpose(1, 2)
+        return attend(query_BHND, key_BGKD, value_BGKD, scaling, mask=mask).transpose(1, 2)
 
 
 def _batch_mass(
@@ -130,28 +126,6 @@ def _gather(part_BHLD: Tensor, index_BW: Tensor) -> Tensor:
     return part_BHLD.gather(2, index)
 
 
-def _sdpa(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float,
-    dropout: float,
-    *,
-    causal: bool,
-) -> Tensor:
-    return scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=causal,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-
-
 def _row_by_row(
     query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scaling: float, dropout: float
 ) -> Tensor:
@@ -160,7 +134,7 @@ def _row_by_row(
     for row, count in enumerate(lengths):
         start = query.shape[2] - count
         q, k, v = (part[row : row + 1, :, start:] for part in (query, key, value))
-        piece = _sdpa(q, k, v, None, scaling, dropout, causal=True)
+        piece = attend(q, k, v, scaling, causal=True, dropout=dropout)
         pieces.append(pad(piece, (0, 0, start, 0)))
     return torch.cat(pieces)
 
@@ -177,5 +151,5 @@ def _padded(
     # Padding looks at itself, so that no row of the softmax is empty.
     own_WW = place[:, None] == place
     mask = causal_WW & (real_BW[:, None, :] | own_WW)
-    out = _sdpa(query, key, value, mask[:, None], scaling, dropout, causal=False)
+    out = attend(query, key, value, scaling, mask=mask[:, None], dropout=dropout)
     return out * real_BW[:, None, :, None]

@@ -8,8 +8,7 @@ from layer_inputs import DEVICE, draw, left_padded
 from tiny_models import batch, build, prompt
 
 from sf import TopP, sparsify
-from sf.attention import layer
-from sf.attention.backends import SdpaBackend, backend_for
+from sf.attention.backends import SdpaBackend, backend_for, using_backend
 from sf.attention.backends.cuda import CudaBackend
 from sf.selection import Probes
 
@@ -111,7 +110,7 @@ def test_float64_stays_float64():
     assert mass.dtype == torch.float64
 
 
-def test_a_model_generates_the_same(monkeypatch):
+def test_a_model_generates_the_same():
     """Every operation of the backend in a whole model: kept sets, tokens, ragged batch."""
     model = build("qwen2_5_vl").to(DEVICE)
     inputs = batch([prompt("image", 9, 1), prompt("text", 20, 3)])
@@ -119,8 +118,7 @@ def test_a_model_generates_the_same(monkeypatch):
     policy = TopP(p=[0.6, 0.8], probes=Probes(recent=3, spread=4))
 
     def generate(backend):
-        monkeypatch.setattr(layer, "backend_for", lambda device: backend)
-        with sparsify(model, policy) as trace:
+        with using_backend(backend), sparsify(model, policy) as trace:
             tokens = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
         return tokens, trace
 
@@ -134,6 +132,9 @@ def test_a_model_generates_the_same(monkeypatch):
 
 def test_the_device_chooses_the_backend():
     assert isinstance(backend_for(torch.device("cuda")), CudaBackend)
+    assert type(backend_for(torch.device("cpu"))) is SdpaBackend
+    with using_backend(CudaBackend(uniform="cudnn")):
+        assert backend_for(torch.device("cpu")).uniform == "cudnn"
     assert type(backend_for(torch.device("cpu"))) is SdpaBackend
 
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 from layer_inputs import DEVICE, draw
 
-from sf.attention.backends.packed import attend_rows, attend_uniform, gather_padded, pack
+from sf.attention.backends import packed
+from sf.attention.backends.packed import (
+    attend_planned,
+    attend_rows,
+    attend_uniform,
+    gather_padded,
+    pack,
+)
 
 
 def example():
@@ -73,3 +80,43 @@ def test_rows_and_one_call_agree():
         strict=True,
     ):
         torch.testing.assert_close(left, right)
+
+
+@pytest.mark.parametrize("width", [5, 512, 700])
+def test_padding_to_a_planned_length_changes_nothing(width):
+    """Zeros behind each row: causal queries do not see them, and they get no gradient."""
+    index = torch.arange(width, device=DEVICE).expand(2, -1)
+    packing = pack(index, [width, width], width)
+    parts = [
+        packing.take(draw([width] * 2, width, heads, 16, torch.float32, heads)).requires_grad_()
+        for heads in (6, 2, 2)
+    ]
+    plain = attend_uniform(*parts, packing, 0.25, 0.0)
+    planned = attend_planned(*parts, packing, 0.25, 0.0)
+    assert planned.shape == plain.shape
+    torch.testing.assert_close(planned, plain)
+    probe = torch.randn_like(plain)
+    for left, right in zip(
+        torch.autograd.grad((planned * probe).sum(), parts),
+        torch.autograd.grad((plain * probe).sum(), parts),
+        strict=True,
+    ):
+        torch.testing.assert_close(left, right)
+
+
+def test_cudnn_sees_few_lengths(monkeypatch):
+    """A plan is built for each exact shape: 40 kept counts must not become 40 plans."""
+    lengths = set()
+    plain = packed.attend
+
+    def spy(query, *given, **named):
+        assert named["plans"]
+        lengths.add(query.shape[2])
+        return plain(query, *given, **named)
+
+    monkeypatch.setattr(packed, "attend", spy)
+    for width in range(480, 640, 4):
+        packing = pack(torch.arange(width, device=DEVICE)[None], [width], width)
+        parts = [torch.zeros(width, heads, 8, device=DEVICE) for heads in (2, 1, 1)]
+        attend_planned(*parts, packing, 0.25, 0.0)
+    assert lengths == {512, 1024}

@@ -1,0 +1,99 @@
+"""PyTorch's scaled_dot_product_attention by kernels that take any shape at once.
+
+On Hopper PyTorch prefers cuDNN for half precision. cuDNN builds a plan for every exact shape, which
+takes 0.04 to 0.4 s. Top-p gives another count in each layer and a growing cache another length at
+each token, so that choice would cost seconds a prompt. Here the kernel is chosen by name: flash,
+then memory-efficient, then math. `plans=True` asks for cuDNN; its caller bounds the shapes.
+
+Shape suffixes: see `base`; Q queries, K keys.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+__all__ = ["HALF", "attend", "runs_flash"]
+
+HALF = (torch.float16, torch.bfloat16)
+_LARGEST_FLASH_HEAD = 256
+_WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_WITH_PLANS = [SDPBackend.CUDNN_ATTENTION, *_WITHOUT_PLANS]
+
+
+def attend(
+    query_BHQD: Tensor,
+    key_BGKD: Tensor,
+    value_BGKD: Tensor,
+    scaling: float,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    plans: bool = False,
+) -> Tensor:
+    """Attention with grouped queries; (B, H, Q, D), differentiable.
+
+    Args:
+        mask: bool, broadcastable to (B, H, Q, K), True where a query may look.
+        causal: instead of a mask.
+        plans: prefer cuDNN, for lengths from a small set.
+    """
+    grouped = query_BHQD.shape[1] != key_BGKD.shape[1]
+    if grouped and not _takes_groups(query_BHQD, mask):
+        repeats = query_BHQD.shape[1] // key_BGKD.shape[1]
+        key_BGKD, value_BGKD = (
+            part.repeat_interleave(repeats, dim=1) for part in (key_BGKD, value_BGKD)
+        )
+        grouped = False
+    with _kernels(query_BHQD, plans):
+        return scaled_dot_product_attention(
+            query_BHQD,
+            key_BGKD,
+            value_BGKD,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=causal,
+            scale=scaling,
+            enable_gqa=grouped,
+        )
+
+
+def _kernels(query: Tensor, plans: bool) -> AbstractContextManager[object]:
+    """The kernels that may run; cuDNN takes half precision only."""
+    if query.device.type != "cuda" or query.dtype not in HALF:
+        return nullcontext()
+    names = _WITH_PLANS if plans else _WITHOUT_PLANS
+    context: AbstractContextManager[object] = sdpa_kernel(names, set_priority=plans)
+    return context
+
+
+def _takes_groups(query: Tensor, mask: Tensor | None) -> bool:
+    """Whether a kernel shares KV heads without holding all scores.
+
+    On CUDA only flash does, in half precision and without a mask; the math kernel would hold
+    heads x queries x keys.
+    """
+    if query.device.type != "cuda":
+        return True
+    return (
+        mask is None
+        and query.dtype in HALF
+        and query.shape[-1] <= _LARGEST_FLASH_HEAD
+        and runs_flash(query.device)
+    )
+
+
+@lru_cache
+def runs_flash(device: torch.device) -> bool:
+    """Whether PyTorch's flash kernels run on a device."""
+    return (
+        device.type == "cuda"
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
