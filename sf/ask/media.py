@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from sf.config import Vision, validated
 from sf.data.budget import TEMPORAL_PATCH
-from sf.data.llava import load_own_size
+from sf.data.images import load_image
 from sf.data.media import split_reference
-from sf.data.vision import load_image, load_video
+from sf.data.video import load_own_size, load_video
 from sf.errors import ConfigError, DataError
 
 __all__ = ["FPS", "MAX_FRAMES", "MAX_PIXELS", "Media", "bounds", "chosen", "load_media"]

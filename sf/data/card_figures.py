@@ -84,7 +84,8 @@ def _strip(row: Row, root: Path, vision: Any) -> Any:
     """The media of a row as one small picture: the image, or some frames side by side."""
     import PIL.Image
 
-    from sf.data.vision import load_image, load_video
+    from sf.data.images import load_image
+    from sf.data.video import load_video
 
     if row.data_type == "image":
         pictures = [load_image(root / row.media)]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MediaFacts", "MediaLog", "apply_facts", "check_media", "inspect"]
 
-FACTS = "upright, digest, times"  # changes when the same file gives other facts
+FACTS = "upright, digest, times, gray"  # changes when the same file gives other facts
 _AHEAD = 8  # media in flight for each worker: memory stays bounded
 _FLUSH_EVERY = 64
 _FOUND = ("width", "height", "num_frames", "fps", "duration_s", "codec")
@@ -128,8 +128,8 @@ def inspect(root: Path, media: str, data_type: str, vision: Vision) -> MediaFact
     Returns:
         Its facts; an unusable one has `error` set.
     """
+    from sf.data.images import load_image_and_format
     from sf.data.video import check_video
-    from sf.data.vision import load_image_and_format
 
     key = media_key(root, media, data_type, vision)
     path = str(root / media)

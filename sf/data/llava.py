@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from sf.data.images import load_rgb
 from sf.data.media import num_decoders
 from sf.data.video import load_own_size
 from sf.errors import ConfigError, DataError
@@ -54,7 +55,6 @@ def _own_size(part: dict[str, Any], vision: Vision) -> tuple[np.ndarray, Any]:
 
 def _loaded(conversations: Sequence[Conversation], vision: Vision) -> list[list[dict[str, Any]]]:
     """The conversations with every media part decoded."""
-    from sf.data.vision import load_rgb
 
     def load(part: dict[str, Any]) -> dict[str, Any]:
         if part["type"] == "image":

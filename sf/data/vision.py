@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sf.data.budget import FACTOR, TEMPORAL_PATCH, pixel_bounds, resized_size
 from sf.data.frame_cache import FrameCache
+from sf.data.images import load_image, load_rgb
 from sf.data.llava import encode_llava, encode_llava_parts, is_llava
-from sf.data.media import num_decoders, open_media
+from sf.data.media import num_decoders
 from sf.data.video import load_video, resize_frame
-from sf.errors import DataError, UnsupportedModelError
+from sf.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,72 +30,13 @@ if TYPE_CHECKING:
     from sf.config import Vision
 
 __all__ = [
-    "MAX_IMAGE_PIXELS",
     "encode",
     "encode_parts",
     "load_image",
-    "load_rgb",
     "load_video",
 ]
 
-MAX_IMAGE_PIXELS = 178_956_970  # PIL's bomb limit, twice its warning limit
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # none that runs other programs
-
 Conversation = Sequence[dict[str, Any]]
-
-
-def load_image(path: Path | str) -> PIL.Image.Image:
-    """An image as RGB, turned as its EXIF says, transparent parts on white.
-
-    Raises:
-        DataError: missing, empty, truncated, not an image, or a decompression bomb.
-    """
-    return load_image_and_format(path)[0]
-
-
-def load_image_and_format(path: Path | str) -> tuple[PIL.Image.Image, str]:
-    """See `load_image`; also the file's format in lower case ("png", "jpeg", ...)."""
-    import PIL.Image
-    import PIL.ImageFile
-    import PIL.ImageOps
-
-    PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False  # importing lmms-eval sets it: half a picture
-
-    def refuse(rule: str) -> DataError:
-        return DataError("image", str(path), rule, "fetch it again or drop the row")
-
-    with open_media(path) as stream:
-        try:
-            image = PIL.Image.open(stream, formats=IMAGE_FORMATS)
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                raise refuse(f"{image.width}x{image.height} pixels are a decompression bomb")
-            image.load()
-        except PIL.Image.DecompressionBombError as error:
-            raise refuse(f"it is a decompression bomb: {error}") from error
-        except DataError:
-            raise
-        except PIL.UnidentifiedImageError as error:
-            raise refuse("it is damaged, or of no image format that is read") from error
-        except (OSError, SyntaxError, ValueError) as error:
-            raise refuse(f"it cannot be decoded: {error}") from error
-    return _rgb(PIL.ImageOps.exif_transpose(image)), (image.format or "").lower()
-
-
-def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    import PIL.Image
-
-    if image.mode == "RGB":
-        return image
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = PIL.Image.new("RGBA", image.size, "white")
-        return PIL.Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def load_rgb(part: dict[str, Any]) -> PIL.Image.Image:
-    """The RGB picture of an image part: its "image", or what lies at its "path"."""
-    return _rgb(part["image"]) if "image" in part else load_image(part["path"])
 
 
 def _resized_image(image: PIL.Image.Image, vision: Vision) -> np.ndarray:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sf.data.images import load_image
 from sf.data.manifest import Row
 from sf.data.prompts import Template, question_text
-from sf.data.vision import load_image, load_video
+from sf.data.video import load_video
 from sf.mini.drawing import pixels
 from sf.mini.question_templates import RowQuestion, sample_questions, sample_subject
 from sf.mini.questions import CLIP_KINDS, SCENE_KINDS, Kind
