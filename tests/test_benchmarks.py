@@ -221,4 +221,4 @@ def test_training_is_assembled_by_one_process(load: Any, tmp_path: Path) -> None
     base = script.base_model(tmp_path / "base", rows, *script.small_shape(1))
     trainer = script.our_trainer(base, rows, script.settings(arguments, 1), tmp_path / "state")
     assert trainer._shares_prompts()
-    assert trainer.levels.group_size == script.GROUP
+    assert trainer.schedule.group_size == script.GROUP

@@ -1,4 +1,4 @@
-"""The data set's own answers as completions, each question at several levels of sparsity.
+"""The data set's own answers as completions, each question at several `retention_p`.
 
 Shapes: R answers, P padded prompt length, C answer length.
 """
@@ -61,8 +61,8 @@ class Answers:
     Attributes:
         prompts: the unique questions.
         owner: (R,) long, the question of each answer.
-        level: R levels, how sparse each answer is.
-        levels: gives the selection.
+        retention_p: of each answer.
+        schedule: gives the selection.
         input_ids: (R, P + C) long, prompts padded on the left, answers on the right.
         attention_mask: (R, P + C) long.
         width: C.
@@ -70,8 +70,8 @@ class Answers:
 
     prompts: Prompts
     owner: torch.Tensor
-    level: list[float]
-    levels: RetentionSchedule
+    retention_p: list[float]
+    schedule: RetentionSchedule
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     width: int
@@ -83,15 +83,15 @@ class Answers:
 
     def policy(self, rows: torch.Tensor, start: int) -> Policy:
         """The selection for `rows`; it does not depend on padding."""
-        return self.levels.policy([self.level[at] for at in rows.tolist()])
+        return self.schedule.policy([self.retention_p[at] for at in rows.tolist()])
 
 
 def gather_answers(
     encoder: Encoder,
     tokenizer: Any,
     rows: Sequence[int],
-    level: Sequence[float],
-    levels: RetentionSchedule,
+    retention_p: Sequence[float],
+    schedule: RetentionSchedule,
 ) -> Answers:
     """Encode each question once and put its answer behind it.
 
@@ -99,8 +99,8 @@ def gather_answers(
         encoder: row index -> question.
         tokenizer: of the model.
         rows: R row indices.
-        level: R levels, how sparse each answer is.
-        levels: gives the selection.
+        retention_p: of each of the R answers.
+        schedule: gives the selection.
     """
     unique = list(dict.fromkeys(rows))
     prompts = Prompts.collate([encoder(row) for row in unique], tokenizer.pad_token_id)
@@ -118,8 +118,8 @@ def gather_answers(
     return Answers(
         prompts=prompts,
         owner=owner,
-        level=list(level),
-        levels=levels,
+        retention_p=list(retention_p),
+        schedule=schedule,
         input_ids=torch.cat([prompts.input_ids, ids.to(device)], dim=1)[owner],
         attention_mask=torch.cat([prompts.attention_mask, mask.to(device)], dim=1)[owner],
         width=width,

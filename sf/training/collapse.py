@@ -3,7 +3,7 @@
 Three figures can fall silently while the reward still rises: accuracy (the efficiency part
 outweighs correctness), the token ratio (almost nothing is attended) and the entropy of the answers
 (all rollouts of a group are one answer, nothing is explored). The first steps are those of the base
-model, so the comparison is with the base model at the same levels.
+model, so the comparison is with the base model at the same thresholds.
 """
 
 from __future__ import annotations

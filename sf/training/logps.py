@@ -59,6 +59,7 @@ class PolicyForward:
         measure: what stands for the effective ratio in it.
         bucketed: run prompts of similar length together. Ranks that share a model need the same
             number of forwards, so it is for one process only.
+        entropy_gradient: entropies have a gradient, for a loss that rewards them.
         passes: of the prompts; used up by the first forward with a gradient, whose `rows` must then
             be all R.
         measured: per bucket (R,), the term's value, mean over layers.
@@ -74,6 +75,7 @@ class PolicyForward:
     coefficient: torch.Tensor | None = None
     shares: torch.Tensor | None = None
     measure: Measure = effective_ratio
+    entropy_gradient: bool = False
     passes: list[PromptPass] = field(default_factory=list)
     measured: list[torch.Tensor] = field(default_factory=list)
     ratios: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
@@ -184,5 +186,6 @@ class PolicyForward:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (R, C, vocabulary) and the tokens (R, C) that followed."""
         every = torch.log_softmax(logits.float() / self.temperature, dim=-1)
-        entropy = -(every.exp() * every).sum(-1).detach()
+        with torch.set_grad_enabled(self.entropy_gradient and torch.is_grad_enabled()):
+            entropy = -(every.exp() * every).sum(-1)
         return every.gather(2, ids[:, :, None]).squeeze(2), entropy

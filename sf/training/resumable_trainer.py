@@ -32,11 +32,21 @@ class ResumableTrainer(Trainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._figures = StepFigures(self._gather)
+        self._collected = {mode: StepFigures(self._gather) for mode in ("train", "eval")}
         super().__init__(*args, **kwargs)
         self.sharded = is_sharded(self.model)
         # Then it is neither wrapped for data parallelism nor sharded again.
         self.is_distributed_loading_by_transformers |= self.sharded
+
+    @property
+    def mode(self) -> str:
+        """ "train" or "eval", as TRL tells them apart."""
+        return "train" if cast(Any, self.model).training else "eval"
+
+    @property
+    def _figures(self) -> StepFigures:
+        """The figures of the current mode: an evaluation's are not the training's."""
+        return self._collected[self.mode]
 
     def _gather(self, values: torch.Tensor) -> torch.Tensor:
         """All ranks' values, first rank first."""
@@ -103,6 +113,10 @@ class ResumableTrainer(Trainer):
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The parent's, with this trainer's own figures added as means since the last call."""
-        logs.update(self._figures.drain())
+        """The parent's, with this trainer's own figures added as means since the last call.
+
+        An evaluation's are named `eval_...`.
+        """
+        prefix = "" if self.mode == "train" else "eval_"
+        logs.update({prefix + name: mean for name, mean in self._figures.drain().items()})
         super().log(logs, start_time)

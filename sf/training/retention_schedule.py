@@ -1,8 +1,8 @@
-"""How sparse each rollout of a group is: its level and the selector that the level is for.
+"""How sparse each rollout of a group is: its `retention_p`, and the selector that it belongs to.
 
-arXiv 2504.18579: the setup of both versions uses eight thresholds from 0.94 to 0.975, one a rollout
-(`grid`); the text of v1 draws p ~ U(0, 1) (`uniform`). Table 4 puts other selectors in the place of
-top-p; what their levels were is not published.
+arXiv 2504.18579: the setup of both versions uses eight values from 0.94 to 0.975, one a rollout
+(`grid`); the text of v1 draws p ~ U(0, 1) (`uniform`). Table 4 replaces top-p by other selectors
+without the values that they were trained with.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ INFERENCE_P = 0.975
 """The paper's p at inference, for ZipVL and for the trained model."""
 
 _STREAM = 0x6C6576656C73
-"""Tells the draws of levels from those of sampling, which have the same seed, step and place."""
+"""Separates these draws from those of sampling, which have the same seed, step and place."""
 
 
 @dataclass(frozen=True)
 class RetentionSchedule:
-    """The levels of a run's rollouts.
+    """`retention_p` of a run's rollouts.
 
     Attributes:
-        selector: "top_p" (level: share of the probes' mass), "top_k" (share of the tokens) or
-            "threshold" (least mean attention weight).
+        selector: what `retention_p` is: "top_p" (share of the probes' mass), "top_k" (share of the
+            tokens) or "threshold" (least mean attention weight).
         draw: "grid" or "uniform".
-        grid: levels that the rollouts of a group take in turn.
-        span: lowest and highest level of a uniform draw.
+        grid: the values that the rollouts of a group take in turn.
+        span: lowest and highest value of a uniform draw.
         group_size: rollouts of a question.
         seed: of the draws.
     """
@@ -60,7 +60,7 @@ class RetentionSchedule:
         )
 
     def __call__(self, step: int, places: Sequence[int]) -> list[float]:
-        """RetentionSchedule of one step's rollouts.
+        """`retention_p` of one step's rollouts.
 
         A draw depends on seed, step and place alone: another number of ranks and a resumed run get
         the same. It lies above the lower and up to the upper end, so that p is never 0.
@@ -75,10 +75,10 @@ class RetentionSchedule:
         draws = [np.random.default_rng([_STREAM, self.seed, step, place]) for place in places]
         return [float(high - (high - low) * rng.random()) for rng in draws]
 
-    def policy(self, levels: Sequence[float]) -> Policy:
-        """The selector with one level per rollout."""
-        chosen: dict[str, Any] = {"top_p": TopP, "top_k": TopK, "threshold": Threshold}
-        return chosen[self.selector](list(levels))
+    def policy(self, retention_p: Sequence[float]) -> Policy:
+        """The selector with one `retention_p` per rollout."""
+        selectors: dict[str, Any] = {"top_p": TopP, "top_k": TopK, "threshold": Threshold}
+        return selectors[self.selector](list(retention_p))
 
     @property
     def method(self) -> str:
@@ -86,13 +86,13 @@ class RetentionSchedule:
         return "zipvl" if self.selector == "top_p" else self.selector
 
     @property
-    def most(self) -> float:
-        """The level of the grid that keeps most."""
+    def densest(self) -> float:
+        """The `retention_p` of the grid that keeps most tokens."""
         return min(self.grid) if self.selector == "threshold" else max(self.grid)
 
     @property
     def inference(self) -> float:
-        """The level that the trained model is meant to run at: the one that kept most in training.
+        """The `retention_p` for the trained model: the densest one of training.
 
         Full attention is left out: where training reached it, at most the paper's p of 0.975.
         """
@@ -100,7 +100,7 @@ class RetentionSchedule:
             if self.selector == "threshold":
                 return self.span[0]
             return min(self.span[1], INFERENCE_P) if self.selector == "top_p" else self.span[1]
-        sparse = [level for level in self.grid if not self.policy([level]).dense]
+        sparse = [value for value in self.grid if not self.policy([value]).dense]
         if not sparse:
-            return INFERENCE_P if self.selector == "top_p" else self.most
+            return INFERENCE_P if self.selector == "top_p" else self.densest
         return min(sparse) if self.selector == "threshold" else max(sparse)

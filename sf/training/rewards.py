@@ -108,17 +108,18 @@ class GroupReward:
             for gate, tokens, latency in zip(gates, token_ratio, latency_ratio, strict=True)
         ]
 
-    def gates(self, correct: Sequence[float]) -> list[float]:
+    def gates(self, correct: Sequence[float], group_size: int | None = None) -> list[float]:
         """C of each local rollout's group; 1.0 everywhere without the gate.
 
         Args:
             correct: 1.0 or 0.0 per local rollout.
+            group_size: rollouts in a group, where it is not `num_generations`.
         """
         if not self.gate:
             return [1.0] * len(correct)
         every = self.gather(torch.tensor(correct, dtype=torch.float32)).cpu()
-        right = every.view(-1, self.num_generations).amax(dim=1)
-        spread = right.repeat_interleave(self.num_generations)
+        size = group_size or self.num_generations
+        spread = every.view(-1, size).amax(dim=1).repeat_interleave(size)
         start = self.rank * len(correct)
         return spread[start : start + len(correct)].tolist()
 
@@ -134,12 +135,14 @@ class ScoredRollouts:
 
     Attributes:
         reward: the arithmetic.
+        group_size: of the rollouts to be scored; an evaluation may have another than training.
         correct: 1.0 or 0.0 per local rollout.
         texts: the answers.
     """
 
     def __init__(self, reward: GroupReward) -> None:
         self.reward = reward
+        self.group_size = reward.num_generations
         self.correct: list[float] = []
         self.texts: list[str] = []
 
@@ -152,7 +155,7 @@ class ScoredRollouts:
 
     def efficiency(self, **columns: Any) -> list[float]:
         """What each local rollout saved, where it counts."""
-        gates = self.reward.gates(self.correct)
+        gates = self.reward.gates(self.correct, self.group_size)
         columns["log_metric"]("gate", sum(gates) / len(gates))
         ratios = columns["token_ratio"], columns["latency_ratio"]
         return self.reward.efficiency(gates, *ratios)

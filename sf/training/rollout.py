@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import Cache
 
@@ -21,25 +20,9 @@ from sf.attention import detached, sparsify
 from sf.selection import FixedMask
 from sf.training.encoding import Prompts, encoder_outputs
 from sf.training.padding import length_buckets
+from sf.training.sampling import SeededSampling, Truncation
 
-__all__ = ["PromptPass", "Rollout", "Sampler", "sampling_seeds", "vision_token_ids"]
-
-VISION_TOKENS = (
-    "<|image_pad|>",
-    "<|video_pad|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-)
-
-
-def vision_token_ids(tokenizer: Any) -> list[int]:
-    """Ids that must not be sampled: as part of a prompt they would announce pixels.
-
-    (TRL suppresses the image token alone.)
-    """
-    known = tokenizer.get_vocab()
-    return [known[token] for token in VISION_TOKENS if token in known]
+__all__ = ["PromptPass", "Rollout", "Sampler"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,48 +87,6 @@ class Rollout:
         return {name: round(float(self.figures()[name][at]), 6) for name in names}
 
 
-def sampling_seeds(seed: int, step: int, places: Sequence[int]) -> list[int]:
-    """A seed per rollout, from its place in the global batch of its step."""
-    return [
-        int(np.random.SeedSequence([seed, step, place]).generate_state(1)[0]) for place in places
-    ]
-
-
-class SeededSampling:
-    """Samples a token per rollout, with its log-probability.
-
-    The largest of log p + Gumbel noise is a sample of p. Each rollout has noise of its own seed, so
-    it does not matter which rank or which batch it is drawn in, nor what was drawn before: another
-    number of ranks and a resumed run sample the same answers.
-
-    The log-probability is that of the whole vocabulary at the temperature, which is what the
-    training forward computes; forbidden tokens are removed from sampling only.
-
-    Args:
-        temperature: sampling temperature, > 0.
-        forbidden: token ids.
-        seeds: one per rollout.
-        device: of the logits.
-    """
-
-    def __init__(
-        self, temperature: float, forbidden: Sequence[int], seeds: Sequence[int], device: Any
-    ) -> None:
-        self.temperature, self.forbidden = temperature, list(forbidden)
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def __call__(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(R, vocabulary) logits -> (R,) tokens, (R,) float32 log-probabilities."""
-        every = torch.log_softmax(logits.float() / self.temperature, dim=-1)
-        waiting = torch.empty_like(every)
-        for row, generator in zip(waiting, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        noisy = every - waiting.log()
-        noisy[:, self.forbidden] = float("-inf")
-        sampled = noisy.argmax(-1)
-        return sampled, every.gather(1, sampled[:, None]).squeeze(1)
-
-
 @dataclass(frozen=True)
 class Sampler:
     """Generates rollouts.
@@ -157,6 +98,7 @@ class Sampler:
         pad_token_id: fills ended rows.
         forbidden: ids that are never sampled.
         make_policy: per-rollout thresholds -> selection policy.
+        truncate: what limits sampling besides `forbidden` (`sf.training.sampling.truncations`).
     """
 
     temperature: float
@@ -165,6 +107,7 @@ class Sampler:
     pad_token_id: int
     forbidden: Sequence[int]
     make_policy: Any
+    truncate: Sequence[Truncation] = ()
 
     @torch.no_grad()
     def __call__(
@@ -207,7 +150,11 @@ class Sampler:
                 with torch.set_grad_enabled(shared):
                     logits, cache = self._prompt(model, prompts, features, owner[rows], start)
                 drawn = SeededSampling(
-                    self.temperature, self.forbidden, [seeds[at] for at in bucket], owner.device
+                    self.temperature,
+                    self.forbidden,
+                    [seeds[at] for at in bucket],
+                    owner.device,
+                    self.truncate,
                 )
                 if shared:
                     passes.append(PromptPass(rows, start, logits, cache, trace.layer_ratios))

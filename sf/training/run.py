@@ -103,7 +103,7 @@ def assemble(
     sampled = RECIPES[p.objective].learner == "grpo"
     reference = sampled and p.beta > 0 and not p.lora_rank
     memory = RankMemory.of(p, model, world_size(), reference)
-    unit = "rollouts" if sampled else "levels"
+    unit = "rollouts" if sampled else "thresholds"
     cost = CostEstimate(p, size, kept_checkpoints(p), unit, memory)
     if rank() == 0:
         print(cost.before(checkpoints), file=sys.stderr)
@@ -321,8 +321,8 @@ def _record(p: RunParameters) -> TrainedAttention:
     attention = block_attention(p)
     if attention is not None:
         return TrainedAttention.of(attention)
-    levels = RetentionSchedule.of(p)
-    return TrainedAttention(levels.method, levels.inference)
+    schedule = RetentionSchedule.of(p)
+    return TrainedAttention(schedule.method, schedule.inference)
 
 
 def _last_figures(training: Training) -> dict[str, float]:

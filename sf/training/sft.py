@@ -30,6 +30,7 @@ from sf.training.logps import PolicyForward
 from sf.training.pathwise import Measure, effective_ratio
 from sf.training.resumable_trainer import ResumableTrainer
 from sf.training.retention_schedule import RetentionSchedule
+from sf.training.trainer_settings import check_arguments
 
 with extra("train"):
     from datasets import Dataset
@@ -71,12 +72,15 @@ class SparseSFTTrainer(ResumableTrainer):
         args: `sf.training.settings.sft_arguments`.
         dataset: columns `row` (index for `encoder`) and `place` (`sf.training.answers.answer_set`).
         encoder: row index -> question.
-        levels: how sparse each entry of a question's group is.
+        schedule: how sparse each entry of a question's group is.
         sharpness_weight: of the regulariser over attention rows; 0: none.
         measure: the regulariser (`sf.training.sharpness.KINDS`).
         replacement: an attention that is trained in the place of the model's own; open.
         samples: takes the first question of each logged step (`records.SampleTable.add`).
         callbacks: transformers callbacks.
+
+    Raises:
+        ConfigError: a setting would not be honoured.
     """
 
     def __init__(
@@ -86,13 +90,14 @@ class SparseSFTTrainer(ResumableTrainer):
         args: TrainingArguments,
         dataset: Dataset,
         encoder: Encoder,
-        levels: RetentionSchedule,
+        schedule: RetentionSchedule,
         sharpness_weight: float = 0.0,
         measure: Measure = effective_ratio,
         replacement: Replacement | None = None,
         samples: Callable[[int, list[dict[str, Any]]], None] | None = None,
         callbacks: Sequence[Any] = (),
     ) -> None:
+        check_arguments(args)
         super().__init__(
             model=model,
             args=args,
@@ -102,7 +107,7 @@ class SparseSFTTrainer(ResumableTrainer):
             callbacks=list(callbacks),
         )
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the micro-batch
-        self.encoder, self.levels, self.samples = encoder, levels, samples
+        self.encoder, self.schedule, self.samples = encoder, schedule, samples
         self.sharpness_weight, self.measure = sharpness_weight, measure
         self.replacement = replacement
         self._shown = -1
@@ -126,8 +131,8 @@ class SparseSFTTrainer(ResumableTrainer):
             self.encoder,
             cast(Any, self.processing_class).tokenizer,
             inputs["row"].tolist(),
-            self.levels(self.state.global_step, inputs["place"].tolist()),
-            self.levels,
+            self.schedule(self.state.global_step, inputs["place"].tolist()),
+            self.schedule,
         )
         forward = self._forward(model, answers)
         rows = torch.arange(len(answers.owner), device=answers.owner.device)
@@ -146,7 +151,7 @@ class SparseSFTTrainer(ResumableTrainer):
         figures = {
             "accuracy": correct,
             "token_ratio": ratios.mean(0),
-            "retention_p": torch.tensor(answers.level, device=rows.device),
+            "retention_p": torch.tensor(answers.retention_p, device=rows.device),
             **{f"token_ratio_layer/{at}": own for at, own in enumerate(ratios)},
         }
         if forward.measured:
@@ -185,7 +190,7 @@ class SparseSFTTrainer(ResumableTrainer):
     ) -> None:
         """The first question of a step that will be logged."""
         step = self.state.global_step + 1
-        skip = step == self._shown or step % int(self.args.logging_steps)
+        skip = step == self._shown or step % self.state.logging_steps
         if self.samples is None or skip or not self.is_world_process_zero():
             return
         self._shown = step
@@ -195,7 +200,7 @@ class SparseSFTTrainer(ResumableTrainer):
             [
                 {
                     "id": self.encoder.rows[rows[at]].id,
-                    "retention_p": round(answers.level[at], 6),
+                    "retention_p": round(answers.retention_p[at], 6),
                     "token_ratio": round(float(figures["token_ratio"][at]), 6),
                     "correct": float(figures["accuracy"][at]),
                     "loss": round(float(nll[at].detach()), 6),

@@ -40,7 +40,7 @@ class PathwiseWeight:
         schedule: "constant", "rising" (linear, full at the last step) or "falling" (from full at
             the first step).
         total_steps: of the run.
-        target: token ratio of the rollouts at the level that keeps most; 0: none.
+        target: token ratio of the rollouts at the densest `retention_p`; 0: none.
         dual_rate: see above.
         dual: the dual variable; saved with each checkpoint.
     """
@@ -71,19 +71,19 @@ class PathwiseWeight:
         )
 
     def of_step(
-        self, step: int, rollouts: Mapping[str, Tensor], most: float
+        self, step: int, rollouts: Mapping[str, Tensor], densest: float
     ) -> tuple[float, float, Tensor]:
         """The weight of a step; called once a step.
 
         Args:
             step: steps finished before.
             rollouts: values of all ranks' rollouts by the names of `Rollout.figures`.
-            most: the level that keeps most; without rollouts at it, all of them count.
+            densest: the `retention_p` that keeps most; without rollouts at it, all of them count.
 
         Returns:
-            weight, token ratio at that level, and (J,) the layers' shares.
+            weight, token ratio at that `retention_p`, and (J,) the layers' shares.
         """
-        chosen = rollouts["retention_p"] == torch.tensor(most, dtype=torch.float32)
+        chosen = rollouts["retention_p"] == torch.tensor(densest, dtype=torch.float32)
         ratios = rollouts["token_ratio"]
         ratio = float((ratios[chosen] if bool(chosen.any()) else ratios).mean())
         layers = [v.mean() for name, v in rollouts.items() if name.startswith("token_ratio_layer/")]
@@ -94,7 +94,7 @@ class PathwiseWeight:
 
         Args:
             step: steps finished before.
-            ratio: this step's token ratio at the level that keeps most.
+            ratio: this step's token ratio at the densest `retention_p`.
         """
         if self.target:
             moved = self.dual * (ratio / self.target) ** (self.dual_rate / self.total_steps)

@@ -32,8 +32,8 @@ def test_an_objective_changes_its_own_parameters_and_no_others(name: str) -> Non
 
 def test_answers_take_their_own_thresholds_into_a_bucket() -> None:
     nothing: Any = None
-    levels = RetentionSchedule.of(parameters())
-    answers = Answers(nothing, nothing, [0.5, 0.7, 0.9], levels, nothing, nothing, width=1)
+    schedule = RetentionSchedule.of(parameters())
+    answers = Answers(nothing, nothing, [0.5, 0.7, 0.9], schedule, nothing, nothing, width=1)
     policy = answers.policy(torch.tensor([2, 0]), start=0)
     assert isinstance(policy, TopP)
     assert policy.p == [0.9, 0.5]

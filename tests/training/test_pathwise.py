@@ -210,8 +210,9 @@ def test_gate_and_shares_reach_the_loss(
     base: Path, rows: list[Row], tmp_path: Path, right_when_long: None, gate: bool
 ) -> None:
     trainer, _ = one_step(base, rows, tmp_path, pathwise_gate=gate, pathwise_layers="deeper")
-    assert trainer._coefficient.tolist() == [0.0 if gate else 1 / 8, 1 / 8] * 4
-    assert torch.allclose(trainer._shares, torch.tensor([1 / 6, 2 / 6, 3 / 6]))
+    generation = trainer._generations["train"]
+    assert generation.coefficient.tolist() == [0.0 if gate else 1 / 8, 1 / 8] * 4
+    assert torch.allclose(generation.shares, torch.tensor([1 / 6, 2 / 6, 3 / 6]))
 
 
 @pytest.mark.slow

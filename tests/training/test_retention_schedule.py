@@ -59,7 +59,7 @@ def test_selector_of_table_four(selector: str, kind: type, most: float) -> None:
     given = levels(rollout_selector=selector, group_size=2, rollout_p=[0.9, 0.1])
     policy = given.policy(given(0, [0, 1]))
     assert type(policy) is kind
-    assert given.most == given.inference == most
+    assert given.densest == given.inference == most
 
 
 def test_inference_is_at_the_papers_p_where_training_reached_full_attention() -> None:

@@ -12,7 +12,8 @@ from sf import FixedMask, TopP, sparsify
 from sf.data.manifest import Row
 from sf.training.encoding import Encoder, Prompts, encoder_outputs
 from sf.training.reference import reference_logps
-from sf.training.rollout import Rollout, Sampler, SeededSampling, vision_token_ids
+from sf.training.rollout import Rollout, Sampler
+from sf.training.sampling import SeededSampling, vision_token_ids
 
 THRESHOLDS = [0.4, 0.6, 0.9, 1.0]
 

@@ -100,11 +100,11 @@ def test_loss_and_gradient_are_those_of_sparse_decoding(
 ) -> None:
     trainer, _ = trainer_of(base, rows, tmp_path)
     batch, loss, ours = first_loss(trainer)
-    levels = trainer.levels(0, batch["place"].tolist())
-    assert levels == [0.5, 0.7, 0.9, 1.0] * 2
+    thresholds = trainer.schedule(0, batch["place"].tolist())
+    assert thresholds == [0.5, 0.7, 0.9, 1.0] * 2
     model, processor, p = frozen_tower(base), load_processor(base), parameters()
     expected = torch.zeros(())
-    for row, threshold in zip(batch["row"].tolist(), levels, strict=True):
+    for row, threshold in zip(batch["row"].tolist(), thresholds, strict=True):
         inputs, reply = prompt_and_reply(processor, rows[row], p)
         with sparsify(model, TopP(p=threshold)):
             expected = expected + step_by_step(model, inputs, reply) / 8
@@ -144,7 +144,7 @@ def test_sharpness_gradient_is_that_of_every_attention_row(
         base, rows, tmp_path, "sharpness", sharpness_kind=kind, sharpness_weight=weight
     )
     batch, loss, ours = first_loss(trainer)
-    assert trainer.levels(0, batch["place"].tolist()) == [1.0, 1.0]
+    assert trainer.schedule(0, batch["place"].tolist()) == [1.0, 1.0]
     processor, p = load_processor(base), parameters()
     model, plain = frozen_tower(base), frozen_tower(base)
     model.set_attn_implementation("eager")
@@ -254,8 +254,8 @@ def test_a_row_asked_for_a_bare_answer_is_taught_one(base: Path, rows: list[Row]
     model, processor = load_model(base), load_processor(base)
     templates: list[Template] = ["short", "answer"]
     encoder = Encoder(model, processor, rows[:2], VISION, templates=templates, frozen_tower=True)
-    levels = RetentionSchedule("top_p", "grid", (1.0,), (0.0, 1.0), 1, 0)
-    found = gather_answers(encoder, processor.tokenizer, [0, 1], [1.0, 1.0], levels)
+    schedule = RetentionSchedule("top_p", "grid", (1.0,), (0.0, 1.0), 1, 0)
+    found = gather_answers(encoder, processor.tokenizer, [0, 1], [1.0, 1.0], schedule)
     end = processor.tokenizer.eos_token
     for at, expected in enumerate((extract_answer(rows[0].solution), rows[1].solution)):
         ids = found.input_ids[at, -found.width :][found.answer_mask[at].bool()]

@@ -16,8 +16,9 @@ from sf.data.manifest import Row
 from sf.progress import Progress
 from sf.training.encoding import Encoder, Prompts
 from sf.training.logps import PolicyForward
-from sf.training.rollout import Rollout, Sampler, vision_token_ids
+from sf.training.rollout import Rollout, Sampler
 from sf.training.run import assemble
+from sf.training.sampling import vision_token_ids
 
 PAD = 0
 
