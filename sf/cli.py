@@ -17,7 +17,9 @@ from rich.table import Table
 import sf
 from sf import ranks
 from sf.errors import ConfigError, SparsityForcingError
+from sf.escaping import printable
 from sf.extras import extra_of, missing
+from sf.redaction import redact
 
 app = typer.Typer(
     help="Sparsity Forcing: multimodal LLMs that need fewer tokens.",
@@ -239,10 +241,11 @@ def profile_command(
 @app.command("log")
 def log_command() -> None:
     """Log every finished result that the MLflow store does not hold yet."""
-    from sf.tracking import log_all, tracking_uri
+    from sf.mlflow_store import store_name
+    from sf.tracking import log_all
 
     count = log_all(Path("results"), Path("reports"))
-    _stdout.print(f"{count} results logged to {tracking_uri()}")
+    _stdout.print(f"{count} results logged to {escape(store_name())}")
 
 
 def _one_line(
@@ -254,8 +257,8 @@ def _one_line(
 ) -> str:
     """This package's own warnings without the line of code that gave them."""
     if issubclass(category, UserWarning) and Path(filename).is_relative_to(Path(__file__).parent):
-        return f"warning: {message}\n"
-    return _PLAIN(message, category, filename, lineno, line)
+        return printable(redact(f"warning: {message}")) + "\n"
+    return printable(redact(_PLAIN(message, category, filename, lineno, line)))
 
 
 def main() -> None:
@@ -275,7 +278,7 @@ def main() -> None:
 def _stop(error: SparsityForcingError) -> NoReturn:
     where = f" on rank {ranks.rank()}" if ranks.world_size() > 1 else ""
     Console(stderr=True, soft_wrap=True).print(
-        f"[bold red]error{where}:[/] {escape(str(error))}", highlight=False
+        f"[bold red]error{where}:[/] {escape(printable(redact(str(error))))}", highlight=False
     )
     sys.exit(2)
 

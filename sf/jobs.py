@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from sf import provenance, ranks
+from sf.atomic_files import write_json, write_text
 from sf.config import load_params, read_yaml, validated
 from sf.errors import ConfigError, EnvironmentFault, OutputConflictError
 from sf.layout import STAMP
@@ -213,8 +214,8 @@ def _adopt(output: Path, work: Path, key: str) -> bool:
     stamp = json.loads(source.read_text(encoding="utf-8"))
     if stamp["key"] != key or provenance.damaged(output, stamp["files"]):
         return False
-    provenance.write_json(output / STAMP, stamp)
-    provenance.write_json(record, stamp)
+    write_json(output / STAMP, stamp)
+    write_json(record, stamp)
     return True
 
 
@@ -261,13 +262,13 @@ def _reset_if_changed(work: Path, key: str) -> None:
             shutil.rmtree(work / name, ignore_errors=True)
         for name in ("seconds", "mlflow.json"):
             (work / name).unlink(missing_ok=True)
-        marker.write_text(key)
+        write_text(marker, key)
     for name in ("out", "state"):
         (work / name).mkdir(exist_ok=True)
 
 
 def _finish(output: Path, work: Path, stamp: dict[str, Any]) -> None:
-    provenance.write_json(work / "out" / STAMP, stamp)
+    write_json(work / "out" / STAMP, stamp)
     _publish(output, work, stamp)
     shutil.rmtree(work / "state", ignore_errors=True)
 
@@ -278,5 +279,5 @@ def _publish(output: Path, work: Path, stamp: dict[str, Any]) -> None:
     if output.exists():
         os.replace(output, old)
     os.replace(work / "out", output)
-    provenance.write_json(work / "record.json", stamp)
+    write_json(work / "record.json", stamp)
     shutil.rmtree(old, ignore_errors=True)

@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 # How a stage is run, not what it does.
-RUNNER = ("jobs.py", "ranks.py", "tracking.py", "provenance.py")
+RUNNER = (
+    "jobs.py",
+    "mlflow_runs.py",
+    "mlflow_store.py",
+    "provenance.py",
+    "ranks.py",
+    "redaction.py",
+    "tracking.py",
+)
 PACKAGES = ("torch", "transformers", "trl", "lmms_eval", "accelerate", "datasets", "numpy", "av")
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write beside, then rename."""
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(beside, path)
 
 
 def digest_of(content: object) -> str:

@@ -17,23 +17,30 @@ from sf.layout import FOLDERS, TRAINED
 
 CORE = (
     "sf/__init__.py",
+    "sf/atomic_files.py",
     "sf/config.py",
     "sf/errors.py",
+    "sf/escaping.py",
+    "sf/extras.py",
     "sf/fields.py",
+    "sf/history.py",
+    "sf/json_lines.py",
     "sf/layout.py",
     "sf/torchvision_shim.py",
     "sf/training/__init__.py",
     "sf/training/config.py",
 )
-TABLES = ("sf/report/__init__.py", "sf/report/tables.py")
+TABLES = ("sf/tables.py",)
 MODELLING = ("sf/attention", "sf/selection", "sf/models", "sf/data", "sf/progress.py")
-DRAWING = ("sf/report/__init__.py", "sf/report/style.py", "sf/report/tables.py")
+DRAWING = ("sf/plotting.py", "sf/tables.py")
 ANSWERING = ("sf/evaluation/__init__.py", "sf/evaluation/answer.py", "sf/evaluation/intervals.py")
 CURVES = (
     "sf/baselines",
     "sf/evaluation/two_turn_decoding.py",
     "sf/evaluation/curve.py",
     "sf/evaluation/two_turn.py",
+    "sf/evaluation/resumable_log.py",
+    "sf/report/__init__.py",
     "sf/report/curves.py",
 )
 
@@ -149,7 +156,7 @@ STAGES = (
         sections=("train", "answering", "vision", "runtime"),
         inputs={"base": ("base", BASE), "data": ("prepare", {})},
         ranks=True,
-        code=(*MODELLING, "sf/training", "sf/report/__init__.py", "sf/report/style.py"),
+        code=(*MODELLING, *DRAWING, "sf/training"),
     ),
     Stage(
         name="frontier_base",
@@ -242,7 +249,7 @@ STAGES = (
         values={"model": "{model}", "seed": "{seed}"},
         sections=("profile", "runtime"),
         inputs={"checkpoint": ("base", BASE)},
-        code=(*MODELLING, *DRAWING, "sf/profiling", "sf/report/profiles.py"),
+        code=(*MODELLING, *DRAWING, "sf/profiling", "sf/profiling/pictures.py"),
     ),
     Stage(
         name="report",
@@ -250,7 +257,7 @@ STAGES = (
         output="report",
         values={"results": "results/{scale}", "scale": "{scale}"},
         sections=("axes", "benchmarks"),
-        code=("sf/report", "sf/evaluation"),
+        code=(*DRAWING, "sf/report", "sf/evaluation", "sf/training/records.py"),
         gather=("calibrate", "train", "frontier", "evaluate", "profile"),
     ),
 )

@@ -91,8 +91,9 @@ def ask(
         media = load_media(kind, path, media.vision, llava=True)
     result = answer(network, processor, media, question, policy, max_new_tokens=max_new_tokens)
     if picture is not None:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        overlay(result, media, question).savefig(picture, dpi=160, facecolor="white")
+        from sf.plotting import write_figure
+
+        write_figure(overlay(result, media, question), picture)
     return result
 
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from torch import nn
 
+from sf.atomic_files import write_text
 from sf.attention.blocks.moba import MobaAttention
 from sf.attention.blocks.nsa import NsaAttention, attach
 from sf.attention.blocks.replace import BlockAttention
@@ -188,6 +189,4 @@ def write_sparsity(folder: Path, record: TrainedAttention, provenance: Mapping[s
         "objective": provenance.get("objective"),
         "provenance": provenance,
     }
-    partial = folder / (SPARSITY_FILE + ".partial")
-    partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    partial.replace(folder / SPARSITY_FILE)
+    write_text(folder / SPARSITY_FILE, json.dumps(content, indent=2, default=str) + "\n")

@@ -87,8 +87,9 @@ def write_card(folder: Path, done: Prepared, vision: Vision, seed: int) -> None:
         vision: the bounds that visual tokens were counted under.
         seed: of the choice of example rows.
     """
+    from sf.atomic_files import write_text
     from sf.data import card_figures
-    from sf.report.tables import write_csv, write_text
+    from sf.tables import write_csv
 
     rows = [row for members in done.splits.values() for row in members]
     counts, lengths = count_table(done.splits), length_table(rows)
@@ -110,7 +111,7 @@ def write_card(folder: Path, done: Prepared, vision: Vision, seed: int) -> None:
         *_rejects(done),
         *(["## Examples", "", *examples] if examples else []),
     ]
-    write_text("\n".join(lines), folder / "data_card.md")
+    write_text(folder / "data_card.md", "\n".join(lines))
 
 
 def _overview(done: Prepared, rows: Sequence[Row], counts: pd.DataFrame) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 
 from sf.data.manifest import DATA_TYPES, PROBLEM_TYPES, Row
-from sf.report.style import figure, save
+from sf.plotting import figure, save
 
 __all__ = ["counts_picture", "example_pictures", "length_picture", "source_picture"]
 

@@ -6,12 +6,10 @@ on a calibration row and a rollout on the same row see the same pixels and the s
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -21,6 +19,8 @@ from sf.data.prompts import messages
 from sf.data.rewards import correctness
 from sf.data.vision import encode_parts
 from sf.errors import ConfigError
+from sf.evaluation.resumable_log import ResumableLog
+from sf.progress import progress
 
 if TYPE_CHECKING:
     from sf.config import Vision
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
-    "AnswerLog",
     "Encoded",
     "answer_encoded",
+    "answer_missing",
     "answer_rows",
+    "answers_under",
     "batches",
     "encode_rows",
 ]
@@ -78,72 +79,18 @@ class Encoded:
         return [int(n) for n in self.inputs["attention_mask"].sum(dim=1)]
 
 
-class AnswerLog:
-    """Answers in a JSONL file, one line each under a key, so that a killed run goes on.
-
-    A line that was cut by a kill is dropped when the file is opened: it is always the last one.
-
-    Args:
-        path: the file; created with its first line.
-
-    Raises:
-        ConfigError: a line other than the last is not an answer.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._answers: dict[tuple[str, str], Answer] = {}
-        if path.exists():
-            self._read()
-
-    def _read(self) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = 0
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-                key = record.pop("key")
-                record["layer_ratios"] = tuple(record["layer_ratios"])
-                answer = Answer(**record)
-            except (ValueError, KeyError, TypeError) as error:
-                if number == len(lines):
-                    break
-                raise ConfigError(
-                    f"{self.path.name} line {number}",
-                    line[:80],
-                    f"is not an answer ({error})",
-                    "delete the file to answer again",
-                ) from error
-            if not line.endswith("\n"):
-                break
-            self._answers[key, answer.id] = answer
-            whole += len(line.encode())
-        if whole < self.path.stat().st_size:
-            with self.path.open("r+b") as file:
-                file.truncate(whole)
-
-    def get(self, key: str, row_id: str) -> Answer | None:
-        """The answer to a row under a key, if it is there."""
-        return self._answers.get((key, row_id))
-
-    def add(self, key: str, answers: Iterable[Answer]) -> None:
-        """Append answers; they are on disk when this returns."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            for answer in answers:
-                self._answers[key, answer.id] = answer
-                file.write(json.dumps({"key": key, **asdict(answer)}, ensure_ascii=False) + "\n")
-
-
-class _Asked(Protocol):
+class _Question(Protocol):
+    @property
+    def id(self) -> str: ...
     @property
     def data_type(self) -> str: ...
 
 
-Asked = TypeVar("Asked", bound=_Asked)
+Question = TypeVar("Question", bound=_Question)
+Setting = tuple[str | float, ...]  # what a model runs under, such as ("zipvl", 0.975)
 
 
-def batches(rows: Sequence[Asked], batch: int) -> list[tuple[Asked, ...]]:
+def batches(rows: Sequence[Question], batch: int) -> list[tuple[Question, ...]]:
     """Rows in batches of one media type, images first, the order within a type kept.
 
     Args:
@@ -161,6 +108,104 @@ def batches(rows: Sequence[Asked], batch: int) -> list[tuple[Asked, ...]]:
         for group in groups
         for start in range(0, len(group), batch)
     ]
+
+
+def answer_missing(
+    questions: Sequence[Question],
+    settings: Sequence[Setting],
+    log: ResumableLog[Answer],
+    begin: Callable[[tuple[Question, ...]], Callable[[Setting], Sequence[Answer]]],
+    *,
+    batch: int,
+    title: str,
+) -> Iterator[tuple[Setting, Question, Answer]]:
+    """Answer every question under every setting; what the log holds is not answered again.
+
+    A batch with a gap is answered as a whole: replies do not depend on where a kill fell.
+
+    Args:
+        questions: rows, or what else has an id and a media type.
+        settings: what the model runs under, one after the other on each batch.
+        log: answers of an earlier run of the same call, to which this one appends.
+        begin: encodes a batch, once for all settings; gives what answers it under a setting.
+        batch: questions in a batch at most.
+        title: of the progress.
+
+    Yields:
+        Setting, question and answer, by setting, then in the order of the questions.
+    """
+    missing = {
+        setting: {each.id for each in questions if log.get((*setting, each.id)) is None}
+        for setting in settings
+    }
+    total = len(settings) * len(questions)
+    with progress(title, total, total - sum(map(len, missing.values()))) as shown:
+        for part in batches(questions, batch):
+            gaps = [s for s in settings if not missing[s].isdisjoint(each.id for each in part)]
+            under = begin(part) if gaps else None
+            for setting in gaps:
+                assert under is not None
+                fresh = [answer for answer in under(setting) if answer.id in missing[setting]]
+                log.add({(*setting, answer.id): answer for answer in fresh})
+                note = " ".join(str(value) for value in setting)
+                shown.advance(len(fresh), note=note)
+    for setting in settings:
+        for each in questions:
+            answer = log.get((*setting, each.id))
+            assert answer is not None
+            yield setting, each, answer
+
+
+def answers_under(
+    model: Any,
+    processor: Any,
+    rows: Sequence[Row],
+    vision: Vision,
+    attentions: Mapping[Setting, Any],
+    log: ResumableLog[Answer],
+    *,
+    batch: int,
+    max_new_tokens: int,
+    template: Template,
+    cutoff: float,
+    title: str,
+) -> Iterator[tuple[Setting, Row, Answer]]:
+    """`answer_missing` for manifest rows, each batch encoded once.
+
+    Args:
+        model: in evaluation mode, on its device.
+        processor: its processor.
+        rows: manifest rows.
+        vision: pixel and frame bounds.
+        attentions: by setting, with `apply(model)` as the context to answer under.
+        log: answers of an earlier run of the same call, to which this one appends.
+        batch: rows in a batch at most.
+        max_new_tokens: generation limit.
+        template: prompt template.
+        cutoff: share from which a fractional score counts as correct.
+        title: of the progress.
+    """
+
+    def begin(part: tuple[Row, ...]) -> Callable[[Setting], list[Answer]]:
+        pieces = encode_rows(processor, part, vision, device=str(model.device), template=template)
+
+        def answers(setting: Setting) -> list[Answer]:
+            return [
+                answer
+                for encoded in pieces
+                for answer in answer_encoded(
+                    model,
+                    processor,
+                    encoded,
+                    attentions[setting].apply(model),
+                    max_new_tokens=max_new_tokens,
+                    cutoff=cutoff,
+                )
+            ]
+
+        return answers
+
+    return answer_missing(rows, list(attentions), log, begin, batch=batch, title=title)
 
 
 def encode_rows(
@@ -274,7 +319,7 @@ def answer_rows(
     """
     training = model.training
     model.eval()
-    found: dict[str, Answer] = {}
+    answers: dict[str, Answer] = {}
     try:
         for part in batches(rows, batch):
             device = str(model.device)
@@ -283,7 +328,7 @@ def answer_rows(
                 for answer in answer_encoded(
                     model, processor, encoded, context, max_new_tokens=max_new_tokens, cutoff=cutoff
                 ):
-                    found[answer.id] = answer
+                    answers[answer.id] = answer
     finally:
         model.train(training)
-    return [found[row.id] for row in rows]
+    return [answers[row.id] for row in rows]

@@ -6,7 +6,6 @@ over the same manifest, can be compared row by row.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sf.baselines import TRAINED, resolve_point
-from sf.evaluation.answer import Answer, AnswerLog, answer_encoded, batches, encode_rows
+from sf.evaluation.answer import Answer, Setting, answers_under
 from sf.evaluation.intervals import bootstrap_mean, wilson
-from sf.progress import progress
+from sf.evaluation.resumable_log import ResumableLog
+from sf.tables import table_of
 
 if TYPE_CHECKING:
     from sf.config import Vision
@@ -39,7 +39,7 @@ def answers_at(
     rows: Sequence[Row],
     vision: Vision,
     grid: Sequence[float],
-    log: AnswerLog,
+    log: ResumableLog[Answer],
     *,
     batch: int,
     max_new_tokens: int,
@@ -72,40 +72,21 @@ def answers_at(
         of `Answer`.
     """
     model.eval()
-    points = {p: resolve_point(model, p, method) for p in grid}
-    missing = {p: {row.id for row in rows if log.get(_key(p), row.id) is None} for p in grid}
-    total = len(grid) * len(rows)
-    with progress("answers", total, total - sum(map(len, missing.values()))) as shown:
-        for part in batches(rows, batch):
-            wanted = [p for p in grid if any(row.id in missing[p] for row in part)]
-            if not wanted:
-                continue
-            pieces = encode_rows(
-                processor, part, vision, device=str(model.device), template=template
-            )
-            for p, encoded in itertools.product(wanted, pieces):
-                answers = answer_encoded(
-                    model,
-                    processor,
-                    encoded,
-                    points[p].apply(model),
-                    max_new_tokens=max_new_tokens,
-                    cutoff=cutoff,
-                )
-                log.add(_key(p), [a for a in answers if a.id in missing[p]])
-                shown.advance(sum(a.id in missing[p] for a in answers), note=f"p {p:g}")
-    lines = [{"p": p, **asdict(_logged(log, p, row.id))} for p in grid for row in rows]
-    return pd.DataFrame(lines)
-
-
-def _key(p: float) -> str:
-    return f"p={p!r}"
-
-
-def _logged(log: AnswerLog, p: float, row_id: str) -> Answer:
-    answer = log.get(_key(p), row_id)
-    assert answer is not None
-    return answer
+    points: dict[Setting, Any] = {(float(p),): resolve_point(model, p, method) for p in grid}
+    answered = answers_under(
+        model,
+        processor,
+        rows,
+        vision,
+        points,
+        log,
+        batch=batch,
+        max_new_tokens=max_new_tokens,
+        template=template,
+        cutoff=cutoff,
+        title="answers",
+    )
+    return table_of({"p": p, **asdict(answer)} for (p,), _, answer in answered)
 
 
 def curve_table(answers: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -16,8 +16,8 @@ import pandas as pd
 
 from sf.baselines import resolve
 from sf.errors import ConfigError
-from sf.evaluation.answer import Answer, AnswerLog, answer_encoded, batches, encode_rows
-from sf.progress import progress
+from sf.evaluation.answer import Answer, answers_under
+from sf.evaluation.resumable_log import ResumableLog
 
 if TYPE_CHECKING:
     from sf.baselines import Hyperparameter
@@ -153,7 +153,7 @@ def match_method(
     vision: Vision,
     method: str,
     asked: float,
-    log: AnswerLog,
+    log: ResumableLog[Answer],
     *,
     tolerance: float,
     batch: int,
@@ -191,10 +191,20 @@ def match_method(
     lines: list[dict[str, object]] = []
 
     def measure(value: float) -> float:
-        answers = _answers(
-            model, processor, rows, vision, method, value, log, batch, max_new_tokens,
-            template, cutoff,
-        )  # fmt: skip
+        answered = answers_under(
+            model,
+            processor,
+            rows,
+            vision,
+            {(method, value): resolve(model, method, value)},
+            log,
+            batch=batch,
+            max_new_tokens=max_new_tokens,
+            template=template,
+            cutoff=cutoff,
+            title=f"{method} at {value:g}",
+        )
+        answers = [answer for _, _, answer in answered]
         ratio = sum(answer.token_ratio for answer in answers) / len(answers)
         accuracy = sum(answer.correct for answer in answers) / len(answers)
         lines.append(
@@ -210,42 +220,6 @@ def match_method(
         return ratio
 
     return find_value(hyperparameter, measure, asked, tolerance=tolerance), pd.DataFrame(lines)
-
-
-def _answers(
-    model: Any,
-    processor: Any,
-    rows: Sequence[Row],
-    vision: Vision,
-    method: str,
-    value: float,
-    log: AnswerLog,
-    batch: int,
-    max_new_tokens: int,
-    template: Template,
-    cutoff: float,
-) -> list[Answer]:
-    key, attention = f"{method}={value!r}", resolve(model, method, value)
-    missing = {row.id for row in rows if log.get(key, row.id) is None}
-    with progress(f"{method} at {value:g}", len(rows), len(rows) - len(missing)) as shown:
-        for part in batches(rows, batch):
-            if missing.isdisjoint(row.id for row in part):
-                continue
-            device = str(model.device)
-            for encoded in encode_rows(processor, part, vision, device=device, template=template):
-                answers = answer_encoded(
-                    model,
-                    processor,
-                    encoded,
-                    attention.apply(model),
-                    max_new_tokens=max_new_tokens,
-                    cutoff=cutoff,
-                )
-                fresh = [answer for answer in answers if answer.id in missing]
-                log.add(key, fresh)
-                shown.advance(len(fresh))
-    found = [log.get(key, row.id) for row in rows]
-    return [answer for answer in found if answer is not None]
 
 
 def match_table(method: str, match: Match, probes: pd.DataFrame) -> pd.DataFrame:

@@ -31,7 +31,8 @@ from sf.data.vision import encode_parts
 from sf.errors import ConfigError
 from sf.evaluation.media import encode_as_lmms_eval
 from sf.evaluation.question import Question, limit_of, question_of
-from sf.evaluation.records import Record, RecordLog
+from sf.evaluation.records import Record, record_log
+from sf.evaluation.resumable_log import ResumableLog
 from sf.extras import extra
 from sf.models import load_model, load_processor
 from sf.models.load import load_config
@@ -128,7 +129,7 @@ class SparseChatModel(lmms):
             rule = "the built-in Qwen class's way of media does not fit a LLaVA model"
             raise ConfigError("media", media, rule, "use media=training")
         self._records_folder = Path(records) if records else None
-        self._log: RecordLog | None = None
+        self._log: ResumableLog[Record] | None = None
         self._answered: dict[str, dict[int, Record]] = {}
 
     @property
@@ -138,10 +139,10 @@ class SparseChatModel(lmms):
         return device
 
     @property
-    def log(self) -> RecordLog:
+    def log(self) -> ResumableLog[Record]:
         """The records of this process; opened late, since lmms-eval sets the rank late."""
         if self._log is None:
-            self._log = RecordLog(self._records_folder, self.rank)
+            self._log = record_log(self._records_folder, self.rank)
         return self._log
 
     def set_value(self, value: float) -> None:
@@ -196,11 +197,13 @@ class SparseChatModel(lmms):
                 yield group[start : start + self.batch_size]
 
     def _answers(self, questions: Sequence[Question], bar: Progress) -> list[Record]:
-        known = [self.log.get(q.task, q.doc_id, q.source) for q in questions]
+        keys = [(q.task, q.doc_id, q.source) for q in questions]
+        known = [self.log.get(key) for key in keys]
         records = [record for record in known if record is not None]
         if len(records) < len(questions):
             records = self._generate(questions)
-            self.log.add(r for r, old in zip(records, known, strict=True) if old is None)
+            fresh = zip(keys, records, known, strict=True)
+            self.log.add({key: record for key, record, old in fresh if old is None})
         bar.advance(len(questions))
         return records
 

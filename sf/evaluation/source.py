@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from sf.atomic_files import read_json, write_json
 from sf.errors import ConfigError, DataError
 from sf.evaluation.available import (
     fetch_from_hub,
@@ -44,8 +44,7 @@ class Source:
 
     def write(self, folder: Path) -> None:
         """Write `benchmarks.json`."""
-        text = json.dumps(asdict(self), indent=1) + "\n"
-        (folder / _FILE).write_text(text, encoding="utf-8")
+        write_json(folder / _FILE, asdict(self))
 
     def home_path(self, folder: Path) -> Path | None:
         """The benchmark home, given the stage's result folder; None for the hub."""
@@ -61,7 +60,7 @@ def read_source(folder: Path) -> Source:
     path = folder / _FILE
     if not path.is_file():
         raise DataError("benchmarks", str(folder), f"has no {_FILE}", "run the benchmarks stage")
-    return Source(**json.loads(path.read_text(encoding="utf-8")))
+    return Source(**read_json(path))
 
 
 def prepare_source(

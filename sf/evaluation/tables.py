@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from sf.atomic_files import write_text
 from sf.evaluation.aggregate import column_draws, column_score, interval
 from sf.evaluation.intervals import bootstrap_mean
 from sf.evaluation.run import ColumnResult, Sample
-from sf.report.tables import write_csv, write_text
+from sf.json_lines import write_json_lines
+from sf.tables import write_csv
 
 if TYPE_CHECKING:
     from sf.evaluation.model import SparseChatModel
@@ -130,8 +132,7 @@ def write_results(
     write_csv(scores, folder / "tables" / "scores.csv")
     write_csv(tasks_table(results), folder / "tables" / "tasks.csv")
     write_csv(layers_table(results), folder / "tables" / "layers.csv")
-    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _sample_lines(results))
-    write_text("".join(lines), folder / "samples.jsonl")
+    write_json_lines(folder / "samples.jsonl", _sample_lines(results))
     summary: dict[str, Any] = {
         "model": model,
         "system": system,
@@ -145,7 +146,7 @@ def write_results(
         "lmms_eval": version("lmms_eval"),
         "scores": json.loads(scores.to_json(orient="records")),
     }
-    write_text(json.dumps(summary, indent=1) + "\n", folder / "results.json")
+    write_text(folder / "results.json", json.dumps(summary, indent=1) + "\n")
     samples = [sample for result in results for sample in _all(result)]
     figures = {"seconds_per_sample": float(np.mean([s.record.seconds for s in samples]))}
     for line in summary["scores"]:

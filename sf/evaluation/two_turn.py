@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,10 +33,11 @@ from sf.data.prompts import messages, question_text
 from sf.data.rewards import correctness
 from sf.data.vision import encode_parts
 from sf.errors import UnsupportedModelError
-from sf.evaluation.answer import Answer, AnswerLog, batches
+from sf.evaluation.answer import Answer, Setting, answer_missing
 from sf.evaluation.intervals import bootstrap_clusters
+from sf.evaluation.resumable_log import ResumableLog
 from sf.evaluation.two_turn_decoding import More, cut, greedy, more_of
-from sf.progress import progress
+from sf.tables import table_of
 
 if TYPE_CHECKING:
     from sf.config import Vision
@@ -157,7 +158,7 @@ def two_turn_answers(
     pairs: Sequence[Pair],
     vision: Vision,
     grid: Sequence[float],
-    log: AnswerLog,
+    log: ResumableLog[Answer],
     *,
     batch: int,
     max_new_tokens: int,
@@ -188,34 +189,27 @@ def two_turn_answers(
     """
     model.eval()
     selections = {float(p): _selection(model, float(p)) for p in grid} if pairs else {}
-    runs = [("dense", 1.0), *((arm, float(p)) for p in grid for arm in ARMS[1:])]
-    missing = {run: [pair for pair in pairs if log.get(str(run), pair.id) is None] for run in runs}
-    total = len(runs) * len(pairs)
-    with progress("second turns", total, total - sum(map(len, missing.values()))) as shown:
-        for part in batches(pairs, batch):
-            device = str(model.device)
-            read = functools.cache(partial(_read, processor, part, vision, template, device))
-            for arm, p in runs:
-                lacking = {pair.id for pair in missing[arm, p]}
-                if lacking.isdisjoint(pair.id for pair in part):
-                    continue
-                policy = None
-                if arm != "dense":
-                    policy = selections[p].policy(whole_kv=arm == "whole")
-                answers = _answers(
-                    model, processor, part, read(arm == "anew"), policy, max_new_tokens, cutoff
-                )
-                fresh = [answer for answer in answers if answer.id in lacking]
-                log.add(str((arm, p)), fresh)
-                shown.advance(len(fresh), note=f"{arm} {p:g}")
-    lines = []
-    for arm, p in runs:
-        for pair in pairs:
-            answer = log.get(str((arm, p)), pair.id)
-            assert answer is not None
-            media = str(pair.second.media_path)
-            lines.append({"arm": arm, "p": p, "media": media, **asdict(answer)})
-    return pd.DataFrame(lines)
+    runs: list[Setting] = [("dense", 1.0), *((arm, float(p)) for p in grid for arm in ARMS[1:])]
+
+    def begin(part: tuple[Pair, ...]) -> Callable[[Setting], list[Answer]]:
+        device = str(model.device)
+        read = functools.cache(partial(_read, processor, part, vision, template, device))
+
+        def answers(setting: Setting) -> list[Answer]:
+            arm, p = setting
+            policy = None
+            if arm != "dense":
+                policy = selections[float(p)].policy(whole_kv=arm == "whole")
+            prompts = read(arm == "anew")
+            return _answers(model, processor, part, prompts, policy, max_new_tokens, cutoff)
+
+        return answers
+
+    answered = answer_missing(pairs, runs, log, begin, batch=batch, title="second turns")
+    return table_of(
+        {"arm": arm, "p": p, "media": str(pair.second.media_path), **asdict(answer)}
+        for (arm, p), pair, answer in answered
+    )
 
 
 def _selection(model: Any, retention_p: float) -> Selection:

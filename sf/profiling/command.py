@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
+from sf.atomic_files import write_json
 from sf.baselines import TRAINED, build, resolve
 from sf.config import Runtime, validated
 from sf.errors import ConfigError, OutputConflictError
@@ -20,7 +21,7 @@ from sf.profiling.models import SHAPES, Subject, load_checkpoint, load_subject
 from sf.profiling.replay import Replay, read_shares, replayed
 from sf.profiling.study import Profiled, figures, profile
 from sf.profiling.summary import FULL, SPARSE
-from sf.provenance import digest_of, write_json
+from sf.provenance import digest_of
 
 __all__ = ["Request", "run", "sentences", "table"]
 

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from sf.atomic_files import write_json
 from sf.config import Runtime
 from sf.profiling.hardware import (
     describe,
@@ -25,7 +26,6 @@ from sf.profiling.models import Subject
 from sf.profiling.roofline import ROOFLINE, Ceilings, ceilings, floored
 from sf.profiling.summary import LINE, NOTES, SPEEDUP, TIMES, break_even
 from sf.progress import progress
-from sf.provenance import write_json
 
 __all__ = ["Profiled", "figures", "profile", "write"]
 
@@ -170,9 +170,9 @@ def figures(found: Profiled) -> dict[str, float]:
 
 def write(found: Profiled, settings: Settings, folder: Path) -> None:
     """Tables as CSV (the tidy one as parquet too), `hardware.json` and pictures."""
-    from sf.report.profiles import latency_picture, memory_picture, parts_picture
-    from sf.report.style import save
-    from sf.report.tables import write_csv, write_parquet
+    from sf.plotting import save
+    from sf.profiling.pictures import latency_picture, memory_picture, parts_picture
+    from sf.tables import write_csv, write_parquet
 
     write_csv(found.table, folder / "tables" / "profile.csv")
     write_parquet(found.table, folder / "tables" / "profile.parquet")

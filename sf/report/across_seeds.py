@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from sf.plotting import figure, in_style, look, note, percent, save
 from sf.report.benchmark_tables import Cell
 from sf.report.curves import title
 from sf.report.matched import Array, Curve, both_curves, interpolated, interval, row_weights
 from sf.report.page import Picture, Section, Table
 from sf.report.results import Study
-from sf.report.style import figure, in_style, look, note, percent, save
-from sf.report.tables import write_csv
+from sf.tables import write_csv
 
 __all__ = ["across_seeds", "across_seeds_picture", "across_seeds_section"]
 

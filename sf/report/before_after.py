@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from sf.plotting import save
 from sf.report.benchmark_tables import NOT_MEASURED, Cell
 from sf.report.curves import curve_picture
 from sf.report.matched import Difference, at_fixed_p, at_matched_ratio, points_above
 from sf.report.page import Picture, Section, Table
 from sf.report.pictures import frontier_picture, layers_picture
 from sf.report.results import Result, Study
-from sf.report.style import save
-from sf.report.tables import write_csv
+from sf.tables import write_csv
 
 __all__ = ["before_after_sections"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from sf.plotting import save
 from sf.report.benchmark_tables import (
     AVERAGE,
     MEASURED,
@@ -23,8 +24,7 @@ from sf.report.gate import gate
 from sf.report.page import Picture, Section, Table
 from sf.report.pictures import benchmark_picture
 from sf.report.results import Study
-from sf.report.style import save
-from sf.report.tables import write_csv
+from sf.tables import write_csv
 
 __all__ = ["benchmark_sections"]
 

@@ -6,17 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sf.plotting import save
 from sf.report.across_seeds import across_seeds_section
 from sf.report.before_after import before_after_sections
 from sf.report.benchmark_sections import benchmark_sections
 from sf.report.benchmark_tables import Cell
 from sf.report.page import Page, Picture, Section, Table, write_page
 from sf.report.paired import paired_sections
-from sf.report.pictures import history_picture
 from sf.report.profile_sections import profile_sections
 from sf.report.results import Study
-from sf.report.style import save
 from sf.report.two_turn import two_turn_sections
+from sf.training.records import training_picture
 
 __all__ = ["build_report"]
 
@@ -71,7 +71,7 @@ def _training_sections(study: Study, folder: Path) -> list[Section]:
             fig = None
             if result is not None:
                 where = f"{model}, {objective}, run {result.run}"
-                fig = history_picture(result.history(), where)
+                fig = training_picture(result.history(), where)
             if fig is not None:
                 name = f"training_{model}_{objective}"
                 save(fig, folder / "figures", name)

@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from sf.report.style import figure, in_style, look, note, percent
+from sf.plotting import figure, in_style, look, note, percent
 
 __all__ = ["curve_picture", "layer_picture"]
 

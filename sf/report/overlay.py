@@ -24,8 +24,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from sf.errors import ConfigError
+from sf.plotting import figure, percent
 from sf.report.layers import group_names, layer_groups
-from sf.report.style import figure, percent
 
 __all__ = ["cell_pixels", "keep_rates", "kept_picture", "veiled"]
 
@@ -83,7 +83,7 @@ def kept_picture(
             evenly spaced, and says so.
 
     Returns:
-        A figure for `sf.report.style.save`, or `savefig`.
+        A figure for `sf.plotting.write_figure`.
 
     Raises:
         ConfigError: the number of frames is not T, or there is no layer.

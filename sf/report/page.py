@@ -11,8 +11,11 @@ import jinja2
 import pandas as pd
 import PIL.Image
 
+from sf.atomic_files import write_text
+from sf.escaping import encodable, printable
+from sf.escaping import markdown as escaped
 from sf.report.benchmark_tables import Cell
-from sf.report.tables import write_csv, write_text
+from sf.tables import write_csv
 
 SCREEN_PIXELS = 0.6  # of a picture's pixels (160 to the inch) a page shows at most
 
@@ -80,8 +83,8 @@ def write_page(page: Page, folder: Path) -> None:
     """
     for table in (table for section in page.sections for table in section.tables):
         write_csv(_frame(table), folder / "tables" / f"{table.name}.csv")
-    write_text(markdown(page), folder / "report.md")
-    write_text(html(page, folder), folder / "index.html")
+    write_text(folder / "report.md", markdown(page))
+    write_text(folder / "index.html", html(page, folder))
 
 
 def _plain(cell: Cell) -> str:
@@ -89,33 +92,33 @@ def _plain(cell: Cell) -> str:
 
 
 def _frame(table: Table) -> pd.DataFrame:
-    rows = [[_plain(cell) for cell in row] for row in table.rows]
-    return pd.DataFrame(rows, columns=list(table.header))
+    rows = [[encodable(_plain(cell)) for cell in row] for row in table.rows]
+    return pd.DataFrame(rows, columns=[encodable(title) for title in table.header])
 
 
 def markdown(page: Page) -> str:
     """The report as Markdown; pictures are linked relative to it."""
-    parts = [f"# {page.title}", *page.lead]
-    parts.append("\n".join(f"- [{s.title}](#{s.anchor})" for s in page.sections))
+    parts = [f"# {escaped(page.title)}", *map(escaped, page.lead)]
+    parts.append("\n".join(f"- [{escaped(s.title)}](#{s.anchor})" for s in page.sections))
     for section in page.sections:
-        parts.append(f"## {section.title}")
-        parts += [f"> **Note.** {note}" for note in section.notes]
-        parts += section.text
+        parts.append(f"## {escaped(section.title)}")
+        parts += [f"> **Note.** {escaped(note)}" for note in section.notes]
+        parts += map(escaped, section.text)
         for table in section.tables:
-            parts += [f"**{table.caption}**", _markdown_table(table)]
+            parts += [f"**{escaped(table.caption)}**", _markdown_table(table)]
         for picture in section.pictures:
-            parts.append(f"![{picture.caption}](figures/{picture.name}.png)")
-            parts.append(f"*{picture.caption}*")
+            caption = escaped(picture.caption)
+            parts += [f"![{caption}](figures/{picture.name}.png)", f"*{caption}*"]
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown_table(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(cells) + " |"
 
     rule = ["---" if at < table.keys else "---:" for at in range(len(table.header))]
-    rows = [[_plain(cell) for cell in row] for row in table.rows]
-    return "\n".join([line(table.header), line(rule), *(line(row) for row in rows)])
+    rows = [[escaped(_plain(cell)) for cell in row] for row in table.rows]
+    return "\n".join([line([*map(escaped, table.header)]), line(rule), *map(line, rows)])
 
 
 def html(page: Page, folder: Path) -> str:
@@ -142,4 +145,4 @@ def html(page: Page, folder: Path) -> str:
             return round(SCREEN_PIXELS * image.width)
 
     template = environment.get_template("page.html.jinja")
-    return template.render(page=page, embedded=embedded, width=width)
+    return printable(template.render(page=page, embedded=embedded, width=width))

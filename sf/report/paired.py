@@ -15,7 +15,7 @@ from sf.report.benchmark_tables import Cell
 from sf.report.gate import DENSE
 from sf.report.page import Section, Table
 from sf.report.results import Study
-from sf.report.tables import write_csv
+from sf.tables import write_csv
 
 __all__ = ["paired_lines", "paired_sections"]
 

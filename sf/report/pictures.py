@@ -1,26 +1,17 @@
-"""Pictures of a study: before and after training, training itself, the benchmarks."""
+"""Pictures of a study: before and after training, the benchmarks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sf.evaluation.benchmarks import Benchmark
+from sf.plotting import figure, in_style, look, note, percent
 from sf.report.curves import title
-from sf.report.style import figure, in_style, look, note, percent
 
-__all__ = ["benchmark_picture", "frontier_picture", "history_picture", "layers_picture"]
-
-FIGURES = (  # history name -> title, axis label
-    ("reward", "reward", "mean over rollouts"),
-    ("accuracy", "correct rollouts", "share (%)"),
-    ("token_ratio", "token ratio of the rollouts", "kept tokens (%)"),
-    ("kl", "distance to the dense reference", "KL (nats per token)"),
-)
-SHARES = ("accuracy", "token_ratio")
+__all__ = ["benchmark_picture", "frontier_picture", "layers_picture"]
 
 
 @in_style
@@ -122,36 +113,6 @@ def layers_picture(layers: Mapping[str, pd.DataFrame], p: float, where: str) -> 
     panel.legend(loc="best")
     note(fig, f"{where}; bars: 95 % intervals")
     return fig
-
-
-@in_style
-def history_picture(history: pd.DataFrame, where: str) -> Figure | None:
-    """Reward, accuracy, token ratio and KL over training steps; None without any of them."""
-    there = [entry for entry in FIGURES if entry[0] in history.columns]
-    if history.empty or not there:
-        return None
-    fig, axes = figure(11.0, 5.6, columns=2, rows=2)
-    window = max(1, len(history) // 20)
-    for panel, (name, heading, label) in zip(axes.flat, there, strict=False):
-        _trace(panel, history, name, window)
-        panel.set(title=heading.capitalize(), xlabel="training step", ylabel=label)
-        if name in SHARES:
-            percent(panel, "y")
-    for panel in list(axes.flat)[len(there) :]:
-        panel.set_axis_off()
-    smooth = f"; line: mean over {window} logged values" if window > 1 else ""
-    note(fig, where + smooth)
-    return fig
-
-
-def _trace(panel: Axes, history: pd.DataFrame, name: str, window: int) -> None:
-    values = history[["step", name]].dropna()
-    style = look("sparsity_forcing")
-    marker = style.marker if len(values) < 30 else ""
-    smooth = values[name].rolling(window, min_periods=1, center=True).mean()
-    if window > 1:
-        panel.plot(values["step"], values[name], color=style.colour, alpha=0.3, linewidth=0.8)
-    panel.plot(values["step"], smooth, color=style.colour, marker=marker, markersize=4)
 
 
 @in_style

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sf.errors import DataError
+from sf.history import history_table
 from sf.layout import FOLDERS, STAMP, TRAINED
 
 if TYPE_CHECKING:
@@ -64,15 +65,8 @@ class Result:
         return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
 
     def history(self) -> pd.DataFrame:
-        """Figures per step; a step that was logged again after a resumption counts once."""
-        import pandas as pd
-
-        path = self.folder / "history.jsonl"
-        if not path.is_file():
-            return pd.DataFrame(columns=["step"])
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        table = pd.DataFrame(lines).drop_duplicates("step", keep="last")
-        return table.sort_values("step", ignore_index=True)
+        """Figures per step (`sf.history.history_table`)."""
+        return history_table(self.folder)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from sf.data.manifest import read_manifest
 from sf.evaluation.answer import Answer, answer_rows
 from sf.evaluation.intervals import wilson
 from sf.models.load import load_model, load_processor
-from sf.report.tables import write_csv, write_parquet
+from sf.tables import write_csv, write_parquet
 
 if TYPE_CHECKING:
     from sf.stages.base import Parameters

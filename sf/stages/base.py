@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sf.atomic_files import write_json
 from sf.config import Answering, BaseModelSpec, Runtime, Vision
 
 if TYPE_CHECKING:
@@ -52,4 +52,4 @@ def run(p: Parameters, job: Job) -> None:
         from sf.models.fetch import fetch_checkpoint
 
         origin = fetch_checkpoint(p.source, p.family, job.out)
-    (job.out / "base.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+    write_json(job.out / "base.json", origin)

@@ -28,7 +28,7 @@ def run(p: Parameters, job: Job) -> None:
         DataError: real data are incomplete; everything that is missing is said at once.
     """
     from sf.evaluation.source import prepare_source, source_table
-    from sf.report.tables import write_csv
+    from sf.tables import write_csv
 
     source, rows = prepare_source(
         p.benchmark_source, p.benchmark_samples, p.seed, p.suites, job.out, job.state

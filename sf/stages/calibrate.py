@@ -46,13 +46,14 @@ def run(p: Parameters, job: Job) -> None:
     from sf.baselines import TRAINED, resolve
     from sf.baselines.selectors import Selection
     from sf.data.manifest import read_manifest
-    from sf.evaluation.answer import AnswerLog
+    from sf.evaluation.answer import Answer
     from sf.evaluation.curve import answers_at, curve_table, grid_with_dense, layer_table
+    from sf.evaluation.resumable_log import ResumableLog
     from sf.evaluation.two_turn import pairs_of, two_turn_answers, two_turn_table
     from sf.models import load_model, load_processor
+    from sf.plotting import save
     from sf.report.curves import curve_picture, layer_picture
-    from sf.report.style import save
-    from sf.report.tables import write_csv, write_parquet
+    from sf.tables import write_csv, write_parquet
 
     rows = read_manifest(p.data / f"{p.split}.parquet")
     model = load_model(p.checkpoint, dtype=p.dtype, device=p.device)
@@ -63,13 +64,13 @@ def run(p: Parameters, job: Job) -> None:
         "template": p.prompt_template,
         "cutoff": p.correctness_cutoff,
     }
-    log, grid = AnswerLog(job.state / "answers.jsonl"), grid_with_dense(p.calibrate_p)
+    log, grid = ResumableLog(Answer, job.state / "answers.jsonl"), grid_with_dense(p.calibrate_p)
     answers = answers_at(model, processor, rows, p, grid, log, **settings, method=p.method)
     # Whether the rest of a prompt is missed is asked of pruned caches only.
     own = resolve(model)
     pruned = isinstance(own, Selection) and p.method in (TRAINED, own.name)
     pairs = pairs_of(rows, p.two_turn_pairs if pruned else 0)
-    log = AnswerLog(job.state / "second.jsonl")
+    log = ResumableLog(Answer, job.state / "second.jsonl")
     second = two_turn_answers(model, processor, pairs, p, p.two_turn_p, log, **settings)
     curve, layers = curve_table(answers, p.seed), layer_table(answers, p.seed)
     write_parquet(answers, job.out / "tables" / "answers.parquet")

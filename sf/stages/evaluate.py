@@ -117,9 +117,10 @@ def run(p: Parameters, job: Job) -> None:
 def _match(p: Parameters, job: Job, lm: SparseChatModel) -> float:
     """The hyperparameter's value for `match_ratio`; its tables are written."""
     from sf.data.manifest import read_manifest
-    from sf.evaluation.answer import AnswerLog
+    from sf.evaluation.answer import Answer
     from sf.evaluation.match_token_ratio import match_method, match_table
-    from sf.report.tables import write_csv
+    from sf.evaluation.resumable_log import ResumableLog
+    from sf.tables import write_csv
 
     match, probes = match_method(
         lm.model,
@@ -128,7 +129,7 @@ def _match(p: Parameters, job: Job, lm: SparseChatModel) -> float:
         p,
         lm.method,
         p.match_ratio,
-        AnswerLog(job.state / "match.jsonl"),
+        ResumableLog(Answer, job.state / "match.jsonl"),
         tolerance=p.match_tolerance,
         batch=p.evaluate_batch,
         max_new_tokens=p.max_completion_tokens,

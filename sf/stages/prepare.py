@@ -63,7 +63,7 @@ def write_manifests(p: Parameters, out: Path) -> Prepared:
     from sf.data.collect import refuse_many, reject_table
     from sf.data.manifest import write_manifest
     from sf.data.split import Plan, split_rows
-    from sf.report.tables import write_csv, write_parquet
+    from sf.tables import write_csv, write_parquet
 
     plan = Plan(p.seed, p.calibration_share, p.heldout_share, p.calibration_rows, p.heldout_rows)
     selection = preparation.Selection(p.data_sources, p.sample_rows, p.seed)

@@ -37,9 +37,10 @@ def run(p: Parameters, job: Job) -> None:
     one and ends with the same weights.
     """
     from sf.data.manifest import read_manifest
-    from sf.report.style import save
+    from sf.history import history_table
+    from sf.plotting import save
     from sf.training.objectives import settled
-    from sf.training.records import history_table, training_picture
+    from sf.training.records import training_picture
     from sf.training.run import train
 
     figures = train(
@@ -54,6 +55,7 @@ def run(p: Parameters, job: Job) -> None:
     where = f"{p.model}, {p.objective}, seed {p.seed}"
     if rank():
         return
-    history = history_table(job.out / "history.jsonl")
-    save(training_picture(history, where), job.out / "figures", "training")
+    picture = training_picture(history_table(job.out), where)
+    if picture is not None:
+        save(picture, job.out / "figures", "training")
     job.tracker.summary({f"last_{name}": value for name, value in figures.items()})

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sf.atomic_files import write_text
 from sf.attention.trained import TrainedAttention
+from sf.escaping import markdown
 
 __all__ = ["usage_of", "write_card"]
 
@@ -48,7 +50,7 @@ def write_card(
         "pipeline_tag: image-text-to-text",
         "tags: [sparsity-forcing, token-sparsity]",
         "---",
-        f"# {title}",
+        f"# {markdown(title)}",
         "",
         f"Trained with {about}",
         usage,
@@ -62,7 +64,7 @@ def write_card(
         "",
         "| parameter | value |",
         "|---|---|",
-        *[f"| {name} | {value} |" for name, value in settings.items()],
+        *[f"| {markdown(name)} | {markdown(str(value))} |" for name, value in settings.items()],
         "",
     ]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    write_text(folder / "README.md", "\n".join(lines))

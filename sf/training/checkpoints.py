@@ -7,7 +7,6 @@ a folder without a whole seal is no checkpoint. The one before is kept until the
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import warnings
@@ -19,6 +18,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from sf.atomic_files import read_json, write_json
 from sf.errors import EnvironmentFault
 
 __all__ = ["PARTS", "SEAL", "SealCheckpoints", "check_disk", "last_sealed", "seal"]
@@ -43,18 +43,13 @@ def seal(folder: Path) -> None:
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
         digests[str(path.relative_to(folder))] = _digest(path)
-    partial = folder / (SEAL + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        json.dump(digests, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(folder / SEAL)
+    write_json(folder / SEAL, digests)
 
 
 def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        digests = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        digests = read_json(folder / SEAL)
     except (OSError, ValueError):
         return "was not finished"
     for name, digest in digests.items():
@@ -127,7 +122,7 @@ class SealCheckpoints(TrainerCallback):
 
     def restore(self, folder: Path) -> None:
         """Set the parts to what they were at a checkpoint."""
-        saved = json.loads((folder / PARTS).read_text(encoding="utf-8"))
+        saved = read_json(folder / PARTS)
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
 
@@ -138,5 +133,5 @@ class SealCheckpoints(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             content = {name: part.state_dict() for name, part in self.parts.items()}
-            (folder / PARTS).write_text(json.dumps(content), encoding="utf-8")
+            write_json(folder / PARTS, content)
             seal(folder)

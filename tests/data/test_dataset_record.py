@@ -9,7 +9,7 @@ import pytest
 
 from sf.data.dataset_record import write_dataset_record
 from sf.data.manifest import Row
-from sf.tracking import _log_dataset
+from sf.mlflow_runs import _log_dataset
 
 
 def splits() -> dict[str, list[Row]]:

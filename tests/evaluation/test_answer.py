@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from sf.config import Vision
 from sf.data.manifest import Row
 from sf.data.rewards import correctness
 from sf.errors import ConfigError
-from sf.evaluation.answer import Answer, AnswerLog, answer_rows, batches
+from sf.evaluation.answer import answer_rows, batches
 from sf.mini.scenes import render, sample_clip, sample_scene, write_video
 from sf.models import load_model, load_processor
 
@@ -121,35 +120,3 @@ def test_batches_hold_one_media_type_and_every_row_once(rows: list[Row]) -> None
     assert max(map(len, parts)) == 2
     with pytest.raises(ConfigError, match="batch"):
         batches(rows, 0)
-
-
-def answer(row_id: str, reply: str = "ja") -> Answer:
-    return Answer(row_id, "image", "OCR", reply, 1.0, 0.5, (0.4, 0.6), 90, 0.1)
-
-
-def test_a_log_gives_back_what_was_added(tmp_path: Path) -> None:
-    AnswerLog(tmp_path / "deep" / "a.jsonl").add("p=0.5", [answer("1"), answer("2", "né\n")])
-    log = AnswerLog(tmp_path / "deep" / "a.jsonl")
-    assert log.get("p=0.5", "2") == answer("2", "né\n")
-    assert log.get("p=0.9", "1") is None
-
-
-@pytest.mark.parametrize("cut", [1, 30, 150])
-def test_a_log_that_a_kill_cut_short_loses_only_its_last_line(tmp_path: Path, cut: int) -> None:
-    path = tmp_path / "a.jsonl"
-    AnswerLog(path).add("k", [answer("1"), answer("2")])
-    path.write_bytes(path.read_bytes()[:-cut])
-    log = AnswerLog(path)
-    assert log.get("k", "1") == answer("1")
-    assert log.get("k", "2") is None
-    log.add("k", [answer("2")])
-    assert AnswerLog(path).get("k", "2") == answer("2")
-    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["1", "2"]
-
-
-def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    AnswerLog(path).add("k", [answer("1"), answer("2")])
-    path.write_text(path.read_text().replace('"id": "1"', '"id": '))
-    with pytest.raises(ConfigError, match="line 1"):
-        AnswerLog(path)

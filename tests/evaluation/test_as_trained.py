@@ -19,10 +19,11 @@ from sf.baselines import build
 from sf.config import Vision
 from sf.data.manifest import Row
 from sf.errors import UnsupportedModelError
-from sf.evaluation.answer import AnswerLog
+from sf.evaluation.answer import Answer
 from sf.evaluation.curve import answers_at
 from sf.evaluation.match_token_ratio import match_method
 from sf.evaluation.model import SparseChatModel
+from sf.evaluation.resumable_log import ResumableLog
 from sf.evaluation.two_turn import ARMS, pairs_of, two_turn_answers
 from sf.mini.scenes import render, sample_scene
 from sf.models import load_model, load_processor
@@ -97,7 +98,7 @@ def test_curve(
 ) -> None:
     given: tuple[Any, ...] = (*loaded, rows[:1], VISION)
     table = answers_at(
-        *given, [0.4, 0.98, 1.0], AnswerLog(tmp_path / "a"), batch=1, max_new_tokens=2
+        *given, [0.4, 0.98, 1.0], ResumableLog(Answer, tmp_path / "a"), batch=1, max_new_tokens=2
     )
     ratios = table.groupby("p")["token_ratio"].mean()
     assert ratios[1.0] == pytest.approx(1)
@@ -113,7 +114,12 @@ def test_curve(
     if record.method == "moba":
         with pytest.raises(UnsupportedModelError, match="trained with moba"):
             answers_at(
-                *given, [0.4], AnswerLog(tmp_path / "b"), batch=1, max_new_tokens=2, method="zipvl"
+                *given,
+                [0.4],
+                ResumableLog(Answer, tmp_path / "b"),
+                batch=1,
+                max_new_tokens=2,
+                method="zipvl",
             )
 
 
@@ -128,7 +134,7 @@ def test_match(
     loaded: tuple[Any, Any], rows: list[Row], record: TrainedAttention, tmp_path: Path
 ) -> None:
     match, probes = match_method(
-        *loaded, rows[:1], VISION, record.method, 0.5, AnswerLog(tmp_path / "m"),
+        *loaded, rows[:1], VISION, record.method, 0.5, ResumableLog(Answer, tmp_path / "m"),
         tolerance=0.3, batch=1, max_new_tokens=1,
     )  # fmt: skip
     assert set(probes["method"]) == {record.method}
@@ -136,7 +142,7 @@ def test_match(
     if record.method == "moba":
         with pytest.raises(UnsupportedModelError, match="trained with moba"):
             match_method(
-                *loaded, rows[:1], VISION, "zipvl", 0.5, AnswerLog(tmp_path / "z"),
+                *loaded, rows[:1], VISION, "zipvl", 0.5, ResumableLog(Answer, tmp_path / "z"),
                 tolerance=0.3, batch=1, max_new_tokens=1,
             )  # fmt: skip
 
@@ -145,7 +151,7 @@ def test_second_questions(
     loaded: tuple[Any, Any], rows: list[Row], record: TrainedAttention, tmp_path: Path
 ) -> None:
     def answers(p: float) -> pd.DataFrame:
-        log = AnswerLog(tmp_path / f"{p}.jsonl")
+        log = ResumableLog(Answer, tmp_path / f"{p}.jsonl")
         return two_turn_answers(
             *loaded, pairs_of(rows, 1), VISION, [p], log, batch=1, max_new_tokens=2
         )

@@ -14,7 +14,7 @@ from scripted import BOUNDS
 from sf.errors import ConfigError, UnsupportedModelError
 from sf.evaluation.benchmarks import column
 from sf.evaluation.model import SparseChatModel
-from sf.evaluation.records import RecordLog
+from sf.evaluation.records import record_log
 from sf.evaluation.registry import MODEL_NAME
 from sf.evaluation.run import evaluate_columns
 
@@ -188,17 +188,17 @@ def test_a_record_answers_only_the_same_question(
     assert {record.new_tokens for record in lm.answered("mmstar")} != {
         record.new_tokens for record in first.values()
     }
-    assert RecordLog(tmp_path / "records").count == 2 * len(first)
+    assert len(record_log(tmp_path / "records")) == 2 * len(first)
 
 
 def test_processes_write_files_of_their_own(tmp_path: Path) -> None:
     from sf.evaluation.records import Record
 
-    logs = [RecordLog(tmp_path, rank) for rank in (0, 1)]
+    logs = [record_log(tmp_path, rank) for rank in (0, 1)]
     for rank, log in enumerate(logs):
-        log.add([Record("mme", rank, "s", "Yes", 1.0, (1.0,), 9, 2, 8, 0.1, 1)])
+        log.add({("mme", rank, "s"): Record("mme", rank, "s", "Yes", 1.0, (1.0,), 9, 2, 8, 0.1, 1)})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rank0.jsonl", "rank1.jsonl"]
-    assert RecordLog(tmp_path).count == 2
+    assert len(record_log(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from sf.baselines import resolve_point
 from sf.config import Vision
 from sf.data.manifest import Row
 from sf.errors import ConfigError
-from sf.evaluation.answer import AnswerLog
+from sf.evaluation.answer import Answer
 from sf.evaluation.curve import answers_at, curve_table, grid_with_dense, layer_table
 from sf.evaluation.intervals import bootstrap_mean, bootstrap_median, wilson
+from sf.evaluation.resumable_log import ResumableLog
 from sf.mini.scenes import render, sample_scene
 from sf.models import load_model, load_processor
 
@@ -46,7 +47,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
 def measure(checkpoint: Path, rows: list[Row], log: Path) -> pd.DataFrame:
     model, processor = load_model(checkpoint), load_processor(checkpoint)
     return answers_at(
-        model, processor, rows, VISION, GRID, AnswerLog(log), batch=2, max_new_tokens=3
+        model, processor, rows, VISION, GRID, ResumableLog(Answer, log), batch=2, max_new_tokens=3
     )
 
 
@@ -156,7 +157,12 @@ def test_a_curve_of_another_method_with_a_threshold(
     given: tuple[Any, ...] = (model, processor, rows[:2], VISION)
     found = {
         name: answers_at(
-            *given, [0.9, 1.0], AnswerLog(tmp_path / name), batch=2, max_new_tokens=3, method=name
+            *given,
+            [0.9, 1.0],
+            ResumableLog(Answer, tmp_path / name),
+            batch=2,
+            max_new_tokens=3,
+            method=name,
         )
         for name in ("zipvl", "temperature")
     }

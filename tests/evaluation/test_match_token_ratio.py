@@ -15,8 +15,9 @@ from sf.baselines import Hyperparameter
 from sf.config import Vision
 from sf.data.manifest import Row
 from sf.errors import ConfigError
-from sf.evaluation.answer import AnswerLog, answer_rows
+from sf.evaluation.answer import Answer, answer_rows
 from sf.evaluation.match_token_ratio import MOST, find_value, match_method, match_table
+from sf.evaluation.resumable_log import ResumableLog
 from sf.mini.scenes import render, sample_scene
 from sf.models import load_model, load_processor
 from sf.selection import TopP
@@ -130,7 +131,7 @@ def test_methods_are_matched_on_a_model_and_a_kill_costs_nothing(
             VISION,
             method,
             0.8,
-            AnswerLog(log),
+            ResumableLog(Answer, log),
             tolerance=0.02,
             batch=4,
             max_new_tokens=2,
@@ -158,7 +159,7 @@ def test_a_floor_is_noticed(checkpoints: dict[str, Path], rows: list[Row], tmp_p
     """FastV's first two of three layers are dense."""
     path = checkpoints["qwen2_5_vl"]
     settings: dict[str, Any] = {"tolerance": 0.02, "batch": 4, "max_new_tokens": 1}
-    log = AnswerLog(tmp_path / "log")
+    log = ResumableLog(Answer, tmp_path / "log")
     model, processor = load_model(path), load_processor(path)
     match, probes = match_method(model, processor, rows, VISION, "fastv", 0.5, log, **settings)
     assert not match.reached
@@ -172,4 +173,13 @@ def test_a_method_without_a_hyperparameter_cannot_be_matched(
 ) -> None:
     settings: dict[str, Any] = {"tolerance": 0.01, "batch": 1, "max_new_tokens": 1}
     with pytest.raises(ConfigError, match="no hyperparameter"):
-        match_method(None, None, rows, VISION, "full", 0.5, AnswerLog(tmp_path / "log"), **settings)
+        match_method(
+            None,
+            None,
+            rows,
+            VISION,
+            "full",
+            0.5,
+            ResumableLog(Answer, tmp_path / "log"),
+            **settings,
+        )

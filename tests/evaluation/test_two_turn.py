@@ -17,13 +17,14 @@ from sf.config import Vision
 from sf.data.manifest import Row
 from sf.data.vision import encode
 from sf.errors import UnsupportedModelError
-from sf.evaluation.answer import AnswerLog
+from sf.evaluation.answer import Answer
 from sf.evaluation.intervals import bootstrap_clusters, bootstrap_mean
+from sf.evaluation.resumable_log import ResumableLog
 from sf.evaluation.two_turn import ARMS, _talk, pairs_of, two_turn_answers, two_turn_table
 from sf.evaluation.two_turn_decoding import cut, greedy, more_of, positions_of
 from sf.mini.scenes import render, sample_clip, sample_scene, write_video
 from sf.models import load_model, load_processor
-from sf.report.tables import write_csv, write_parquet
+from sf.tables import write_csv, write_parquet
 
 VISION = Vision(**BOUNDS)  # type: ignore[arg-type]
 TOKENS = 5
@@ -70,7 +71,7 @@ def _answers(loaded: Any, rows: list[Row], log: Path, batch: int = 8) -> pd.Data
         pairs_of(rows, 9),
         VISION,
         [0.6, 1.0],
-        AnswerLog(log),
+        ResumableLog(Answer, log),
         batch=batch,
         max_new_tokens=TOKENS,
     )

@@ -16,6 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from sf import provenance
+from sf.atomic_files import write_json
 from sf.config import read_yaml
 from sf.layout import STAMP
 from sf.training.checkpoints import SEAL
@@ -72,7 +73,7 @@ def study(folder: Path, given: dict[str, Any]) -> Path:
         piece.save_pretrained(base)
     write_manifest(data / "train.parquet", rows, folder / "media")
     for part in (base, data):
-        provenance.write_json(part / STAMP, {"files": provenance.file_digests(part)})
+        write_json(part / STAMP, {"files": provenance.file_digests(part)})
     with (folder / "params.yaml").open("w") as stream:
         YAML().dump(given, stream)
     return folder

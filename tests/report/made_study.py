@@ -15,7 +15,7 @@ from sf.profiling.roofline import ROOFLINE, Ceilings, Work, roofline_lines
 from sf.profiling.summary import LINE, NOTES, SPEEDUP, speedups, tidy
 from sf.profiling.timing import Run
 from sf.report.results import Study
-from sf.report.tables import write_csv, write_parquet
+from sf.tables import write_csv, write_parquet
 
 MODEL = "tiny"
 GRID = (0.5, 0.9, 0.975, 1.0)

@@ -21,7 +21,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a made study."""
     root, folder = tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("report")
     study = made_study.write_study(root)
-    from sf.report.style import figure, save
+    from sf.plotting import figure, save
 
     for name in ("latency", "memory", "parts"):
         save(figure(2, 1)[0], root / "profile/tiny/figures", name)
@@ -109,7 +109,7 @@ def test_text_is_escaped(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in shown
     assert 'href="#one-two"' in shown
     assert "| k | v\\|w |" in markdown(page)
-    assert "| <script> | 1 (0 to 2) |" in markdown(page)
+    assert "| &lt;script&gt; | 1 (0 to 2) |" in markdown(page)
 
 
 def test_the_stage_reads_what_is_finished_and_nothing_else(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from sf.report.benchmark_tables import lines, measured
 from sf.report.equal_cost import equal_cost_sections
-from sf.report.tables import write_csv
+from sf.tables import write_csv
 
 
 def test_matched_methods_stand_beside_their_averages(tmp_path: Path) -> None:

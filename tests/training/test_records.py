@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from sf.training.records import SampleTable, history_table, training_picture
+import pandas as pd
 
-
-def test_repeated_steps_count_once(tmp_path: Path) -> None:
-    path = tmp_path / "history.jsonl"
-    lines = [{"step": 5, "kl": 1.0}, {"step": 10, "kl": 2.0}, {"step": 10, "kl": 3.0}]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    table = history_table(path)
-    assert list(table["step"]) == [5, 10]
-    assert list(table["kl"]) == [1.0, 3.0]
+from sf.escaping import printable
+from sf.history import append_step, history_table
+from sf.training.records import SampleTable, training_picture
 
 
 def test_samples_behind_the_checkpoint_are_written_again(tmp_path: Path) -> None:
@@ -30,11 +24,31 @@ def test_samples_behind_the_checkpoint_are_written_again(tmp_path: Path) -> None
     ]  # fmt: skip
 
 
+HOSTILE = ("a\rb", "a\r\nb", "nul \0", "\x1b[31m", "\ud83d", "\u2028", '"', "007", "NA", "", " x")
+
+
+def test_any_answer_survives_a_resumption(tmp_path: Path) -> None:
+    path = tmp_path / "completions.csv"
+    answers = [
+        {"id": str(at), "correct": 0.123456789, "completion": text}
+        for at, text in enumerate(HOSTILE)
+    ]
+    SampleTable(path).add(1, answers)
+    before = path.read_bytes()
+    again = SampleTable(path, done=1)
+    again.add(2, [{"id": "new", "correct": 1.0, "completion": "b\r"}])
+    assert path.read_bytes() == before + b"2,new,1.0,b\\r\n"
+    table = pd.read_csv(path, keep_default_na=False, dtype=str)
+    assert table["completion"].tolist() == [*map(printable, HOSTILE), "b\\r"]
+    assert table["step"].tolist() == ["1"] * len(HOSTILE) + ["2"]
+
+
 def test_picture_shows_what_was_logged(tmp_path: Path) -> None:
-    path = tmp_path / "history.jsonl"
-    line = {"accuracy": 0.5, "token_ratio": 0.6, "token_ratio_layer/0": 0.7, "kl": 0.1}
-    path.write_text("".join(json.dumps({"step": s, **line}) + "\n" for s in (1, 2)))
-    figure = training_picture(history_table(path), "tiny")
+    for step in (1, 2):
+        values = {"accuracy": 0.5, "token_ratio": 0.6, "token_ratio_layer/0": 0.7, "kl": 0.1}
+        append_step(tmp_path, step, values)
+    figure = training_picture(history_table(tmp_path), "tiny")
+    assert figure is not None
     lines = [line.get_label() for axes in figure.axes for line in axes.get_lines()]
     assert {"accuracy", "token ratio", "kl"} <= set(lines)
     assert len(lines) == 4

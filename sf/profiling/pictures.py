@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from sf.plotting import figure, in_style, look, note, rows_figure
 from sf.profiling.summary import PROCESSOR, break_even
-from sf.report.style import figure, in_style, look, note, rows_figure
 
 __all__ = ["latency_picture", "memory_picture", "parts_picture"]
 

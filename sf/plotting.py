@@ -1,4 +1,4 @@
-"""How every picture of a study looks, and how it is written.
+"""How every figure of a study looks, and how it is written.
 
 Colours are Okabe and Ito's, told apart by colour-blind readers; each system also has a marker and
 a line of its own, so that a picture survives grey printing.
@@ -6,19 +6,33 @@ a line of its own, so that a picture survives grey printing.
 
 from __future__ import annotations
 
-import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.category import StrCategoryFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter
 
-__all__ = ["SYSTEMS", "Look", "figure", "in_style", "look", "note", "rows_figure", "save"]
+from sf.atomic_files import replacing
+from sf.escaping import printable
+
+__all__ = [
+    "SYSTEMS",
+    "Look",
+    "figure",
+    "in_style",
+    "look",
+    "note",
+    "rows_figure",
+    "save",
+    "write_figure",
+]
 
 GRID = "#d9d9d9"
 INK = "#222222"
@@ -45,6 +59,7 @@ SETTINGS: Any = {
     "savefig.dpi": 160,
     "svg.fonttype": "path",
     "svg.hashsalt": "sf",
+    "text.parse_math": False,  # a dollar sign in a name begins no formula
 }
 
 
@@ -131,16 +146,44 @@ def percent(axes: Axes, axis: str) -> None:
 
 
 def save(fig: Figure, folder: Path, name: str) -> None:
-    """Write a figure as PNG and SVG, each beside its place first, then renamed.
+    """Write a figure as PNG and SVG, each file at once.
 
     Args:
         fig: the figure.
         folder: made when it is not there.
         name: file name without suffix.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(SETTINGS):
-        for kind, metadata in (("png", {}), ("svg", {"Date": None})):
-            part = folder / f".{name}.{kind}.part"
-            fig.savefig(part, format=kind, metadata=metadata, facecolor="white")
-            os.replace(part, folder / f"{name}.{kind}")
+    for kind in ("png", "svg"):
+        write_figure(fig, folder / f"{name}.{kind}")
+
+
+def write_figure(fig: Figure, path: Path) -> None:
+    """Write a figure in the format of its suffix (PNG without one).
+
+    Texts are drawn as they are: control characters as escapes, dollar signs without a formula.
+    """
+    kind = path.suffix.removeprefix(".").lower() or "png"
+    metadata = {"Date": None} if kind == "svg" else {}
+    with mpl.rc_context(SETTINGS), replacing(path) as part:
+        _plain_texts(fig)
+        fig.savefig(part, format=kind, metadata=metadata, facecolor="white")
+
+
+def _plain_texts(fig: Figure) -> None:
+    for text in fig.findobj(Text):
+        text.set_parse_math(False)
+        text.set_text(_drawable(text.get_text()))
+    for axes in fig.findobj(Axes):
+        for axis in (axes.xaxis, axes.yaxis):
+            named = axis.get_major_formatter()
+            if isinstance(named, FixedFormatter | FuncFormatter | StrCategoryFormatter):
+                axis.set_major_formatter(FuncFormatter(_printable_labels(named)))
+
+
+def _printable_labels(named: Formatter) -> Callable[[float, int | None], str]:
+    return lambda value, position: _drawable(named(value, position))
+
+
+def _drawable(text: str) -> str:
+    """Printable text without tabs, for which fonts have no glyph."""
+    return printable(text).replace("\t", "    ")

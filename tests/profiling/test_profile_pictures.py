@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from sf.profiling.pictures import _length, latency_picture, memory_picture, parts_picture
 from sf.profiling.summary import not_fitting, speedups, tidy
 from sf.profiling.timing import Run
-from sf.report.profiles import _length, latency_picture, memory_picture, parts_picture
 
 NOTES = {"weights": "random", "ratio_set_by": "top-k 0.25", "note": "made", "dense": "flash-attn 2"}
 

@@ -1,0 +1,46 @@
+"""Secrets of the environment, kept out of every message and file of ours."""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import unquote
+
+__all__ = ["redact", "without_credentials"]
+
+_MASK = "***"
+_SHORTEST = 4  # a shorter value is no secret, and would mask parts of ordinary words
+_SECRET_NAMES = re.compile(r"TOKEN|PASSW|SECRET|API_?KEY|ACCESS_KEY|CREDENTIAL|PRIVATE_KEY", re.I)
+_NO_SECRETS = re.compile(r"TOKENIZERS_|_TIMEOUT|_PATH$|_FILE$|_DIR$|PARALLELISM", re.I)
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s'\"<>]*@")
+_QUERY = re.compile(
+    r"([?&;][^=&\s]*(?:token|passw|secret|key|credential)[^=&\s]*=)[^&\s'\"]+", re.I
+)
+
+
+def redact(text: str) -> str:
+    """Text without the secrets of the environment and without credentials in URLs.
+
+    Masked are user and password of every URL, parameters of a URL such as `token=`, and the values
+    of environment variables whose names tell of a token, a password, a secret or a key.
+    """
+    text = without_credentials(text)
+    for secret in sorted(_secrets(), key=len, reverse=True):
+        text = text.replace(secret, _MASK)
+    return text
+
+
+def without_credentials(text: str) -> str:
+    """Text whose URLs have neither user and password nor secret parameters."""
+    return _QUERY.sub(rf"\1{_MASK}", _CREDENTIALS.sub(f"{_MASK}@", text))
+
+
+def _secrets() -> set[str]:
+    values = set()
+    for name, value in os.environ.items():
+        if _SECRET_NAMES.search(name) and not _NO_SECRETS.search(name):
+            values.add(value)
+        for credentials in _CREDENTIALS.findall(value):
+            password = credentials.removesuffix("@").partition(":")[2]
+            values |= {password, unquote(password)}
+    return {value for value in values if len(value) >= _SHORTEST}

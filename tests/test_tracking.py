@@ -1,0 +1,434 @@
+"""MLflow: nothing is lost, nothing is logged twice, nothing that it raises ends a stage."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from pydantic import BaseModel
+
+from sf import mlflow_store, tracking
+from sf.atomic_files import write_json
+from sf.history import append_step, read_history
+from sf.mlflow_store import EXPERIMENT, client_of_store, finished_runs, store_name
+from sf.tables import write_csv
+from sf.tracking import Tracker, log_all
+
+
+class Values(BaseModel):
+    """Parameters of a stage."""
+
+
+IDENTITY: dict[str, Any] = {
+    "stage": "calibrate",
+    "key": "key-1",
+    "parameters": {
+        "seed": 7,
+        "output": "results/test/calibrate/tiny",
+        "vision": {"video_fps": 2.0},
+        "title": "a\rb",
+    },
+    "parameter_hash": "parameters-1",
+    "code_hash": "code-1",
+    "commit": "0123456789",
+    "dirty": True,
+    "inputs": {"results/test/base": "digest"},
+    "versions": {"torch": "2.11"},
+    "hardware": {"cpu": "made"},
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the default store."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def finished(name: str = "tiny", key: str = "key-1", **values: Any) -> Path:
+    """The work folder of a finished result with a history, a table and a summary."""
+    output = Path("results/test/calibrate", name)
+    work = output.parent / f".{name}.work"
+    record = {**IDENTITY, "key": key, "study": "test", **values}
+    write_json(output / "stage.json", record)
+    write_json(work / "record.json", record)
+    for step, loss in ((1, 0.5), (2, math.nan), (3, 0.25)):
+        append_step(output, step, {"loss": loss, "odd name (%)": float(step)})
+    write_json(output / "metrics.json", {"accuracy": 0.75, "bad": math.nan})
+    write_csv(pd.DataFrame({"text": ["<b>", "$x$"], "n": [1, 2]}), output / "tables/t.csv")
+    return work
+
+
+def runs(**tags: str) -> list[Any]:
+    client = client_of_store()
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    every = client.search_runs([experiment.experiment_id])
+    return [run for run in every if all(run.data.tags.get(k) == v for k, v in tags.items())]
+
+
+def the_run() -> Any:
+    (run,) = runs(**{"sf.stage": "calibrate"})
+    return run
+
+
+def steps(run: Any, name: str) -> list[tuple[int, float]]:
+    history = client_of_store().get_metric_history(run.info.run_id, name)
+    return sorted((metric.step, metric.value) for metric in history)
+
+
+def test_a_run_says_all_that_its_result_came_from(place: Path) -> None:
+    finished()
+    assert log_all(Path("results")) == 1
+    run = the_run()
+    (parent,) = runs(**{"sf.parent": "true"})
+    tags = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.user")}
+    assert tags == {
+        "mlflow.runName": "calibrate tiny",
+        "mlflow.parentRunId": parent.info.run_id,
+        "mlflow.source.name": "sf run calibrate",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": "0123456789",
+        "mlflow.loggedArtifacts": '[{"path": "tables/t.json", "type": "table"}]',
+        "sf.study": "test",
+        "sf.stage": "calibrate",
+        "sf.key": "key-1",
+        "sf.parameter_hash": "parameters-1",
+        "sf.code_hash": "code-1",
+        "sf.commit": "0123456789",
+        "sf.dirty": "True",
+        "sf.seed": "7",
+        "sf.inputs": '{"results/test/base": "digest"}',
+        "sf.versions": '{"torch": "2.11"}',
+        "sf.hardware": '{"cpu": "made"}',
+    }
+    assert parent.data.tags["sf.study"] == "test"
+    assert "index.html" in parent.data.tags["mlflow.note.content"]
+    assert run.data.params == {
+        "seed": "7",
+        "output": "results/test/calibrate/tiny",
+        "vision.video_fps": "2.0",
+        "title": "a\\rb",
+    }
+    assert run.info.status == parent.info.status == "FINISHED"
+    assert steps(run, "loss") == [(1, 0.5), (3, 0.25)]  # what is no number stays in the file
+    assert math.isnan(read_history(Path("results/test/calibrate/tiny"))[2]["loss"])
+    assert steps(run, "odd name ___") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert run.data.metrics["accuracy"] == 0.75
+    assert "bad" not in run.data.metrics
+
+
+def test_a_result_that_is_logged_twice_is_there_once(place: Path) -> None:
+    work = finished()
+    log_all(Path("results"))
+    note = json.loads((work / "mlflow.json").read_text())
+    del note["logged"]  # killed after the last transfer
+    write_json(work / "mlflow.json", note)
+    assert log_all(Path("results")) == 1
+    run = the_run()
+    assert steps(run, "loss") == [(1, 0.5), (3, 0.25)]
+    assert steps(run, "accuracy") == [(0, 0.75)]
+    table = client_of_store().load_table(experiment_id(), "tables/t.json")
+    assert table["text"].tolist() == ["<b>", "$x$"]
+    shown = artifact(run, "tables/t.html").read_text()
+    assert shown.count("<tr>") == 2
+    assert "&lt;b&gt;" in shown
+    assert log_all(Path("results")) == 0
+
+
+def experiment_id() -> str:
+    return str(client_of_store().get_experiment_by_name(EXPERIMENT).experiment_id)
+
+
+def artifact(run: Any, name: str) -> Path:
+    return Path(client_of_store().download_artifacts(run.info.run_id, name))
+
+
+def test_figures_that_were_not_sent_are_sent_at_the_end(place: Path) -> None:
+    """A killed call loses what waited; the history holds it."""
+    work = finished()
+    tracker = Tracker.start("calibrate", Values(), IDENTITY, work, "test")
+    tracking.log_metrics(client_of_store(), tracker.run_id or "", [(1, {"loss": 0.5})])
+    assert log_all(Path("results")) == 1
+    assert steps(the_run(), "loss") == [(1, 0.5), (3, 0.25)]
+
+
+def job(place: Path) -> Path:
+    work = place / "results/test/calibrate/.tiny.work"
+    (work / "out").mkdir(parents=True)
+    return work
+
+
+def test_what_waits_is_sent_when_a_job_ends(place: Path) -> None:
+    work = job(place)
+    with Tracker.start("calibrate", Values(), IDENTITY, work, "test") as tracker:
+        for step in range(3):
+            tracker.log(step, {"loss": 1.0 / (step + 1)})
+        assert steps(the_run(), "loss") == []
+    assert steps(the_run(), "loss") == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+
+
+def test_a_killed_job_goes_on_in_its_run_and_a_failed_one_says_so(place: Path) -> None:
+    work = job(place)
+
+    def fails() -> None:
+        with Tracker.start("calibrate", Values(), IDENTITY, work, "test"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fails()
+    first = the_run()
+    assert first.info.status == "FAILED"
+    with Tracker.start("calibrate", Values(), IDENTITY, work, "test") as tracker:
+        assert tracker.run_id == first.info.run_id
+        assert the_run().info.status == "RUNNING"
+
+
+def test_seconds_of_killed_calls_count(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, now = job(place), [100.0]
+    monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
+    first = Tracker(work, _began=now[0], _sent=now[0])
+    now[0] += 5.0
+    first.log(1, {"loss": 1.0})  # then it is killed
+    second = Tracker(work, _began=now[0], _sent=now[0])
+    now[0] += 2.5
+    assert second.seconds() == pytest.approx(7.5)
+    now[0] += 1.0
+    assert second.seconds() == pytest.approx(8.5)
+
+
+@pytest.mark.parametrize("content", ["", "12.", "1e", "\0\0\0", "nan", "-3", "3.5\n7"])
+def test_a_torn_seconds_file_ends_nothing(place: Path, content: str) -> None:
+    work = job(place)
+    (work / "seconds").write_text(content)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert Tracker(work).seconds() < 13
+    assert content == "12." or "seconds holds no time" in str(told[0].message)
+
+
+def test_half_a_line_of_history_ends_nothing(place: Path) -> None:
+    work = job(place)
+    (work / "out/history.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    Tracker(work).log(2, {"loss": 0.5})
+    assert read_history(work / "out") == {1: {"loss": 1.0}, 2: {"loss": 0.5}}
+
+
+def test_another_store_is_filled(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished()
+    assert log_all(Path("results")) == 1
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}/other.db")
+    assert log_all(Path("results")) == 1
+    assert steps(the_run(), "loss") == [(1, 0.5), (3, 0.25)]
+    assert log_all(Path("results")) == 0
+
+
+def test_a_deleted_store_is_filled_again(place: Path) -> None:
+    finished()
+    finished("other", "key-2")
+    assert log_all(Path("results")) == 2
+    (place / "mlflow.db").unlink()
+    assert log_all(Path("results")) == 2
+    assert log_all(Path("results")) == 0
+    assert len(runs(**{"sf.stage": "calibrate"})) == 2
+
+
+def test_a_deleted_run_is_made_again(place: Path) -> None:
+    finished()
+    finished("other", "key-2")
+    log_all(Path("results"))
+    gone = runs(**{"sf.key": "key-1"})[0].info.run_id
+    client_of_store().delete_run(gone)
+    assert log_all(Path("results")) == 1
+    assert runs(**{"sf.key": "key-1"})[0].info.run_id != gone
+    assert log_all(Path("results")) == 0
+
+
+def test_a_deleted_parent_is_made_again(place: Path) -> None:
+    finished()
+    log_all(Path("results"))
+    client_of_store().delete_run(runs(**{"sf.parent": "true"})[0].info.run_id)
+    finished("other", "key-2")
+    assert log_all(Path("results")) == 1
+    assert len(runs(**{"sf.parent": "true"})) == 1
+
+
+def test_a_deleted_experiment_is_there_again(place: Path) -> None:
+    finished()
+    log_all(Path("results"))
+    client_of_store().delete_experiment(experiment_id())
+    finished("other", "key-2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert log_all(Path("results")) >= 1
+        log_all(Path("results"))
+    assert {run.data.tags["sf.key"] for run in runs(**{"sf.stage": "calibrate"})} == {
+        "key-1",
+        "key-2",
+    }
+    assert log_all(Path("results")) == 0
+
+
+def test_a_run_that_is_deleted_while_its_job_runs_is_made_again(place: Path) -> None:
+    work = job(place)
+    with Tracker.start("calibrate", Values(), IDENTITY, work, "test") as tracker:
+        client_of_store().delete_run(tracker.run_id)
+        tracker.log(1, {"loss": 0.5})
+        with pytest.warns(UserWarning, match="did not take figures"):
+            tracker._send_waiting()
+        tracker.log(3, {"loss": 0.25})  # said once, not with every transfer
+    finished()
+    assert log_all(Path("results")) == 1
+    assert steps(the_run(), "loss") == [(1, 0.5), (3, 0.25)]
+
+
+def test_a_damaged_note_is_a_result_that_is_not_logged(place: Path) -> None:
+    work = finished()
+    log_all(Path("results"))
+    (work / "mlflow.json").write_text('{"run')
+    with pytest.warns(UserWarning, match=r"mlflow\.json holds no JSON"):
+        assert log_all(Path("results")) == 1
+
+
+def test_one_damaged_record_does_not_hold_up_the_others(place: Path) -> None:
+    for name, content in (("a", ""), ("b", "{}")):
+        (finished(name) / "record.json").write_text(content)
+    finished("c", "key-3")
+    with pytest.warns(UserWarning, match="did not take the result"):
+        assert log_all(Path("results")) == 1
+
+
+@pytest.mark.parametrize("fault", ["alembic", "sqlalchemy", "import", "key"])
+def test_nothing_that_mlflow_raises_ends_a_stage(
+    place: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    from alembic.util.exc import CommandError
+    from sqlalchemy.exc import OperationalError
+
+    errors = {
+        "alembic": CommandError("Can't locate revision identified by '1bd49d398cd23'"),
+        "sqlalchemy": OperationalError("select", {}, Exception("table runs already exists")),
+        "import": ImportError("no module named psycopg2"),
+        "key": KeyError("x"),
+    }
+
+    def broken(**_: Any) -> Any:
+        raise errors[fault]
+
+    monkeypatch.setattr("mlflow.tracking.MlflowClient", broken)
+    work = job(place)
+    with pytest.warns(UserWarning, match="the result is safe"):
+        tracker = Tracker.start("calibrate", Values(), IDENTITY, work, "test")
+    with tracker:
+        tracker.log(1, {"loss": 1.0})
+    assert read_history(work / "out") == {1: {"loss": 1.0}}
+
+
+def test_a_ruined_store_ends_nothing(place: Path) -> None:
+    finished()
+    (place / "mlflow.db").write_bytes(b"no database" * 100)
+    with pytest.warns(UserWarning, match="the result is safe"):
+        assert log_all(Path("results")) == 0
+
+
+CREATE = """
+import sys
+from pathlib import Path
+from sf.mlflow_store import client_of_store, experiment_of_study
+go = Path("go")
+print("ready", flush=True)
+sys.stdin.readline()
+experiment_of_study(client_of_store(), "test")
+"""
+
+
+def test_eight_processes_create_one_store_at_once(place: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CREATE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        for _ in range(8)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert len(runs(**{"sf.parent": "true"})) == 1
+    assert not list(place.glob(".mlflow.db.*"))
+
+
+def test_an_empty_store_file_is_no_store(place: Path) -> None:
+    (place / "mlflow.db").touch()
+    finished()
+    assert log_all(Path("results")) == 1
+
+
+def test_loggers_of_other_libraries_are_as_before(place: Path) -> None:
+    levels = [logging.getLogger(name).level for name in ("alembic", "mlflow.store.db.utils")]
+    client_of_store()
+    assert levels == [
+        logging.getLogger(name).level for name in ("alembic", "mlflow.store.db.utils")
+    ]
+
+
+def test_a_copied_checkout_keeps_its_runs_and_their_artifacts(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished()
+    log_all(Path("results"))
+    copy = place.parent / f"{place.name} moved"
+    shutil.copytree(place, copy)
+    shutil.rmtree(place / "mlruns")
+    monkeypatch.chdir(copy)
+    assert log_all(Path("results")) == 0  # not logged a second time
+    finished("other", "key-2")
+    assert log_all(Path("results")) == 1
+    for run in runs(**{"sf.stage": "calibrate"}):
+        assert str(copy) in run.info.artifact_uri
+        assert artifact(run, "tables/t.json").is_file()
+    assert not (place / "mlruns").exists()
+    with sqlite3.connect("mlflow.db") as store:
+        (location,) = store.execute(
+            "select artifact_location from experiments where name = ?", (EXPERIMENT,)
+        ).fetchone()
+    assert str(copy) in location
+
+
+def test_the_store_is_named_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for uri, name in (
+        ("http://user:pa%73s@host:5000/x", "http://***@host:5000/x"),
+        ("postgresql://u:p@ss@db/mlflow", "postgresql://***@db/mlflow"),
+        ("http://host?token=abc&x=1", "http://host?token=***&x=1"),
+        ("sqlite:////somewhere/mlflow.db", "sqlite:////somewhere/mlflow.db"),
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert store_name() == name
+
+
+def test_finished_runs_of_a_store_without_the_experiment(place: Path) -> None:
+    assert finished_runs(client_of_store()) == set()
+    assert mlflow_store.active_run(client_of_store(), "0" * 32) is None
+    assert mlflow_store.active_run(client_of_store(), None) is None
