@@ -128,10 +128,10 @@ def test_a_missing_extra_is_named_with_its_command():
         """
 from importlib import import_module
 from sf.errors import MissingExtra
-from sf.tracking import _best_effort
+from sf.mlflow_store import best_effort
 
 def tracked():
-    with _best_effort("a result"):
+    with best_effort("a result"):
         raise AssertionError("MLflow is there")
 
 cases = {name: lambda name=name: import_module(name) for name in (
