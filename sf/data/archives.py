@@ -4,21 +4,25 @@ A zip's central directory is its index: members are read in place ("ARCHIVE.zip!
 none and a compressed one allows no random access: one pass over it unpacks the members that rows
 refer to into `ARCHIVE.unpacked/` beside it and writes `index.json` there; the next call reads that
 and passes over the archive again only if it needs members that are not out yet.
+
+Names are compared as relative POSIX paths in one Unicode form; a name that is not marked as UTF-8
+stands for what it can be in the encodings of its time.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import posixpath
-import shutil
 import tarfile
+import unicodedata
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
+from contextlib import suppress
 from pathlib import Path
 
-from sf.data.media import MEMBER
+from sf.data.media import ARCHIVE_DAMAGE, MEMBER, clean_member
+from sf.data.unpack_folder import RECORD, UnpackFolder
 from sf.errors import DataError
 
 __all__ = ["ArchiveIndex", "archive_stem", "find_archives", "is_archive"]
@@ -26,6 +30,12 @@ __all__ = ["ArchiveIndex", "archive_stem", "find_archives", "is_archive"]
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 UNPACKED = ".unpacked"
 _LARGEST_MEMBER = 16 * 2**30
+_UTF8_FLAG = 0x800
+# Of names that are not marked as UTF-8, in the order in which they are tried.
+_ENCODINGS = (
+    *("utf-8", "gb18030", "shift_jis", "euc_kr", "big5", "cp1252", "cp1251"),
+    *("cp866", "cp850", "cp437", "latin-1"),
+)
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -61,6 +71,20 @@ def _unreadable(archive: str, error: Exception) -> DataError:
     return DataError("archive", archive, f"it cannot be read: {error}", "fetch it again")
 
 
+def _decoded(raw: bytes) -> list[str]:
+    """What a name that is not known to be UTF-8 can stand for."""
+    names = []
+    for encoding in _ENCODINGS:
+        with suppress(UnicodeDecodeError):
+            names.append(raw.decode(encoding))
+    return names
+
+
+def _composed(path: str) -> str:
+    """A path in the one Unicode form in which paths are compared."""
+    return unicodedata.normalize("NFC", path)
+
+
 class ArchiveIndex:
     """Where in the archives below a root a media path lies.
 
@@ -78,6 +102,7 @@ class ArchiveIndex:
         self.root = root
         self.archives = find_archives(root)
         self._zipped: dict[str, str] = {}
+        self._guessed: dict[str, str] = {}  # by names in another encoding than the zip states
         self._sizes: dict[str, int] = {}
         for archive in self.archives:
             if archive.lower().endswith(".zip"):
@@ -85,7 +110,7 @@ class ArchiveIndex:
 
     def _places(self, archive: str, member: str) -> Iterator[str]:
         """The media paths that a member can stand for, the most likely first."""
-        folder, name = posixpath.dirname(archive), posixpath.normpath(member)
+        folder, name = posixpath.dirname(archive), _composed(clean_member(member))
         yield posixpath.join(folder, name)
         yield name
         yield posixpath.join(folder, archive_stem(archive), name)
@@ -94,96 +119,143 @@ class ArchiveIndex:
         try:
             with zipfile.ZipFile(self.root / archive) as opened:
                 members = [info for info in opened.infolist() if not info.is_dir()]
-        except (OSError, zipfile.BadZipFile) as error:
+        except ARCHIVE_DAMAGE as error:
             raise _unreadable(archive, error) from error
         for info in members:
-            reference = f"{archive}{MEMBER}{info.filename}"
+            reference = f"{archive}{MEMBER}{clean_member(info.filename)}"
             self._sizes[reference] = info.file_size
             for place in self._places(archive, info.filename):
                 self._zipped.setdefault(place, reference)
+            if info.flag_bits & _UTF8_FLAG or info.filename.isascii():
+                continue
+            for name in _decoded(info.filename.encode("cp437")):  # zipfile's decoding undone
+                for place in self._places(archive, name):
+                    self._guessed.setdefault(place, reference)
 
     def find(self, media: str) -> str | None:
         """The reference of a media path inside a zip archive, or None."""
-        return self._zipped.get(media)
+        path = _composed(media)
+        return self._zipped.get(path, self._guessed.get(path))
 
     def size(self, reference: str) -> int:
         """Unpacked bytes of a member that `find` returned."""
         return self._sizes[reference]
 
-    def unpack_tars(self, wanted: Iterable[str]) -> dict[str, str]:
+    def unpack_tars(self, wanted: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
         """Unpack the wanted media from tar archives, each at most once.
 
         Args:
             wanted: media paths that are neither on disk nor in a zip.
 
         Returns:
-            Media path -> path of the unpacked file relative to the root, for those that were found.
+            Media path -> path of the unpacked file relative to the root, for those that are out;
+            and media path -> reason, for members that are not unpacked.
 
         Raises:
             DataError: an archive is damaged, or its folder cannot be written.
         """
-        missing, found = set(wanted), {}
+        forms = {_composed(media): media for media in wanted}
+        found: dict[str, str] = {}
+        refused: dict[str, str] = {}
         for archive in self.archives:
+            missing = forms.keys() - found.keys()
             if missing and not archive.lower().endswith(".zip"):
-                out = self._unpack(archive, missing)
-                found.update(out)
-                missing -= out.keys()
-        return found
+                members, faults = self._unpack(archive, missing)
+                found.update(members)
+                refused.update(faults)
+        out = {forms[place]: reference for place, reference in found.items()}
+        return out, {forms[place]: rule for place, rule in refused.items() if place not in found}
 
-    def _unpack(self, archive: str, wanted: set[str]) -> dict[str, str]:
-        source, target = self.root / archive, self.root / (archive + UNPACKED)
-        record = target / "index.json"
+    def _unpack(self, archive: str, wanted: Set[str]) -> tuple[dict[str, str], dict[str, str]]:
+        source, folder = self.root / archive, UnpackFolder(self.root / (archive + UNPACKED))
         state = source.stat()
         stamp = [state.st_size, state.st_mtime_ns]
-        index = json.loads(record.read_text()) if record.is_file() else {}
-        if index.get("stamp") == stamp:
-            places = self._match(archive, index["members"], wanted)
-            if all((target / member).is_file() for member in places.values()):
-                return {media: f"{archive}{UNPACKED}/{name}" for media, name in places.items()}
-        try:
-            target.mkdir(exist_ok=True)
-            members = self._pass_over(archive, source, target, wanted)
-            beside = record.with_suffix(".tmp")
-            beside.write_text(json.dumps({"stamp": stamp, "members": members}))
-            beside.replace(record)
-        except OSError as error:
-            if error.errno not in _UNWRITABLE:
-                raise _unreadable(archive, error) from error
-            rule = f"it cannot be unpacked beside itself: {error.strerror}"
-            remedy = "make room and writing possible there, or unpack it by hand"
-            raise DataError("archive", archive, rule, remedy) from error
-        except (tarfile.TarError, EOFError) as error:
-            raise _unreadable(archive, error) from error
+        members = folder.recorded(stamp)
         places = self._match(archive, members, wanted)
-        return {media: f"{archive}{UNPACKED}/{name}" for media, name in places.items()}
+        if not members or not all(folder.holds(name) for name in places.values()):
+            try:
+                folder.make()
+                members, refused = self._pass_over(archive, source, folder, wanted)
+                folder.record(stamp, members)
+            except OSError as error:
+                if error.errno not in _UNWRITABLE:
+                    raise _unreadable(archive, error) from error
+                rule = f"it cannot be unpacked beside itself: {error.strerror}"
+                remedy = "make room and writing possible there, or unpack it by hand"
+                raise DataError("archive", archive, rule, remedy) from error
+            except ARCHIVE_DAMAGE as error:
+                raise _unreadable(archive, error) from error
+            places = self._match(archive, members, wanted)
+        else:
+            refused = {}
+        return {media: f"{archive}{UNPACKED}/{name}" for media, name in places.items()}, refused
 
-    def _match(self, archive: str, members: Iterable[str], wanted: set[str]) -> dict[str, str]:
+    def _match(self, archive: str, members: Iterable[str], wanted: Set[str]) -> dict[str, str]:
+        """Wanted media paths among the members, with the names that these have on disk."""
         found: dict[str, str] = {}
+        guesses: dict[str, str] = {}
         for member in members:
-            for place in self._places(archive, member):
-                if place in wanted:
-                    found.setdefault(place, posixpath.normpath(member))
-        return found
+            names = _member_names(member)
+            for names_so, into in ((names[:1], found), (names[1:], guesses)):
+                for place in (place for name in names_so for place in self._places(archive, name)):
+                    if place in wanted:
+                        into.setdefault(place, disk_name(member))
+        return {**guesses, **found}
 
-    def _pass_over(self, archive: str, source: Path, target: Path, wanted: set[str]) -> list[str]:
-        """Read a tar once; unpack wanted members that are not out yet. Returns all members."""
-        members = []
-        with tarfile.open(source, "r|*") as opened:
+    def _pass_over(
+        self, archive: str, source: Path, folder: UnpackFolder, wanted: Set[str]
+    ) -> tuple[list[str], dict[str, str]]:
+        """Read a tar once; unpack wanted members that are not out yet.
+
+        Returns:
+            All members that are out or can be, and the reasons against others that are wanted.
+        """
+        members: list[str] = []
+        refused: dict[str, str] = {}
+        with tarfile.open(source, "r|*", encoding="utf-8", errors="surrogateescape") as opened:
             for info in opened:
-                name = posixpath.normpath(info.name)
-                unsafe = name.startswith("/") or ".." in name.split("/")
-                if not info.isfile() or unsafe or info.size > _LARGEST_MEMBER:
-                    continue
-                members.append(name)
-                path = target / name
-                if not self._match(archive, [name], wanted) or path.is_file():
-                    continue
-                content = opened.extractfile(info)
-                if content is None:
-                    continue
-                path.parent.mkdir(parents=True, exist_ok=True)
-                beside = path.with_name(path.name + ".partial")
-                with beside.open("wb") as file:
-                    shutil.copyfileobj(content, file, 2**20)
-                beside.replace(path)
-        return members
+                places = self._match(archive, [info.name], wanted)
+                rule = _refused(info)
+                if not rule and places and not folder.holds(disk_name(info.name)):
+                    content = opened.extractfile(info)
+                    assert content is not None, "a regular file has content"
+                    rule = folder.write(disk_name(info.name), content)
+                if not rule:
+                    members.append(info.name)
+                else:
+                    refused.update(dict.fromkeys(places, f"its member of {archive} {rule}"))
+        return members, refused
+
+
+def _member_names(member: str) -> list[str]:
+    """What a tar member's name can stand for, the most likely first."""
+    return [member] if member.isascii() else _decoded(member.encode("utf-8", "surrogateescape"))
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def disk_name(member: str) -> str:
+    """The relative path that a tar member is unpacked to; never one with half characters."""
+    raw = member.encode("utf-8", "surrogateescape")
+    return clean_member(member if _is_utf8(raw) else raw.decode("cp437"))
+
+
+def _refused(info: tarfile.TarInfo) -> str:
+    """Why a member is not unpacked, or ""."""
+    if info.issym() or info.islnk():
+        return "is a link, and links are not followed"
+    if not info.isfile():
+        return "is no regular file"
+    if ".." in info.name.replace("\\", "/").split("/"):
+        return "leads out of the archive"
+    if disk_name(info.name) == RECORD:
+        return f"is called {RECORD}, which is the name of the archive's own record"
+    if info.size > _LARGEST_MEMBER:
+        return f"has {info.size} bytes"
+    return ""

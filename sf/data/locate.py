@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -44,12 +45,18 @@ class MediaRoot:
     def _inside(self, real: str) -> bool:
         return real == self._real_root or real.startswith(self._real_root + os.sep)
 
-    def on_disk(self, media: str) -> bool:
-        """Whether the media are a file below the root.
+    def on_disk(self, media: str) -> str | None:
+        """The path of a file below the root, which may have another Unicode form than the row's.
 
         Raises:
             RowError: a symbolic link leads out of the root, it is no regular file, or it is empty.
         """
+        forms = [media]
+        if not media.isascii():
+            forms += [unicodedata.normalize(form, media) for form in ("NFC", "NFD")]
+        return next((form for form in forms if self._is_file(form)), None)
+
+    def _is_file(self, media: str) -> bool:
         path = os.path.join(self.root, media)
         try:
             state = os.lstat(path)
@@ -92,8 +99,8 @@ def locate_rows(rows: Sequence[Row], root: MediaRoot) -> Located:
         except RowError as error:
             references[media] = error
             continue
-        if found:
-            references[media] = media
+        if found is not None:
+            references[media] = found
         else:
             pending.append(media)
     if pending:
@@ -119,9 +126,14 @@ def _in_archives(pending: Sequence[str], root: MediaRoot) -> dict[str, str | Row
         elif reference is not None:
             places[media] = reference
     left = [media for media in pending if media not in places]
-    places.update(archives.unpack_tars(left))
+    unpacked, refused = archives.unpack_tars(left)
+    places.update(unpacked)
     for media in left:
-        if media not in places:
+        if media in places:
+            continue
+        if media in refused:
+            places[media] = RowError("unsafe archive member", "path", media, refused[media])
+        else:
             rule = f"there is no such file or archive member below {root.root.name}/"
             places[media] = RowError("missing media", "path", media, rule)
     return places

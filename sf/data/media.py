@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import os
+import posixpath
+import struct
+import tarfile
 import zipfile
 import zlib
 from functools import lru_cache
@@ -17,8 +21,10 @@ from typing import IO
 from sf.errors import DataError
 
 __all__ = [
+    "ARCHIVE_DAMAGE",
     "MAX_MEDIA_BYTES",
     "MEMBER",
+    "clean_member",
     "media_digest",
     "media_size",
     "num_decoders",
@@ -28,6 +34,21 @@ __all__ = [
 
 MEMBER = "!/"
 MAX_MEDIA_BYTES = 4 * 2**30
+# What zipfile and tarfile raise on damaged archives.
+ARCHIVE_DAMAGE = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    lzma.LZMAError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    struct.error,
+    tarfile.TarError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _SMALL_MEMBER = 64 * 2**20  # bytes that may grow by any factor
 _MOST_GROWTH = 50  # media are compressed already
 
@@ -37,10 +58,28 @@ def num_decoders() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def clean_member(name: str) -> str:
+    """A member's name as a relative POSIX path: "./a", "//a" and "\\a" are "a".
+
+    Archives made on Windows hold backslashes, others leading slashes; nothing is written by such a
+    name.
+    """
+    return posixpath.normpath("/" + name.replace("\\", "/").lstrip("/")).lstrip("/")
+
+
 @lru_cache(maxsize=16)
-def _archive(path: str, process: int, changed_ns: int) -> zipfile.ZipFile:
-    """One handle for each process: a forked one would share, and disturb, the file position."""
-    return zipfile.ZipFile(path)
+def _archive(
+    path: str, process: int, changed_ns: int
+) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    """A zip and its members by clean name.
+
+    One handle for each process: a forked one would share, and disturb, the file position.
+    """
+    archive = zipfile.ZipFile(path)
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        members.setdefault(clean_member(info.filename), info)
+    return archive, members
 
 
 def split_reference(reference: str | Path) -> tuple[str, str]:
@@ -61,10 +100,13 @@ def split_reference(reference: str | Path) -> tuple[str, str]:
 def _member(archive: str, name: str) -> tuple[zipfile.ZipFile, zipfile.ZipInfo]:
     reference = archive + MEMBER + name
     try:
-        opened = _archive(archive, os.getpid(), os.stat(archive).st_mtime_ns)
-        return opened, opened.getinfo(name)
-    except (OSError, zipfile.BadZipFile, KeyError) as error:
-        raise DataError("media", reference, f"cannot be read: {error}", "drop the row") from error
+        opened, members = _archive(archive, os.getpid(), os.stat(archive).st_mtime_ns)
+        return opened, members[clean_member(name)]
+    except KeyError as error:
+        rule = "the archive has no such member"
+        raise DataError("media", reference, rule, "leave it out") from error
+    except ARCHIVE_DAMAGE as error:
+        raise DataError("media", reference, f"cannot be read: {error}", "fetch it again") from error
 
 
 def media_size(reference: str | Path) -> int:
@@ -110,7 +152,7 @@ def open_media(reference: str | Path) -> IO[bytes]:
         raise DataError("media", text, rule, "drop the row")
     try:
         return io.BytesIO(archive.read(info))
-    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except ARCHIVE_DAMAGE as error:
         raise DataError("media", text, f"cannot be unpacked: {error}", "fetch it again") from error
 
 

@@ -49,7 +49,7 @@ def safe_path(path: str) -> str:
         raise RowError("bad path", "path", path, "it must not be empty")
     if len(path) > _LONGEST_PATH or _UNPRINTABLE.search(path):
         raise RowError("bad path", "path", path[:80], "it is too long or holds control characters")
-    if "\\" in path or "!/" in path:
+    if "\\" in path:
         raise RowError("bad path", "path", path, "it must be a plain POSIX path")
     if path.startswith(("/", "~")) or _DRIVE.match(path):
         raise RowError("path traversal", "path", path, "it must be relative to the data root")
