@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 	$$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
 	&& echo $$name && break; done)
 
-.PHONY: study test test-slow env lint bench clean
+.PHONY: study test test-slow env lint bench gpu clean
 
 study: env  ## the whole study at the scale of params.yaml
 	$(BIN)/snakemake --cores all
@@ -24,10 +24,13 @@ lint: env
 
 BENCH ?= reports/measured/local
 bench: env  ## the benchmarks that run on a CPU, without the hours of training_settings.py; rows go to $(BENCH)
-	for script in $(filter-out %_gpu.py %_settings.py %/table.py,$(wildcard benchmarks/*.py)); do \
+	for script in $(filter-out %/gpu_session.py %_settings.py %/table.py,$(wildcard benchmarks/*.py)); do \
 	  echo "== $$script"; \
 	  $(BIN)/python $$script --json $(BENCH)/$$(basename $$script .py).json || exit 1; \
 	done
+
+gpu:  ## all that is measured on a GPU, in minutes; a second call goes on. Installs nothing: PYTHON's packages serve
+	$(PYTHON) benchmarks/gpu_session.py $(GPU)
 
 env: $(VENV)/.installed  ## the environment, in .venv; uses uv when it is there
 

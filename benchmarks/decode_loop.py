@@ -3,7 +3,7 @@
 Two layers of a quarter of Qwen2.5-VL-3B's width, random weights, token ratio 0.25 by top-k. Every
 repeat runs all of them on the same prompt, in alternating order; ratios are taken within a repeat,
 with a 95 % bootstrap interval. On a CPU the loop saves what `generate` does in Python for each
-token; the graph that it replays on a GPU is measured by `model_gpu.py`.
+token; the graph that it replays on a GPU is measured by `gpu_session.py`.
 
     python benchmarks/decode_loop.py [--lengths 512 4096] [--repeats 6] [--json FILE]
 """

@@ -6,7 +6,6 @@ import ast
 import importlib
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from sf.profiling.models import SHAPES, Shape
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "table")
-# A sweep of hours whose table has a column per figure.
-OWN_TABLE = ("training_settings",)
+# A sweep of hours whose table has a column per figure; a session with steps of its own.
+OWN_TABLE = ("training_settings", "gpu_session")
 FIELDS = {"name", "value", "low", "high", "unit", "target", "better"}
 
 
@@ -92,78 +91,6 @@ def test_rows_are_on_disk_before_the_next_is_measured(
     assert "| b | 2 | 1 - 3 | x | 1.5 missed |" in shown.out
     assert "| c | 4 |  | MiB |  |" in shown.out
     assert "first" in shown.err
-
-
-def test_the_models_benchmark_for_a_gpu_runs_dry(
-    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = load("model_gpu")
-    monkeypatch.setattr(module, "ceilings", lambda *given: module.Ceilings(1e10, 1e10))
-    monkeypatch.setattr(module, "TOKENS", 4)
-    monkeypatch.setattr("gc.collect", lambda *given: 0)  # most of this test's time
-    lengths = [f"--{name}-lengths" for name in ("prefill", "token", "throughput")]
-    words = ["--shape", "tiny", "--device", "cpu", "--dtype", "float32", "--repeats", "2"]
-    words += ["--most-rows", "3", *(word for name in lengths for word in (name, "64"))]
-    rows = {row["name"]: row for row in run(module, words, tmp_path / "r.json", monkeypatch)}
-    assert rows["prefill 64 dense (SDPA flash)"]["unit"] == "ms"
-    assert rows["decode 64, batch 3 sparse speed-up"]["target"] == 3.3
-    assert 0.25 < rows["decode 64, batch 3 sparse KV"]["value"] < 1
-    assert rows["token 64 sparse over its floor"]["better"] == "lower"
-
-
-def test_the_kernels_benchmark_for_a_gpu_runs_dry(
-    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = load("attention_gpu")
-    for name, value in (("HEADS", 2), ("GROUPS", 1)):
-        monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(module.Layer, "num_key_value_groups", 2)
-    words = ["--device", "cpu", "--repeats", "1", "--lengths", "192"]
-    words += ["--ragged-lengths", "64", "--decode-lengths", "1040"]
-    rows = {row["name"]: row for row in run(module, words, tmp_path / "r.json", monkeypatch)}
-    assert rows["prefill 192 token ratio"]["value"] == pytest.approx(0.25, abs=0.02)
-    assert rows["prefill 192 selection's share"]["target"] == 0.2
-    assert "4 ragged rows of 64, attention only, packed over dense flash speed-up" in rows
-    assert "decode 1040 sparse, padded row over dense flash speed-up" in rows
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if name.endswith("_gpu")])
-def test_without_a_gpu_they_say_so(
-    name: str, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(SystemExit, match="no CUDA device"):
-        run(load(name), [], tmp_path / "r.json", monkeypatch)
-
-
-def test_on_a_gpu_machine_little_is_needed() -> None:
-    """A GPU image with PyTorch seldom has the rest of the stack."""
-    absent = (
-        "trl",
-        "datasets",
-        "flash_attn",
-        "lmms_eval",
-        "mlflow",
-        "pandas",
-        "matplotlib",
-        "rich",
-    )
-    code = (
-        "import sys\n"
-        f"for name in {absent}: sys.modules[name] = None\n"
-        f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
-        "import attention_gpu, model_gpu\n"
-        "from sf.attention.backends.cuda import CudaBackend\n"
-        "from sf.profiling.models import SHAPES, Shape\n"
-        "SHAPES['tiny'] = Shape(64, 2, 4, 2, 96, 256, True, 'made')\n"
-        "model_gpu.ceilings = lambda *given: model_gpu.Ceilings(1e10, 1e10)\n"
-        "sys.argv = 'model_gpu --shape tiny --device cpu --dtype float32 --repeats 1"
-        " --token-lengths --throughput-lengths --prefill-lengths 64'.split()\n"
-        "model_gpu.main()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert "prefill 64 dense (SDPA flash)" in done.stdout
 
 
 def test_the_decode_loops_benchmark_runs(

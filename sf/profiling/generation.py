@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,22 @@ import torch
 from torch import Tensor
 
 from sf.attention import sparsify
+from sf.attention.cache import PrunedLayer, prune_in_place
 from sf.attention.decoding import DecodeLoop, Prefilled
 from sf.attention.decoding.generate import position_after, rules_of
 from sf.attention.layer import NAME as SPARSE_ATTENTION
+from sf.profiling.roofline import Sizes
 from sf.selection import Policy
 
-__all__ = ["Position", "Side", "Workload", "context_of", "generate", "loop_after"]
+__all__ = [
+    "Position",
+    "Side",
+    "Workload",
+    "context_of",
+    "generate",
+    "loop_after",
+    "random_prefilled",
+]
 
 Side = Any
 """A selection policy, a method of `sf.baselines` (anything with `apply(model)`), or None for the
@@ -118,6 +128,42 @@ def loop_after(
         trace=None,
     )
     return start.loop(work.decode_tokens + 1)
+
+
+@torch.inference_mode()
+def random_prefilled(model: Any, batch: int, length: int, entries: Sequence[int]) -> Prefilled:
+    """A prompt whose caches hold random keys and values.
+
+    A decode loop over it does what it does after a prefill, and what is read takes as long; a
+    prompt of 200,000 tokens itself would take half a minute.
+
+    Args:
+        model: of the Qwen2 or Qwen2-VL line, on its device.
+        batch: rows.
+        length: logical tokens of the prompt.
+        entries: what each layer keeps of them.
+    """
+    sizes, decoder = Sizes.of(model), model.get_decoder()
+    like = next(decoder.layers.parameters())
+    cache = prune_in_place(None, sizes.layers)
+    for layer, kept in zip(cache.layers, entries, strict=True):
+        shape = (batch, sizes.groups, kept, sizes.head)
+        key, value = (torch.randn(shape, dtype=like.dtype, device=like.device) for _ in range(2))
+        assert isinstance(layer, PrunedLayer)
+        layer.commit(key, value, length, 0, None)
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    components = 3 if "mrope_section" in rope else 1
+    ids = torch.full((batch, 1), 1, dtype=torch.long, device=like.device).expand(-1, length)
+    return Prefilled(
+        model=model,
+        prompt=ids,
+        valid=torch.ones_like(ids, dtype=torch.bool),
+        token=ids[:, 0].contiguous(),
+        position=ids.new_full((components, batch), length),
+        cache=cache,
+        rules=rules_of(model.generation_config, True, ()),
+        trace=None,
+    )
 
 
 class Position:

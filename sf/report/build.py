@@ -11,6 +11,7 @@ from sf.report.across_seeds import across_seeds_section
 from sf.report.before_after import before_after_sections
 from sf.report.benchmark_sections import benchmark_sections
 from sf.report.benchmark_tables import Cell
+from sf.report.gpu_figures import gpu_section, measured_on_gpus
 from sf.report.page import Page, Picture, Section, Table, write_page
 from sf.report.paired import paired_sections
 from sf.report.profile_sections import profile_sections
@@ -43,6 +44,7 @@ def build_report(study: Study, scale: str, folder: Path) -> dict[str, float]:
     sections += two_turn_sections(study)
     sections += _training_sections(study, folder)
     sections += profile_sections(study, folder)
+    sections.append(gpu_section(measured_on_gpus(), folder))
     sections.append(_provenance(study))
     lead = [
         f"Scale: {scale}. Base models: {', '.join(study.models)}. Every figure comes from the "

@@ -96,7 +96,7 @@ def test_what_is_missing_is_not_measured(tmp_path: Path) -> None:
     figures = build_report(study, "mini", tmp_path / "report")
     text = (tmp_path / "report/report.md").read_text(encoding="utf-8")
     assert figures == {}
-    assert text.count("Not measured") == 3
+    assert text.count("Not measured") == 4
     assert "| tiny | full | measured | not measured |" in text
     assert (tmp_path / "report/index.html").is_file()
 

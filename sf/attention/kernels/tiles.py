@@ -16,7 +16,7 @@ _RESERVED_BYTES = 4096
 
 @dataclass(frozen=True)
 class Tiles:
-    """Sizes of the tiles of the probe kernels; `benchmarks/attention_gpu.py --tune` compares some.
+    """Sizes of the tiles of the probe kernels; `make gpu` compares some.
 
     Attributes:
         rows, keys: of one tile of scores; powers of two, at least 16.

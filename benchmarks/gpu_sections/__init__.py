@@ -1,0 +1,1 @@
+"""What `gpu_session.py` measures, a module a subject."""

@@ -1,0 +1,215 @@
+"""Sparse against dense attention, one layer of Qwen2.5-VL-7B's shape, token ratio 0.25.
+
+"Dense" is each kernel that PyTorch or flash-attn has, by name; a target compares with the quickest
+of them at that shape. "Sparse" is what `sparsify` puts in their place: selection with the whole
+layout, gathering, attention, scattering, storing the kept K and V. It runs with flash and with
+cuDNN at padded lengths. Decode is the replay of a recorded graph over several caches: one call is
+shorter than its launch, and would otherwise find its cache in the L2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from table import Row, exact, interval
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from gpu_sections.measure import Times, gain, recorded, rows_of, timed
+from gpu_sections.scale import RATIO, Scale
+from sf.attention.backends import using_backend
+from sf.attention.backends.cuda import CudaBackend
+from sf.attention.cache import prune_in_place
+from sf.attention.forward_state import ForwardState
+from sf.attention.layer import sparse_attention
+from sf.profiling.dense import OWN, accepted, candidates
+from sf.selection import FixedMask, Probes, TopK
+
+__all__ = ["quantities", "steps", "without_plans"]
+
+PREFILL_TARGETS = {65536: 8.0, 131072: 10.0}
+DECODE_TARGET = 3.5
+SELECTION_SHARE = 0.2
+RAGGED = (0.1, 0.2, 0.3, 0.4)  # what the rows of the ragged batch keep
+BACKENDS = {"sparse": CudaBackend(), "sparse, cuDNN": CudaBackend(uniform="cudnn")}
+CUDNN = "SDPA cuDNN"
+
+
+class Layer(nn.Module):
+    """What an attention function reads from a model's attention module."""
+
+    layer_idx, is_causal = 0, True
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.num_key_value_groups = groups
+
+
+def steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
+    """The targets, the shorter prompt first."""
+    plans = {f"prefill {length}": partial(prefill, scale, length) for length in scale.long}
+    return {
+        **plans,
+        f"ragged {scale.ragged}": lambda: ragged(scale),
+        f"decode {scale.decode}": lambda: decode(scale),
+    }
+
+
+def without_plans(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
+    """The prefill again with cuDNN out of both sides."""
+    return {
+        f"prefill {length}": partial(prefill, scale, length, cudnn=False) for length in scale.long
+    }
+
+
+def quantities(scale: Scale, rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Random query, key and value (B, ., L, D) with the strides that projections give."""
+
+    def part(heads: int) -> Tensor:
+        shape = (rows, length, heads, scale.head_dim)
+        return torch.randn(shape, dtype=scale.dtype, device=scale.at).transpose(1, 2)
+
+    return part(scale.heads), part(scale.groups), part(scale.groups)
+
+
+def dense_calls(
+    scale: Scale, parts: tuple[Tensor, ...], cudnn: bool = True
+) -> dict[str, Callable[[], Any]]:
+    """Dense attention by each kernel that takes this shape; PyTorch's choice where none does."""
+    found: dict[str, Callable[[], Any]] = {}
+    for path in [*candidates(), OWN]:
+        if (path == OWN and found) or (path.name == CUDNN and not cudnn):
+            continue
+        layer = Layer(scale.heads // scale.groups)
+        layer.config = SimpleNamespace(_attn_implementation=path.implementation)
+        attend = AttentionInterface()[path.implementation]
+        call = partial(attend, layer, *parts, None, scaling=scale.head_dim**-0.5)
+        if accepted(call, scale.at):
+            found[f"dense {path.name}"] = call
+    return found
+
+
+def contenders(
+    scale: Scale, calls: dict[str, Callable[[], Any]], within: float = 1.5
+) -> dict[str, Callable[[], Any]]:
+    """The dense kernels that come near the quickest one: the others cost only time here."""
+    once = timed(calls, scale, repeats=1)
+    best = min(taken[0] for taken in once.values())
+    return {name: call for name, call in calls.items() if once[name][0] <= within * best}
+
+
+def quickest(times: Times) -> str:
+    """The dense kernel with the least median."""
+    return min((n for n in times if n.startswith("dense")), key=lambda n: median(times[n]))
+
+
+def prefill(scale: Scale, length: int, cudnn: bool = True) -> list[Row]:
+    """One row: dense against sparse, and the parts of sparse."""
+    query, key, value = quantities(scale, 1, length)
+    valid = torch.ones(1, length, dtype=torch.bool, device=scale.at)
+    policy, scaling, layer = TopK(ratio=RATIO), scale.head_dim**-0.5, Layer(1)
+    shared = ForwardState(kind="prefill", policy=policy, dense="sdpa", valid=valid)
+    shared_parts = {name: getattr(shared, name) for name in ("_columns", "full_lengths")}
+
+    def plan(selector: Any) -> ForwardState:
+        made = ForwardState(kind="prefill", policy=selector, dense="sdpa", valid=valid)
+        vars(made).update(shared_parts)
+        made.cache = prune_in_place(None, 1)
+        made.open_cache(True)
+        made.cache.update(key, value, 0)
+        return made
+
+    def sparse(backend: CudaBackend, selector: Any) -> Any:
+        with using_backend(backend):
+            return sparse_attention(layer, query, key, value, None, sparse_state=plan(selector))
+
+    def select() -> Any:
+        with using_backend(BACKENDS["sparse"]):
+            return plan(policy).layout(query, key, scaling, 0)
+
+    with using_backend(BACKENDS["sparse"]):
+        kept = plan(policy).choose(query, key, scaling, 0, BACKENDS["sparse"])
+    probes = Probes().columns(valid)
+    ours = {n: b for n, b in BACKENDS.items() if cudnn or b.uniform != "cudnn"}
+    variants: dict[str, Callable[[], Any]] = {
+        **contenders(scale, dense_calls(scale, (query, key, value), cudnn)),
+        **{name: partial(sparse, backend, policy) for name, backend in ours.items()},
+        "sparse, chosen beforehand": partial(sparse, BACKENDS["sparse"], FixedMask([kept])),
+        "selection": select,
+        "probe scores": lambda: BACKENDS["sparse"].probe_mass(query, key, *probes, valid, scaling),
+    }
+    times = timed(variants, scale)
+    label = f"prefill {length}" if cudnn else f"prefill {length} without cuDNN"
+    base, target = quickest(times), PREFILL_TARGETS.get(length)
+    best = min(ours, key=lambda name: median(times[name]))
+    share = [a / b for a, b in zip(times["selection"], times[best], strict=True)]
+    return [
+        *rows_of(times, label),
+        *(gain(times, label, name, base, target if name == best else None) for name in ours),
+        Row(f"{label} selection's share", *interval(share), "of sparse", SELECTION_SHARE, "lower"),
+        exact(f"{label} token ratio", float(kept.float().mean()), "kept / length"),
+    ]
+
+
+def ragged(scale: Scale) -> list[Row]:
+    """Rows that keep different shares: one packed call, a call per row, dense."""
+    parts, length = quantities(scale, len(RAGGED), scale.ragged), scale.ragged
+    lengths = [round(share * length) for share in RAGGED]
+    chance = torch.rand(len(RAGGED), length, device=scale.at)
+    active = chance.argsort(-1) < torch.tensor(lengths, device=scale.at)[:, None]
+    order = active.to(torch.uint8).argsort(dim=-1, stable=True)
+    index = order[:, length - max(lengths) :]
+
+    def sparse(how: Any) -> Callable[[], Any]:
+        backend = CudaBackend(ragged=how)
+        return lambda: backend.prefill(*parts, index, lengths, scale.head_dim**-0.5, 0.0)
+
+    variants = {
+        **contenders(scale, dense_calls(scale, parts)),
+        "packed": sparse("packed"),
+        "row by row": sparse("rows"),
+    }
+    times = timed(variants, scale)
+    label, base = f"{len(RAGGED)} ragged rows of {length}, attention only,", quickest(times)
+    gains = [gain(times, label, name, base) for name in ("packed", "row by row")]
+    return [*rows_of(times, label), *gains]
+
+
+def decode(scale: Scale) -> list[Row]:
+    """One new token over the whole cache, over the pruned one, and over a padded pruned one."""
+    backend, scaling = BACKENDS["sparse"], scale.head_dim**-0.5
+    count = round(RATIO * scale.decode)
+    query = quantities(scale, 1, 1)[0]
+    whole = [
+        [part.contiguous() for part in quantities(scale, 1, scale.decode)[1:]]
+        for _ in range(scale.caches)
+    ]
+    pruned = [[part[:, :, :count].contiguous() for part in pair] for pair in whole]
+    mask = (torch.arange(count, device=scale.at) >= 3)[None, None, None]
+
+    def ours(pairs: list[list[Tensor]], seen: Tensor | None) -> Callable[[], Any]:
+        calls = [partial(backend.decode, query, *pair, seen, scaling) for pair in pairs]
+        return recorded(calls, scale.at)
+
+    dense = [dense_calls(scale, (query, *pair)) for pair in whole]
+    variants = {name: recorded([calls[name] for calls in dense], scale.at) for name in dense[0]} | {
+        "dense, our kernel": ours(whole, None),
+        "sparse": ours(pruned, None),
+        "sparse, padded row": ours(pruned, mask),
+    }
+    found = timed(variants, scale)
+    times = {name: [taken / scale.caches for taken in spent] for name, spent in found.items()}
+    label = f"decode {scale.decode}"
+    read = 2 * count * scale.groups * scale.head_dim * scale.dtype.itemsize
+    rate = [read / taken / 1e9 for taken in times["sparse"]]
+    return [
+        *rows_of(times, label),
+        gain(times, label, "sparse", quickest(times), DECODE_TARGET),
+        gain(times, label, "sparse, padded row", quickest(times)),
+        Row(f"{label} sparse, read", *interval(rate), "TB/s"),
+    ]

@@ -1,0 +1,91 @@
+"""Rows and finished steps of a session on disk, whole after each of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from table import Row
+
+__all__ = ["ROWS", "STEPS", "Journal"]
+
+ROWS, STEPS = "gpu_session.json", "gpu_session_steps.json"
+DONE = "done"
+
+
+class Journal:
+    """Two files of a folder. One process writes at a time: the parent waits for its section.
+
+    Args:
+        folder: of one device.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Every row of every call so far."""
+        return _read(self.folder / ROWS, [])
+
+    @property
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """By "section: step": status, when it was noted, seconds or reason."""
+        return _read(self.folder / STEPS, {})
+
+    def is_done(self, section: str, step: str) -> bool:
+        """Whether a call has measured a step to its end."""
+        return self.steps.get(f"{section}: {step}", {}).get("status") == DONE
+
+    def tried_since(self, section: str, step: str, began: float) -> bool:
+        """Whether a step was begun, skipped, cut or finished after a time of `time.time`."""
+        return self.steps.get(f"{section}: {step}", {}).get("at", 0.0) >= began
+
+    def begin(self, section: str, step: str) -> None:
+        """A step that is cut off stays marked as running."""
+        self._note(section, step, status="running")
+
+    def add(
+        self, section: str, step: str, rows: Sequence[Row], facts: dict[str, Any], seconds: float
+    ) -> None:
+        """The rows of a finished step, in place of earlier ones of the same step."""
+        old = [row for row in self.rows if (row["section"], row["step"]) != (section, step)]
+        new = [{**asdict(row), "section": section, "step": step, **facts} for row in rows]
+        lines = ",\n".join(json.dumps(row, sort_keys=True) for row in [*old, *new])
+        _write(self.folder / ROWS, f"[\n{lines}\n]\n" if lines else "[]\n")
+        self._note(section, step, status=DONE, seconds=round(seconds, 2))
+
+    def note(self, section: str, step: str, status: str, reason: str) -> None:
+        """A step without rows: failed, skipped or cut."""
+        self._note(section, step, status=status, reason=reason)
+
+    def cut(self, section: str, reason: str) -> list[str]:
+        """Mark the section's running steps; gives their names."""
+        running = [
+            name.partition(": ")[2]
+            for name, step in self.steps.items()
+            if name.startswith(f"{section}: ") and step["status"] == "running"
+        ]
+        for step in running:
+            self.note(section, step, "cut", reason)
+        return running
+
+    def _note(self, section: str, step: str, **facts: Any) -> None:
+        steps = {**self.steps, f"{section}: {step}": {**facts, "at": time.time()}}
+        _write(self.folder / STEPS, json.dumps(steps, indent=1, sort_keys=True) + "\n")
+
+
+def _read(file: Path, empty: Any) -> Any:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else empty
+
+
+def _write(file: Path, text: str) -> None:
+    beside = file.with_name(f".{file.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, file)

@@ -1,0 +1,81 @@
+"""The tests that need a device: kernels, backends, the recorded decode loop."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from table import Row, exact
+
+from gpu_sections.scale import Scale
+
+__all__ = ["LOG", "counts", "steps"]
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("kernels", "backends", "decoding")
+LOG = "gpu_session_tests.txt"
+SECONDS = 80  # below the section's limit: a cut run still gives its counts
+_LINE = re.compile(r"^tests/attention/(\w+)/\S.* (PASSED|FAILED|ERROR|SKIPPED)\b", re.MULTILINE)
+
+
+def steps(scale: Scale, folder: Path) -> dict[str, Callable[[], list[Row]]]:
+    """One step: the tests share the seconds that their imports take."""
+    return {"device tests": lambda: run(scale, folder)}
+
+
+def run(scale: Scale, folder: Path) -> list[Row]:
+    """Counts by folder of tests; pytest's words go to a log beside the rows as they come.
+
+    Raises:
+        RuntimeError: pytest collected nothing, or could not collect a file.
+    """
+    command = [
+        *(sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider"),
+        *("-W", "ignore", *(f"tests/attention/{name}" for name in FOLDERS)),
+    ]
+    log = folder / LOG
+    with log.open("w", encoding="utf-8") as out:
+        try:
+            subprocess.run(
+                command,
+                cwd=ROOT,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                timeout=SECONDS * scale.patience,
+                check=False,
+            )
+            cut = False
+        except subprocess.TimeoutExpired:
+            cut = True
+    return counts(log.read_text(encoding="utf-8"), cut)
+
+
+def counts(words: str, cut: bool) -> list[Row]:
+    """Rows from what `pytest -v` printed.
+
+    Args:
+        words: also of a run that was cut.
+        cut: it ran out of time.
+
+    Raises:
+        RuntimeError: see `run`.
+    """
+    found = Counter(_LINE.findall(words))
+    selected = re.search(r"/ (\d+) selected", words) or re.search(r"collected (\d+) items", words)
+    if not found or "errors during collection" in words or selected is None:
+        raise RuntimeError(f"pytest collected no test, or not all: {words[-500:]}")
+    rows = []
+    for name in FOLDERS:
+        bad = float(found[name, "FAILED"] + found[name, "ERROR"])
+        rows += [
+            exact(f"tests {name}, passed", float(found[name, "PASSED"]), "tests"),
+            Row(f"tests {name}, failed", bad, bad, bad, "tests", 0.0, "lower"),
+            exact(f"tests {name}, skipped", float(found[name, "SKIPPED"]), "tests"),
+        ]
+    missing = float(int(selected[1]) - sum(found.values()))
+    why = ", out of time" if cut else ""
+    return [*rows, Row(f"tests not reached{why}", missing, missing, missing, "tests", 0.0, "lower")]

@@ -1,0 +1,73 @@
+"""Times of interleaved variants, and a section's way to say that a step cannot be measured."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from table import Row, interval
+
+from gpu_sections.scale import Scale
+from sf.profiling.clock import Clock
+
+__all__ = ["Skipped", "Times", "gain", "recorded", "rows_of", "timed"]
+
+Times = dict[str, list[float]]
+
+
+class Skipped(Exception):
+    """The machine lacks what a step needs; the text says what."""
+
+
+def timed(
+    variants: Mapping[str, Callable[[], Any]], scale: Scale, repeats: int | None = None
+) -> Times:
+    """Milliseconds of each variant in each repeat, after rounds that warm up, in random order."""
+    repeats = scale.repeats if repeats is None else repeats
+    order, clock = list(variants), Clock(scale.at)
+    times: Times = {name: [] for name in variants}
+    for repeat in range(scale.warm + repeats):
+        random.shuffle(order)
+        for name in order:
+            clock.synchronize()
+            began = clock.mark()
+            variants[name]()
+            ended = clock.mark()
+            clock.synchronize()
+            if repeat >= scale.warm:
+                times[name].append(clock.ms(began, ended))
+    return times
+
+
+def rows_of(times: Times, label: str) -> list[Row]:
+    """The median of each variant."""
+    return [Row(f"{label} {name}", *interval(taken), "ms") for name, taken in times.items()]
+
+
+def gain(times: Times, label: str, name: str, base: str, target: float | None = None) -> Row:
+    """How many times faster a variant is than another one of the same repeats."""
+    pairs = zip(times[base], times[name], strict=True)
+    speedup = interval([slow / fast for slow, fast in pairs])
+    return Row(f"{label} {name} over {base}", *speedup, "x", target, "higher")
+
+
+def recorded(calls: list[Callable[[], Any]], device: torch.device) -> Callable[[], Any]:
+    """A replay of all calls as one graph; on a CPU the calls themselves."""
+
+    def together() -> None:
+        for call in calls:
+            call()
+
+    if device.type != "cuda":
+        return together
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        together()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        together()
+    return graph.replay

@@ -1,0 +1,269 @@
+"""Decoding of a whole model with random weights: time per token, memory, batch, throughput.
+
+A token's floor is the bytes that it must read divided by the copy bandwidth of the same process.
+Caches hold random keys and values: what is read is the same as after a prefill, which has a section
+of its own. Dense is the same loop over whole caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from table import Row, exact, interval
+
+from gpu_sections.measure import Skipped
+from gpu_sections.scale import RATIO, Scale
+from sf.attention.decoding import DecodeLoop
+from sf.profiling.clock import Clock
+from sf.profiling.generation import random_prefilled
+from sf.profiling.memory import available_bytes
+from sf.profiling.models import load_subject
+from sf.profiling.roofline import Ceilings, Sizes, ceilings, decode_work
+from sf.profiling.timing import attempt, free
+
+__all__ = ["built", "compiled_steps", "engine_steps", "profile_steps", "steps", "throughput_steps"]
+
+FLOOR_TARGET, THROUGHPUT_TARGET, KV_TARGET = 1.2, 3.3, 0.27
+MARGIN_BYTES = 4 << 30
+SHOWN_KERNELS = 20
+GIB = 2.0**30
+SIDES = {"dense": 1.0, "sparse": RATIO}
+
+
+@cache
+def built(scale: Scale) -> Any:
+    """The whole model with random weights; once a process."""
+    dtype = str(scale.dtype).removeprefix("torch.")
+    return load_subject(scale.shape, Path(), dtype, scale.device, seed=0).model
+
+
+@cache
+def limits(scale: Scale) -> Ceilings:
+    """Of this process: what a token's floor is divided by."""
+    return ceilings(scale.at, scale.dtype, 0.05 if scale.rehearsal else 0.5)
+
+
+def steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
+    """Time per token at the longest prompt, then what the memory holds."""
+    longest = scale.long[-1]
+    return {
+        f"token {longest}": lambda: token(scale, longest),
+        **{f"memory {length}": partial(memory, scale, length) for length in scale.memory},
+        f"batch {longest}": lambda: batch_that_fits(scale, longest),
+    }
+
+
+def profile_steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
+    """One recorded step by kernel."""
+    return {"kernels of a token": lambda: kernels(scale, scale.long[-1])}
+
+
+def engine_steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
+    """The decode loop at the batches of rollouts."""
+    return {f"rollouts, batch {rows}": partial(rollouts, scale, rows) for rows in scale.batches}
+
+
+def throughput_steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
+    """At the paper's length."""
+    return {f"throughput {scale.throughput}": lambda: throughput(scale)}
+
+
+def compiled_steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
+    """The step with its small kernels fused by torch.compile."""
+    return {f"token {scale.long[-1]}, compiled": lambda: compiled(scale)}
+
+
+def loop_of(scale: Scale, length: int, side: str, rows: int, compiled: bool = False) -> DecodeLoop:
+    """A recorded loop over `rows` copies of a random cache."""
+    model = built(scale)
+    kept = max(1, round(SIDES[side] * length))
+    start = random_prefilled(model, 1, length, [kept] * Sizes.of(model).layers)
+    return start.loop(scale.tokens, repeat=rows, compiled=compiled)
+
+
+def token_ms(loop: DecodeLoop, tokens: int, repeats: int) -> list[float]:
+    """Milliseconds per token of each repeat, after one that warms up."""
+    clock, times = Clock(loop.device), []
+    for repeat in range(repeats + 1):
+        loop.restart()
+        clock.synchronize()
+        start = clock.mark()
+        loop.advance(tokens)
+        end = clock.mark()
+        clock.synchronize()
+        if repeat:
+            times.append(clock.ms(start, end) / tokens)
+    return times
+
+
+def floor_ms(scale: Scale, loop: DecodeLoop) -> float:
+    """Milliseconds that reading a token's bytes takes, the middle token of the run."""
+    masks = loop.step.cache.masks
+    seen = [int(mask[0].sum()) - scale.tokens + (scale.tokens + 1) / 2 for mask in masks]
+    work = decode_work(Sizes.of(built(scale)), len(loop.step.cache.keys[0]), seen)
+    return 1e3 * sum(part.bytes for part in work.values()) / limits(scale).bytes
+
+
+def token(scale: Scale, length: int, compiled: bool = False) -> list[Row]:
+    """Time per token over its floor, batch 1."""
+    note = ", compiled" if compiled else ""
+    rows, taken = [], {}
+    for side in SIDES:
+        loop = loop_of(scale, length, side, 1, compiled)
+        times = token_ms(loop, scale.tokens, scale.repeats)
+        floor = floor_ms(scale, loop)
+        label = f"token {length} {side}{note}"
+        over = interval([ms / floor for ms in times])
+        rows += [
+            Row(label, *interval(times), "ms"),
+            exact(f"{label}, floor", floor, "ms"),
+            Row(f"{label} over its floor", *over, "x", FLOOR_TARGET, "lower"),
+        ]
+        taken[side] = times
+        del loop
+        free(scale.at)
+    pairs = zip(taken["dense"], taken["sparse"], strict=True)
+    gains = interval([dense / sparse for dense, sparse in pairs])
+    return [*rows, Row(f"token {length} sparse over dense{note}", *gains, "x")]
+
+
+def compiled(scale: Scale) -> list[Row]:
+    """`token` with torch.compile.
+
+    Raises:
+        Skipped: on a CPU, whose compiler takes minutes for what says nothing of a GPU.
+    """
+    if scale.rehearsal:
+        raise Skipped("torch.compile of the step is measured on a GPU only")
+    return token(scale, scale.long[-1], True)
+
+
+def memory(scale: Scale, length: int) -> list[Row]:
+    """Keys and values of one row, and all that is held while decoding."""
+    rows, held = [], {}
+    for side in SIDES:
+        try:
+            loop = loop_of(scale, length, side, 1)
+        except torch.OutOfMemoryError:
+            continue
+        held[side] = loop.step.cache.nbytes
+        rows.append(exact(f"KV {length} {side}", held[side] / GIB, "GiB"))
+        if scale.at.type == "cuda":
+            allocated = torch.cuda.memory_allocated(scale.at) / GIB
+            rows.append(exact(f"memory {length} {side}", allocated, "GiB"))
+        del loop
+        free(scale.at)
+    if len(held) == 2:
+        share = held["sparse"] / held["dense"]
+        rows.append(Row(f"KV {length} share", share, share, share, "x", KV_TARGET, "lower"))
+    return rows
+
+
+def largest_batch(scale: Scale, length: int, side: str) -> int:
+    """Rows of the loop that fit, found downwards from what the bytes allow."""
+    sizes = Sizes.of(built(scale))
+    entries = SIDES[side] * length + scale.tokens
+    row = 2 * sizes.layers * sizes.groups * sizes.head * entries * sizes.element
+    room = int((available_bytes(scale.at) - MARGIN_BYTES) // row)
+    batch = min(max(1, room), scale.most_rows)
+    while batch > 1:
+
+        def run(rows: int = batch) -> None:
+            token_ms(loop_of(scale, length, side, rows), 1, 1)
+
+        if attempt(f"batch {batch}", run, scale.at):
+            break
+        batch -= 1
+    return batch
+
+
+def batch_that_fits(scale: Scale, length: int) -> list[Row]:
+    """The largest batch of each side that decodes."""
+    return [
+        exact(f"batch {length} {side}", float(largest_batch(scale, length, side)), "rows")
+        for side in SIDES
+    ]
+
+
+def rates(scale: Scale, length: int, rows: int) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Tokens per second and KV bytes of both sides.
+
+    Each loop is built and timed in turn, twice: the second round shows what drifted.
+    """
+    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    held = {}
+    for side in ("dense", "sparse", "sparse", "dense"):
+        loop = loop_of(scale, length, side, rows)
+        taken = token_ms(loop, scale.tokens, scale.repeats)
+        found[side] += [1e3 * rows / ms for ms in taken]
+        held[side] = loop.step.cache.nbytes
+        del loop
+        free(scale.at)
+    return found, held
+
+
+def rate_rows(label: str, found: dict[str, list[float]], target: float | None) -> list[Row]:
+    """Both sides and their quotient."""
+    pairs = zip(found["sparse"], found["dense"], strict=True)
+    gains = interval([sparse / dense for sparse, dense in pairs])
+    return [
+        *(Row(f"{label} {side}", *interval(each), "tokens/s") for side, each in found.items()),
+        Row(f"{label} sparse over dense", *gains, "x", target, "higher"),
+    ]
+
+
+def rollouts(scale: Scale, rows: int) -> list[Row]:
+    """Rows of one rollout batch after a prompt of a training step's length."""
+    found, _ = rates(scale, scale.rollout_prompt, rows)
+    return rate_rows(f"rollouts after {scale.rollout_prompt}, batch {rows},", found, None)
+
+
+def throughput(scale: Scale) -> list[Row]:
+    """Both sides at the largest batch that fits dense."""
+    length = scale.throughput
+    rows = largest_batch(scale, length, "dense")
+    found, held = rates(scale, length, rows)
+    share = held["sparse"] / held["dense"]
+    return [
+        exact(f"throughput {length}, batch", float(rows), "rows"),
+        *rate_rows(f"throughput {length}", found, THROUGHPUT_TARGET),
+        Row(f"throughput {length} KV", share, share, share, "x", KV_TARGET, "lower"),
+    ]
+
+
+def kernels(scale: Scale, length: int) -> list[Row]:
+    """Time and launches of each kernel in a recorded sparse step; operators on a CPU."""
+    from torch.profiler import ProfilerActivity, profile
+
+    loop = loop_of(scale, length, "sparse", 1)
+    loop.advance(1)
+    cuda = scale.at.type == "cuda"
+    activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
+    counted = min(8, scale.tokens - 1)
+    with profile(activities=[activity]) as record:
+        loop.advance(counted)
+        Clock(scale.at).synchronize()
+    found = [
+        (
+            (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3 / counted,
+            event.count / counted,
+            event.key,
+        )
+        for event in record.key_averages()
+    ]
+    found = sorted((each for each in found if each[0] > 0), reverse=True)
+    if not found:
+        raise Skipped("the profiler saw no kernel on this device")
+    label = f"token {length} sparse, kernel"
+    rows = [
+        Row(f"{label} {name[:80]}", ms, None, None, f"ms a token in {launches:g} launches")
+        for ms, launches, name in found[:SHOWN_KERNELS]
+    ]
+    total, launches = sum(each[0] for each in found), sum(each[1] for each in found)
+    rows.append(exact(f"token {length} sparse, all kernels", total, "ms a token"))
+    rows.append(exact(f"token {length} sparse, launches", launches, "a token"))
+    return rows

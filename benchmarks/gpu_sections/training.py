@@ -1,0 +1,142 @@
+"""Sparsity Forcing's training step on a random Qwen2.5-VL of the 3B model's width.
+
+The whole trainer as the stage `train` assembles it: rollouts at the published thresholds, the dense
+reference, images through the real-sized vision tower, AdamW on float32 weights, bfloat16
+computation. Layers and tower are as wide as Qwen2.5-VL-3B's; 14 of its 36 layers make 1.4 B, and
+the tower 0.7 B. It needs TRL, datasets and pydantic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from table import Row, exact, interval
+from transformers import TrainerCallback
+
+from gpu_sections.measure import Skipped
+from gpu_sections.scale import Scale
+
+__all__ = ["steps"]
+
+NEEDED = ("trl", "datasets", "pydantic", "ruamel.yaml")
+WARM = 2
+"""Steps that are not counted."""
+
+
+def steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
+    """One step of the benchmark; several of training."""
+    return {"training step": lambda: train(scale)}
+
+
+def absent() -> list[str]:
+    """What training needs and is not installed."""
+    missing = []
+    for name in NEEDED:
+        try:
+            missing += [] if find_spec(name) is not None else [name]
+        except (ModuleNotFoundError, ValueError):
+            missing.append(name)
+    return missing
+
+
+def wide_shape(layers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Language model and tower of Qwen2.5-VL-3B's width and vocabulary; its tower's depth."""
+    text = {
+        "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008,
+        "num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 2,
+    }  # fmt: skip
+    vision = {
+        "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
+        "out_hidden_size": 2048, "fullatt_block_indexes": [7, 15, 23, 31],
+    }  # fmt: skip
+    return text, vision
+
+
+class History:
+    """A tracker that keeps what a run logs."""
+
+    def __init__(self) -> None:
+        self.values: list[dict[str, float]] = []
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.values.append(values)
+
+
+class Times(TrainerCallback):
+    """Seconds of each step, the device waited for."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._since = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._since = self._now()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds.append(self._now() - self._since)
+
+    def _now(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def train(scale: Scale) -> list[Row]:
+    """Seconds a step, tokens a second, memory, and whether the replay holds in half precision.
+
+    Raises:
+        Skipped: TRL or another package is not installed.
+    """
+    missing = absent()
+    if missing:
+        raise Skipped(f"training needs {', '.join(missing)}, not installed on this machine")
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.enable_grad():
+        return _train(scale, Path(folder))
+
+
+def _train(scale: Scale, folder: Path) -> list[Row]:
+    from training import CELL, base_model, questions, settings, small_shape
+
+    from sf.progress import progress
+    from sf.training.run import assemble
+
+    cells, completion = (2, 2) if scale.rehearsal else (22, 128)
+    sizes = argparse.Namespace(questions=1, completion=completion, cells=cells)
+    rows = questions(folder / "media", 8, CELL * cells)
+    shape = small_shape(1) if scale.rehearsal else wide_shape(14)
+    base = base_model(folder / "base", rows, *shape, device=scale.device)
+    count = WARM + scale.train_steps
+    dtype = str(scale.dtype).removeprefix("torch.")
+    p = settings(sizes, count).model_copy(
+        update={"device": scale.device, "dtype": dtype, "collapse_patience": 0}
+    )
+    history, times = History(), Times()
+    with progress("train", count) as counter:
+        trainer = assemble(p, base, rows, folder / "state", history, counter).trainer
+        trainer.add_callback(times)
+        trainer.train()
+    seconds, values = times.seconds[WARM:], history.values[WARM:]
+    lengths = [len(trainer.encoder(row).input_ids) for row in range(len(rows))]
+    rollouts = p.questions_per_step * p.group_size
+    prompts = rollouts * sum(lengths) / len(lengths)
+    answered = [rollouts * value["completion_tokens"] for value in values]
+    speeds = [(prompts + made) / took for made, took in zip(answered, seconds, strict=True)]
+    billions = trainer.accelerator.unwrap_model(trainer.model).num_parameters() / 1e9
+    table = [
+        exact("training, parameters", billions, "10^9"),
+        Row("training step", *interval(seconds), "s"),
+        Row("training throughput", *interval(speeds), "prompt and answer tokens / s"),
+        Row("training, token ratio", *interval([value["token_ratio"] for value in values]), ""),
+        exact("training, largest logp gap", max(value["logp_gap"] for value in values), "nats"),
+    ]
+    if scale.at.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(scale.at) / 2**30
+        table.append(exact("training, peak memory", peak, "GiB"))
+    return table

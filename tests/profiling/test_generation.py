@@ -1,0 +1,25 @@
+"""A decode loop over random keys and values is the one that a prefill starts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sf.profiling.generation import random_prefilled
+from sf.profiling.models import SHAPES, Shape, load_subject
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl", "llava_onevision"])
+def test_a_random_cache_decodes(family, monkeypatch, tmp_path):
+    shape = Shape(64, 2, 4, 2, 96, 256, True, "made", family)
+    monkeypatch.setitem(SHAPES, "made", shape)
+    model = load_subject("made", tmp_path, "float32", "cpu", seed=0).model
+    start = random_prefilled(model, 1, 40, [40, 7])
+    # The positions that a prefill of as many tokens leaves.
+    assert start.position.tolist() == [[40]] * (1 if family == "llava_onevision" else 3)
+    loop = start.loop(3, repeat=2)
+    assert [int(mask[0].sum()) for mask in loop.step.cache.masks] == [40, 7]
+    made = loop.run(3)
+    assert made.shape == (2, 3)
+    assert torch.equal(made[0], made[1])
+    assert loop.step.cache.keys[1].shape[:2] == (2, 2)
