@@ -193,7 +193,8 @@ def test_replay_in_bfloat16_stays_near_the_rollout():
             forced = log_probabilities(model, full, width)
         return (forced - rollout_log_probabilities(output)).abs().max()
 
-    assert gap(TopP(p=[0.6, 0.9])) <= 2 * gap(TopP(p=1.0))
+    # Dense attention may agree exactly by chance: one bfloat16 step of a logit near 2 is allowed.
+    assert gap(TopP(p=[0.6, 0.9])) <= max(2 * gap(TopP(p=1.0)), 2**-6)
 
 
 def test_peft_models_and_their_adapters(inputs):

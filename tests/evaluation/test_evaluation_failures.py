@@ -66,7 +66,7 @@ def test_a_damaged_video_in_the_middle_keeps_what_was_answered(
     (failure,) = caught.value.exceptions
     assert isinstance(failure, DataError)
     assert videos[3].name in str(failure)
-    assert lm.log.count == 2  # the first batch
+    assert len(lm.log) == 2  # the first batch
     shutil.copy(videos[0], videos[3])
     results = evaluate_columns(lm, [column("egoschema")], copy, tmp_path, most_new_tokens=2)
     assert len(results[0].samples["egoschema_subset"]) == 4
@@ -99,9 +99,9 @@ def test_no_space_for_samples_ends_the_run_and_what_was_done_stays(
     records.unlink()
     kept.rename(records)
     lm = _model(checkpoints, records.parent)
-    assert lm.log.count == 2
+    assert len(lm.log) == 2
     evaluate_columns(lm, [column("chartqa")], home, tmp_path, most_new_tokens=2)
-    assert len(lm.answered(task.task)) == lm.log.count == 4
+    assert len(lm.answered(task.task)) == len(lm.log) == 4
 
 
 def test_lost_samples_are_noticed(

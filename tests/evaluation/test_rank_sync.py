@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sf.errors import DataError
-from sf.evaluation import together as module
+from sf.evaluation import rank_sync as module
 from sf.evaluation.rank_sync import AllFailed, answering_together, together
 
 

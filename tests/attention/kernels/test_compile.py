@@ -45,7 +45,7 @@ def compiled(kernel: Any, given: dict[str, str], constants: dict[str, Any], arch
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
-        tool = triton.hyperparameters.nvidia.cuobjdump.path
+        tool = triton.knobs.nvidia.cuobjdump.path
         dump = subprocess.run(
             [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
         )
