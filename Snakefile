@@ -3,16 +3,18 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
-from workflow.jobs import code_digest, jobs, read_params, stale_jobs
+from workflow.code_digests import code_digest
+from workflow.jobs import jobs, read_params
+from workflow.status import stale_jobs
 
 PARAMS = read_params(Path("params.yaml"))
 JOBS = jobs(PARAMS)
 LOOKING = {"-n", "--dry-run", "--dryrun", "--lint", "--dag", "--rulegraph", "--summary", "--report"}
 if workflow.is_main_process:
-    for job in stale_jobs(JOBS):
-        print(f"other parameters, code or files: {job.name}", file=sys.stderr)
+    for stale in stale_jobs(JOBS):
+        print(f"does not hold: {stale.job.name}: {stale.changes[0]}", file=sys.stderr)
         if not LOOKING & set(sys.argv):
-            Path(job.stamp).unlink()
+            Path(stale.job.stamp).unlink()
 
 # `sf` is found beside the Python that runs Snakemake, also in jobs on other nodes.
 shell.prefix(f"set -euo pipefail; export PATH={Path(sys.executable).parent}:$PATH; ")

@@ -12,6 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from sf.layout import FOLDERS, STAMP
+from workflow.code_digests import code_file
 from workflow.jobs import command
 from workflow.stages import STAGES, Stage
 
@@ -35,13 +36,14 @@ def _stage(stage: Stage) -> dict[str, Any]:
     sections = {
         section: "${item}" if section == "base" else f"${{{section}}}" for section in stage.sections
     }
-    deps = [f"{path}/{STAMP}" for path in stage.input_folders(names).values()]
+    deps = [code_file(stage.run)]
+    deps += [f"{path}/{STAMP}" for path in stage.input_folders(names).values()]
     for kind in stage.gather:
         parts = FOLDERS[kind].format_map({"scale": names["scale"], **_rest(kind)}).split("/*")
         deps.append(parts[0])
     body: dict[str, Any] = {
         "cmd": " ".join([stage.launch, command(stage, names, sections)]).strip(),
-        "deps": deps + stage.code_paths,
+        "deps": deps,
         "outs": [{stage.output_folder(names): {"cache": False, "persist": True}}],
     }
     if _foreach(stage):
@@ -49,6 +51,16 @@ def _stage(stage: Stage) -> dict[str, Any]:
     if stage.axes:
         return {"matrix": {a: f"${{{path}}}" for a, path in stage.axes.items()}, **body}
     return body
+
+
+def _code_stage() -> dict[str, Any]:
+    """Runs every time, takes a second; its outputs change only when a result can change."""
+    runs = dict.fromkeys(stage.run for stage in STAGES)
+    return {
+        "cmd": "python -m workflow.code_digests",
+        "outs": [{code_file(run): {"cache": False, "persist": True}} for run in runs],
+        "always_changed": True,
+    }
 
 
 def _rest(kind: str) -> dict[str, str]:
@@ -65,7 +77,8 @@ def render() -> str:
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
     stream = io.StringIO()
-    yaml.dump({"stages": {stage.name: _stage(stage) for stage in STAGES}}, stream)
+    stages = {stage.name: _stage(stage) for stage in STAGES}
+    yaml.dump({"stages": {"code": _code_stage(), **stages}}, stream)
     return HEADER + stream.getvalue()
 
 

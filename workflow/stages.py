@@ -1,8 +1,9 @@
-"""The one table of stages: what each reads, writes, is repeated over, depends on and is given.
+"""The one table of stages: what each reads, writes, is repeated over and is given.
 
 `Snakefile` runs the jobs that `workflow.jobs` makes of it; `dvc.yaml` is rendered from the same
 table (`python -m workflow.dvc_yaml`). A command holds all values that its stage uses, so a changed
-value changes the command, and a value that a stage does not use changes nothing.
+value changes the command, and a value that a stage does not use changes nothing. The code that a
+stage depends on is derived from its imports (`sf.result_key.imports`).
 
 Placeholders: `{model}`, `{method}`, `{objective}`, `{train_seed}`, `{suite}` are axis values;
 `{scale}` and `{seed}` come from the parameters.
@@ -14,28 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sf.layout import FOLDERS, TRAINED
-
-CORE = (
-    "sf/__init__.py",
-    "sf/config.py",
-    "sf/errors.py",
-    "sf/fields.py",
-    "sf/layout.py",
-    "sf/torchvision_shim.py",
-    "sf/training/__init__.py",
-    "sf/training/config.py",
-)
-TABLES = ("sf/report/__init__.py", "sf/report/tables.py")
-MODELLING = ("sf/attention", "sf/selection", "sf/models", "sf/data", "sf/progress.py")
-DRAWING = ("sf/report/__init__.py", "sf/report/style.py", "sf/report/tables.py")
-ANSWERING = ("sf/evaluation/__init__.py", "sf/evaluation/answer.py", "sf/evaluation/intervals.py")
-CURVES = (
-    "sf/baselines",
-    "sf/evaluation/two_turn_decoding.py",
-    "sf/evaluation/curve.py",
-    "sf/evaluation/two_turn.py",
-    "sf/report/curves.py",
-)
 
 
 @dataclass(frozen=True)
@@ -52,7 +31,6 @@ class Stage:
         sections: parameter sections whose values all go onto the command line; "base" gives the
             section of the model at hand.
         inputs: flag -> (kind, placeholders) of the results that are read.
-        code: files and folders that the stage's code lies in, besides `CORE` and its own file.
         gather: kinds of results of which everything is read (the report).
         ranks: can run in several processes, one a GPU.
     """
@@ -65,7 +43,6 @@ class Stage:
     values: Mapping[str, str] = field(default_factory=dict)
     sections: tuple[str, ...] = ()
     inputs: Mapping[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)
-    code: tuple[str, ...] = ()
     gather: tuple[str, ...] = ()
     ranks: bool = False
 
@@ -73,10 +50,6 @@ class Stage:
     def launch(self) -> str:
         """What stands before the stage's command: `workflow.launch` counts the processes."""
         return "python -m workflow.launch" if self.ranks else ""
-
-    @property
-    def code_paths(self) -> list[str]:
-        return sorted({f"sf/stages/{self.run}.py", "sf/stages/__init__.py", *CORE, *self.code})
 
     def output_folder(self, names: Mapping[str, str]) -> str:
         placeholders = {**{axis: names[axis] for axis in self.axes}, "scale": names["scale"]}
@@ -109,7 +82,6 @@ STAGES = (
         output="benchmarks",
         values={"seed": "{seed}"},
         sections=("benchmarks",),
-        code=("sf/mini", "sf/evaluation", *TABLES),
     ),
     Stage(
         name="prepare",
@@ -118,7 +90,6 @@ STAGES = (
         values={"seed": "{seed}"},
         sections=("prepare", "vision"),
         inputs={"benchmarks": ("benchmarks", {})},
-        code=(*DRAWING, "sf/data", "sf/mini", "sf/progress.py"),
     ),
     Stage(
         name="base",
@@ -128,7 +99,6 @@ STAGES = (
         values={"model": "{model}", "seed": "{seed}"},
         sections=("base", "answering", "vision", "runtime"),
         inputs={"data": ("prepare", {})},
-        code=(*MODELLING, *TABLES, "sf/mini", "sf/evaluation", "sf/scratch"),
     ),
     Stage(
         name="calibrate",
@@ -138,7 +108,6 @@ STAGES = (
         values={"model": "{model}", "system": "base", "split": "calibration", "seed": "{seed}"},
         sections=("calibrate", "answering", "vision", "runtime"),
         inputs={"checkpoint": ("base", BASE), "data": ("prepare", {})},
-        code=(*MODELLING, *ANSWERING, *DRAWING, *CURVES),
     ),
     Stage(
         name="train",
@@ -149,7 +118,6 @@ STAGES = (
         sections=("train", "answering", "vision", "runtime"),
         inputs={"base": ("base", BASE), "data": ("prepare", {})},
         ranks=True,
-        code=(*MODELLING, "sf/training", "sf/report/__init__.py", "sf/report/style.py"),
     ),
     Stage(
         name="frontier_base",
@@ -160,7 +128,6 @@ STAGES = (
         values={"model": "{model}", "system": "base", "split": "heldout", "seed": "{seed}"},
         sections=("calibrate", "answering", "vision", "runtime"),
         inputs={"checkpoint": ("base", BASE), "data": ("prepare", {})},
-        code=(*MODELLING, *ANSWERING, *DRAWING, *CURVES),
     ),
     Stage(
         name="frontier_method",
@@ -177,7 +144,6 @@ STAGES = (
         },
         sections=("calibrate", "answering", "vision", "runtime"),
         inputs={"checkpoint": ("base", BASE), "data": ("prepare", {})},
-        code=(*MODELLING, *ANSWERING, *DRAWING, *CURVES),
     ),
     Stage(
         name="frontier_trained",
@@ -188,7 +154,6 @@ STAGES = (
         values={"model": "{model}", "system": "{objective}", "split": "heldout", "seed": "{seed}"},
         sections=("calibrate", "answering", "vision", "runtime"),
         inputs={"checkpoint": ("train", CHECKPOINT), "data": ("prepare", {})},
-        code=(*MODELLING, *ANSWERING, *DRAWING, *CURVES),
     ),
     Stage(
         name="evaluate_base",
@@ -210,7 +175,6 @@ STAGES = (
             "data": ("prepare", {}),
         },
         ranks=True,
-        code=(*MODELLING, "sf/baselines", "sf/evaluation", "sf/mini", *TABLES),
     ),
     Stage(
         name="evaluate_trained",
@@ -232,7 +196,6 @@ STAGES = (
             "data": ("prepare", {}),
         },
         ranks=True,
-        code=(*MODELLING, "sf/baselines", "sf/evaluation", "sf/mini", *TABLES),
     ),
     Stage(
         name="profile",
@@ -242,7 +205,6 @@ STAGES = (
         values={"model": "{model}", "seed": "{seed}"},
         sections=("profile", "runtime"),
         inputs={"checkpoint": ("base", BASE)},
-        code=(*MODELLING, *DRAWING, "sf/profiling", "sf/report/profiles.py"),
     ),
     Stage(
         name="report",
@@ -250,7 +212,6 @@ STAGES = (
         output="report",
         values={"results": "results/{scale}", "scale": "{scale}"},
         sections=("axes", "benchmarks"),
-        code=("sf/report", "sf/evaluation"),
         gather=("calibrate", "train", "frontier", "evaluate", "profile"),
     ),
 )
