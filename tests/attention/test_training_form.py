@@ -193,7 +193,8 @@ def test_replay_in_bfloat16_stays_near_the_rollout():
             forced = log_probabilities(model, full, width)
         return (forced - rollout_log_probabilities(output)).abs().max()
 
-    assert gap(TopP(p=[0.6, 0.9])) <= 2 * gap(TopP(p=1.0))
+    one_step = 2**-6  # of a bfloat16 logit between 2 and 4; some CPUs compute dense alike
+    assert gap(TopP(p=[0.6, 0.9])) <= max(one_step, 2 * gap(TopP(p=1.0)))
 
 
 def test_peft_models_and_their_adapters(inputs):

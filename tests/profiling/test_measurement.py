@@ -100,16 +100,16 @@ def test_nested_parts_are_counted_once() -> None:
 
 def test_watching_leaves_nothing_behind(subject: Subject) -> None:
     from sf.attention import PrunedLayer
-    from sf.attention.forward_state import Plan
+    from sf.attention.forward_state import ForwardState
 
-    before, commit = Plan.choose, PrunedLayer.commit
+    before, commit = ForwardState.choose, PrunedLayer.commit
     with watched(subject.model, Clock(torch.device("cpu"))):
-        assert Plan.choose is not before
+        assert ForwardState.choose is not before
         assert PrunedLayer.commit is not commit
     work = Workload(subject.model, text_inputs(subject.model, 1, LENGTH, 0), 2)
     with pytest.raises(KeyError):
         measure(work, {"full": Broken()}, repeats=1)
-    assert Plan.choose is before
+    assert ForwardState.choose is before
     assert PrunedLayer.commit is commit
     assert not any(module._forward_hooks for module in subject.model.modules())
     assert not any(module._forward_pre_hooks for module in subject.model.modules())
