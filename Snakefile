@@ -3,12 +3,16 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
+from workflow import slurm
 from workflow.jobs import code_digest, jobs, read_params, stale_jobs
 
 PARAMS = read_params(Path("params.yaml"))
 JOBS = jobs(PARAMS)
 LOOKING = {"-n", "--dry-run", "--dryrun", "--lint", "--dag", "--rulegraph", "--summary", "--report"}
 if workflow.is_main_process:
+    if config.get("cluster") == "slurm" and not LOOKING & set(sys.argv):
+        slurm.check(sys.argv)
+        slurm.wait_for_jobs(Path.cwd())
     for job in stale_jobs(JOBS):
         print(f"other parameters, code or files: {job.name}", file=sys.stderr)
         if not LOOKING & set(sys.argv):
@@ -42,8 +46,10 @@ for job in JOBS:
             f"logs/{PARAMS['scale']}/{job.name}.log",
         threads: given["cpus"]
         resources:
-            mem_mb=given["mem_gib"] * 1024,
-            runtime=int(given["hours"] * 60),
+            mem_mb=slurm.grow(given["mem_gib"] * 1024),
+            runtime=slurm.grow(slurm.minutes(given["hours"])),
             gpu=given["gpus"],
+            nodes=1,  # torchrun starts its processes on one
+            cpus_per_task=given["cpus"],  # `threads` is cut to the submitting machine's cores
         shell:
             "{params.launch} {params.cmd} 2>&1 | tee {log}"
