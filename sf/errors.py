@@ -5,7 +5,8 @@ A message holds the field, the value, the rule and the remedy, in that order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 __all__ = [
     "ConfigError",
@@ -29,6 +30,19 @@ class SparsityForcingError(Exception):
         parts = [shown, rule, remedy]
         ended = (part.rstrip(".") for part in parts if part)
         super().__init__(" ".join(part if part[-1:] == "?" else f"{part}." for part in ended))
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        # Errors cross processes. Exception's own way would pass the message as the field.
+        return _restored, (type(self), self.args, dict(vars(self)))
+
+
+def _restored(
+    kind: type[SparsityForcingError], arguments: tuple[Any, ...], attributes: dict[str, Any]
+) -> SparsityForcingError:
+    error = kind.__new__(kind)
+    error.args = arguments
+    vars(error).update(attributes)
+    return error
 
 
 class ConfigError(SparsityForcingError, ValueError):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import slurm_cluster
-from pytest import MonkeyPatch
 
 from sf.errors import EnvironmentFault
 from workflow import slurm
@@ -24,7 +23,7 @@ real = pytest.mark.slurm
 SETTINGS = "MinJobAge = {age} sec\nAccountingStorageType = accounting_storage/{storage}\n"
 
 
-def answers(monkeypatch: MonkeyPatch, text: str) -> None:
+def answers(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr(slurm, "_output", lambda words: text)
 
 
@@ -48,7 +47,7 @@ def test_memory_and_time_grow_on_retry() -> None:
     ],
 )
 def test_a_study_that_would_wait_for_ever_is_refused(
-    monkeypatch: MonkeyPatch, age: int, storage: str, arguments: list[str], refused: bool
+    monkeypatch: pytest.MonkeyPatch, age: int, storage: str, arguments: list[str], refused: bool
 ) -> None:
     answers(monkeypatch, SETTINGS.format(age=age, storage=storage))
     if refused:
@@ -58,13 +57,13 @@ def test_a_study_that_would_wait_for_ever_is_refused(
         slurm.check(arguments)
 
 
-def test_slurm_that_is_not_there_is_one_clear_error(monkeypatch: MonkeyPatch) -> None:
+def test_slurm_that_is_not_there_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(EnvironmentFault, match="not on PATH"):
         slurm.check([])
 
 
-def test_only_jobs_of_this_checkout_are_waited_for(monkeypatch: MonkeyPatch) -> None:
+def test_only_jobs_of_this_checkout_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["1|RUNNING|rule_prepare|/a", "2|PENDING|rule_base__m|/b", "3|RUNNING|(null)|/a"]
     answers(monkeypatch, "\n".join(lines) + "\n")
     assert slurm.jobs_of(Path("/a")) == [slurm.QueuedJob("1", "RUNNING", "prepare")]
