@@ -147,5 +147,6 @@ def test_training_is_assembled_by_one_process(load: Any, tmp_path: Path) -> None
     rows = script.questions(tmp_path / "media", 2, script.CELL * 2)
     base = script.base_model(tmp_path / "base", rows, *script.small_shape(1))
     trainer = script.our_trainer(base, rows, script.settings(arguments, 1), tmp_path / "state")
+    trainer.model.train()  # as `train` does: evaluation keeps no graph
     assert trainer._shares_prompts()
     assert trainer.schedule.group_size == script.GROUP
