@@ -1,21 +1,25 @@
 # The study under Snakemake. The stages, their order and what they read are in workflow/stages.py.
+import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
-from workflow.jobs import code_digest, jobs, read_params, stale_jobs
+from sf.provenance import digest_of
+from workflow.jobs import code_digest, jobs, load_params, stale_jobs, write_configs
 
-PARAMS = read_params(Path("params.yaml"))
+PARAMS = load_params(Path("params.yaml"))
 JOBS = jobs(PARAMS)
 LOOKING = {"-n", "--dry-run", "--dryrun", "--lint", "--dag", "--rulegraph", "--summary", "--report"}
 if workflow.is_main_process:
+    write_configs(JOBS)
     for job in stale_jobs(JOBS):
         print(f"other parameters, code or files: {job.name}", file=sys.stderr)
         if not LOOKING & set(sys.argv):
             Path(job.stamp).unlink()
 
 # `sf` is found beside the Python that runs Snakemake, also in jobs on other nodes.
-shell.prefix(f"set -euo pipefail; export PATH={Path(sys.executable).parent}:$PATH; ")
+BIN = shlex.quote(str(Path(sys.executable).parent)).replace("{", "{{").replace("}", "}}")
+shell.prefix(f"set -euo pipefail; export PATH={BIN}:$PATH; ")
 
 
 rule all:
@@ -25,7 +29,7 @@ rule all:
 
 
 for job in JOBS:
-    given = PARAMS["resources"].get(job.stage.run, PARAMS["resources"]["default"])
+    given = PARAMS.resources.get(job.stage.run, PARAMS.resources["default"])
 
     rule:
         name:
@@ -37,13 +41,14 @@ for job in JOBS:
         params:
             launch=job.stage.launch,
             cmd=job.command,
+            parameters=digest_of(job.parameters),
             code=code_digest(job.stage.run),
         log:
-            f"logs/{PARAMS['scale']}/{job.name}.log",
-        threads: given["cpus"]
+            f"logs/{PARAMS.scale}/{job.name}.log",
+        threads: given.cpus
         resources:
-            mem_mb=given["mem_gib"] * 1024,
-            runtime=int(given["hours"] * 60),
-            gpu=given["gpus"],
+            mem_mb=given.mem_gib * 1024,
+            runtime=int(given.hours * 60),
+            gpu=given.gpus,
         shell:
             "{params.launch} {params.cmd} 2>&1 | tee {log}"

@@ -128,30 +128,28 @@ def base_model(
 
 def settings(arguments: argparse.Namespace, steps: int) -> Any:
     """The paper's settings, at this size."""
+    from sf.config import Runtime, Vision, load_params
     from sf.training.parameters import RunParameters
 
-    pixels = (CELL * arguments.cells) ** 2
-    return RunParameters(
-        **_section("train"),
-        **_section("answering") | {"max_completion_tokens": arguments.completion},
-        image_min_pixels=pixels, image_max_pixels=pixels, video_min_pixels=784,
-        video_max_pixels=784, video_max_frames=4, video_fps=1.0, device="cpu", dtype="float32",
-        model="random", objective="sparsity_forcing", seed=0,
-    ).model_copy(
-        update={
-            "group_size": GROUP, "rollout_p": LEVELS, "train_steps": steps,
-            "questions_per_step": arguments.questions, "rollouts_per_forward": GROUP,
-            "gradient_checkpointing": False, "sharding": "none", "save_every": 10**6,
-            "log_every": 1,
-        }
-    )  # fmt: skip
-
-
-def _section(name: str) -> dict[str, Any]:
-    from sf.config import load_params
-
     params = load_params(Path(__file__).parent.parent / "params" / "paper.yaml")
-    return dict(getattr(params, name).model_dump())
+    row, pixels = params.trained["sparsity_forcing"], (CELL * arguments.cells) ** 2
+    common = {
+        "steps": steps, "questions_per_step": arguments.questions, "rollouts_per_forward": GROUP,
+        "gradient_checkpointing": False, "sharding": "none", "save_every": 10**6, "log_every": 1,
+    }  # fmt: skip
+    return RunParameters(
+        model="random", row="sparsity_forcing", seed=0,
+        objective=row.objective.model_copy(update={"group_size": GROUP, "retention_p": LEVELS}),
+        train=row.train.model_copy(update=common),
+        answering=params.answering.model_copy(
+            update={"max_completion_tokens": arguments.completion}
+        ),
+        vision=Vision(
+            image_min_pixels=pixels, image_max_pixels=pixels, video_min_pixels=784,
+            video_max_pixels=784, video_max_frames=4, video_fps=1.0,
+        ),
+        runtime=Runtime(device="cpu", dtype="float32"),
+    )  # fmt: skip
 
 
 class Turns:
@@ -192,12 +190,12 @@ def stock_trainer(base: Path, rows: list[Any], p: Any, folder: Path) -> Any:
 
     args = grpo_config(p, folder)
     args.remove_unused_columns = False
-    args.generation_kwargs = {"min_new_tokens": p.max_completion_tokens}
+    args.generation_kwargs = {"min_new_tokens": p.answering.max_completion_tokens}
     model = load_model(base)
     model.model.visual.requires_grad_(False)
-    count = p.train_steps * p.questions_per_step
+    count = p.train.steps * p.train.questions_per_step
     shown = [rows[at % len(rows)] for at in range(count)]
-    text = [messages(row, p.prompt_template)[0]["content"][-1]["text"] for row in shown]
+    text = [messages(row, p.answering.prompt_template)[0]["content"][-1]["text"] for row in shown]
     table = {
         "prompt": [[{"role": "user", "content": line}] for line in text],
         "image": [str(row.media_path) for row in shown],
@@ -208,7 +206,7 @@ def stock_trainer(base: Path, rows: list[Any], p: Any, folder: Path) -> Any:
         return [float(len(c[0]["content"]) % 7) for c in completions]
 
     processor = load_processor(base)
-    size = p.image_max_pixels
+    size = p.vision.image_max_pixels
     processor.image_processor.size = {"shortest_edge": size, "longest_edge": size}
     return GRPOTrainer(model, [reward], args, dataset, processing_class=processor)
 
@@ -224,7 +222,7 @@ def our_trainer(base: Path, rows: list[Any], p: Any, folder: Path) -> Any:
         def log(self, step: int, values: dict[str, float]) -> None:
             pass
 
-    counter = Progress("", p.train_steps)
+    counter = Progress("", p.train.steps)
     trainer = assemble(p, base, rows, folder, Silent(), counter).trainer
     sampler = trainer.sampler  # answers of one length, as the other trainer's
     endless = [*sampler.forbidden, *sampler.eos_token_ids]

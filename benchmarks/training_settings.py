@@ -28,7 +28,7 @@ import sf  # noqa: F401  (before transformers: it lets torchvision import beside
 import pandas as pd
 from table import Row, write_rows
 
-from sf.config import load_params
+from sf.config import Params, read_yaml, validated
 from sf.errors import TrainingCollapse
 from sf.evaluation.benchmarks import suite
 from sf.jobs import run_stage
@@ -36,13 +36,11 @@ from sf.layout import STAMP, folder
 from sf.provenance import ROOT
 from sf.report.across_seeds import across_seeds
 from sf.report.published import average
-from workflow.jobs import flag_words
 
 MODEL = "tiny-qwen2.5-vl"
 RESULTS = Path("results/settings")
 RATIOS = (0.15, 0.25, 0.5)
 BLOCKS = [0.05, 0.15, 0.25, 0.35, 0.5, 0.975]
-REACHING = {"lr_schedule": "constant", "short_share": 0.25}
 PAPER = [0.94, 0.945, 0.95, 0.955, 0.96, 0.965, 0.97, 0.975]
 
 
@@ -52,41 +50,50 @@ class Setting:
 
     Attributes:
         about: what differs from the default, for the table.
-        changes: parameters of the section `train` that differ from the default.
-        objective: what is trained.
+        row: the settings of the row that differ from the default.
         curve: values of `calibrate` that differ: MoBA's and NSA's p is a share of the blocks.
     """
 
     about: str
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    objective: str = "sparsity_forcing"
+    row: Mapping[str, Any] = field(default_factory=dict)
     curve: Mapping[str, Any] = field(default_factory=dict)
+
+
+def target(token_ratio: float) -> dict[str, Any]:
+    """The row of the objective pathwise with a target."""
+    term = {"target": {"token_ratio": token_ratio, "dual_rate": 20.0}}
+    common = {"lr_schedule": "constant", "short_share": 0.25}
+    return {"objective": "pathwise", "pathwise": term, "train": common}
 
 
 SETTINGS: dict[str, Setting] = {
     "default": Setting("the default"),
-    "range_paper": Setting("p in [0.94, 0.975]", {"rollout_p": PAPER}),
-    "range_v1": Setting("p ~ U(0, 1)", objective="v1_range"),
+    "range_paper": Setting("p in [0.94, 0.975]", {"retention_p": PAPER}),
+    "range_v1": Setting("p ~ U(0, 1)", {"retention_p": {"low": 0.0, "high": 1.0}}),
     "group_4": Setting(
         "4 rollouts x 16 questions",
-        {"group_size": 4, "questions_per_step": 16, "rollout_p": [0.5, 0.7, 0.9, 0.975]},
+        {
+            "group_size": 4,
+            "retention_p": [0.5, 0.7, 0.9, 0.975],
+            "train": {"questions_per_step": 16},
+        },
     ),
-    "group_16": Setting("16 rollouts x 4 questions", {"group_size": 16, "questions_per_step": 4}),
+    "group_16": Setting(
+        "16 rollouts x 4 questions", {"group_size": 16, "train": {"questions_per_step": 4}}
+    ),
     "beta_0": Setting("beta 0", {"beta": 0.0}),
     "beta_0.3": Setting("beta 0.3", {"beta": 0.3}),
     "beta_1": Setting("beta 1", {"beta": 1.0}),
-    "rate_1e-4": Setting("learning rate 1e-4", {"learning_rate": 1e-4}),
-    "rate_6e-4": Setting("learning rate 6e-4", {"learning_rate": 6e-4}),
+    "rate_1e-4": Setting("learning rate 1e-4", {"train": {"learning_rate": 1e-4}}),
+    "rate_6e-4": Setting("learning rate 6e-4", {"train": {"learning_rate": 6e-4}}),
     "no_gate": Setting("without C", {"reward_gate": False}),
-    "short_10": Setting("a tenth asked for bare answers", {"short_share": 0.1}),
-    "short_25": Setting("a quarter asked for bare answers", {"short_share": 0.25}),
-    "short_50": Setting("half asked for bare answers", {"short_share": 0.5}),
-    "target_25": Setting(
-        "pathwise, target 25 %", {"pathwise_target": 0.25, **REACHING}, "pathwise"
-    ),
-    "target_50": Setting("pathwise, target 50 %", {"pathwise_target": 0.5, **REACHING}, "pathwise"),
-    "moba": Setting("MoBA", objective="moba", curve={"calibrate_p": BLOCKS}),
-    "nsa": Setting("NSA", objective="nsa", curve={"calibrate_p": BLOCKS}),
+    "short_10": Setting("a tenth asked for bare answers", {"train": {"short_share": 0.1}}),
+    "short_25": Setting("a quarter asked for bare answers", {"train": {"short_share": 0.25}}),
+    "short_50": Setting("half asked for bare answers", {"train": {"short_share": 0.5}}),
+    "target_25": Setting("pathwise, target 25 %", target(0.25)),
+    "target_50": Setting("pathwise, target 50 %", target(0.5)),
+    "moba": Setting("MoBA", {"objective": "moba"}, curve={"calibrate_p": BLOCKS}),
+    "nsa": Setting("NSA", {"objective": "nsa"}, curve={"calibrate_p": BLOCKS}),
 }
 
 
@@ -94,58 +101,54 @@ class Sweep:
     """Runs the stages of the settings and reads their results.
 
     Attributes:
-        params: of the scale `compare`, as plain values.
+        params: of the scale `compare`, with a row for each setting.
         samples: of each benchmark's stand-in.
         only_finished: read what is there and run nothing.
     """
 
     def __init__(self, study: str, samples: int, only_finished: bool) -> None:
-        self.params = load_params(ROOT / "params" / "compare.yaml").model_dump(mode="json")
+        values = read_yaml(ROOT / "params" / "compare.yaml")
+        values["objectives"] = {
+            name: {"objective": "sparsity_forcing", **setting.row}
+            for name, setting in SETTINGS.items()
+        }
+        self.params = validated(Params, values)
         self.base = folder("base", scale=study, model=MODEL)
         self.data = folder("prepare", scale=study)
         self.home = RESULTS / "benchmarks"
         self.samples, self.only_finished = samples, only_finished
 
-    def words(self, *sections: str, **changes: Any) -> list[str]:
-        """The values of parameter sections as a command line, some of them changed."""
+    def sections(self, *names: str, **changes: Any) -> dict[str, Any]:
+        """The values of parameter sections, some of them changed."""
         values: dict[str, Any] = {}
-        for section in sections:
-            values |= self.params[section]
+        for name in names:
+            values |= getattr(self.params, name).model_dump(mode="json")
         assert changes.keys() <= values.keys(), "a setting names a parameter that is not there"
-        values |= changes
-        return flag_words(values)
+        return values | changes
 
-    def stage(self, name: str, output: Path, values: Mapping[str, Any], words: list[str]) -> Path:
+    def stage(self, name: str, output: Path, **values: Any) -> Path:
         """`sf run NAME`; returns its folder."""
-        if self.only_finished:
-            return output
-        run_stage(name, [*flag_words({**values, "output": output}), *words], "settings")
+        if not self.only_finished:
+            run_stage(name, {**values, "output": output}, "settings")
         return output
 
     def stand_ins(self) -> None:
         """The benchmarks' stand-ins, the same for all runs."""
-        words = self.words("benchmarks", suites=["all"], benchmark_samples=self.samples)
-        self.stage("benchmarks", self.home, {"seed": self.params["seed"]}, words)
+        values = self.sections("benchmarks", suites=["all"], benchmark_samples=self.samples)
+        self.stage("benchmarks", self.home, **values, seed=self.params.seed)
 
     def measured(
         self, system: str, method: str, checkpoint: Path, into: Path, **curve: Any
     ) -> Measured:
         """The curve on held-out questions and the benchmarks of one checkpoint."""
-        common = {"model": MODEL, "system": system, "checkpoint": checkpoint, "data": self.data}
-        frontier = self.stage(
-            "calibrate",
-            into / "frontier",
-            {**common, "split": "heldout", "seed": self.params["seed"]},
-            self.words("calibrate", "answering", "vision", "runtime", two_turn_pairs=0, **curve),
-        )
-        scores = self.stage(
-            "evaluate",
-            into / "evaluate",
-            {**common, "method": method, "suite": "all", "seed": self.params["seed"],
-             "benchmarks": self.home},
-            self.words("evaluate", "answering", "vision", "runtime"),
-        )  # fmt: skip
-        return Measured.read(frontier, scores)
+        common = {"model": MODEL, "system": system, "checkpoint": checkpoint, "data": self.data,
+                  "seed": self.params.seed,
+                  **self.sections("answering", "vision", "runtime")}  # fmt: skip
+        own = self.sections("calibrate", two_turn_pairs=0, **curve)
+        frontier = self.stage("calibrate", into / "frontier", **common, **own, split="heldout")
+        own = {"method": method, "suite": "all", "benchmarks": self.home}
+        own |= self.sections("evaluate")
+        return Measured.read(frontier, self.stage("evaluate", into / "evaluate", **common, **own))
 
     def untrained(self) -> Measured:
         """The base model under ZipVL."""
@@ -154,17 +157,20 @@ class Sweep:
     def trained(self, name: str, seed: int) -> Measured | None:
         """One run; None if the trainer stopped it, or if it is not there and nothing is run."""
         setting, into = SETTINGS[name], RESULTS / name / f"seed{seed}"
-        values = {"model": MODEL, "objective": setting.objective, "seed": seed,
-                  "base": self.base, "data": self.data}  # fmt: skip
-        words = self.words("train", "answering", "vision", "runtime", **setting.changes)
         if self.only_finished and not (into / "evaluate" / STAMP).is_file():
             return None
+        row = self.params.trained[name]
+        given = {section: getattr(self.params, section).model_dump(mode="json")
+                 for section in ("answering", "vision", "runtime")}  # fmt: skip
         try:
-            model = self.stage("train", into / "train", values, words)
+            model = self.stage(
+                "train", into / "train", model=MODEL, row=name, seed=seed, base=self.base,
+                data=self.data, **row.model_dump(mode="json"), **given,
+            )  # fmt: skip
         except TrainingCollapse as error:
             print(f"{name}, seed {seed}: {error}", file=sys.stderr)
             return None
-        return self.measured(setting.objective, "trained", model, into, **setting.curve)
+        return self.measured(name, "trained", model, into, **setting.curve)
 
 
 @dataclass(frozen=True)

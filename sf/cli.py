@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import warnings
@@ -62,21 +63,19 @@ def _options(
     """Sparsity Forcing: multimodal LLMs that need fewer tokens."""
 
 
-@app.command("run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command("run")
 def run_command(
-    context: typer.Context,
     stage: Annotated[
         str, typer.Argument(help="prepare, base, train, evaluate, …", autocompletion=_stages)
     ],
+    config: Annotated[Path, typer.Option(help="JSON file with the job's parameters")],
     study: Annotated[str, typer.Option(help="the study that the MLflow run belongs to")] = "own",
 ) -> None:
-    """Run one stage with all its values as --name value; finished work is adopted.
+    """Run one stage with the parameters in a file; finished work is adopted."""
+    from sf.jobs import read_config, run_stage
 
-    Whole commands to copy from: `snakemake -n -p --forceall`, or a result's stage.json.
-    """
-    from sf.jobs import run_stage
-
-    outcome = run_stage(stage, context.args, study)
+    command = shlex.join(["sf", "run", stage, "--study", study, "--config", str(config)])
+    outcome = run_stage(stage, read_config(config), study, command)
     if ranks.rank() == 0:
         _stdout.print(f"{stage}: {outcome}")
 

@@ -1,214 +1,51 @@
 """Typed parameters of a study: the only reader of YAML.
 
-`params.yaml` holds one `Params`. A stage's own parameters class (in `sf/stages/`) combines the
-sections it uses with its axis values and paths, so a stage can be run from its command line alone.
-Field names are unique over all sections because both engines flatten them onto one command line.
+`params.yaml` holds one `Params`. A stage's own parameters class (in `sf/stages/`) holds the
+sections it uses, its axis values and paths; `workflow.jobs` fills it in for each job.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from sf.baselines.moba import MobaSettings
+from sf.baselines.nsa import NsaSettings
 from sf.errors import ConfigError
-from sf.fields import Fraction, Positive, RetentionP, Section
+from sf.fields import Name, Positive, Section, flat
+from sf.sections import (
+    ANSWERING_FAMILIES,
+    Answering,
+    Axes,
+    BaseModelSpec,
+    Benchmarks,
+    Calibrate,
+    Evaluate,
+    Prepare,
+    Profile,
+    Runtime,
+    Vision,
+)
 from sf.training.config import Train
+from sf.training.objectives import OBJECTIVES, Objective
+from sf.training.pathwise_config import SparsityTermSettings
+from sf.training.sharpness_config import SharpnessSettings
+from sf.training.trainer_config import GrpoSettings, Rollouts
 
-
-def _known_method(name: str) -> str:
-    # Not a plain import: the list of names decides no result, and what a stage imports is hashed.
-    hint = import_module("sf.baselines.registry").unknown(name)
-    if hint is not None:
-        raise ValueError(f"no method has this name; {hint}")
-    return name
-
-
-def _with_p(name: str) -> str:
-    rule = import_module("sf.baselines.registry").without_p(_known_method(name))
-    if rule is not None:
-        raise ValueError(rule)
-    return name
-
-
-def _known_suite(name: str) -> str:
-    try:
-        import_module("sf.evaluation.benchmarks").suite(name)  # not a plain import: see above
-    except ConfigError as error:
-        raise ValueError(f"{error.rule}; {error.remedy}") from None
-    return name
-
-
-def _apart(names: list[str]) -> list[str]:
-    found: dict[str, str] = {}
-    for name in names:
-        for column in import_module("sf.evaluation.benchmarks").suite(name):
-            if column.name in found:
-                raise ValueError(
-                    f"{column.name} is in {found[column.name]!r} and in {name!r}; name it once"
-                )
-            found[column.name] = name
-    return names
-
-
-Method = Annotated[str, AfterValidator(_known_method)]
-CurveMethod = Annotated[str, AfterValidator(_with_p)]
-Suite = Annotated[str, AfterValidator(_known_suite)]
-Objective = Literal[
-    "sparsity_forcing", "v1_range", "pathwise", "zipvl_sft", "sharpness", "moba", "nsa"
-]
-Family = Literal["qwen2_vl", "qwen2_5_vl", "llava_onevision", "llava_next_video"]
-ANSWERING_FAMILIES = ("llava_onevision", "llava_next_video")  # that are not trained here
-SCRATCH_FAMILIES = ("qwen2_vl", "qwen2_5_vl")  # of which a tiny model can be trained here
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class Vision(Section):
-    """How images and videos become visual tokens, the same in every stage."""
-
-    image_min_pixels: Positive
-    image_max_pixels: Positive
-    video_min_pixels: Positive = Field(description="per frame")
-    video_max_pixels: Positive = Field(description="per frame")
-    video_max_frames: Positive
-    video_fps: Annotated[float, Field(gt=0)]
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Vision:
-        for kind in ("image", "video"):
-            low, high = getattr(self, f"{kind}_min_pixels"), getattr(self, f"{kind}_max_pixels")
-            if low > high:
-                raise ValueError(f"{kind}_min_pixels {low} is above {kind}_max_pixels {high}")
-        return self
-
-
-class Runtime(Section):
-    """Where the numbers are computed."""
-
-    device: Literal["cpu", "cuda"]
-    dtype: Literal["float32", "bfloat16", "float16"]
-
-
-class Answering(Section):
-    """How questions of the manifests are put and replies judged: the same in every stage."""
-
-    prompt_template: Literal["answer", "think_answer"]
-    max_completion_tokens: Positive
-    correctness_cutoff: Fraction = Field(description="fractional scores at or above it are right")
-
-
-class Prepare(Section):
-    """From rows of Video-R1-260k's schema to manifests."""
-
-    source: str = Field(description="'synthetic', a local folder, or 'hub:OWNER/NAME@REVISION'")
-    synthetic_rows: Positive
-    data_sources: list[str] = Field(
-        default_factory=list, description="data_source or top media folder; empty: all"
-    )
-    sample_rows: Annotated[int, Field(ge=0, description="a stratified sample; 0: all rows")]
-    calibration_share: Fraction = Field(description="of the media, by hash")
-    heldout_share: Fraction = Field(description="of the media, by hash")
-    calibration_rows: Positive = Field(description="of its share, at most")
-    heldout_rows: Positive = Field(description="of its share, at most")
-    media_check: bool = Field(description="open every image and video once")
-    max_reject_share: Fraction
-
-
-class BaseModelSpec(Section):
-    """One base model: trained from scratch here, or pinned on a hub, or a local folder."""
-
-    family: Family
-    source: str = Field(description="'scratch', a local folder, or 'hub:OWNER/NAME@REVISION'")
-    base_steps: Annotated[int, Field(ge=0, description="training steps when source is scratch")]
-    base_batch: Positive = Field(description="questions a step")
-    base_learning_rate: Annotated[float, Field(gt=0)]
-    base_align_steps: Annotated[int, Field(ge=0, description="of the vision tower alone")]
-    base_media: Annotated[int, Field(ge=0, description="fresh scenes and clips")]
-    base_examples: Annotated[int, Field(ge=0, description="in the benchmarks' formats")]
-
-    @model_validator(mode="after")
-    def _trainable(self) -> BaseModelSpec:
-        if self.source == "scratch" and self.family not in SCRATCH_FAMILIES:
-            raise ValueError(
-                f"source 'scratch' needs a family of {SCRATCH_FAMILIES}, not {self.family}; give a "
-                "folder or a hub source"
-            )
-        return self
-
-
-class Calibrate(Section):
-    """The p -> token ratio and accuracy curve."""
-
-    calibrate_p: list[RetentionP] = Field(min_length=1)
-    calibrate_batch: Positive
-    two_turn_p: list[RetentionP] = Field(min_length=1)
-    two_turn_pairs: Annotated[int, Field(ge=0, description="second questions at most; 0: none")]
-
-
-class Benchmarks(Section):
-    """Where the thirteen benchmarks' data come from."""
-
-    benchmark_source: str = Field(description="'synthetic', 'hub', or a local folder")
-    benchmark_samples: Annotated[int, Field(ge=0, description="0: all; synthetic: how many")]
-    suites: Annotated[list[Suite], Field(min_length=1), AfterValidator(_apart)] = Field(
-        description="one evaluation job each: columns, or groups such as 'all' (one process)"
-    )
-
-
-class Evaluate(Section):
-    """The thirteen benchmarks."""
-
-    inference_p: RetentionP
-    evaluate_batch: Positive
-    match_ratio: Fraction = Field(
-        description="set each method's hyperparameter so that it keeps this share of the "
-        "calibration rows' tokens; 0: the methods' own values"
-    )
-    match_tolerance: Annotated[float, Field(gt=0, lt=1)]
-
-
-class Profile(Section):
-    """Latency and memory against sequence length."""
-
-    profile_subjects: list[str] = Field(
-        description="'checkpoint', or a key of sf.profiling.models.SHAPES (random weights)"
-    )
-    profile_lengths: list[Positive] = Field(min_length=1)
-    profile_ratio: Fraction
-    profile_layer_shares: list[RetentionP] = Field(
-        default_factory=list,
-        description="shares of kept tokens, one per layer of a recorded run, stretched over the "
-        "subject's layers; empty: profile_ratio in every layer",
-    )
-    profile_repeats: Annotated[int, Field(ge=3)]
-    profile_decode_tokens: Positive
-    profile_batch: Positive = Field(description="rows of a prompt's batch")
-    profile_prompts: Literal["text", "video"] = Field(
-        description="random text, or a video of growing length through processor and vision tower"
-    )
-    profile_fit: bool = Field(description="search the largest batch and the longest prompt")
-    profile_fit_gib: Annotated[float, Field(ge=0)] = Field(
-        description="memory limit of that search on a CPU; a GPU's own memory is its limit"
-    )
-
-
-class Axes(Section):
-    """What the stages are repeated over."""
-
-    models: list[str] = Field(min_length=1)
-    methods: list[Method] = Field(min_length=1)
-    curve_methods: list[CurveMethod] = Field(
-        default_factory=list, description="methods beside ZipVL whose curve over p is measured"
-    )
-    objectives: list[Objective] = Field(
-        default_factory=list, description="of training; none: a study without training"
-    )
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="of training")
 
 
 class Resources(Section):
@@ -220,38 +57,87 @@ class Resources(Section):
     hours: Annotated[float, Field(gt=0)]
 
 
+class TrainedRow(Section):
+    """A row of the tables that is trained: its objective and the common settings."""
+
+    objective: Objective
+    train: Train
+
+
 class Params(Section):
     """One study."""
 
-    scale: str
+    scale: Name
     seed: Annotated[int, Field(ge=0)]
     axes: Axes
     vision: Vision
     runtime: Runtime
     answering: Answering
     prepare: Prepare
-    base: dict[str, BaseModelSpec]
+    base: Annotated[dict[Name, BaseModelSpec], Field(min_length=1)]
     calibrate: Calibrate
     train: Train
+    rollouts: Rollouts
+    grpo: GrpoSettings
+    pathwise: SparsityTermSettings
+    sharpness: SharpnessSettings
+    moba: MobaSettings
+    nsa: NsaSettings
+    objectives: dict[Name, dict[str, Any]] = Field(
+        description="rows with training: objective and the settings that differ from its sections; "
+        "none: a study without training"
+    )
     benchmarks: Benchmarks
     evaluate: Evaluate
     profile: Profile
     resources: dict[str, Resources]
+    _trained: dict[str, TrainedRow] = PrivateAttr()
+
+    @property
+    def trained(self) -> Mapping[str, TrainedRow]:
+        """The rows with training, complete."""
+        return self._trained
+
+    @model_validator(mode="after")
+    def _rows_complete(self) -> Params:
+        self._trained = {name: self._complete(name, row) for name, row in self.objectives.items()}
+        return self
+
+    def _complete(self, name: str, row: dict[str, Any]) -> TrainedRow:
+        """A row with the settings that it does not change, from their sections."""
+        if name == "base" or name in (*self.axes.methods, *self.axes.curve_methods):
+            rule = "is also the name of a row without training"
+            raise ConfigError("objectives", name, rule, "choose another name")
+        kind = row.get("objective")
+        if kind not in OBJECTIVES:
+            near = get_close_matches(str(kind), OBJECTIVES, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"known: {', '.join(OBJECTIVES)}"
+            where = f"objectives.{name}.objective"
+            raise ConfigError(where, kind, "is not a known objective", remedy)
+        settings: dict[str, Any] = {}
+        for section in OBJECTIVES[kind].sections:
+            settings |= getattr(self, section).model_dump()
+        if "pathwise" in OBJECTIVES[kind].model_fields:
+            settings["pathwise"] = self.pathwise.model_dump()
+        own = {key: value for key, value in row.items() if key != "train"}
+        common = row.get("train", {})
+        if not isinstance(common, dict):
+            raise ConfigError(f"objectives.{name}.train", common, "must be a mapping")
+        values = {
+            "objective": merged(settings, own),
+            "train": merged(self.train.model_dump(), common),
+        }
+        return validated(TrainedRow, values, f"objectives.{name}: ")
 
     @model_validator(mode="after")
     def _consistent(self) -> Params:
-        if sorted(self.axes.models) != sorted(self.base):
-            raise ValueError(
-                f"axes.models {sorted(self.axes.models)} and the keys of base "
-                f"{sorted(self.base)} differ; name each model in both"
-            )
         untrained = [
             model for model, spec in self.base.items() if spec.family in ANSWERING_FAMILIES
         ]
-        if untrained and self.axes.objectives:
+        if untrained and self.objectives:
             raise ValueError(
-                f"axes.objectives with {', '.join(untrained)}: LLaVA models are answered with, not "
-                "trained; give them a study with objectives: []"
+                f"objectives with {', '.join(untrained)}: LLaVA models are answered with, not "
+                "trained; give them a study with objectives: {}"
             )
         misfit = import_module("sf.baselines.registry").misfit
         for model, spec in self.base.items():
@@ -262,6 +148,23 @@ class Params(Section):
                 if rule is not None:
                     raise ValueError(f"axes.methods with {model}: {rule}")
         return self
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes`; mappings are merged, everything else is replaced.
+
+    A change to None removes the value (RFC 7396).
+    """
+    result = dict(values)
+    for name, change in changes.items():
+        old = result.get(name)
+        if change is None:
+            result.pop(name, None)
+        elif isinstance(change, Mapping):
+            result[name] = merged(old if isinstance(old, Mapping) else {}, change)
+        else:
+            result[name] = change
+    return result
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -285,12 +188,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def validated(model: type[Model], values: dict[str, Any], where: str = "") -> Model:
+def validated(model: type[Model], values: Mapping[str, Any], where: str = "") -> Model:
     """`values` as an instance of `model`.
 
     Raises:
-        ConfigError: names the first offending field, its value, the rule and the remedy; the
-            number of further errors is said.
+        ConfigError: names every offending field with its value, the rule and the remedy.
     """
     try:
         return model.model_validate(values)
@@ -301,28 +203,49 @@ def validated(model: type[Model], values: dict[str, Any], where: str = "") -> Mo
 def _config_error(model: type[BaseModel], error: ValidationError, where: str) -> ConfigError:
     # An unknown key first: the field that is missing beside it is usually the misspelt one.
     errors = sorted(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
-    first = errors[0]
-    field = ".".join(str(part) for part in first["loc"]) or model.__name__
-    value: object = first["input"]
-    if first["type"] == "extra_forbidden":
-        owner: Any = model
-        for part in first["loc"][:-1]:
-            owner = getattr(owner, "model_fields", {}).get(part)
-            owner = getattr(owner, "annotation", None)
-        known = list(getattr(owner, "model_fields", {}))
-        near = get_close_matches(str(first["loc"][-1]), known, n=3)
-        rule = "is not a known parameter"
+    listed = [_one_error(model, entry, where) for entry in errors]
+    first = listed[0]
+    more = "".join(f"\n  {other}" for other in listed[1:])
+    return ConfigError(first.field, first.value, first.rule, first.remedy + more)
+
+
+def _one_error(model: type[BaseModel], entry: Any, where: str) -> ConfigError:
+    cause = entry.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        return ConfigError(f"{where}{cause.field}", cause.value, cause.rule, cause.remedy)
+    field = ".".join(str(part) for part in entry["loc"]) or model.__name__
+    value: object = None if isinstance(entry["input"], dict) else entry["input"]
+    if entry["type"] == "extra_forbidden":
+        known = _fields_at(model, entry["loc"][:-1])
+        near = get_close_matches(str(entry["loc"][-1]), known, n=3)
         remedy = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-    elif first["type"] == "missing":
-        value, rule, remedy = None, "is required", "add it; params/mini.yaml has an example"
-    else:
-        rule = first["msg"].removeprefix("Value error, ")
-        remedy = "correct it in the parameters or on the command line"
-    if len(errors) > 1:
-        remedy += f" ({len(errors) - 1} more errors follow this one)"
-    if isinstance(value, dict):
-        value = None
-    return ConfigError(f"{where}{field}", value, rule, remedy)
+        return ConfigError(f"{where}{field}", value, "is not a known parameter", remedy)
+    if entry["type"] == "missing":
+        remedy = "add it; params/mini.yaml has an example"
+        return ConfigError(f"{where}{field}", None, "is required", remedy)
+    rule = entry["msg"].removeprefix("Value error, ")
+    return ConfigError(f"{where}{field}", value, rule, "correct it")
+
+
+def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """The names of the parameters at a place in a model."""
+    owners: list[Any] = [model]
+    for part in location:
+        inner = []
+        for owner in owners:
+            if isinstance(owner, type) and issubclass(owner, BaseModel):
+                field = owner.model_fields.get(str(part))
+                inner += _models_in(field.annotation) if field else [owner]
+        owners = inner
+    names = [name for owner in owners for name in owner.model_fields]
+    return list(dict.fromkeys(names))
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that an annotation is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
 def load_params(path: Path) -> Params:
@@ -336,20 +259,10 @@ def load_params(path: Path) -> Params:
 
 def field_differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """(dotted name, old value, new value) of every leaf that differs; absent is None."""
-    flat_old, flat_new = _flat(old), _flat(new)
+    flat_old, flat_new = flat(old), flat(new)
     names = dict.fromkeys([*flat_old, *flat_new])
     return [
         (name, flat_old.get(name), flat_new.get(name))
         for name in names
         if flat_old.get(name) != flat_new.get(name)
     ]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -15,9 +15,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -30,7 +29,7 @@ from pydantic import BaseModel
 
 from sf import provenance, ranks
 from sf.atomic_files import write_json, write_text
-from sf.config import load_params, read_yaml, validated
+from sf.config import validated
 from sf.errors import ConfigError, EnvironmentFault, OutputConflictError
 from sf.layout import STAMP
 from sf.tracking import SilentTracker, Tracker, log_pending
@@ -71,38 +70,21 @@ def work_folder(output: Path) -> Path:
     return output.parent / f".{output.name}.work"
 
 
-def parse_flags(model: type[BaseModel], arguments: list[str]) -> dict[str, Any]:
-    """`--key value …`, `--flag`, `--no-flag` as a mapping for `model`; list fields take any count.
+def read_config(path: Path) -> dict[str, Any]:
+    """The parameters of one job, as `workflow.resolve` writes them.
 
     Raises:
-        ConfigError: a value without a flag, a flag given twice or with too many values.
+        ConfigError: the file is missing, is not JSON or is not an object.
     """
-    groups: dict[str, list[str]] = {}
-    current: list[str] | None = None
-    for word in arguments:
-        if word.startswith("--"):
-            name = word[2:]
-            if name in groups:
-                raise ConfigError(word, None, "is given twice", "give it once")
-            current = groups[name] = []
-        elif current is None:
-            raise ConfigError("argument", word, "has no --name before it", "write --name value")
-        else:
-            current.append(word)
-    values: dict[str, Any] = {}
-    for name, words in groups.items():
-        field = model.model_fields.get(name)
-        switched = model.model_fields.get(name.removeprefix("no-"))
-        if field is not None and str(field.annotation).startswith(("list[", "tuple[")):
-            values[name] = words
-        elif not words and field is not None and field.annotation is bool:
-            values[name] = True
-        elif not words and name.startswith("no-") and switched and switched.annotation is bool:
-            values[name.removeprefix("no-")] = False
-        elif len(words) == 1:
-            values[name] = words[0]
-        else:
-            raise ConfigError(f"--{name}", words, "takes one value", "quote a value with spaces")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        remedy = "write the files of params.yaml: `python -m workflow.resolve`"
+        raise ConfigError("config", str(path), "does not exist", remedy) from None
+    except ValueError as error:
+        raise ConfigError("config", str(path), f"is not JSON: {error}", "correct it") from None
+    if not isinstance(values, dict):
+        raise ConfigError("config", str(path), "must hold an object", "give the parameters")
     return values
 
 
@@ -115,13 +97,14 @@ def input_folders(module: ModuleType, parameters: BaseModel) -> list[Path]:
     return [value for value in values if isinstance(value, Path) and value != output]
 
 
-def run_stage(stage: str, arguments: list[str], study: str) -> str:
+def run_stage(stage: str, values: Mapping[str, Any], study: str, command: str = "") -> str:
     """Run one stage, or adopt its finished result.
 
     Args:
         stage: one of `STAGES`.
-        arguments: `--key value …` of the stage's parameters class.
+        values: of the stage's parameters class.
         study: the study that the MLflow run belongs to.
+        command: how the stage was started, for the record.
 
     Returns:
         "done", or "up to date" when a finished result was adopted.
@@ -130,8 +113,7 @@ def run_stage(stage: str, arguments: list[str], study: str) -> str:
         SparsityForcingError: before any work where that is possible.
     """
     module = stage_module(stage)
-    parameters = validated(module.Parameters, parse_flags(module.Parameters, arguments))
-    _check_study(study)
+    parameters = validated(module.Parameters, values)
     output: Path = parameters.output
     work = work_folder(output)
     if ranks.world_size() > 1:
@@ -151,7 +133,6 @@ def run_stage(stage: str, arguments: list[str], study: str) -> str:
         _refuse_foreign(output, work)
         _check_disk(output)
         _reset_if_changed(work, identity["key"])
-        command = shlex.join(["sf", "run", stage, "--study", study, *arguments])
         tracker = Tracker.start(stage, parameters, identity, work, study)
         job = Job(out=work / "out", state=work / "state", tracker=tracker)
         ranks.agreed(RUN)
@@ -164,16 +145,6 @@ def run_stage(stage: str, arguments: list[str], study: str) -> str:
         _finish(output, work, stamp)
         log_pending(output, study)
     return DONE
-
-
-def _check_study(study: str) -> None:
-    """Under DVC, whose first stage must not start if a later one is going to refuse its values.
-
-    Snakemake reads and checks all parameters when it starts.
-    """
-    path = Path("params.yaml")
-    if "DVC_STAGE" in os.environ and path.is_file() and read_yaml(path).get("scale") == study:
-        load_params(path)
 
 
 def _follow(module: ModuleType, parameters: BaseModel, work: Path) -> str:

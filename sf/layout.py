@@ -24,6 +24,7 @@ FOLDERS = {
     "evaluate": "results/{scale}/evaluate/{model}/{system}/{suite}",
     "profile": "results/{scale}/profile/{model}",
     "report": "reports/{scale}",
+    "config": "results/{scale}/config",
 }
 
 

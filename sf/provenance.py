@@ -132,7 +132,7 @@ def code_files(start: Path) -> list[Path]:
         file = todo.pop()
         if file not in seen:
             seen.add(file)
-            todo.extend(named_files(file))
+            todo.extend(other for other in named_files(file) if other.name not in RUNNER)
     return sorted(seen)
 
 

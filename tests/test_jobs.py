@@ -10,19 +10,20 @@ import sys
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sf import jobs, provenance
 from sf.errors import ConfigError, DataError, EnvironmentFault, OutputConflictError
-from sf.jobs import parse_flags, run_stage, work_folder
+from sf.jobs import read_config, run_stage, stage_module, work_folder
 from sf.layout import STAMP
 from sf.tracking import log_all
 
 STAGE = """
 import errno
 from pathlib import Path
-from sf.config import Section
+from sf.fields import Section
 
 class Parameters(Section):
     words: list[str] = []
@@ -60,29 +61,29 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(*words: str) -> str:
-    return run_stage("counting", [*words, "--output", "results/test/counting"], "test")
+def run(**values: Any) -> str:
+    return run_stage("counting", {**values, "output": "results/test/counting"}, "test")
 
 
 def test_a_finished_job_is_adopted_and_a_changed_one_is_redone(stage: Path) -> None:
-    assert run("--times", "2") == "done"
+    assert run(times=2) == "done"
     output = stage / "results/test/counting"
     stamp = json.loads((output / STAMP).read_text())
     assert stamp["parameters"]["times"] == 2
     assert json.loads((output / "metrics.json").read_text()) == {"times": 2.0}
-    assert run("--times", "2") == "up to date"
-    assert run("--times", "3") == "done"
+    assert run(times=2) == "up to date"
+    assert run(times=3) == "done"
 
 
 def test_a_lost_stamp_is_restored_and_a_damaged_file_is_made_again(stage: Path) -> None:
-    run("--times", "2")
+    run(times=2)
     output = stage / "results/test/counting"
     before = (output / STAMP).read_bytes()
     (output / STAMP).unlink()
-    assert run("--times", "2") == "up to date"
+    assert run(times=2) == "up to date"
     assert (output / STAMP).read_bytes() == before
     (output / "count.txt").write_text("9")
-    assert run("--times", "2") == "done"
+    assert run(times=2) == "done"
     assert (output / "count.txt").read_text() == "2"
 
 
@@ -90,10 +91,10 @@ def test_a_lost_stamp_is_restored_and_a_damaged_file_is_made_again(stage: Path) 
 def test_a_full_disk_is_an_error_that_says_so_and_the_work_stays(stage: Path) -> None:
     (stage / "full").touch()
     with pytest.raises(EnvironmentFault, match=r"disk = .*results/test.*is full.*it goes on"):
-        run("--times", "2")
+        run(times=2)
     assert not (stage / "results/test/counting").exists()
     (stage / "full").unlink()
-    assert run("--times", "2") == "done"
+    assert run(times=2) == "done"
     assert (stage / "results/test/counting/calls.txt").read_text() == "0"
 
 
@@ -118,11 +119,11 @@ def test_changed_data_beside_the_code_are_run_again(stage: Path) -> None:
 def test_a_killed_job_continues_where_it_was(stage: Path) -> None:
     Path("stop_at").write_text("3")
     with pytest.raises(KeyboardInterrupt):
-        run("--times", "5")
+        run(times=5)
     output = stage / "results/test/counting"
     assert not output.exists()
     Path("stop_at").unlink()
-    assert run("--times", "5") == "done"
+    assert run(times=5) == "done"
     assert (output / "calls.txt").read_text() == "2"
     steps = [json.loads(line)["step"] for line in (output / "history.jsonl").open()]
     assert steps == [0, 1, 2, 3, 4]
@@ -131,19 +132,19 @@ def test_a_killed_job_continues_where_it_was(stage: Path) -> None:
 def test_partial_work_of_other_parameters_is_dropped(stage: Path) -> None:
     Path("stop_at").write_text("3")
     with pytest.raises(KeyboardInterrupt):
-        run("--times", "5")
+        run(times=5)
     Path("stop_at").unlink()
-    run("--times", "6")
+    run(times=6)
     assert (stage / "results/test/counting/calls.txt").read_text() == "6"
 
 
 def test_a_kill_between_the_two_renames_loses_nothing(stage: Path) -> None:
-    run("--times", "2")
+    run(times=2)
     output = stage / "results/test/counting"
     work = work_folder(output)
     output.rename(work / "out")
     (work / "record.json").unlink()
-    assert run("--times", "2") == "up to date"
+    assert run(times=2) == "up to date"
     assert (output / "calls.txt").read_text() == "2"
 
 
@@ -167,24 +168,10 @@ def test_no_disk_space_is_said_before_any_work(
 
 def test_an_input_that_is_absent_or_incomplete_is_an_error(stage: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        run("--source", "nowhere")
+        run(source="nowhere")
     Path("half").mkdir()
     with pytest.raises(DataError, match="not complete"):
-        run("--source", "half")
-
-
-def test_under_dvc_no_stage_starts_when_a_later_one_would_refuse(
-    stage: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = (Path(__file__).parent.parent / "params/mini.yaml").read_text()
-    bad = text.replace("scale: mini", "scale: test").replace("inference_p: 0.975", "inference_p: 2")
-    Path("params.yaml").write_text(bad)
-    monkeypatch.setenv("DVC_STAGE", "counting")
-    with pytest.raises(ConfigError, match=r"evaluate\.inference_p = 2.*less than or equal to 1"):
-        run("--times", "2")
-    assert not Path("results").exists()
-    Path("params.yaml").write_text("theirs: 1\n")  # somebody else's pipeline
-    assert run("--times", "2") == "done"
+        run(source="half")
 
 
 def test_two_processes_do_not_write_one_output(stage: Path) -> None:
@@ -210,36 +197,30 @@ def test_two_processes_do_not_write_one_output(stage: Path) -> None:
     assert run() == "done"
 
 
-def test_flags_become_typed_values(stage: Path) -> None:
-    model = jobs.stage_module("counting").Parameters
-    words = ["--words", "a", "b c", "--times", "3", "--loud", "--output", "x"]
-    assert parse_flags(model, words) == {
-        "words": ["a", "b c"],
-        "times": "3",
-        "loud": True,
-        "output": "x",
-    }
-    assert parse_flags(model, ["--no-loud", "--words"]) == {"loud": False, "words": []}
+def test_an_unknown_parameter_and_an_unknown_stage_are_errors(stage: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean times"):
+        run(timez=3)
+    with pytest.raises(ConfigError, match="stage = 'trian'. is unknown"):
+        stage_module("trian")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
-    [(["3"], "no --name"), (["--times", "1", "2"], "one value"), (["--a", "1", "--a"], "twice")],
+    ("content", "message"),
+    [(None, "does not exist"), ("{", "not JSON"), ("[1]", "must hold an object")],
 )
-def test_malformed_command_lines_are_errors(stage: Path, words: list[str], message: str) -> None:
+def test_a_file_that_holds_no_parameters_is_an_error(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "job.json").write_text(content)
     with pytest.raises(ConfigError, match=message):
-        parse_flags(jobs.stage_module("counting").Parameters, words)
-
-
-def test_an_unknown_stage_and_an_unknown_flag_are_errors(stage: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean times"):
-        run("--timez", "3")
+        read_config(tmp_path / "job.json")
 
 
 def test_mlflow_holds_the_run_under_its_study(stage: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    run("--times", "2")
+    run(times=2)
     client = MlflowClient(f"sqlite:///{stage}/mlflow.db")
     experiment = client.get_experiment_by_name("sparsity-forcing")
     runs = client.search_runs([experiment.experiment_id])
@@ -261,15 +242,15 @@ def test_a_store_that_is_down_loses_nothing(stage: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.warns(UserWarning, match="the result is safe"):
-        assert run("--times", "2") == "done"
+        assert run(times=2) == "done"
     with pytest.warns(UserWarning, match="the result is safe"):
-        assert run_stage("counting", ["--output", "results/test/another"], "test") == "done"
+        assert run_stage("counting", {"output": "results/test/another"}, "test") == "done"
     with pytest.warns(UserWarning, match="the result in") as told:
         assert log_all(Path("results")) == 0
     assert len(told) == 1  # one answer is waited for, not one a result
     uri = f"sqlite:///{stage}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert run("--times", "2") == "up to date"
+    assert run(times=2) == "up to date"
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("sparsity-forcing")
     names = [r.data.tags.get("sf.stage") for r in client.search_runs([experiment.experiment_id])]
@@ -281,12 +262,12 @@ def test_a_locked_store_loses_nothing(stage: Path, monkeypatch: pytest.MonkeyPat
     from mlflow.tracking import MlflowClient
 
     store = stage / "mlflow.db"
-    run("--times", "1", "--loud")  # makes the store
+    run(times=1, loud=True)  # makes the store
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}?timeout=0.05")
     with closing(sqlite3.connect(store)) as other:
         other.execute("begin exclusive")
         with pytest.warns(UserWarning, match=r"database is locked.*the result is safe"):
-            assert run("--times", "2") == "done"
+            assert run(times=2) == "done"
         other.rollback()
     assert log_all(Path("results")) == 1
     client = MlflowClient(f"sqlite:///{store}")
@@ -296,7 +277,7 @@ def test_a_locked_store_loses_nothing(stage: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_results_are_logged_while_other_stages_delete_their_work(stage: Path) -> None:
-    run("--times", "2")
+    run(times=2)
     ended = threading.Event()
 
     def churn() -> None:

@@ -58,9 +58,7 @@ def test_make_targets_exist(words: list[str]) -> None:
 def test_sf_commands_and_their_options_exist(words: list[str]) -> None:
     options = {word for word in words if word.startswith("--")} - {"--help"}
     if words[1] == "run" and len(words) > 2 and words[2].islower():
-        known = set(stage_module(words[2]).Parameters.model_fields) | {"study"}
-        assert {option[2:].removeprefix("no-") for option in options} <= known
-        return
+        stage_module(words[2])
     command = [word for word in words[1:2] if not word.startswith("-")]
     runner = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
     result = runner.invoke(app, [*command, "--help"])

@@ -1,6 +1,7 @@
 """Renders `dvc.yaml` from the table of stages: `python -m workflow.dvc_yaml`.
 
-The file holds no values: DVC fills in params.yaml's when it runs, so it follows `sf use`.
+The file holds no values: DVC fills in the names of params.yaml when it runs, so it follows
+`sf use`. Its first stage writes the parameters of every job into a file, on which the job depends.
 """
 
 from __future__ import annotations
@@ -12,40 +13,39 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from sf.layout import FOLDERS, STAMP
-from workflow.jobs import command
+from workflow.jobs import command, config_file
 from workflow.stages import STAGES, Stage
 
 HEADER = "# Rendered from workflow/stages.py by `python -m workflow.dvc_yaml`; do not edit.\n"
 
 
+RESOLVE = {
+    "cmd": "python -m workflow.resolve",
+    "deps": [
+        "params.yaml",
+        *("sf/config.py", "sf/fields.py", "sf/sections.py", "sf/stages", "sf/training"),
+        "workflow",
+    ],
+    "outs": [{FOLDERS["config"].format(scale="${scale}"): {"cache": False, "persist": True}}],
+}
+
+
 def _names(stage: Stage) -> dict[str, str]:
-    names = {"scale": "${scale}", "seed": "${seed}"}
-    for axis in stage.axes:
-        names[axis] = "${key}" if _foreach(stage) else f"${{item.{axis}}}"
-    return names
-
-
-def _foreach(stage: Stage) -> bool:
-    """A stage over the models' own sections: DVC's foreach gives key and section."""
-    return "base" in stage.sections
+    return {"scale": "${scale}", **{axis: f"${{item.{axis}}}" for axis in stage.axes}}
 
 
 def _stage(stage: Stage) -> dict[str, Any]:
     names = _names(stage)
-    sections = {
-        section: "${item}" if section == "base" else f"${{{section}}}" for section in stage.sections
-    }
-    deps = [f"{path}/{STAMP}" for path in stage.input_folders(names).values()]
+    deps = [config_file(stage, names)]
+    deps += [f"{path}/{STAMP}" for path in stage.input_folders(names).values()]
     for kind in stage.gather:
         parts = FOLDERS[kind].format_map({"scale": names["scale"], **_rest(kind)}).split("/*")
         deps.append(parts[0])
     body: dict[str, Any] = {
-        "cmd": " ".join([stage.launch, command(stage, names, sections)]).strip(),
+        "cmd": " ".join([stage.launch, command(stage, names)]).strip(),
         "deps": deps + stage.code_paths,
         "outs": [{stage.output_folder(names): {"cache": False, "persist": True}}],
     }
-    if _foreach(stage):
-        return {"foreach": "${base}", "do": body}
     if stage.axes:
         return {"matrix": {a: f"${{{path}}}" for a, path in stage.axes.items()}, **body}
     return body
@@ -65,7 +65,8 @@ def render() -> str:
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
     stream = io.StringIO()
-    yaml.dump({"stages": {stage.name: _stage(stage) for stage in STAGES}}, stream)
+    stages = {stage.name: _stage(stage) for stage in STAGES}
+    yaml.dump({"stages": {"resolve": RESOLVE, **stages}}, stream)
     return HEADER + stream.getvalue()
 
 

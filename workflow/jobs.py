@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import shlex
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sf import provenance
-from sf.config import Params, read_yaml, validated
-from sf.layout import STAMP
+from sf.atomic_files import write_json
+from sf.config import Params, Resources, load_params, validated
+from sf.jobs import stage_module
+from sf.layout import FOLDERS, STAMP
 from workflow.stages import STAGES, Stage
 
 __all__ = [
@@ -21,16 +23,16 @@ __all__ = [
     "code_digest",
     "code_files",
     "command",
-    "flag_words",
+    "config_file",
     "jobs",
     "launcher",
-    "look_up",
-    "read_params",
+    "load_params",
     "stale_jobs",
+    "write_configs",
 ]
 
 
-def launcher(run: str, resources: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def launcher(run: str, resources: Mapping[str, Resources]) -> list[str]:
     """How the Python of a stage of `sf run` is started in several processes; [] for one.
 
     Args:
@@ -38,84 +40,81 @@ def launcher(run: str, resources: Mapping[str, Mapping[str, Any]]) -> list[str]:
         resources: the parameters' section.
     """
     given = resources.get(run, resources["default"])
-    if given["gpus"] < 2 or not any(stage.ranks for stage in STAGES if stage.run == run):
+    if given.gpus < 2 or not any(stage.ranks for stage in STAGES if stage.run == run):
         return []
-    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={given['gpus']}"]
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={given.gpus}"]
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One job of a study: a stage with its axis values filled in."""
+    """One job of a study: a stage with its axis values filled in.
+
+    Attributes:
+        stage: of the table.
+        names: values of the placeholders.
+        command: as it is typed.
+        parameters: of the stage's own class, as plain values.
+        inputs: files that must be there.
+        output: folder of the result.
+    """
 
     stage: Stage
-    names: Mapping[str, str]
+    names: Mapping[str, Any]
     command: str
+    parameters: Mapping[str, Any]
     inputs: list[str]
     output: str
 
     @property
     def name(self) -> str:
-        values = [self.names[axis] for axis in self.stage.axes]
-        return "__".join([self.stage.name, *values])
+        return job_name(self.stage, self.names)
+
+    @property
+    def config(self) -> str:
+        return config_file(self.stage, self.names)
 
     @property
     def stamp(self) -> str:
         return f"{self.output}/{STAMP}"
 
 
-def look_up(params: Mapping[str, Any], dotted: str) -> Any:
+def job_name(stage: Stage, names: Mapping[str, Any]) -> str:
+    """The name of a job: the rule's and its axis values."""
+    return "__".join([stage.name, *(str(names[axis]) for axis in stage.axes)])
+
+
+def config_file(stage: Stage, names: Mapping[str, Any]) -> str:
+    """The file with the parameters of a job."""
+    return f"{FOLDERS['config'].format(scale=names['scale'])}/{job_name(stage, names)}.json"
+
+
+def command(stage: Stage, names: Mapping[str, Any]) -> str:
+    """The command of one job; names need no quotes (`sf.fields.Name`)."""
+    return f"sf run {stage.run} --study {names['scale']} --config {config_file(stage, names)}"
+
+
+def look_up(params: Params, dotted: str) -> Any:
     """The value at a dotted path of the parameters."""
-    value: Any = params
-    for part in dotted.split("."):
-        value = value[part]
-    return value
+    return functools.reduce(getattr, dotted.split("."), params)
 
 
-def flag_words(values: Mapping[str, Any]) -> list[str]:
-    """A section as words of a command line, spelled as DVC spells a mapping in a command."""
-    words: list[str] = []
-    for name, value in values.items():
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        elif isinstance(value, list):
-            words += [f"--{name}", *(shlex.quote(str(item)) for item in value)] if value else []
-        else:
-            words += [f"--{name}", shlex.quote(str(value))]
-    return words
+def jobs(params: Params) -> list[JobSpec]:
+    """All jobs of a study, each after those whose results it reads.
 
-
-def command(stage: Stage, names: Mapping[str, str], section_words: Mapping[str, str]) -> str:
-    """The command of one job; the words of each section are given by the engine."""
-    words = ["sf run", stage.run, "--study", names["scale"]]
-    for flag, text in stage.values.items():
-        words += [f"--{flag}", text.format(**names)]
-    for flag, path in stage.input_folders(names).items():
-        words += [f"--{flag}", path]
-    words += ["--output", stage.output_folder(names)]
-    words += [section_words[section] for section in stage.sections]
-    return " ".join(words)
-
-
-def jobs(params: Mapping[str, Any]) -> list[JobSpec]:
-    """All jobs of a study, each after those whose results it reads."""
+    Raises:
+        ConfigError: the parameters of a job do not fit its stage.
+    """
     listed: list[JobSpec] = []
     for stage in STAGES:
         for names in _combinations(stage, params):
-            sections = {
-                section: " ".join(
-                    flag_words(
-                        params["base"][names["model"]] if section == "base" else params[section]
-                    )
-                )
-                for section in stage.sections
-            }
             inputs = [f"{path}/{STAMP}" for path in stage.input_folders(names).values()]
             inputs += [job.stamp for job in listed if job.stage.output in stage.gather]
             listed.append(
                 JobSpec(
                     stage=stage,
                     names=names,
-                    command=command(stage, names, sections),
+                    command=command(stage, names),
+                    parameters=_parameters(stage, names, params),
                     inputs=inputs,
                     output=stage.output_folder(names),
                 )
@@ -123,22 +122,62 @@ def jobs(params: Mapping[str, Any]) -> list[JobSpec]:
     return listed
 
 
-def _combinations(stage: Stage, params: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    constants = {"scale": str(params["scale"]), "seed": str(params["seed"])}
+def _combinations(stage: Stage, params: Params) -> Iterator[dict[str, Any]]:
+    constants = {
+        "scale": params.scale,
+        "seed": params.seed,
+        "models": list(params.base),
+        "objectives": list(params.objectives),
+    }
     choices = [list(look_up(params, path)) for path in stage.axes.values()]
     for values in itertools.product(*choices):
-        yield {**constants, **dict(zip(stage.axes, map(str, values), strict=True))}
+        yield {**constants, **dict(zip(stage.axes, values, strict=True))}
 
 
-def read_params(path: Path) -> dict[str, Any]:
-    """The raw parameters, after the typed model has accepted them.
+def _parameters(stage: Stage, names: Mapping[str, Any], params: Params) -> dict[str, Any]:
+    """All parameters of a job, and none that it does not use."""
+    values: dict[str, Any] = {}
+    for name, text in stage.values.items():
+        whole = re.fullmatch(r"\{(\w+)\}", text)
+        values[name] = names[whole[1]] if whole else text.format(**names)
+    values |= {**stage.input_folders(names), "output": stage.output_folder(names)}
+    model = stage_module(stage.run).Parameters
+    for section in stage.sections:
+        if section == "row":
+            values |= dict(params.trained[names["objective"]])
+        elif section in model.model_fields:
+            values[section] = getattr(params, section)
+        else:
+            given = params.base[names["model"]] if section == "base" else getattr(params, section)
+            values |= dict(given)
+    return validated(model, values, f"stage {stage.name}: ").model_dump(mode="json")
 
-    Raises:
-        ConfigError: see `sf.config.load_params`.
+
+def write_configs(specs: list[JobSpec], root: Path = Path()) -> list[Path]:
+    """Write each job's parameters into its file, if they are others than those there.
+
+    Files of jobs that the study no longer has are removed.
+
+    Args:
+        specs: all jobs of a study.
+        root: the checkout.
+
+    Returns:
+        the files that were written.
     """
-    raw = read_yaml(path)
-    validated(Params, raw, f"{path}: ")
-    return raw
+    written = []
+    for spec in specs:
+        path = root / spec.config
+        if not path.is_file() or json.loads(path.read_text("utf-8")) != spec.parameters:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, spec.parameters)
+            written.append(path)
+    files = {root / spec.config for spec in specs}
+    folders = {file.parent for file in files}
+    for path in [path for folder in folders for path in folder.glob("*.json")]:
+        if path not in files:
+            path.unlink()
+    return written
 
 
 @functools.cache
@@ -175,7 +214,7 @@ def stale_jobs(specs: list[JobSpec]) -> list[JobSpec]:
             (path.parent / name).is_file() and (path.parent / name).stat().st_size == size
             for name, (size, _) in stamp["files"].items()
         )
-        asked = shlex.split(job.command), code_digest(job.stage.run)
-        if not whole or (shlex.split(stamp["command"]), stamp["code_hash"]) != asked:
+        asked = job.parameters, code_digest(job.stage.run)
+        if not whole or (stamp["parameters"], stamp["code_hash"]) != asked:
             stale.append(job)
     return stale

@@ -13,13 +13,13 @@ import os
 import sys
 from pathlib import Path
 
-from workflow.jobs import launcher, read_params
+from workflow.jobs import launcher, load_params
 
 
 def main(words: list[str]) -> None:
     """Replace this process by the job."""
     assert words[:2] == ["sf", "run"], "usage: python -m workflow.launch sf run STAGE …"
-    resources = read_params(Path("params.yaml"))["resources"]
+    resources = load_params(Path("params.yaml")).resources
     prefix = launcher(words[2], resources)
     if prefix:
         words = [sys.executable, *prefix, "-m", "sf.cli", *words[1:]]

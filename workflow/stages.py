@@ -1,11 +1,11 @@
 """The one table of stages: what each reads, writes, is repeated over, depends on and is given.
 
 `Snakefile` runs the jobs that `workflow.jobs` makes of it; `dvc.yaml` is rendered from the same
-table (`python -m workflow.dvc_yaml`). A command holds all values that its stage uses, so a changed
-value changes the command, and a value that a stage does not use changes nothing.
+table (`python -m workflow.dvc_yaml`). A job gets one file with all values that it uses, so a
+changed value changes the files of the jobs that use it and no other.
 
 Placeholders: `{model}`, `{method}`, `{objective}`, `{train_seed}`, `{suite}` are axis values;
-`{scale}` and `{seed}` come from the parameters.
+`{scale}` and `{seed}` come from the parameters, `{models}` and `{objectives}` are all names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from sf.layout import FOLDERS, TRAINED
 CORE = (
     "sf/__init__.py",
     "sf/atomic_files.py",
-    "sf/config.py",
     "sf/errors.py",
     "sf/escaping.py",
     "sf/extras.py",
@@ -26,9 +25,8 @@ CORE = (
     "sf/history.py",
     "sf/json_lines.py",
     "sf/layout.py",
+    "sf/sections.py",
     "sf/torchvision_shim.py",
-    "sf/training/__init__.py",
-    "sf/training/config.py",
 )
 TABLES = ("sf/tables.py",)
 MODELLING = ("sf/attention", "sf/selection", "sf/models", "sf/data", "sf/progress.py")
@@ -55,10 +53,10 @@ class Stage:
         output: key of `sf.layout.FOLDERS`.
         axes: axis name -> dotted path of a list (or of a mapping, whose keys are used) in params.
         folder_axes: what `output`'s placeholders are, where they differ from the axes' names.
-        values: flags with fixed text or placeholders, in order.
-        sections: parameter sections whose values all go onto the command line; "base" gives the
-            section of the model at hand.
-        inputs: flag -> (kind, placeholders) of the results that are read.
+        values: parameters with fixed text or placeholders.
+        sections: parameter sections that the stage is given; "base" is the section of the model at
+            hand, "row" are objective and settings of the row that is trained.
+        inputs: parameter -> (kind, placeholders) of the results that are read.
         code: files and folders that the stage's code lies in, besides `CORE` and its own file.
         gather: kinds of results of which everything is read (the report).
         ranks: can run in several processes, one a GPU.
@@ -100,12 +98,12 @@ class Stage:
         }
 
 
-MODEL = {"model": "axes.models"}
+MODEL = {"model": "base"}
 BASE = {"model": "{model}"}
 CHECKPOINT = {"model": "{model}", "objective": "{objective}", "train_seed": "{train_seed}"}
 TRAINED_AXES = {
-    "model": "axes.models",
-    "objective": "axes.objectives",
+    "model": "base",
+    "objective": "objectives",
     "train_seed": "axes.seeds",
 }
 
@@ -152,11 +150,11 @@ STAGES = (
         run="train",
         output="train",
         axes=TRAINED_AXES,
-        values={"model": "{model}", "objective": "{objective}", "seed": "{train_seed}"},
-        sections=("train", "answering", "vision", "runtime"),
+        values={"model": "{model}", "row": "{objective}", "seed": "{train_seed}"},
+        sections=("row", "answering", "vision", "runtime"),
         inputs={"base": ("base", BASE), "data": ("prepare", {})},
         ranks=True,
-        code=(*MODELLING, *DRAWING, "sf/training"),
+        code=(*MODELLING, *DRAWING, "sf/baselines", "sf/training"),
     ),
     Stage(
         name="frontier_base",
@@ -173,7 +171,7 @@ STAGES = (
         name="frontier_method",
         run="calibrate",
         output="frontier",
-        axes={"model": "axes.models", "method": "axes.curve_methods"},
+        axes={"model": "base", "method": "axes.curve_methods"},
         folder_axes={"system": "{method}"},
         values={
             "model": "{model}",
@@ -201,7 +199,7 @@ STAGES = (
         name="evaluate_base",
         run="evaluate",
         output="evaluate",
-        axes={"model": "axes.models", "method": "axes.methods", "suite": "benchmarks.suites"},
+        axes={"model": "base", "method": "axes.methods", "suite": "benchmarks.suites"},
         folder_axes={"system": "{method}"},
         values={
             "model": "{model}",
@@ -255,7 +253,12 @@ STAGES = (
         name="report",
         run="report",
         output="report",
-        values={"results": "results/{scale}", "scale": "{scale}"},
+        values={
+            "results": "results/{scale}",
+            "scale": "{scale}",
+            "models": "{models}",
+            "objectives": "{objectives}",
+        },
         sections=("axes", "benchmarks"),
         code=(*DRAWING, "sf/report", "sf/evaluation", "sf/training/records.py"),
         gather=("calibrate", "train", "frontier", "evaluate", "profile"),

@@ -17,9 +17,10 @@ import torch
 from sf.ask.answer import AskResult, answer, overlay
 from sf.ask.media import FPS, MAX_FRAMES, Media, bounds, chosen, load_media
 from sf.baselines import check_policy
-from sf.config import Runtime, validated
+from sf.config import validated
 from sf.data.llava import is_llava
 from sf.errors import ConfigError, EnvironmentFault
+from sf.sections import Runtime
 from sf.selection import Policy, TopP
 
 __all__ = [

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from sf.errors import DataError
 
 if TYPE_CHECKING:
-    from sf.config import Vision
+    from sf.sections import Vision
 
 __all__ = [
     "FACTOR",

@@ -12,8 +12,8 @@ from sf.data.manifest import DATA_TYPES, PROBLEM_TYPES, Row
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sf.config import Vision
     from sf.data.preparation import Prepared
+    from sf.sections import Vision
 
 __all__ = ["count_table", "length_table", "summary", "write_card"]
 

@@ -26,7 +26,7 @@ from sf.errors import DataError
 from sf.progress import progress
 
 if TYPE_CHECKING:
-    from sf.config import Vision
+    from sf.sections import Vision
 
 __all__ = ["MediaFacts", "MediaLog", "apply_facts", "check_media", "inspect"]
 

@@ -22,7 +22,7 @@ from sf.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
-    from sf.config import Vision
+    from sf.sections import Vision
 
 __all__ = ["FrameCache"]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import BatchFeature
 
-    from sf.config import Vision
+    from sf.sections import Vision
 
 __all__ = ["encode_llava", "encode_llava_parts", "is_llava", "load_own_size"]
 

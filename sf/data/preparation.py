@@ -19,7 +19,7 @@ from sf.data.media import num_decoders
 from sf.data.split import sample, unit_hash
 
 if TYPE_CHECKING:
-    from sf.config import Vision
+    from sf.sections import Vision
 
 __all__ = ["Prepared", "Selection", "Source", "drop_leaks", "open_source", "use_media"]
 

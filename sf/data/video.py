@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers.video_utils import VideoMetadata
 
-    from sf.config import Vision
     from sf.data.frame_cache import FrameCache
+    from sf.sections import Vision
 
 __all__ = [
     "MAX_SIDE",

@@ -21,7 +21,7 @@ from sf.errors import DataError
 if TYPE_CHECKING:
     import av
 
-    from sf.config import Vision
+    from sf.sections import Vision
 
 __all__ = [
     "MAX_SIDE",

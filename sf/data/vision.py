@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import PIL.Image
     from transformers import BatchFeature
 
-    from sf.config import Vision
+    from sf.sections import Vision
 
 __all__ = [
     "encode",

@@ -23,9 +23,9 @@ from sf.evaluation.resumable_log import ResumableLog
 from sf.progress import progress
 
 if TYPE_CHECKING:
-    from sf.config import Vision
     from sf.data.manifest import Row
     from sf.data.prompts import Template
+    from sf.sections import Vision
 
 __all__ = [
     "Answer",

@@ -19,9 +19,9 @@ from sf.evaluation.resumable_log import ResumableLog
 from sf.tables import table_of
 
 if TYPE_CHECKING:
-    from sf.config import Vision
     from sf.data.manifest import Row
     from sf.data.prompts import Template
+    from sf.sections import Vision
 
 __all__ = ["answers_at", "curve_table", "grid_with_dense", "layer_table"]
 

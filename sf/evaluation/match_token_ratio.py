@@ -21,9 +21,9 @@ from sf.evaluation.resumable_log import ResumableLog
 
 if TYPE_CHECKING:
     from sf.baselines import Hyperparameter
-    from sf.config import Vision
     from sf.data.manifest import Row
     from sf.data.prompts import Template
+    from sf.sections import Vision
 
 __all__ = ["Match", "find_value", "match_method", "match_table"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import BatchFeature
 
-    from sf.config import Vision
+    from sf.sections import Vision
 
 __all__ = ["encode_as_lmms_eval"]
 

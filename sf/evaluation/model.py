@@ -25,7 +25,6 @@ from typing import Any, Literal
 import torch
 
 from sf.baselines import TRAINED, build, resolve
-from sf.config import Vision
 from sf.data.llava import is_llava
 from sf.data.vision import encode_parts
 from sf.errors import ConfigError
@@ -37,6 +36,7 @@ from sf.extras import extra
 from sf.models import load_model, load_processor
 from sf.models.load import load_config
 from sf.progress import Progress, progress
+from sf.sections import Vision
 
 with extra("eval"):
     from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts

@@ -40,9 +40,9 @@ from sf.evaluation.two_turn_decoding import More, cut, greedy, more_of
 from sf.tables import table_of
 
 if TYPE_CHECKING:
-    from sf.config import Vision
     from sf.data.manifest import Row
     from sf.data.prompts import Template
+    from sf.sections import Vision
     from sf.selection import Policy
 
 __all__ = ["ARMS", "Pair", "pairs_of", "two_turn_answers", "two_turn_table"]

@@ -15,7 +15,7 @@ from sf.mini.question_templates import RowQuestion, sample_questions, sample_sub
 from sf.mini.world import CELL, Clip, Scene
 
 if TYPE_CHECKING:
-    from sf.config import Vision
+    from sf.sections import Vision
 
 __all__ = ["ANNOTATIONS", "QUESTIONS_PER_MEDIA", "WorldSize", "write_dataset"]
 

@@ -26,8 +26,8 @@ from sf.mini.rows import WorldSize
 from sf.mini.world import Clip, Scene
 
 if TYPE_CHECKING:
-    from sf.config import Vision
     from sf.mini.benchmarks import Example
+    from sf.sections import Vision
 
 __all__ = [
     "CURRICULUM",

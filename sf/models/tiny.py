@@ -19,10 +19,10 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from sf.config import SCRATCH_FAMILIES
 from sf.errors import UnsupportedModelError
 from sf.models.load import FAMILIES
 from sf.models.tokenizer import CHAT_TEMPLATE, train_tokenizer
+from sf.sections import SCRATCH_FAMILIES
 
 __all__ = ["build_processor", "build_tiny"]
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from sf.atomic_files import write_json
 from sf.baselines import TRAINED, build, resolve
-from sf.config import Runtime, validated
+from sf.config import validated
 from sf.errors import ConfigError, OutputConflictError
 from sf.models.load import load_config
 from sf.profiling.generation import Side
@@ -22,6 +22,7 @@ from sf.profiling.replay import Replay, read_shares, replayed
 from sf.profiling.study import Profiled, figures, profile
 from sf.profiling.summary import FULL, SPARSE
 from sf.provenance import digest_of
+from sf.sections import Runtime
 
 __all__ = ["Request", "run", "sentences", "table"]
 
@@ -50,7 +51,7 @@ class Request:
         value: of the method's hyperparameter, or the p to take from `replay`; None: the default.
         replay: a table of layers whose shares are kept in place of a method; see `read_shares`.
         lengths, batch, repeats, decode_tokens, prompts, video, fit, fit_gib: see `Settings`.
-        device, dtype: see `sf.config.Runtime`.
+        device, dtype: see `sf.sections.Runtime`.
         seed: of random weights.
         output: where tables and pictures go.
     """

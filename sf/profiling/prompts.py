@@ -81,8 +81,8 @@ def video_encoder(
         ConfigError: no processor, and a file or another family's model.
         DataError: the file cannot be read.
     """
-    from sf.config import Vision
     from sf.data.vision import encode
+    from sf.sections import Vision
 
     frames = _frames_for(length, side)
     if processor is None:

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 
 from sf.atomic_files import write_json
-from sf.config import Runtime
 from sf.profiling.hardware import (
     describe,
     held_back,
@@ -26,6 +25,7 @@ from sf.profiling.models import Subject
 from sf.profiling.roofline import ROOFLINE, Ceilings, ceilings, floored
 from sf.profiling.summary import LINE, NOTES, SPEEDUP, TIMES, break_even
 from sf.progress import progress
+from sf.sections import Runtime
 
 __all__ = ["Profiled", "figures", "profile", "write"]
 

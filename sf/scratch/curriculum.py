@@ -26,7 +26,7 @@ from sf.scratch.training_loop import Batch, Tokens
 from sf.scratch.vision_features import Prefix, make_prefix, media_features
 
 if TYPE_CHECKING:
-    from sf.config import Vision
+    from sf.sections import Vision
 
 __all__ = ["Curriculum", "world_media"]
 

@@ -22,8 +22,8 @@ from sf.data.vision import encode
 if TYPE_CHECKING:
     import numpy as np
 
-    from sf.config import Vision
     from sf.mini.training_examples import TrainingExample
+    from sf.sections import Vision
 
 __all__ = ["Prefix", "make_prefix", "media_features", "vision_features", "vision_inputs"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sf.atomic_files import write_json
-from sf.config import Answering, BaseModelSpec, Runtime, Vision
+from sf.sections import Answering, BaseModelSpec, Runtime, Vision
 
 if TYPE_CHECKING:
     from sf.jobs import Job

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sf.config import Benchmarks
+from sf.sections import Benchmarks
 
 if TYPE_CHECKING:
     from sf.jobs import Job

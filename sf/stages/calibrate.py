@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sf.config import Answering, Calibrate, CurveMethod, Runtime, Vision
+from sf.sections import Answering, Calibrate, CurveMethod, Runtime, Vision
 
 if TYPE_CHECKING:
     from sf.jobs import Job

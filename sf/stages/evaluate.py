@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sf.config import Answering, Evaluate, Method, Runtime, Suite, Vision
 from sf.ranks import agreed, rank
+from sf.sections import Answering, Evaluate, Method, Runtime, Suite, Vision
 
 if TYPE_CHECKING:
     from sf.evaluation.model import SparseChatModel

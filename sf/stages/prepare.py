@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sf.config import Prepare, Vision
+from sf.sections import Prepare, Vision
 
 if TYPE_CHECKING:
     from sf.data.preparation import Prepared

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sf.config import Profile, Runtime
+from sf.sections import Profile, Runtime
 
 if TYPE_CHECKING:
     from sf.jobs import Job

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sf.config import Axes, Benchmarks
 from sf.report.results import Study
+from sf.sections import Axes, Benchmarks
 
 if TYPE_CHECKING:
     from sf.jobs import Job
@@ -17,10 +17,14 @@ class Parameters(Axes, Benchmarks):
 
     Attributes:
         scale: name of the study.
+        models: names of the base models.
+        objectives: names of the rows with training.
         results: the folder that holds its results.
     """
 
     scale: str
+    models: list[str]
+    objectives: list[str]
     results: Path
     output: Path
 

@@ -39,7 +39,6 @@ def run(p: Parameters, job: Job) -> None:
     from sf.data.manifest import read_manifest
     from sf.history import history_table
     from sf.plotting import save
-    from sf.training.objectives import settled
     from sf.training.records import training_picture
     from sf.training.run import train
 
@@ -50,9 +49,9 @@ def run(p: Parameters, job: Job) -> None:
         job.state / "checkpoints",
         job.out,
         job.tracker,
-        settled(p).model_dump(mode="json", exclude={"base", "data", "output"}),
+        p.model_dump(mode="json", exclude={"base", "data", "output"}),
     )
-    where = f"{p.model}, {p.objective}, seed {p.seed}"
+    where = f"{p.model}, {p.row}, seed {p.seed}"
     if rank():
         return
     picture = training_picture(history_table(job.out), where)

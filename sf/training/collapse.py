@@ -26,16 +26,17 @@ from sf.training.parameters import RunParameters
 __all__ = ["CollapseWatch", "kept_checkpoints"]
 
 ADVICE = {
-    "accuracy": "lower learning_rate, raise beta, or raise the lowest of rollout_p",
-    "token_ratio": "lower pathwise_weight or raise pathwise_target, lower learning_rate, or raise "
-    "the lowest of rollout_p",
+    "accuracy": "lower learning_rate, raise beta, or raise the lowest retention_p",
+    "token_ratio": "lower pathwise.weight or raise pathwise.target.token_ratio, lower "
+    "learning_rate, or raise the lowest retention_p",
     "entropy": "raise beta or temperature, or lower learning_rate",
 }
 
 
 def kept_checkpoints(p: RunParameters) -> int:
     """How many checkpoints are kept, so that one is older than a collapse that takes `patience`."""
-    return max(2, math.ceil(p.collapse_patience / p.save_every) + 1)
+    patience = p.train.collapse.patience if p.train.collapse else 0
+    return max(2, math.ceil(patience / p.train.save_every) + 1)
 
 
 class CollapseWatch(TrainerCallback):
@@ -48,17 +49,15 @@ class CollapseWatch(TrainerCallback):
     was written before the collapse, and a repeated call goes on from there.
 
     Args:
-        p: the parameters; `collapse_patience` 0 watches nothing, a share of 0 not that figure.
+        p: the parameters; without `train.collapse` nothing is watched, with a share of 0 not
+            that figure.
     """
 
     def __init__(self, p: RunParameters) -> None:
-        self.patience = p.collapse_patience
-        self.entries = max(1, math.ceil(p.collapse_patience / p.log_every))
-        self.shares = {
-            "accuracy": p.collapse_accuracy,
-            "token_ratio": p.collapse_token_ratio,
-            "entropy": p.collapse_entropy,
-        }
+        watched = p.train.collapse
+        self.patience = watched.patience if watched else 0
+        self.entries = max(1, math.ceil(self.patience / p.train.log_every))
+        self.shares: dict[str, float] = watched.model_dump(exclude={"patience"}) if watched else {}
         self.first: dict[str, list[float]] = {name: [] for name in self.shares}
         self.recent = {name: deque[float](maxlen=self.entries) for name in self.shares}
         self._warned: set[str] = set()
@@ -115,7 +114,7 @@ class CollapseWatch(TrainerCallback):
         raise TrainingCollapse(
             name,
             round(now, 6),
-            f"its {fell}, and below {share:g} of that (collapse_{name}) the run counts as "
+            f"its {fell}, and below {share:g} of that (collapse.{name}) the run counts as "
             f"collapsed, at step {state.global_step}",
             f"{ADVICE[name]}; or watch less strictly. {left}",
         )

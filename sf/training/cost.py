@@ -57,13 +57,13 @@ class RankMemory:
         """
         every = sum(w.numel() for w in model.parameters())
         trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
-        if p.sharding == "none":
+        if p.train.sharding == "none":
             return cls(4 * every * (1 + reference) + 12 * trained, 0)
         whole = sum(w.numel() for w in kept_whole(model))
         divided = every - whole
         copies = 1 + reference
         held = 4 * whole + (4 * divided * copies + 12 * trained) // ranks
-        return cls(held, (2 if p.dtype == "bfloat16" else 4) * divided)
+        return cls(held, (2 if p.runtime.dtype == "bfloat16" else 4) * divided)
 
     def __str__(self) -> str:
         more = f" (and {self.gathered / 2**30:.2f} while answers are sampled)"
@@ -112,11 +112,13 @@ class CostEstimate(TrainerCallback):
             folder: of the checkpoints.
         """
         p, free = self.p, shutil.disk_usage(folder).free / 2**30
-        rollouts = p.train_steps * p.questions_per_step * p.group_size
+        train, group_size = p.train, p.objective.group_size
+        longest = p.answering.max_completion_tokens
+        rollouts = train.steps * train.questions_per_step * group_size
         return (
-            f"{p.train_steps} steps of {p.questions_per_step} questions x {p.group_size} "
-            f"{self.unit}, {rollouts:,} in all, at most {rollouts * p.max_completion_tokens:,} "
-            f"answer tokens; a checkpoint of {self.gib:.2f} GiB every {p.save_every} steps, "
+            f"{train.steps} steps of {train.questions_per_step} questions x {group_size} "
+            f"{self.unit}, {rollouts:,} in all, at most {rollouts * longest:,} "
+            f"answer tokens; a checkpoint of {self.gib:.2f} GiB every {train.save_every} steps, "
             f"{self.copies} kept, {free:.0f} GiB free; {self.memory}; "
             f"the time after {TIMED_STEPS} steps"
         )

@@ -22,8 +22,8 @@ from sf.data.vision import encode
 from sf.errors import DataError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from sf.config import Vision
     from sf.data.manifest import Row
+    from sf.sections import Vision
 
 __all__ = ["Encoder", "Prompts", "Question", "backbone"]
 

@@ -1,105 +1,151 @@
-"""The trained objectives: what each is, and what it changes in the parameters.
+"""The trained objectives: a tagged union, each class with its settings and what it fixes.
+
+`sections` names the parameter sections that hold an objective's settings; a nested section has the
+name of its field.
 
 Imported without torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from sf.training.parameters import RunParameters
+from pydantic import Field, model_validator
+
+from sf.baselines.moba import MobaSettings
+from sf.baselines.nsa import NsaSettings
+from sf.training.pathwise_config import SparsityTermSettings
+from sf.training.sharpness_config import SharpnessSettings
+from sf.training.trainer_config import Grpo, Rollouts
 
 if TYPE_CHECKING:
     from sf.attention.blocks import BlockAttention
 
-__all__ = ["RECIPES", "Recipe", "block_attention", "settled"]
+__all__ = [
+    "OBJECTIVES",
+    "AnyObjective",
+    "Moba",
+    "Nsa",
+    "Objective",
+    "Pathwise",
+    "Sharpness",
+    "SparsityForcing",
+    "ZipvlSft",
+    "block_attention",
+]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """One objective.
+class SparsityForcing(Grpo):
+    """Sparsity Forcing as the paper has it."""
 
-    Attributes:
-        learner: "grpo" samples answers and rewards them; "sft" is shown the data set's answers.
-        about: one sentence for the model card.
-        changes: parameters that the objective sets itself.
-    """
-
-    learner: Literal["grpo", "sft"]
-    about: str
-    changes: Mapping[str, Any] = field(default_factory=dict)
-
-
-ONE_DENSE_LEVEL = {
-    "group_size": 1,
-    "rollout_selector": "top_p",
-    "rollout_draw": "grid",
-    "rollout_p": [1.0],
-}
-"""Every question once, no tokens selected away."""
-
-RECIPES: Mapping[str, Recipe] = {
-    "sparsity_forcing": Recipe(
-        "grpo",
+    about: ClassVar[str] = (
         "Sparsity Forcing (arXiv 2504.18579): GRPO with token-sparse rollouts, a different "
-        "retention threshold for each rollout of a group, a full-attention reference.",
-    ),
-    "v1_range": Recipe(
-        "grpo",
-        "Sparsity Forcing (arXiv 2504.18579) with thresholds drawn from U(0, 1), as in the text of "
-        "its first version.",
-        {"rollout_draw": "uniform", "rollout_range": [0.0, 1.0]},
-    ),
-    "pathwise": Recipe(
-        "grpo",
+        "retention threshold for each rollout of a group, a full-attention reference."
+    )
+
+    sections: ClassVar[tuple[str, ...]] = ("rollouts", "grpo")
+
+    objective: Literal["sparsity_forcing"] = Field(description="GRPO with token-sparse rollouts")
+
+
+class Pathwise(Grpo):
+    """Sparsity Forcing with a differentiable sparsity term, which is not in the paper."""
+
+    about: ClassVar[str] = (
         "Sparsity Forcing (arXiv 2504.18579) with a differentiable sparsity term for right "
-        "rollouts, which is not in the paper.",
-    ),
-    "zipvl_sft": Recipe(
-        "sft",
+        "rollouts, which is not in the paper."
+    )
+
+    sections: ClassVar[tuple[str, ...]] = ("rollouts", "grpo")
+
+    objective: Literal["pathwise"] = Field(description="GRPO with a differentiable sparsity term")
+    pathwise: SparsityTermSettings = Field(description="the sparsity term")
+
+    @model_validator(mode="after")
+    def _target_can_be_reached(self) -> Pathwise:
+        if self.pathwise.target is None:
+            return self
+        if not isinstance(self.retention_p, list):
+            raise ValueError(
+                "pathwise.target is measured at the largest retention_p and needs a list of them"
+            )
+        if self.rollout_selector == "top_k":
+            raise ValueError("pathwise.target has no use with top_k: retention_p is the ratio")
+        return self
+
+
+class ZipvlSft(Rollouts):
+    """Supervised fine-tuning under ZipVL's selection."""
+
+    about: ClassVar[str] = (
         "supervised fine-tuning on the data set's answers with ZipVL's token selection "
-        "(arXiv 2410.08584) active, every question under each of the training thresholds.",
-    ),
-    "sharpness": Recipe(
-        "sft",
+        "(arXiv 2410.08584) active, every question under each of the training thresholds."
+    )
+
+    sections: ClassVar[tuple[str, ...]] = ("rollouts",)
+
+    objective: Literal["zipvl_sft"] = Field(description="fine-tuning under ZipVL's selection")
+
+
+class _Dense:
+    """Every question once, no tokens selected away."""
+
+    group_size: ClassVar[int] = 1
+    rollout_selector: ClassVar[Literal["top_p"]] = "top_p"
+    retention_p: ClassVar[list[float]] = [1.0]
+
+
+class Sharpness(_Dense, SharpnessSettings):
+    """Supervised fine-tuning with sharpened attention rows."""
+
+    about: ClassVar[str] = (
         "supervised fine-tuning on the data set's answers with full attention and a regulariser "
-        "that sharpens attention rows; the token selection is for inference.",
-        ONE_DENSE_LEVEL,
-    ),
-    "moba": Recipe(
-        "sft",
+        "that sharpens attention rows; the token selection is for inference."
+    )
+
+    sections: ClassVar[tuple[str, ...]] = ("sharpness",)
+
+    objective: Literal["sharpness"] = Field(description="fine-tuning that sharpens attention")
+
+
+class Moba(_Dense, MobaSettings):
+    """Supervised fine-tuning with MoBA."""
+
+    about: ClassVar[str] = (
         "supervised fine-tuning on the data set's answers with MoBA (arXiv 2502.13189) in the "
-        "place of the attention.",
-        ONE_DENSE_LEVEL,
-    ),
-    "nsa": Recipe(
-        "sft",
+        "place of the attention."
+    )
+
+    sections: ClassVar[tuple[str, ...]] = ("moba",)
+
+    objective: Literal["moba"] = Field(description="fine-tuning with MoBA as the attention")
+
+
+class Nsa(_Dense, NsaSettings):
+    """Supervised fine-tuning with NSA."""
+
+    about: ClassVar[str] = (
         "supervised fine-tuning on the data set's answers with NSA (arXiv 2502.11089) in the place "
-        "of the attention.",
-        ONE_DENSE_LEVEL,
-    ),
+        "of the attention."
+    )
+
+    sections: ClassVar[tuple[str, ...]] = ("nsa",)
+
+    objective: Literal["nsa"] = Field(description="fine-tuning with NSA as the attention")
+
+
+AnyObjective = SparsityForcing | Pathwise | ZipvlSft | Sharpness | Moba | Nsa
+Objective = Annotated[AnyObjective, Field(discriminator="objective")]
+OBJECTIVES: dict[str, type[AnyObjective]] = {
+    "sparsity_forcing": SparsityForcing,
+    "pathwise": Pathwise,
+    "zipvl_sft": ZipvlSft,
+    "sharpness": Sharpness,
+    "moba": Moba,
+    "nsa": Nsa,
 }
 
 
-def settled(p: RunParameters) -> RunParameters:
-    """The parameters that a run goes by: those given, with the objective's own in their place."""
-    return p.model_copy(update=dict(RECIPES[p.objective].changes))
-
-
-def block_attention(p: RunParameters) -> BlockAttention | None:
+def block_attention(objective: AnyObjective) -> BlockAttention | None:
     """The attention that the objective trains in the place of the model's own."""
-    from sf.attention.blocks import MobaAttention, NsaAttention
-
-    if p.objective == "moba":
-        return MobaAttention(p.moba_top_k, p.moba_block)
-    if p.objective == "nsa":
-        return NsaAttention(
-            p.nsa_top_n,
-            p.nsa_compress_block,
-            p.nsa_compress_stride,
-            p.nsa_select_block,
-            p.nsa_window,
-        )
-    return None
+    return objective.attention() if isinstance(objective, MobaSettings | NsaSettings) else None

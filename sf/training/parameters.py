@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from sf.config import Answering, Objective, Runtime, Train, Vision
+from typing import Annotated
+
+from pydantic import Field
+
+from sf.fields import Section
+from sf.sections import Answering, Runtime, Vision
+from sf.training.config import Train
+from sf.training.objectives import Objective
 
 __all__ = ["RunParameters"]
 
 
-class RunParameters(Vision, Runtime, Answering, Train):
-    """The sections that a training run uses.
+class RunParameters(Section):
+    """The settings of one training run."""
 
-    Attributes:
-        model: name of the base model.
-        objective: what is trained for.
-        seed: of the data order, the sampling and everything else that is random.
-    """
-
-    model: str
-    objective: Objective
-    seed: int
+    model: str = Field(description="name of the base model")
+    row: str = Field(description="name of the row of the tables that is trained")
+    seed: Annotated[int, Field(ge=0)] = Field(
+        description="of the data order, the sampling and everything else that is random"
+    )
+    objective: Objective = Field(description="what is trained for, with its own settings")
+    train: Train
+    answering: Answering
+    vision: Vision
+    runtime: Runtime

@@ -15,6 +15,7 @@ import numpy as np
 
 from sf.selection import Policy, Threshold, TopK, TopP
 from sf.training.parameters import RunParameters
+from sf.training.trainer_config import Uniform
 
 __all__ = ["INFERENCE_P", "RetentionSchedule"]
 
@@ -32,32 +33,24 @@ class RetentionSchedule:
     Attributes:
         selector: what `retention_p` is: "top_p" (share of the probes' mass), "top_k" (share of the
             tokens) or "threshold" (least mean attention weight).
-        draw: "grid" or "uniform".
-        grid: the values that the rollouts of a group take in turn.
-        span: lowest and highest value of a uniform draw.
+        grid: the values that the rollouts of a group take in turn; empty with `span`.
+        span: lowest and highest value of a uniform draw; None with `grid`.
         group_size: rollouts of a question.
         seed: of the draws.
     """
 
     selector: str
-    draw: str
     grid: tuple[float, ...]
-    span: tuple[float, float]
+    span: tuple[float, float] | None
     group_size: int
     seed: int
 
     @classmethod
     def of(cls, p: RunParameters) -> RetentionSchedule:
         """From the parameters."""
-        low, high = p.rollout_range
-        return cls(
-            p.rollout_selector,
-            p.rollout_draw,
-            tuple(p.rollout_p),
-            (low, high),
-            p.group_size,
-            p.seed,
-        )
+        given, group_size = p.objective.retention_p, p.objective.group_size
+        grid, span = ((), (given.low, given.high)) if isinstance(given, Uniform) else (given, None)
+        return cls(p.objective.rollout_selector, tuple(grid), span, group_size, p.seed)
 
     def __call__(self, step: int, places: Sequence[int]) -> list[float]:
         """`retention_p` of one step's rollouts.
@@ -69,7 +62,7 @@ class RetentionSchedule:
             step: steps finished before.
             places: of the rollouts in the global batch, in which groups are neighbours.
         """
-        if self.draw == "grid":
+        if self.span is None:
             return [self.grid[place % self.group_size % len(self.grid)] for place in places]
         low, high = self.span
         draws = [np.random.default_rng([_STREAM, self.seed, step, place]) for place in places]
@@ -87,8 +80,9 @@ class RetentionSchedule:
 
     @property
     def densest(self) -> float:
-        """The `retention_p` of the grid that keeps most tokens."""
-        return min(self.grid) if self.selector == "threshold" else max(self.grid)
+        """The `retention_p` that keeps most tokens."""
+        values = self.span or self.grid
+        return min(values) if self.selector == "threshold" else max(values)
 
     @property
     def inference(self) -> float:
@@ -96,10 +90,11 @@ class RetentionSchedule:
 
         Full attention is left out: where training reached it, at most the paper's p of 0.975.
         """
-        if self.draw == "uniform":
+        if self.span is not None:
+            low, high = self.span
             if self.selector == "threshold":
-                return self.span[0]
-            return min(self.span[1], INFERENCE_P) if self.selector == "top_p" else self.span[1]
+                return low
+            return min(high, INFERENCE_P) if self.selector == "top_p" else high
         sparse = [value for value in self.grid if not self.policy([value]).dense]
         if not sparse:
             return INFERENCE_P if self.selector == "top_p" else self.densest

@@ -15,6 +15,7 @@ from sf.attention.blocks import Replacement
 from sf.attention.trained import TrainedAttention, note_trained, trained_attention, write_sparsity
 from sf.errors import ConfigError
 from sf.extras import extra
+from sf.fields import flat
 from sf.models import load_model, load_processor
 from sf.progress import progress
 from sf.ranks import agreed, rank, world_size
@@ -26,7 +27,7 @@ from sf.training.cost import CostEstimate, RankMemory
 from sf.training.dataset import templates_of, training_set
 from sf.training.encoding import Encoder, backbone
 from sf.training.monitor import FiniteGradients, Monitor
-from sf.training.objectives import RECIPES, block_attention, settled
+from sf.training.objectives import Pathwise, Sharpness, block_attention
 from sf.training.parameters import RunParameters
 from sf.training.records import SampleTable
 from sf.training.resource_errors import clear_faults
@@ -39,6 +40,7 @@ from sf.training.sharding import shard
 from sf.training.sharpness import KINDS
 from sf.training.sparsity_weight import PathwiseWeight
 from sf.training.trainer import SparsityForcingTrainer
+from sf.training.trainer_config import Grpo
 
 if TYPE_CHECKING:
     from sf.data.manifest import Row
@@ -89,36 +91,35 @@ def assemble(
         EnvironmentFault: no room for the checkpoints.
         ConfigError: the rollouts or the weights do not divide over the ranks.
     """
-    p = settled(p)
     _check_sharding(p)
     checkpoints.mkdir(parents=True, exist_ok=True)
     # The weights stay float32, whatever the computation runs in: steps of 1e-6 vanish in bfloat16.
-    model = load_model(base, device=p.device)
+    model = load_model(base, device=p.runtime.device)
     processor = load_processor(base)
     replacement = _replaced(p, model)
-    backbone(model).visual.requires_grad_(p.train_vision)
+    backbone(model).visual.requires_grad_(p.train.train_vision)
     model = _with_adapters(p, model)
     trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
     size = check_disk(checkpoints, model.num_parameters(), trained, kept_checkpoints(p))
-    sampled = RECIPES[p.objective].learner == "grpo"
-    reference = sampled and p.beta > 0 and not p.lora_rank
+    sampled = isinstance(p.objective, Grpo)
+    reference = isinstance(p.objective, Grpo) and p.objective.beta > 0 and not p.train.lora
     memory = RankMemory.of(p, model, world_size(), reference)
     unit = "rollouts" if sampled else "thresholds"
     cost = CostEstimate(p, size, kept_checkpoints(p), unit, memory)
     if rank() == 0:
         print(cost.before(checkpoints), file=sys.stderr)
-    if p.sharding == "fsdp":
-        shard(model, p.device, p.dtype)
+    if p.train.sharding == "fsdp":
+        shard(model, p.runtime.device, p.runtime.dtype)
     encoder = Encoder(
         model,
         processor,
         rows,
-        p,
-        templates=templates_of(len(rows), p.prompt_template, p.short_share, p.seed),
-        frozen_tower=not p.train_vision,
+        p.vision,
+        templates=templates_of(len(rows), p.answering.prompt_template, p.train.short_share, p.seed),
+        frozen_tower=not p.train.train_vision,
     )
     monitor, watch = Monitor(tracker, counter, cost), CollapseWatch(p)
-    pathwise = PathwiseWeight.of(p) if p.objective == "pathwise" else None
+    pathwise = PathwiseWeight.of(p) if isinstance(p.objective, Pathwise) else None
     parts = {"collapse": watch} | ({"pathwise": pathwise} if pathwise else {})
     sealing = SealCheckpoints(parts)
     common: dict[str, Any] = {
@@ -139,7 +140,9 @@ def _grpo(
     p: RunParameters, model: Any, processor: Any, encoder: Encoder, folder: Path, **common: Any
 ) -> SparsityForcingTrainer:
     """Answers are sampled and rewarded."""
-    count = p.train_steps * p.questions_per_step
+    grpo = p.objective
+    assert isinstance(grpo, Grpo)
+    count = p.train.steps * p.train.questions_per_step
     return SparsityForcingTrainer(
         model,
         processor,
@@ -148,11 +151,11 @@ def _grpo(
         encoder,
         RetentionSchedule.of(p),
         GroupReward(
-            p.group_size,
-            p.correctness_cutoff,
-            p.reward_gate,
-            p.reward_correctness == "fractional",
-            p.reward_latency_weight,
+            grpo.group_size,
+            p.answering.correctness_cutoff,
+            grpo.reward_gate,
+            grpo.reward_correctness == "fractional",
+            grpo.reward_latency_weight,
         ),
         **common,
     )
@@ -162,16 +165,17 @@ def _sft(
     p: RunParameters, model: Any, processor: Any, encoder: Encoder, folder: Path, **common: Any
 ) -> SparseSFTTrainer:
     """The data set's answers are learnt."""
-    count = p.train_steps * p.questions_per_step
+    if isinstance(p.objective, Sharpness):
+        common["sharpness_weight"] = p.objective.weight
+        common["measure"] = KINDS[p.objective.kind]
+    count = p.train.steps * p.train.questions_per_step
     return SparseSFTTrainer(
         model,
         processor,
         sft_arguments(p, folder),
-        answer_set(encoder.rows, count, p.seed, p.group_size),
+        answer_set(encoder.rows, count, p.seed, p.objective.group_size),
         encoder,
         RetentionSchedule.of(p),
-        sharpness_weight=p.sharpness_weight if p.objective == "sharpness" else 0.0,
-        measure=KINDS[p.sharpness_kind],
         **common,
     )
 
@@ -182,12 +186,13 @@ def _with_adapters(p: RunParameters, model: Any) -> Any:
     Raises:
         ConfigError: with an objective that trains weights of its own, or with the vision tower.
     """
-    if not p.lora_rank:
+    lora = p.train.lora
+    if lora is None:
         return model
-    if block_attention(p) is not None or p.train_vision:
+    if block_attention(p.objective) is not None or p.train.train_vision:
         rule = "adapters are trained on the decoder of the model as it is"
-        remedy = "set it to 0, or choose another objective and train_vision: false"
-        raise ConfigError("lora_rank", p.lora_rank, rule, remedy)
+        remedy = "leave it out, or choose another objective and train_vision: false"
+        raise ConfigError("train.lora.rank", lora.rank, rule, remedy)
     with extra("train"):
         from peft import LoraConfig, get_peft_model
 
@@ -195,8 +200,8 @@ def _with_adapters(p: RunParameters, model: Any) -> Any:
     return get_peft_model(
         model,
         LoraConfig(
-            r=p.lora_rank,
-            lora_alpha=p.lora_alpha,
+            r=lora.rank,
+            lora_alpha=lora.alpha,
             target_modules=r".*language_model.*\.(q|k|v|o|gate|up|down)_proj",
             task_type="CAUSAL_LM",
         ),
@@ -208,28 +213,28 @@ def _check_sharding(p: RunParameters) -> None:
     Raises:
         ConfigError: weights cannot be divided in this run.
     """
-    if p.sharding == "none":
+    if p.train.sharding == "none":
         return
     rule, remedy = "", "set it to none"
     if world_size() == 1:
         rule = "divides weights over several processes, and there is one"
         remedy += ", or raise gpus of the resources of train"
-    elif p.lora_rank:
-        rule, remedy = "has little to divide with adapters", remedy + " or lora_rank to 0"
-    elif p.train_vision:
+    elif p.train.lora:
+        rule, remedy = "has little to divide with adapters", remedy + " or leave out lora"
+    elif p.train.train_vision:
         rule = "needs a frozen vision tower: ranks run it at different times"
         remedy += " or train_vision to false"
     if rule:
-        raise ConfigError("sharding", p.sharding, rule, remedy)
+        raise ConfigError("train.sharding", p.train.sharding, rule, remedy)
 
 
 def _replaced(p: RunParameters, model: Any) -> Replacement | None:
     """The objective's own attention, in the model for as long as it lives."""
-    attention, before = block_attention(p), trained_attention(model.config)
+    attention, before = block_attention(p.objective), trained_attention(model.config)
     if attention is None and before is not None:
         rule = f"the base checkpoint was trained with {type(before).__name__}"
         remedy = "train the objective of the base checkpoint, or start from one before it"
-        raise ConfigError("objective", p.objective, rule, remedy)
+        raise ConfigError("objective", p.objective.objective, rule, remedy)
     if attention is None:
         return None
     torch.manual_seed(p.seed)
@@ -271,7 +276,7 @@ def train(
     # One rank looks: it also removes what is broken.
     resumed = agreed(last_sealed(checkpoints) if rank() == 0 else None)
     done = int(resumed.name.rpartition("-")[2]) if resumed else 0
-    with progress("train", p.train_steps, done) as counter:
+    with progress("train", p.train.steps, done) as counter:
         samples = SampleTable(out / "tables" / "completions.csv", done)
         training = assemble(p, base, rows, checkpoints, tracker, counter, samples)
         if resumed is not None:
@@ -305,20 +310,20 @@ def save(
     """
     trainer = training.trainer
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    whole = model.merge_and_unload() if p.lora_rank else model
+    whole = model.merge_and_unload() if p.train.lora else model
     record = _record(p)
     if record.block is None:
         note_trained(whole, record)
     whole.save_pretrained(out, state_dict=weights)
     training.processor.save_pretrained(out)
     write_sparsity(out, record, provenance)
-    title = f"{provenance['model']} after {provenance['objective']}"
-    write_card(out, title, RECIPES[p.objective].about, provenance, figures, usage_of(record))
+    title = f"{p.model} after {p.row}"
+    write_card(out, title, p.objective.about, flat(provenance), figures, usage_of(record))
 
 
 def _record(p: RunParameters) -> TrainedAttention:
     """What the trained model runs under."""
-    attention = block_attention(p)
+    attention = block_attention(p.objective)
     if attention is not None:
         return TrainedAttention.of(attention)
     schedule = RetentionSchedule.of(p)

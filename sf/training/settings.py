@@ -18,6 +18,7 @@ from sf.errors import ConfigError
 from sf.extras import extra
 from sf.training.collapse import kept_checkpoints
 from sf.training.parameters import RunParameters
+from sf.training.trainer_config import Grpo
 
 with extra("train"):
     from trl import GRPOConfig
@@ -35,16 +36,17 @@ def micro_batch(p: RunParameters, world_size: int) -> tuple[int, int]:
     Raises:
         ConfigError: the step's rollouts do not divide over the ranks.
     """
-    rollouts = p.questions_per_step * p.group_size
+    group_size = p.objective.group_size
+    rollouts = p.train.questions_per_step * group_size
     if rollouts % world_size:
         raise ConfigError(
-            "questions_per_step",
-            p.questions_per_step,
-            f"times {p.group_size} rollouts must divide over {world_size} ranks",
+            "train.questions_per_step",
+            p.train.questions_per_step,
+            f"times {group_size} rollouts must divide over {world_size} ranks",
             "change questions_per_step or the number of ranks",
         )
     local = rollouts // world_size
-    forwards = math.ceil(local / min(p.rollouts_per_forward, local))
+    forwards = math.ceil(local / min(p.train.rollouts_per_forward, local))
     while local % forwards:
         forwards += 1
     return local // forwards, forwards
@@ -61,23 +63,25 @@ def grpo_config(p: RunParameters, folder: Path, world_size: int | None = None) -
     Raises:
         ConfigError: see `micro_batch`.
     """
+    grpo = p.objective
+    assert isinstance(grpo, Grpo)
     paper: dict[str, Any] = {
         "loss_type": "grpo",
         "use_bias_correction_kl": False,
         "scale_rewards": "group",
         "num_iterations": 1,
         "importance_sampling_level": "token",
-        "num_generations": p.group_size,
-        "beta": p.beta,
-        "epsilon": p.clip_epsilon,
+        "num_generations": grpo.group_size,
+        "beta": grpo.beta,
+        "epsilon": grpo.clip_epsilon,
     }
     common = common_arguments(p, folder, world_size)
     return GRPOConfig(
         **common,
         **paper,
         steps_per_generation=common["gradient_accumulation_steps"],
-        temperature=p.temperature,
-        max_completion_length=p.max_completion_tokens,
+        temperature=grpo.temperature,
+        max_completion_length=p.answering.max_completion_tokens,
         shuffle_dataset=False,  # the data set is laid out in its order of use
     )
 
@@ -106,31 +110,32 @@ def common_arguments(p: RunParameters, folder: Path, world_size: int | None) -> 
         ConfigError: see `micro_batch`.
     """
     size, forwards = micro_batch(p, ranks.world_size() if world_size is None else world_size)
+    t, device = p.train, p.runtime.device
     return {
         "output_dir": str(folder),
-        "max_steps": p.train_steps,
+        "max_steps": t.steps,
         "per_device_train_batch_size": size,
         "gradient_accumulation_steps": forwards,
-        "learning_rate": p.learning_rate,
-        "lr_scheduler_type": p.lr_schedule,
-        "weight_decay": p.weight_decay,
-        "max_grad_norm": p.max_grad_norm,
-        "gradient_checkpointing": p.gradient_checkpointing,
-        "bf16": p.dtype == "bfloat16",
+        "learning_rate": t.learning_rate,
+        "lr_scheduler_type": t.lr_schedule,
+        "weight_decay": t.weight_decay,
+        "max_grad_norm": t.max_grad_norm,
+        "gradient_checkpointing": t.gradient_checkpointing,
+        "bf16": p.runtime.dtype == "bfloat16",
         "fp16": False,
-        "use_cpu": p.device == "cpu",
+        "use_cpu": device == "cpu",
         "seed": p.seed,
         "save_strategy": "steps",
-        "save_steps": p.save_every,
+        "save_steps": t.save_every,
         "save_total_limit": kept_checkpoints(p),
-        "logging_steps": p.log_every,
+        "logging_steps": t.log_every,
         "logging_nan_inf_filter": False,
         "report_to": [],
         "disable_tqdm": True,
         # A sharded gradient is divided after each micro-batch: whole, it may not fit.
         "accelerator_config": {
-            "gradient_accumulation_kwargs": {"sync_each_batch": p.sharding == "fsdp"}
+            "gradient_accumulation_kwargs": {"sync_each_batch": t.sharding == "fsdp"}
         },
-        "dataloader_pin_memory": p.device != "cpu",
+        "dataloader_pin_memory": device != "cpu",
         "remove_unused_columns": False,
     }

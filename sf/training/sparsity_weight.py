@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sf.training.objectives import Pathwise
 from sf.training.parameters import RunParameters
 
 __all__ = ["PathwiseWeight"]
@@ -60,15 +61,12 @@ class PathwiseWeight:
     @classmethod
     def of(cls, p: RunParameters) -> PathwiseWeight:
         """From the parameters."""
-        return cls(
-            p.pathwise_weight,
-            p.pathwise_gate,
-            p.pathwise_layers,
-            p.pathwise_schedule,
-            p.train_steps,
-            p.pathwise_target,
-            p.pathwise_dual_rate,
-        )
+        assert isinstance(p.objective, Pathwise)
+        term, steps = p.objective.pathwise, p.train.steps
+        weight = cls(term.weight, term.gate, term.layers, term.schedule, steps)
+        if term.target is not None:
+            weight.target, weight.dual_rate = term.target.token_ratio, term.target.dual_rate
+        return weight
 
     def of_step(
         self, step: int, rollouts: Mapping[str, Tensor], densest: float

@@ -39,13 +39,13 @@ def _start(checkpoint: Path, source: Path, folder: Path, *launch: str) -> subpro
     """The stage on the video benchmarks, into `folder / "result"`; odd numbers of rows."""
     folder.mkdir(exist_ok=True)
     values = {
-        **{"study": "own", "model": "tiny", "system": "zipvl", "method": "zipvl", "seed": 0},
+        **{"model": "tiny", "system": "zipvl", "method": "zipvl", "seed": 0},
         **{"suite": "video", "checkpoint": checkpoint, "benchmarks": source, "data": source},
         **{"output": folder / "result", "inference_p": 0.8, "evaluate_batch": 2, "match_ratio": 0},
         **{"match_tolerance": 0.1, "prompt_template": "answer", "max_completion_tokens": 2},
         **{"correctness_cutoff": 0.99, "device": "cpu", "dtype": "float32", **BOUNDS},
     }
-    words = [str(word) for name, value in values.items() for word in (f"--{name}", value)]
+    (folder / "job.json").write_text(json.dumps(values, default=str))
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -53,7 +53,7 @@ def _start(checkpoint: Path, source: Path, folder: Path, *launch: str) -> subpro
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
     }
     return subprocess.Popen(
-        [sys.executable, *launch, "-m", "sf.cli", "run", "evaluate", *words],
+        [sys.executable, *launch, "-m", "sf.cli", "run", "evaluate", "--config", "job.json"],
         cwd=folder,
         env=environment,
         text=True,

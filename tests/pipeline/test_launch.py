@@ -17,10 +17,10 @@ from ruamel.yaml import YAML
 
 from sf import provenance
 from sf.atomic_files import write_json
-from sf.config import read_yaml
+from sf.config import Params, Resources, read_yaml, validated
 from sf.layout import STAMP
 from sf.training.checkpoints import SEAL
-from workflow.jobs import JobSpec, jobs, launcher
+from workflow.jobs import JobSpec, jobs, launcher, write_configs
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "training"))
@@ -35,24 +35,25 @@ ENVIRONMENT = {
 
 
 def test_only_stages_that_can_are_started_in_several_processes() -> None:
-    several = {**ALONE, "gpus": 4}
-    for given in ({"default": several}, {"default": ALONE, "train": several}):
+    alone, several = Resources(**ALONE), Resources(**{**ALONE, "gpus": 4})
+    for given in ({"default": several}, {"default": alone, "train": several}):
         words = launcher("train", given)
         assert words[:2] == ["-m", "torch.distributed.run"]
         assert "--nproc-per-node=4" in words
     assert launcher("evaluate", {"default": several})
     assert launcher("calibrate", {"default": several}) == []
     for gpus in (0, 1):
-        assert launcher("train", {"default": {**ALONE, "gpus": gpus}}) == []
+        assert launcher("train", {"default": Resources(**{**ALONE, "gpus": gpus})}) == []
 
 
-def params(processes: int, **train: Any) -> dict[str, Any]:
+def params(processes: int, **row: Any) -> dict[str, Any]:
     """The smoke scale with another number of processes of one stage."""
     given = read_yaml(ROOT / "params" / "smoke.yaml")
-    given["axes"]["models"] = ["tiny-qwen2.5-vl"]
     del given["base"]["tiny-qwen2-vl"]
-    given["train"] |= {"train_steps": 4, "save_every": 2, "reward_gate": False}
-    given["train"] |= {"rollout_p": [0.5, 0.9], "group_size": 2, **train}
+    given["train"] |= {"steps": 4, "save_every": 2}
+    given["grpo"]["reward_gate"] = False
+    given["rollouts"] |= {"retention_p": [0.5, 0.9], "group_size": 2}
+    given["objectives"]["sparsity_forcing"] |= row
     for stage in ("train", "calibrate"):
         given["resources"][stage] = {**ALONE, "gpus": processes}
     return given
@@ -76,11 +77,12 @@ def study(folder: Path, given: dict[str, Any]) -> Path:
         write_json(part / STAMP, {"files": provenance.file_digests(part)})
     with (folder / "params.yaml").open("w") as stream:
         YAML().dump(given, stream)
+    write_configs(jobs(validated(Params, given)), folder)
     return folder
 
 
 def job(given: dict[str, Any], name: str = "train") -> JobSpec:
-    return next(spec for spec in jobs(given) if spec.stage.name == name)
+    return next(spec for spec in jobs(validated(Params, given)) if spec.stage.name == name)
 
 
 def start(folder: Path, spec: JobSpec) -> subprocess.Popen[str]:
@@ -152,7 +154,7 @@ def test_two_processes_train_as_one_does(two: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def two_sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with divided weights."""
-    given = params(2, sharding="fsdp")
+    given = params(2, train={"sharding": "fsdp"})
     folder = study(tmp_path_factory.mktemp("sharded"), given)
     assert "train: done" in finished(folder, job(given))
     return folder
@@ -168,7 +170,7 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     request: pytest.FixtureRequest, tmp_path: Path, sharding: str, victim: str
 ) -> None:
     whole = request.getfixturevalue("two" if sharding == "none" else "two_sharded")
-    given = params(2, sharding=sharding)
+    given = params(2, train={"sharding": sharding})
     spec, folder = job(given), study(tmp_path / "killed", given)
     process = start(folder, spec)
     work = (folder / spec.output).with_name(f".{Path(spec.output).name}.work")
@@ -191,7 +193,7 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
 
 @pytest.mark.slow
 def test_an_error_on_a_rank_is_shown_with_its_rank(tmp_path: Path) -> None:
-    given = params(2, questions_per_step=1, rollout_p=[0.5, 0.7, 0.9], group_size=3)
+    given = params(2, train={"questions_per_step": 1}, retention_p=[0.5, 0.7, 0.9], group_size=3)
     folder = study(tmp_path / "odd", given)
     process = start(folder, job(given))
     said, _ = process.communicate(timeout=200)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +11,18 @@ from pathlib import Path
 import pytest
 
 from sf import provenance
-from sf.config import validated
-from sf.jobs import parse_flags, stage_module
+from sf.config import Params, read_yaml, validated
+from sf.jobs import read_config, stage_module
 from workflow import dvc_yaml
-from workflow.jobs import JobSpec, code_digest, code_files, jobs, read_params, stale_jobs
+from workflow.jobs import (
+    JobSpec,
+    code_digest,
+    code_files,
+    jobs,
+    load_params,
+    stale_jobs,
+    write_configs,
+)
 from workflow.stages import STAGES, Stage
 
 ROOT = Path(__file__).parent.parent.parent
@@ -23,7 +30,7 @@ SCALES = ("smoke", "mini", "compare", "single_gpu", "paper")
 
 
 def specs(scale: str) -> list[JobSpec]:
-    return jobs(read_params(ROOT / "params" / f"{scale}.yaml"))
+    return jobs(load_params(ROOT / "params" / f"{scale}.yaml"))
 
 
 def test_dvc_yaml_is_rendered_from_the_table() -> None:
@@ -31,13 +38,45 @@ def test_dvc_yaml_is_rendered_from_the_table() -> None:
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_every_command_is_accepted_by_its_stage(scale: str) -> None:
-    for job in specs(scale):
-        words = shlex.split(job.command)
-        assert words[:4] == ["sf", "run", job.stage.run, "--study"]
-        model = stage_module(job.stage.run).Parameters
-        parameters = validated(model, parse_flags(model, words[5:]))
+def test_every_command_names_a_file_that_its_stage_accepts(
+    scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = specs(scale)
+    assert len(write_configs(listed)) == len({job.config for job in listed}) == len(listed)
+    for job in listed:
+        assert job.command == f"sf run {job.stage.run} --study {scale} --config {job.config}"
+        values = read_config(Path(job.config))
+        parameters = validated(stage_module(job.stage.run).Parameters, values)
         assert str(parameters.output) == job.output
+        assert parameters.model_dump(mode="json") == values == job.parameters
+
+
+def test_a_file_is_written_when_its_content_changes_and_removed_with_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = read_yaml(ROOT / "params" / "mini.yaml")
+    write_configs(jobs(validated(Params, values)))
+    assert write_configs(jobs(validated(Params, values))) == []
+    row = {"objective": "sparsity_forcing"}
+    for section, change, changed in (
+        ("nsa", {"window": 4}, []),
+        ("grpo", {"beta": 0.5}, ["train"]),
+        (
+            "objectives",
+            {"top_k": {**row, "rollout_selector": "top_k"}},
+            ["evaluate_trained", "frontier_trained", "report", "train"],
+        ),
+        ("objectives", {"top_k": {**row, "rollout_selector": "threshold"}}, ["train"]),
+    ):
+        values[section] = {**values[section], **change}
+        written = write_configs(jobs(validated(Params, values)))
+        assert sorted(path.name.split("__")[0].removesuffix(".json") for path in written) == changed
+    assert [path.name for path in written] == ["train__tiny-qwen2.5-vl__top_k__0.json"]
+    del values["objectives"]["top_k"]
+    write_configs(jobs(validated(Params, values)))
+    assert not written[0].exists()
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -50,15 +89,12 @@ def test_jobs_are_listed_after_what_they_read_and_write_apart(scale: str) -> Non
 
 
 def test_a_study_without_training_has_all_other_jobs() -> None:
-    params = read_params(ROOT / "params" / "mini.yaml")
-    params["axes"]["objectives"] = []
-    found = jobs(params)
+    params = read_yaml(ROOT / "params" / "mini.yaml")
+    params["objectives"] = {}
+    found = jobs(validated(Params, params))
     assert {job.stage.name for job in found} == {
         stage.name for stage in STAGES if "objective" not in stage.axes
     } - {"frontier_method"}  # mini has no curve methods
-    for job in found:
-        model = stage_module(job.stage.run).Parameters
-        validated(model, parse_flags(model, shlex.split(job.command)[5:]))
 
 
 def test_both_engines_run_the_same_commands(tmp_path: Path) -> None:
@@ -70,8 +106,10 @@ def test_both_engines_run_the_same_commands(tmp_path: Path) -> None:
         (tmp_path / "params.yaml").write_bytes((ROOT / "params" / f"{scale}.yaml").read_bytes())
         with Repo(str(tmp_path)) as repo:
             dvc_commands = sorted(stage.cmd for stage in repo.index.stages)
-        ours = sorted(f"{job.stage.launch} {job.command}".strip() for job in specs(scale))
-        assert [shlex.split(c) for c in dvc_commands] == [shlex.split(c) for c in ours]
+            read = {dep.def_path for stage in repo.index.stages for dep in stage.deps}
+        ours = [f"{job.stage.launch} {job.command}".strip() for job in specs(scale)]
+        assert dvc_commands == sorted([*ours, "python -m workflow.resolve"])
+        assert {job.config for job in specs(scale)} <= read
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
@@ -112,17 +150,18 @@ def test_a_stale_or_broken_result_is_noticed(
     output.mkdir(parents=True)
     (output / "rows.parquet").write_text("abc")
 
-    def stamp(command: str, size: int) -> None:
-        code = code_digest(job.stage.run)
+    def stamp(size: int, code: str = code_digest(job.stage.run), **changes: int) -> None:
         files = {"rows.parquet": [size, "digest"]}
-        content = {"command": command, "code_hash": code, "files": files}
+        content = {"parameters": {**job.parameters, **changes}, "code_hash": code, "files": files}
         Path(job.stamp).write_text(json.dumps(content))
 
-    stamp(job.command, 3)
+    stamp(3)
     assert stale_jobs([job]) == []
-    stamp(job.command, 4)
+    stamp(4)
     assert stale_jobs([job]) == [job]
-    stamp(job.command + " --seed 9", 3)
+    stamp(3, seed=9)
+    assert stale_jobs([job]) == [job]
+    stamp(3, code="another")
     assert stale_jobs([job]) == [job]
 
 

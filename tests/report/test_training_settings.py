@@ -9,9 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sf.config import validated
 from sf.provenance import ROOT
-from sf.stages.train import Parameters
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +23,15 @@ def sweeping() -> Iterator[Any]:
 def test_every_setting_is_one_of_its_kind_and_can_be_trained(sweeping: Any) -> None:
     """Names and combinations are those that the stage takes; no two settings are the same run."""
     sweep = sweeping.Sweep("mini", 4, only_finished=True)
-    given = {**sweep.params["train"], **sweep.params["answering"], **sweep.params["vision"],
-             **sweep.params["runtime"], "model": "m", "seed": 0, "base": "b", "data": "d",
-             "output": "o"}  # fmt: skip
-    seen = []
-    for setting in sweeping.SETTINGS.values():
-        values = {**given, **setting.changes, "objective": setting.objective}
-        validated(Parameters, values)
-        per_step = values["group_size"] * values["questions_per_step"]
-        assert per_step == 64, "the same number of rollouts for every setting"
-        seen.append(values)
-    assert all(seen.count(values) == 1 for values in seen)
-    assert sweeping.SETTINGS["default"].changes == {}
+    rows = sweep.params.trained
+    assert list(rows) == list(sweeping.SETTINGS)
+    for row in rows.values():
+        if hasattr(row.objective, "beta"):
+            per_step = row.objective.group_size * row.train.questions_per_step
+            assert per_step == 64, "the same number of rollouts for every setting"
+    seen = list(rows.values())
+    assert all(seen.count(row) == 1 for row in seen)
+    assert sweeping.SETTINGS["default"].row == {}
 
 
 def measured(sweeping: Any, right: dict[float, int], image: float) -> Any:

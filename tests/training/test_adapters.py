@@ -21,7 +21,7 @@ def test_adapters_are_trained_resumed_and_merged(
 ) -> None:
     def run(folder: Path, steps: int) -> tuple[dict[str, torch.Tensor], Log]:
         p = parameters(
-            objective=objective, train_steps=steps, lora_rank=4, lr_schedule="constant",
+            objective=objective, steps=steps, lora={"rank": 4, "alpha": 8}, lr_schedule="constant",
             learning_rate=1e-2,
         )  # fmt: skip
         log, note = Log(), {"model": "tiny", "objective": objective}
@@ -46,6 +46,6 @@ def test_adapters_are_trained_resumed_and_merged(
 def test_adapters_and_own_weights_do_not_go_together(
     base: Path, rows: list[Row], tmp_path: Path
 ) -> None:
-    p = parameters(objective="nsa", lora_rank=4)
-    with pytest.raises(ConfigError, match="lora_rank"):
+    p = parameters(objective="nsa", lora={"rank": 4, "alpha": 8})
+    with pytest.raises(ConfigError, match=r"lora\.rank"):
         train(p, base, rows, tmp_path / "state", tmp_path / "out", Log(), {})

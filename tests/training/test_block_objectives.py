@@ -31,7 +31,7 @@ def equipped(base: Path, p: Any) -> Any:
     """The base model as training starts with it."""
     model = load_model(base)
     model.model.visual.requires_grad_(False)
-    attention = block_attention(p)
+    attention = block_attention(p.objective)
     assert attention is not None
     torch.manual_seed(p.seed)
     note_trained(model, attention)
@@ -48,7 +48,7 @@ def test_loss_and_gradient_are_those_of_decoding_step_by_step(
     expected, ratios = torch.zeros(()), []
     for row in batch["row"].tolist():
         inputs, reply = prompt_and_reply(processor, rows[row], p)
-        with Replacement(model, block_attention(p)) as trace:
+        with Replacement(model, block_attention(p.objective)) as trace:
             expected = expected + step_by_step(model, inputs, reply) / len(batch["row"])
             ratios.append(float(trace.token_ratio))
     expected.backward()
@@ -65,7 +65,7 @@ def test_a_run_in_two_parts_is_one_run_and_its_checkpoint_is_evaluated_as_traine
     note = {"model": "tiny", "objective": objective}
 
     def run(folder: Path, steps: int) -> Any:
-        p = parameters(objective=objective, train_steps=steps, lr_schedule="constant")
+        p = parameters(objective=objective, steps=steps, lr_schedule="constant")
         p = p.model_copy(update={"gradient_checkpointing": True})
         train(p, base, rows, folder / "state", folder / "out", Log(), note)
         return load_model(folder / "out")
@@ -76,13 +76,15 @@ def test_a_run_in_two_parts_is_one_run_and_its_checkpoint_is_evaluated_as_traine
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
     p = parameters(objective=objective)
-    assert trained_attention(whole.config) == block_attention(p)
+    assert trained_attention(whole.config) == block_attention(p.objective)
     start, end = equipped(base, p).state_dict(), whole.state_dict()
     assert start.keys() == end.keys()
     moved = {name for name, weight in start.items() if not torch.equal(weight, end[name])}
     assert any("q_proj" in name for name in moved)
     assert any("compress_key.outer" in name for name in moved) == (objective == "nsa")
-    assert record_of(tmp_path / "whole" / "out") == TrainedAttention.of(block_attention(p))
+    assert record_of(tmp_path / "whole" / "out") == TrainedAttention.of(
+        block_attention(p.objective)
+    )
     assert resolve(tmp_path / "whole" / "out").name == objective
     assert record_of(base) is None
     assert resolve(base).name == "zipvl"
@@ -93,7 +95,7 @@ def test_a_run_in_two_parts_is_one_run_and_its_checkpoint_is_evaluated_as_traine
         )  # fmt: skip
     assert 'apply_method(model, "trained")' in (tmp_path / "whole/out/README.md").read_text()
     inputs = encode(load_processor(base), [messages(rows[0], "answer")], p, "cpu")
-    with Replacement(whole, block_attention(p)):
+    with Replacement(whole, block_attention(p.objective)):
         expected = whole(**inputs).logits
     for name in ("trained", objective):
         with apply_method(whole, name):

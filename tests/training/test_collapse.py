@@ -50,31 +50,31 @@ def test_a_run_ends_when_a_mean_falls_below_its_share(
     tmp_path: Path, name: str, after: float, stops: bool
 ) -> None:
     """From 0.8 at step 11: three low steps fill the window of patience 3."""
-    watch = CollapseWatch(parameters(collapse_patience=3, collapse_entropy=0.05))
+    watch = CollapseWatch(parameters(collapse={"patience": 3, "entropy": 0.05}))
     step = feed(watch, tmp_path, falling(name, 0.8, after, 11, 20))
     assert step == (13 if stops else 0)
 
 
 def test_one_bad_step_is_no_collapse(tmp_path: Path) -> None:
-    watch = CollapseWatch(parameters(collapse_patience=4))
+    watch = CollapseWatch(parameters(collapse={"patience": 4}))
     values = [{"accuracy": 0.0 if step % 3 == 0 else 0.9} for step in range(1, 30)]
     assert feed(watch, tmp_path, values) == 0
 
 
 def test_a_figure_that_was_nothing_at_first_cannot_collapse(tmp_path: Path) -> None:
-    watch = CollapseWatch(parameters(collapse_patience=2))
+    watch = CollapseWatch(parameters(collapse={"patience": 2}))
     assert feed(watch, tmp_path, [{"accuracy": 0.0}] * 9) == 0
 
 
 def test_switched_off(tmp_path: Path) -> None:
     values = falling("accuracy", 0.8, 0.0, 5, 20)
-    assert feed(CollapseWatch(parameters(collapse_patience=0)), tmp_path, values) == 0
-    off = CollapseWatch(parameters(collapse_patience=2, collapse_accuracy=0.0))
+    assert feed(CollapseWatch(parameters()), tmp_path, values) == 0
+    off = CollapseWatch(parameters(collapse={"patience": 2, "accuracy": 0.0}))
     assert feed(off, tmp_path, values) == 0
 
 
 def test_half_way_there_it_warns_of_the_cause(tmp_path: Path) -> None:
-    watch = CollapseWatch(parameters(collapse_patience=2))
+    watch = CollapseWatch(parameters(collapse={"patience": 2}))
     with pytest.warns(UserWarning, match=r"accuracy is 0\.5.*below 0\.4 the run ends") as caught:
         assert feed(watch, tmp_path, falling("accuracy", 0.8, 0.5, 5, 12)) == 0
     assert len(caught) == 1
@@ -82,8 +82,8 @@ def test_half_way_there_it_warns_of_the_cause(tmp_path: Path) -> None:
 
 def test_window_goes_on_after_a_resume(tmp_path: Path) -> None:
     values = falling("accuracy", 0.8, 0.1, 6, 12)
-    whole = feed(CollapseWatch(parameters(collapse_patience=4)), tmp_path, values)
-    first, second = (CollapseWatch(parameters(collapse_patience=4)) for _ in range(2))
+    whole = feed(CollapseWatch(parameters(collapse={"patience": 4})), tmp_path, values)
+    first, second = (CollapseWatch(parameters(collapse={"patience": 4})) for _ in range(2))
     assert feed(first, tmp_path, values[:6]) == 0
     second.load_state_dict(first.state_dict())
     assert feed(second, tmp_path, values[6:], start=7) == whole == 8
@@ -91,7 +91,8 @@ def test_window_goes_on_after_a_resume(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("patience", "every", "kept"), [(0, 50, 2), (50, 50, 2), (200, 50, 5)])
 def test_enough_checkpoints_are_kept(patience: int, every: int, kept: int) -> None:
-    assert kept_checkpoints(parameters(collapse_patience=patience, save_every=every)) == kept
+    watched = {"collapse": {"patience": patience}} if patience else {}
+    assert kept_checkpoints(parameters(save_every=every, **watched)) == kept
 
 
 def test_checkpoints_of_the_collapse_are_dropped(tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_checkpoints_of_the_collapse_are_dropped(tmp_path: Path) -> None:
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         seal(folder)
-    watch = CollapseWatch(parameters(collapse_patience=4))
+    watch = CollapseWatch(parameters(collapse={"patience": 4}))
     assert feed(watch, tmp_path, falling("accuracy", 0.8, 0.0, 10, 11)) == 0
     args: Any = SimpleNamespace(output_dir=str(tmp_path))
     state: Any = SimpleNamespace(global_step=12, is_world_process_zero=True)
@@ -119,7 +120,7 @@ def test_a_real_run_that_forgets_its_answers(
         "accuracy",
         lambda self, completions, *_, **__: [float(next(steps) <= 4)] * len(completions),
     )
-    p = parameters(train_steps=12, save_every=1, collapse_patience=2)
+    p = parameters(steps=12, save_every=1, collapse={"patience": 2})
     log, state = Log(), tmp_path / "state"
     with pytest.raises(TrainingCollapse, match="accuracy = 0"):
         train(p, base, rows, state, tmp_path / "out", log, PROVENANCE)
@@ -139,7 +140,7 @@ def test_estimate_is_the_steps_without_the_first(
     """Steps of 100, 10, 12 and 11 s and 50 tokens: 1,000 steps are 11,000 s and 50,000 tokens."""
     times = iter([0.0, 100.0, 0.0, 10.0, 0.0, 12.0, 0.0, 11.0])
     cost = CostEstimate(
-        parameters(train_steps=1000), 2.0, 2, "rollouts", RankMemory(2**31, 0), lambda: next(times)
+        parameters(steps=1000), 2.0, 2, "rollouts", RankMemory(2**31, 0), lambda: next(times)
     )
     assert "8,000 in all, at most 32,000 answer tokens; a checkpoint of 2.00 GiB" in cost.before(
         tmp_path
@@ -186,7 +187,7 @@ def never_exhausted(
 ) -> dict[str, torch.Tensor]:
     """Weights after both steps in one go."""
     folder = tmp_path_factory.mktemp("whole")
-    p = parameters(train_steps=2, save_every=1)
+    p = parameters(steps=2, save_every=1)
     train(p, base, rows, folder / "state", folder / "out", Log(), PROVENANCE)
     return dict(load_model(folder / "out").state_dict())
 
@@ -212,7 +213,7 @@ def test_an_exhausted_machine_ends_clearly_and_the_run_goes_on(
     parts: tuple[str, ...],
 ) -> None:
     """In the second step, after a whole checkpoint of the first; a disk fails in mid-checkpoint."""
-    p, original = parameters(train_steps=2, save_every=1), getattr(Trainer, where)
+    p, original = parameters(steps=2, save_every=1), getattr(Trainer, where)
     folders = tmp_path / "state", tmp_path / "out"
 
     def failing(self: Any, *args: Any, **kwargs: Any) -> Any:

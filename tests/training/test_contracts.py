@@ -81,4 +81,4 @@ def test_micro_batches_hold_all_rollouts(
     p = parameters(questions_per_step=questions, rollouts_per_forward=forward)
     size, forwards = micro_batch(p, world)
     assert (size, forwards) == expected
-    assert size * forwards * world == questions * p.group_size
+    assert size * forwards * world == questions * p.objective.group_size

@@ -1,33 +1,37 @@
-"""The table of objectives."""
+"""The objectives: a tagged union."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
-from tiny_world import parameters
+from pydantic import ValidationError
+from tiny_world import SETTINGS, parameters
 
-from sf.config import Objective
 from sf.selection import TopP
 from sf.training.answers import Answers
-from sf.training.objectives import RECIPES, settled
-from sf.training.parameters import RunParameters
+from sf.training.objectives import OBJECTIVES
 from sf.training.retention_schedule import RetentionSchedule
 
 
-def test_every_objective_has_a_recipe() -> None:
-    assert set(RECIPES) == set(get_args(Objective))
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_an_objective_takes_its_own_settings_and_no_others(name: str) -> None:
+    own = parameters(name).objective
+    assert own.objective == name
+    assert type(own) is OBJECTIVES[name]
+    for other in sorted(OBJECTIVES):
+        foreign = set(SETTINGS[other]) - set(type(own).model_fields)
+        for field in foreign:
+            with pytest.raises(ValidationError, match=rf"{name}\.{field}\n.*not permitted"):
+                parameters(name, **{field: SETTINGS[other][field]})
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
-def test_an_objective_changes_its_own_parameters_and_no_others(name: str) -> None:
-    given = parameters(objective=name)
-    used = settled(given)
-    assert set(RECIPES[name].changes) <= set(RunParameters.model_fields)
-    for field in RunParameters.model_fields:
-        expected = RECIPES[name].changes.get(field, getattr(given, field))
-        assert getattr(used, field) == expected
+@pytest.mark.parametrize("name", ["sharpness", "moba", "nsa"])
+def test_dense_objectives_see_every_question_once_and_whole(name: str) -> None:
+    schedule = RetentionSchedule.of(parameters(name))
+    assert (schedule.group_size, schedule(0, range(4))) == (1, [1.0] * 4)
+    assert schedule.policy([1.0]).dense
 
 
 def test_answers_take_their_own_thresholds_into_a_bucket() -> None:

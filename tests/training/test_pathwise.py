@@ -73,7 +73,7 @@ def one_step(
     base: Path, rows: list[Row], folder: Path, **changes: Any
 ) -> tuple[Any, dict[str, Any]]:
     p = parameters(objective="pathwise", **changes)
-    trainer = assemble(p, base, rows, folder, Log(), Progress("t", p.train_steps)).trainer
+    trainer = assemble(p, base, rows, folder, Log(), Progress("t", p.train.steps)).trainer
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     return trainer, trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
@@ -106,7 +106,7 @@ def test_gradient_is_that_of_the_gated_mean_ratio(
 ) -> None:
     """Injected gradient = gradient of paper loss + weight * mean(correct * ratio), by autograd."""
     trainer, inputs = one_step(
-        base, rows, tmp_path, pathwise_weight=2.0, gradient_checkpointing=checkpointing
+        base, rows, tmp_path, pathwise={"weight": 2.0}, gradient_checkpointing=checkpointing
     )
     if checkpointing:
         trainer.model.gradient_checkpointing_enable()
@@ -138,7 +138,7 @@ def test_term_lowers_the_effective_ratio(
 ) -> None:
     logs = []
     for at, weight in enumerate((0.0, 50.0)):
-        p = parameters(objective="pathwise", pathwise_weight=weight, train_steps=6, save_every=99)
+        p = parameters(objective="pathwise", pathwise={"weight": weight}, steps=6, save_every=99)
         log = Log()
         assemble(p, base, rows, tmp_path / str(at), log, Progress("t", 6)).trainer.train()
         logs.append(log.history[-1][1])
@@ -158,7 +158,7 @@ def test_long_prompts_whose_projections_could_be_skipped_count_too(
     found = []
     for columns in (sparse_projections.LEAST_COLUMNS, 1):
         monkeypatch.setattr(sparse_projections, "LEAST_COLUMNS", columns)
-        trainer, inputs = one_step(base, rows, tmp_path / str(columns), pathwise_weight=2.0)
+        trainer, inputs = one_step(base, rows, tmp_path / str(columns), pathwise={"weight": 2.0})
         found.append(gradients(trainer, trainer.compute_loss(trainer.model, inputs)))
         ratios = trainer._figures.drain()
         assert 0 < ratios["effective_ratio"] <= 1
@@ -209,7 +209,7 @@ def test_memory_grows_with_the_prompt_not_with_its_square() -> None:
 def test_gate_and_shares_reach_the_loss(
     base: Path, rows: list[Row], tmp_path: Path, right_when_long: None, gate: bool
 ) -> None:
-    trainer, _ = one_step(base, rows, tmp_path, pathwise_gate=gate, pathwise_layers="deeper")
+    trainer, _ = one_step(base, rows, tmp_path, pathwise={"gate": gate, "layers": "deeper"})
     generation = trainer._generations["train"]
     assert generation.coefficient.tolist() == [0.0 if gate else 1 / 8, 1 / 8] * 4
     assert torch.allclose(generation.shares, torch.tensor([1 / 6, 2 / 6, 3 / 6]))
@@ -219,14 +219,14 @@ def test_gate_and_shares_reach_the_loss(
 def test_asked_ratio_is_held(base: Path, rows: list[Row], tmp_path: Path) -> None:
     """From 0.95 to the 0.5 asked for, and no further; the same weight without a target goes on."""
     ended = []
-    for target in (0.5, 0.0):
+    for target in ({"token_ratio": 0.5, "dual_rate": 20.0}, None):
         p = parameters(
-            objective="pathwise", train_steps=90, save_every=999, lr_schedule="constant",
-            rollout_p=[0.5, 0.7, 0.9, 0.975], pathwise_gate=False, pathwise_target=target,
-            pathwise_weight=1.5,
+            objective="pathwise", steps=90, save_every=999, lr_schedule="constant",
+            retention_p=[0.5, 0.7, 0.9, 0.975],
+            pathwise={"gate": False, "weight": 1.5, "target": target},
         )  # fmt: skip
         log = Log()
-        assemble(p, base, rows, tmp_path / str(target), log, Progress("t", 90)).trainer.train()
+        assemble(p, base, rows, tmp_path / str(len(ended)), log, Progress("t", 90)).trainer.train()
         assert log.history[0][1]["pathwise_ratio"] > 0.9
         ended.append(sum(values["pathwise_ratio"] for _, values in log.history[-15:]) / 15)
     assert 0.4 < ended[0] < 0.55

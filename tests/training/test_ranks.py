@@ -19,8 +19,8 @@ from sf.ranks import rank
 from sf.training.run import assemble
 
 EIGHT = {
-    "objective": "pathwise", "pathwise_gate": False, "questions_per_step": 1, "group_size": 8,
-    "rollout_p": [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+    "objective": "pathwise", "pathwise": {"gate": False}, "questions_per_step": 1, "group_size": 8,
+    "retention_p": [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
 }  # fmt: skip
 """One group: 1 x 8, 2 x 4 or 4 x 2 rollouts, whose rewards and sparsity terms differ."""
 STRADDLING = {"questions_per_step": 3, "group_size": 4}
@@ -30,7 +30,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "one group": EIGHT,
     "straddling": STRADDLING,
     "zipvl_sft": {"objective": "zipvl_sft", "questions_per_step": 1},
-    "sharpness": {"objective": "sharpness", "sharpness_weight": 2.0},
+    "sharpness": {"objective": "sharpness", "weight": 2.0},
     "nsa": {"objective": "nsa"},
 }
 """Case -> changed parameters on one rank, all rollouts in one forward, so prompts run once."""
@@ -63,7 +63,7 @@ def steps(base: Path, folder: Path, size: int) -> None:
     cases = DIVIDED[size] if size > 1 else {name: (name, {}) for name in ALONE}
     found = {}
     for name, (alone, changes) in cases.items():
-        p = parameters(**{"train_steps": 2, "save_every": 99, "rollouts_per_forward": 99}
+        p = parameters(**{"steps": 2, "save_every": 99, "rollouts_per_forward": 99}
                        | ALONE[alone] | changes)  # fmt: skip
         log = Log()
         assemble(p, base, rows, folder / f"{name}-{size}", log, Progress("t", 2)).trainer.train()

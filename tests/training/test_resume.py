@@ -22,7 +22,7 @@ from sf.data.prompts import Template, question_text
 from sf.models import load_model, load_processor
 from sf.training.checkpoints import SEAL
 from sf.training.dataset import question_order, templates_of, training_set
-from sf.training.objectives import RECIPES
+from sf.training.objectives import OBJECTIVES
 from sf.training.run import train
 
 
@@ -88,8 +88,9 @@ class FailingLog(Log):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"rollout_draw": "uniform"}, {"objective": "pathwise", "pathwise_target": 0.25,
-                                   "pathwise_gate": False}],
+    [{"retention_p": {"low": 0.0, "high": 1.0}},
+     {"objective": "pathwise",
+      "pathwise": {"gate": False, "target": {"token_ratio": 0.25, "dual_rate": 2.0}}}],
     ids=["uniform", "pathwise target"],
 )  # fmt: skip
 def test_drawn_levels_and_the_dual_variable_go_on(
@@ -109,7 +110,7 @@ def test_drawn_levels_and_the_dual_variable_go_on(
     for figure in ("retention_p", "token_ratio", "loss", "grad_norm", "pathwise_weight"):
         assert whole.get(figure) == parts.get(figure), figure
     assert all(torch.equal(weights[name], again[name]) for name in weights)
-    assert "pathwise_target" not in changes or whole["pathwise_weight"] > 1.0
+    assert "pathwise" not in changes or whole["pathwise_weight"] > 1.0
 
 
 def test_damaged_checkpoint_is_passed_over(
@@ -151,7 +152,7 @@ def test_result_is_a_plain_checkpoint_with_a_note(
     assert record_of(out) == TrainedAttention("zipvl", 0.9)
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "under zipvl at 0.9" in card
-    assert RECIPES[objective].about in card
+    assert OBJECTIVES[objective].about in card
     assert "sparsity_forcing" not in (out / "config.json").read_text(encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ GRID = [0.94, 0.945, 0.95, 0.955, 0.96, 0.965, 0.97, 0.975]
 
 
 def levels(**changes: Any) -> RetentionSchedule:
-    return RetentionSchedule.of(parameters(**{"group_size": 8, "rollout_p": GRID, **changes}))
+    return RetentionSchedule.of(parameters(**{"group_size": 8, "retention_p": GRID, **changes}))
 
 
 def test_published_grid_is_one_value_a_rollout() -> None:
@@ -27,26 +27,26 @@ def test_published_grid_is_one_value_a_rollout() -> None:
 
 
 def test_larger_groups_take_the_grid_in_turn() -> None:
-    given = levels(group_size=4, rollout_p=[0.5, 0.9])
+    given = levels(group_size=4, retention_p=[0.5, 0.9])
     assert given(0, range(6)) == [0.5, 0.9, 0.5, 0.9, 0.5, 0.9]
 
 
 def test_uniform_levels_depend_on_seed_step_and_place_alone() -> None:
     """Two ranks draw what one does, a later call what an earlier one did."""
-    drawn = levels(rollout_draw="uniform")
+    drawn = levels(retention_p={"low": 0.0, "high": 1.0})
     whole = drawn(3, range(16))
     assert drawn(3, range(8)) + drawn(3, range(8, 16)) == whole
     assert len(set(whole)) == 16
     assert drawn(4, range(16)) != whole
-    assert levels(rollout_draw="uniform", seed=4)(3, range(16)) != whole
+    assert levels(retention_p={"low": 0.0, "high": 1.0}, seed=4)(3, range(16)) != whole
 
 
 def test_uniform_levels_are_uniform_and_never_zero() -> None:
-    every = np.array(levels(rollout_draw="uniform")(0, range(4000)))
+    every = np.array(levels(retention_p={"low": 0.0, "high": 1.0})(0, range(4000)))
     assert every.min() > 0
     assert every.max() <= 1
     assert np.abs(np.histogram(every, 10, (0, 1))[0] / 4000 - 0.1).max() < 0.02
-    narrow = np.array(levels(rollout_draw="uniform", rollout_range=[0.4, 0.6])(0, range(500)))
+    narrow = np.array(levels(retention_p={"low": 0.4, "high": 0.6})(0, range(500)))
     assert 0.4 < narrow.min() < 0.41
     assert 0.59 < narrow.max() <= 0.6
 
@@ -56,33 +56,37 @@ def test_uniform_levels_are_uniform_and_never_zero() -> None:
                                    ("threshold", Threshold, 0.1)]
 )  # fmt: skip
 def test_selector_of_table_four(selector: str, kind: type, most: float) -> None:
-    given = levels(rollout_selector=selector, group_size=2, rollout_p=[0.9, 0.1])
+    given = levels(rollout_selector=selector, group_size=2, retention_p=[0.9, 0.1])
     policy = given.policy(given(0, [0, 1]))
     assert type(policy) is kind
     assert given.densest == given.inference == most
 
 
 def test_inference_is_at_the_papers_p_where_training_reached_full_attention() -> None:
-    assert levels(rollout_draw="uniform").inference == 0.975
-    assert levels(rollout_draw="uniform", rollout_range=[0.1, 0.5]).inference == 0.5
-    assert levels(group_size=2, rollout_p=[0.9, 1.0]).inference == 0.9
-    assert levels(group_size=2, rollout_p=[1.0]).inference == 0.975
+    assert levels(retention_p={"low": 0.0, "high": 1.0}).inference == 0.975
+    assert levels(retention_p={"low": 0.1, "high": 0.5}).inference == 0.5
+    assert levels(group_size=2, retention_p=[0.9, 1.0]).inference == 0.9
+    assert levels(group_size=2, retention_p=[1.0]).inference == 0.975
+
+
+TARGET: dict[str, Any] = {"pathwise": {"target": {"token_ratio": 0.25, "dual_rate": 20.0}}}
 
 
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"group_size": 6}, ("group_size 6", "multiple of the 4", "uniform")),
-        ({"rollout_range": [0.5, 0.5]}, ("rollout_range", "not below")),
-        ({"pathwise_target": 0.25, "rollout_draw": "uniform"}, ("pathwise_target", "grid")),
-        ({"pathwise_target": 0.25, "rollout_selector": "top_k"}, ("pathwise_target", "top_k")),
-        ({"pathwise_target": 0.25, "pathwise_schedule": "rising"}, ("pathwise_schedule",)),
-        ({"pathwise_target": 0.25, "pathwise_weight": 0.0}, ("pathwise_weight", "above 0")),
+        ({"group_size": 6}, ("group_size 6", "multiple of the 4", "low, high")),
+        ({"group_size": 1, "retention_p": [0.5]}, ("group_size 1", "2 or more")),
+        ({"retention_p": {"low": 0.5, "high": 0.5}}, ("low 0.5", "not below")),
+        (TARGET | {"retention_p": {"low": 0.0, "high": 1.0}}, ("pathwise.target", "list")),
+        (TARGET | {"rollout_selector": "top_k"}, ("pathwise.target", "top_k")),
+        ({"pathwise": {**TARGET["pathwise"], "schedule": "rising"}}, ("schedule constant",)),
+        ({"pathwise": {**TARGET["pathwise"], "weight": 0.0}}, ("weight", "above 0")),
     ],
 )
 def test_parameters_that_do_not_fit(changes: dict[str, Any], parts: tuple[str, ...]) -> None:
     with pytest.raises(ValidationError) as caught:
-        parameters(**changes)
+        parameters("pathwise" if "pathwise" in changes else "sparsity_forcing", **changes)
     assert all(part in str(caught.value) for part in parts)
 
 

@@ -32,7 +32,7 @@ def trainer_of(
     base: Path, rows: list[Row], folder: Path, objective: str = "zipvl_sft", **changes: Any
 ) -> tuple[SparseSFTTrainer, Log]:
     p, log = parameters(objective=objective, **changes), Log()
-    trainer = assemble(p, base, rows, folder, log, Progress("t", p.train_steps)).trainer
+    trainer = assemble(p, base, rows, folder, log, Progress("t", p.train.steps)).trainer
     assert isinstance(trainer, SparseSFTTrainer)
     return trainer, log
 
@@ -62,7 +62,7 @@ def same(ours: Gradients, expected: Gradients, atol: float) -> None:
 
 
 def prompt_and_reply(processor: Any, row: Row, p: Any) -> tuple[dict[str, Any], torch.Tensor]:
-    inputs = encode(processor, [messages(row, p.prompt_template)], p, "cpu")
+    inputs = encode(processor, [messages(row, p.answering.prompt_template)], p.vision, "cpu")
     text = row.solution + processor.tokenizer.eos_token
     ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
     return dict(inputs), ids
@@ -115,7 +115,7 @@ def test_loss_and_gradient_are_those_of_sparse_decoding(
 
 def test_full_retention_is_plain_fine_tuning(base: Path, rows: list[Row], tmp_path: Path) -> None:
     """transformers' own loss with labels on the answer only, one question at a time."""
-    trainer, _ = trainer_of(base, rows, tmp_path, rollout_p=[1.0])
+    trainer, _ = trainer_of(base, rows, tmp_path, retention_p=[1.0])
     batch, loss, ours = first_loss(trainer)
     model, processor, p = frozen_tower(base), load_processor(base), parameters()
     expected = torch.zeros(())
@@ -140,9 +140,7 @@ def test_sharpness_gradient_is_that_of_every_attention_row(
 ) -> None:
     """The attention matrices that eager attention returns; short prompts: all rows are probes."""
     weight = 3.0
-    trainer, _ = trainer_of(
-        base, rows, tmp_path, "sharpness", sharpness_kind=kind, sharpness_weight=weight
-    )
+    trainer, _ = trainer_of(base, rows, tmp_path, "sharpness", kind=kind, weight=weight)
     batch, loss, ours = first_loss(trainer)
     assert trainer.schedule(0, batch["place"].tolist()) == [1.0, 1.0]
     processor, p = load_processor(base), parameters()
@@ -192,8 +190,8 @@ def test_memory_settings_do_not_change_the_step(
             rows,
             tmp_path / str(at),
             objective,
-            train_steps=1,
-            sharpness_weight=2.0,
+            steps=1,
+            weight=2.0,
             **options,
         )
         trainer.train()
@@ -205,7 +203,7 @@ def test_memory_settings_do_not_change_the_step(
 def test_run_learns_the_answers_and_logs_it(base: Path, rows: list[Row], tmp_path: Path) -> None:
     shown: list[tuple[int, list[dict[str, Any]]]] = []
     trainer, log = trainer_of(
-        base, rows, tmp_path, train_steps=9, learning_rate=2e-2, save_every=99, log_every=3
+        base, rows, tmp_path, steps=9, learning_rate=2e-2, save_every=99, log_every=3
     )
     trainer.samples = lambda step, table: shown.append((step, table))
     before = {n: w.clone() for n, w in trainer.model.state_dict().items()}
@@ -233,9 +231,9 @@ def test_sharpness_falls_under_its_regulariser(base: Path, rows: list[Row], tmp_
             rows,
             tmp_path / kind,
             "sharpness",
-            train_steps=5,
-            sharpness_weight=20.0,
-            sharpness_kind=kind,
+            steps=5,
+            weight=20.0,
+            kind=kind,
             save_every=99,
         )
         trainer.train()
@@ -254,7 +252,7 @@ def test_a_row_asked_for_a_bare_answer_is_taught_one(base: Path, rows: list[Row]
     model, processor = load_model(base), load_processor(base)
     templates: list[Template] = ["short", "answer"]
     encoder = Encoder(model, processor, rows[:2], VISION, templates=templates, frozen_tower=True)
-    schedule = RetentionSchedule("top_p", "grid", (1.0,), (0.0, 1.0), 1, 0)
+    schedule = RetentionSchedule("top_p", (1.0,), None, 1, 0)
     found = gather_answers(encoder, processor.tokenizer, [0, 1], [1.0, 1.0], schedule)
     end = processor.tokenizer.eos_token
     for at, expected in enumerate((extract_answer(rows[0].solution), rows[1].solution)):

@@ -152,7 +152,7 @@ def test_each_rank_holds_its_part(base: Path, folder: Path) -> None:
     ("changes", "ranks", "rule"),
     [
         ({}, 1, "several processes"),
-        ({"lora_rank": 4}, 2, "adapters"),
+        ({"lora": {"rank": 4, "alpha": 8}}, 2, "adapters"),
         ({"train_vision": True}, 2, "frozen vision tower"),
     ],
 )
@@ -167,7 +167,7 @@ def test_runs_that_cannot_be_sharded(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
     p = parameters(**{"sharding": "fsdp"} | changes)
-    with pytest.raises(ConfigError, match=f"sharding = '{p.sharding}'.*{rule}"):
+    with pytest.raises(ConfigError, match=f"train.sharding = '{p.train.sharding}'.*{rule}"):
         assemble(p, base, rows, tmp_path, Log(), Progress("t", 1))
 
 

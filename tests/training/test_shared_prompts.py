@@ -181,7 +181,7 @@ def test_passes_are_used_once_and_by_a_forward_that_learns(
 
 def prompt_forwards(base: Path, rows: list[Row], folder: Path, **changes: Any) -> int:
     """Rollouts whose prompts the policy runs in one step, rows of all its forwards together."""
-    p = parameters(train_steps=1, save_every=99, **changes)
+    p = parameters(steps=1, save_every=99, **changes)
     trainer = assemble(p, base, rows, folder, Log(), Progress("t", 1)).trainer
     shortest = min(len(trainer.encoder(row).input_ids) for row in range(len(rows)))
     seen: list[int] = []
@@ -208,7 +208,7 @@ def test_shared_step_is_the_step(base: Path, rows: list[Row], tmp_path: Path) ->
     """Weights after a step, against a trainer that may not share."""
     after = []
     for shares in (True, False):
-        p = parameters(train_steps=2, save_every=99)
+        p = parameters(steps=2, save_every=99)
         trainer = assemble(p, base, rows, tmp_path / str(shares), Log(), Progress("t", 2)).trainer
         if not shares:
             trainer._shares_prompts = lambda: False

@@ -16,8 +16,10 @@ from sf.training.sparsity_weight import PathwiseWeight
 
 
 def weighting(steps: int = 4, **changes: Any) -> PathwiseWeight:
-    given = {f"pathwise_{name}": value for name, value in changes.items()}
-    return PathwiseWeight.of(parameters(objective="pathwise", train_steps=steps, **given))
+    if "target" in changes:
+        ratio, rate = changes["target"], changes.pop("dual_rate", 20.0)
+        changes["target"] = {"token_ratio": ratio, "dual_rate": rate} if ratio else None
+    return PathwiseWeight.of(parameters(objective="pathwise", steps=steps, pathwise=changes))
 
 
 @pytest.mark.parametrize(

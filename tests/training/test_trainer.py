@@ -21,7 +21,7 @@ from sf.training.run import Training, assemble, train
 
 def build(base: Path, rows: list[Row], folder: Path, **changes: Any) -> tuple[Training, Log]:
     p, log = parameters(**changes), Log()
-    return assemble(p, base, rows, folder, log, Progress("t", p.train_steps)), log
+    return assemble(p, base, rows, folder, log, Progress("t", p.train.steps)), log
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:
@@ -88,7 +88,7 @@ def test_run_trains_the_language_model_only(base: Path, rows: list[Row], tmp_pat
 
 
 def test_trained_tower_moves(base: Path, rows: list[Row], tmp_path: Path) -> None:
-    training, _ = build(base, rows, tmp_path, train_vision=True, train_steps=1)
+    training, _ = build(base, rows, tmp_path, train_vision=True, steps=1)
     before = weights(training.trainer.model)
     training.trainer.train()
     after = training.trainer.model.state_dict()
@@ -101,7 +101,7 @@ def test_memory_settings_do_not_change_the_step(
 ) -> None:
     results = []
     for at, options in enumerate(({}, change)):
-        training, log = build(base, rows, tmp_path / str(at), train_steps=1, **options)
+        training, log = build(base, rows, tmp_path / str(at), steps=1, **options)
         training.trainer.train()
         results.append(log.history[-1][1])
     assert results[1]["grad_norm"] == pytest.approx(results[0]["grad_norm"], rel=2e-3)
@@ -111,7 +111,7 @@ def test_memory_settings_do_not_change_the_step(
 def test_loss_that_is_not_finite_ends_clearly(
     base: Path, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training, _ = build(base, rows, tmp_path, save_every=1, train_steps=3)
+    training, _ = build(base, rows, tmp_path, save_every=1, steps=3)
     trainer = training.trainer
     original = trainer._compute_loss
 
@@ -146,8 +146,8 @@ def test_gradient_that_is_not_finite_ends_before_the_weights_change(
     ("changes", "selector"),
     [
         ({"rollout_selector": "top_k"}, "top_k"),
-        ({"rollout_selector": "threshold", "rollout_p": [0.01, 0.02, 0.05, 0.1]}, "threshold"),
-        ({"rollout_draw": "uniform", "group_size": 6}, "zipvl"),
+        ({"rollout_selector": "threshold", "retention_p": [0.01, 0.02, 0.05, 0.1]}, "threshold"),
+        ({"retention_p": {"low": 0.0, "high": 1.0}, "group_size": 6}, "zipvl"),
         ({"reward_correctness": "fractional", "reward_latency_weight": 1.0}, "zipvl"),
     ],
     ids=["top-k", "threshold", "range and group size", "latency"],
@@ -155,7 +155,7 @@ def test_gradient_that_is_not_finite_ends_before_the_weights_change(
 def test_rows_of_tables_four_to_six_are_parameters(
     base: Path, rows: list[Row], tmp_path: Path, changes: dict[str, Any], selector: str
 ) -> None:
-    p, log = parameters(train_steps=1, **changes), Log()
+    p, log = parameters(steps=1, **changes), Log()
     state, out = tmp_path / "state", tmp_path / "out"
     train(p, base, rows, state, out, log, {"model": "tiny", "objective": "sparsity_forcing"})
     values, record = log.history[-1][1], record_of(out)
@@ -170,14 +170,14 @@ def test_rows_of_tables_four_to_six_are_parameters(
     if selector == "top_k":
         assert values["token_ratio"] == pytest.approx(values["retention_p"], abs=0.03)
     saved = 1 - values["token_ratio"]
-    if p.reward_latency_weight:
+    if p.objective.reward_latency_weight:
         saved += 1 - values["latency_ratio"]
     assert values["efficiency"] == pytest.approx(saved, abs=1e-5)
 
 
 def test_shared_work_is_done_once(base: Path, rows: list[Row], tmp_path: Path) -> None:
     """Two questions, eight rollouts: two runs of the tower, two prompts in the reference."""
-    trainer = build(base, rows, tmp_path, train_steps=1)[0].trainer
+    trainer = build(base, rows, tmp_path, steps=1)[0].trainer
     towers: list[int] = []
     for model in (trainer.model, trainer.ref_model):
         model.model.visual.register_forward_hook(lambda *_: towers.append(1))

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from sf.config import Vision
+from sf.config import Answering, Runtime, Vision, merged
 from sf.data.manifest import Row
 from sf.data.prompts import question_text
 from sf.mini.scenes import ask, render, sample_clip, sample_scene, write_video
 from sf.models import build_tiny
+from sf.training.config import Train
 from sf.training.parameters import RunParameters
 
 VISION = Vision(
@@ -23,67 +24,68 @@ VISION = Vision(
     video_fps=1.0,
 )
 
-PARAMETERS: dict[str, Any] = {
-    "model": "tiny",
-    "objective": "sparsity_forcing",
-    "seed": 3,
-    "device": "cpu",
-    "dtype": "float32",
-    "prompt_template": "answer",
-    "max_completion_tokens": 4,
-    "correctness_cutoff": 0.99,
-    "group_size": 4,
-    "rollout_selector": "top_p",
-    "rollout_draw": "grid",
-    "rollout_p": [0.5, 0.7, 0.9, 1.0],
-    "rollout_range": [0.0, 1.0],
+TRAIN: dict[str, Any] = {
     "short_share": 0.0,
-    "train_steps": 4,
+    "steps": 4,
     "questions_per_step": 2,
     "learning_rate": 1e-3,
     "lr_schedule": "cosine",
     "weight_decay": 0.01,
-    "beta": 0.1,
-    "clip_epsilon": 0.2,
     "max_grad_norm": 5.0,
-    "temperature": 1.0,
-    "reward_gate": False,
-    "reward_correctness": "binary",
-    "reward_latency_weight": 0.0,
-    "pathwise_weight": 1.0,
-    "pathwise_gate": True,
-    "pathwise_layers": "even",
-    "pathwise_schedule": "constant",
-    "pathwise_target": 0.0,
-    "pathwise_dual_rate": 20.0,
-    "sharpness_kind": "entropy",
-    "sharpness_weight": 0.1,
-    "sharding": "none",
-    "lora_rank": 0,
-    "lora_alpha": 8,
-    "moba_top_k": 2,
-    "moba_block": 4,
-    "nsa_top_n": 3,
-    "nsa_compress_block": 4,
-    "nsa_compress_stride": 2,
-    "nsa_select_block": 4,
-    "nsa_window": 6,
-    "collapse_patience": 0,
-    "collapse_accuracy": 0.5,
-    "collapse_token_ratio": 0.1,
-    "collapse_entropy": 0.02,
     "train_vision": False,
+    "sharding": "none",
     "rollouts_per_forward": 8,
     "gradient_checkpointing": False,
     "save_every": 2,
     "log_every": 1,
 }
+ROLLOUTS = {"group_size": 4, "rollout_selector": "top_p", "retention_p": [0.5, 0.7, 0.9, 1.0]}
+GRPO = {
+    **ROLLOUTS,
+    "beta": 0.1,
+    "clip_epsilon": 0.2,
+    "temperature": 1.0,
+    "reward_gate": False,
+    "reward_correctness": "binary",
+    "reward_latency_weight": 0.0,
+}
 """An untrained model is never right: without the gate the efficiency reward still differs."""
+TERM = {"weight": 1.0, "gate": True, "layers": "even", "schedule": "constant"}
+COLLAPSE = {"accuracy": 0.5, "token_ratio": 0.1, "entropy": 0.02}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sparsity_forcing": GRPO,
+    "pathwise": {**GRPO, "pathwise": TERM},
+    "zipvl_sft": ROLLOUTS,
+    "sharpness": {"kind": "entropy", "weight": 0.1},
+    "moba": {"top_k": 2, "block": 4},
+    "nsa": {"top_n": 3, "compress_block": 4, "compress_stride": 2, "select_block": 4, "window": 6},
+}
 
 
-def parameters(**changes: Any) -> RunParameters:
-    """`PARAMETERS` with some changed."""
-    return RunParameters(**{**VISION.model_dump(), **PARAMETERS, **changes})
+def parameters(objective: str = "sparsity_forcing", seed: int = 3, **changes: Any) -> RunParameters:
+    """Of a tiny run; a change is a common setting or one of the objective.
+
+    Args:
+        objective: what is trained.
+        seed: of the run.
+        changes: by name; `pathwise` and `collapse` are mappings that are merged.
+    """
+    common = {name: changes.pop(name) for name in (*TRAIN, "lora") if name in changes}
+    if "collapse" in changes:
+        common["collapse"] = {**COLLAPSE, **changes.pop("collapse")}
+    own = merged(SETTINGS[objective], changes)
+    return RunParameters(
+        model="tiny",
+        row=objective,
+        seed=seed,
+        objective={"objective": objective, **own},  # type: ignore[arg-type]
+        train=Train(**{**TRAIN, **common}),
+        answering=Answering(
+            prompt_template="answer", max_completion_tokens=4, correctness_cutoff=0.99
+        ),
+        vision=VISION,
+        runtime=Runtime(device="cpu", dtype="float32"),
+    )
 
 
 def write_rows(folder: Path, images: int = 3, videos: int = 3) -> list[Row]:

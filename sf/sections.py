@@ -1,0 +1,198 @@
+"""The parameter sections that several stages share, and those of the stages themselves.
+
+Imported without torch. The sections of training stand beside the code that they configure.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from sf.errors import ConfigError
+from sf.fields import Fraction, Positive, RetentionP, Section
+
+
+def _known_method(name: str) -> str:
+    # Not a plain import: the list of names decides no result, and what a stage imports is hashed.
+    hint = import_module("sf.baselines.registry").unknown(name)
+    if hint is not None:
+        raise ValueError(f"no method has this name; {hint}")
+    return name
+
+
+def _with_p(name: str) -> str:
+    rule = import_module("sf.baselines.registry").without_p(_known_method(name))
+    if rule is not None:
+        raise ValueError(rule)
+    return name
+
+
+def _known_suite(name: str) -> str:
+    try:
+        import_module("sf.evaluation.benchmarks").suite(name)  # not a plain import: see above
+    except ConfigError as error:
+        raise ValueError(f"{error.rule}; {error.remedy}") from None
+    return name
+
+
+def _apart(names: list[str]) -> list[str]:
+    found: dict[str, str] = {}
+    for name in names:
+        for column in import_module("sf.evaluation.benchmarks").suite(name):
+            if column.name in found:
+                raise ValueError(
+                    f"{column.name} is in {found[column.name]!r} and in {name!r}; name it once"
+                )
+            found[column.name] = name
+    return names
+
+
+Method = Annotated[str, AfterValidator(_known_method)]
+CurveMethod = Annotated[str, AfterValidator(_with_p)]
+Suite = Annotated[str, AfterValidator(_known_suite)]
+Family = Literal["qwen2_vl", "qwen2_5_vl", "llava_onevision", "llava_next_video"]
+ANSWERING_FAMILIES = ("llava_onevision", "llava_next_video")  # that are not trained here
+SCRATCH_FAMILIES = ("qwen2_vl", "qwen2_5_vl")  # of which a tiny model can be trained here
+
+
+class Vision(Section):
+    """How images and videos become visual tokens, the same in every stage."""
+
+    image_min_pixels: Positive
+    image_max_pixels: Positive
+    video_min_pixels: Positive = Field(description="per frame")
+    video_max_pixels: Positive = Field(description="per frame")
+    video_max_frames: Positive
+    video_fps: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Vision:
+        for kind in ("image", "video"):
+            low, high = getattr(self, f"{kind}_min_pixels"), getattr(self, f"{kind}_max_pixels")
+            if low > high:
+                raise ValueError(f"{kind}_min_pixels {low} is above {kind}_max_pixels {high}")
+        return self
+
+
+class Runtime(Section):
+    """Where the numbers are computed."""
+
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["float32", "bfloat16", "float16"]
+
+
+class Answering(Section):
+    """How questions of the manifests are put and replies judged: the same in every stage."""
+
+    prompt_template: Literal["answer", "think_answer"]
+    max_completion_tokens: Positive
+    correctness_cutoff: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="fractional scores at or above it are right"
+    )
+
+
+class Prepare(Section):
+    """From rows of Video-R1-260k's schema to manifests."""
+
+    source: str = Field(description="'synthetic', a local folder, or 'hub:OWNER/NAME@REVISION'")
+    synthetic_rows: Positive
+    data_sources: list[str] = Field(
+        default_factory=list, description="data_source or top media folder; empty: all"
+    )
+    sample_rows: Annotated[int, Field(ge=0, description="a stratified sample; 0: all rows")]
+    calibration_share: Fraction = Field(description="of the media, by hash")
+    heldout_share: Fraction = Field(description="of the media, by hash")
+    calibration_rows: Positive = Field(description="of its share, at most")
+    heldout_rows: Positive = Field(description="of its share, at most")
+    media_check: bool = Field(description="open every image and video once")
+    max_reject_share: Fraction
+
+
+class BaseModelSpec(Section):
+    """One base model: trained from scratch here, or pinned on a hub, or a local folder."""
+
+    family: Family
+    source: str = Field(description="'scratch', a local folder, or 'hub:OWNER/NAME@REVISION'")
+    base_steps: Annotated[int, Field(ge=0, description="training steps when source is scratch")]
+    base_batch: Positive = Field(description="questions a step")
+    base_learning_rate: Annotated[float, Field(gt=0)]
+    base_align_steps: Annotated[int, Field(ge=0, description="of the vision tower alone")]
+    base_media: Annotated[int, Field(ge=0, description="fresh scenes and clips")]
+    base_examples: Annotated[int, Field(ge=0, description="in the benchmarks' formats")]
+
+    @model_validator(mode="after")
+    def _trainable(self) -> BaseModelSpec:
+        if self.source == "scratch" and self.family not in SCRATCH_FAMILIES:
+            raise ValueError(
+                f"source 'scratch' needs a family of {SCRATCH_FAMILIES}, not {self.family}; give a "
+                "folder or a hub source"
+            )
+        return self
+
+
+class Calibrate(Section):
+    """The p -> token ratio and accuracy curve."""
+
+    calibrate_p: list[RetentionP] = Field(min_length=1)
+    calibrate_batch: Positive
+    two_turn_p: list[RetentionP] = Field(min_length=1)
+    two_turn_pairs: Annotated[int, Field(ge=0, description="second questions at most; 0: none")]
+
+
+class Benchmarks(Section):
+    """Where the thirteen benchmarks' data come from."""
+
+    benchmark_source: str = Field(description="'synthetic', 'hub', or a local folder")
+    benchmark_samples: Annotated[int, Field(ge=0, description="0: all; synthetic: how many")]
+    suites: Annotated[list[Suite], Field(min_length=1), AfterValidator(_apart)] = Field(
+        description="one evaluation job each: columns, or groups such as 'all' (one process)"
+    )
+
+
+class Evaluate(Section):
+    """The thirteen benchmarks."""
+
+    inference_p: RetentionP
+    evaluate_batch: Positive
+    match_ratio: Fraction = Field(
+        description="set each method's hyperparameter so that it keeps this share of the "
+        "calibration rows' tokens; 0: the methods' own values"
+    )
+    match_tolerance: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Profile(Section):
+    """Latency and memory against sequence length."""
+
+    profile_subjects: list[str] = Field(
+        description="'checkpoint', or a key of sf.profiling.models.SHAPES (random weights)"
+    )
+    profile_lengths: list[Positive] = Field(min_length=1)
+    profile_ratio: Fraction
+    profile_layer_shares: list[RetentionP] = Field(
+        default_factory=list,
+        description="shares of kept tokens, one per layer of a recorded run, stretched over the "
+        "subject's layers; empty: profile_ratio in every layer",
+    )
+    profile_repeats: Annotated[int, Field(ge=3)]
+    profile_decode_tokens: Positive
+    profile_batch: Positive = Field(description="rows of a prompt's batch")
+    profile_prompts: Literal["text", "video"] = Field(
+        description="random text, or a video of growing length through processor and vision tower"
+    )
+    profile_fit: bool = Field(description="search the largest batch and the longest prompt")
+    profile_fit_gib: Annotated[float, Field(ge=0)] = Field(
+        description="memory limit of that search on a CPU; a GPU's own memory is its limit"
+    )
+
+
+class Axes(Section):
+    """What the stages are repeated over."""
+
+    methods: list[Method] = Field(min_length=1)
+    curve_methods: list[CurveMethod] = Field(
+        default_factory=list, description="methods beside ZipVL whose curve over p is measured"
+    )
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="of training")
