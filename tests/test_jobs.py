@@ -200,7 +200,7 @@ def test_two_processes_do_not_write_one_output(stage: Path) -> None:
 def test_an_unknown_parameter_and_an_unknown_stage_are_errors(stage: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean times"):
         run(timez=3)
-    with pytest.raises(ConfigError, match="stage = 'trian'. is unknown"):
+    with pytest.raises(ConfigError, match=r"stage = 'trian'. is unknown"):
         stage_module("trian")
 
 

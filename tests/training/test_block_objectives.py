@@ -94,7 +94,7 @@ def test_a_run_in_two_parts_is_one_run_and_its_checkpoint_is_evaluated_as_traine
             tmp_path / "state", tmp_path / "out", Log(), note,
         )  # fmt: skip
     assert 'apply_method(model, "trained")' in (tmp_path / "whole/out/README.md").read_text()
-    inputs = encode(load_processor(base), [messages(rows[0], "answer")], p, "cpu")
+    inputs = encode(load_processor(base), [messages(rows[0], "answer")], p.vision, "cpu")
     with Replacement(whole, block_attention(p.objective)):
         expected = whole(**inputs).logits
     for name in ("trained", objective):
