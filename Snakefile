@@ -4,18 +4,20 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
-from sf.provenance import digest_of
-from workflow.jobs import code_digest, jobs, load_params, stale_jobs, write_configs
+from sf.result_key.contents import digest_of
+from workflow.code_digests import code_digest
+from workflow.jobs import jobs, load_params, write_configs
+from workflow.status import stale_jobs
 
 PARAMS = load_params(Path("params.yaml"))
 JOBS = jobs(PARAMS)
 LOOKING = {"-n", "--dry-run", "--dryrun", "--lint", "--dag", "--rulegraph", "--summary", "--report"}
 if workflow.is_main_process:
     write_configs(JOBS)
-    for job in stale_jobs(JOBS):
-        print(f"other parameters, code or files: {job.name}", file=sys.stderr)
+    for stale in stale_jobs(JOBS):
+        print(f"does not hold: {stale.job.name}: {stale.changes[0]}", file=sys.stderr)
         if not LOOKING & set(sys.argv):
-            Path(job.stamp).unlink()
+            Path(stale.job.stamp).unlink()
 
 # `sf` is found beside the Python that runs Snakemake, also in jobs on other nodes.
 BIN = shlex.quote(str(Path(sys.executable).parent)).replace("{", "{{").replace("}", "}}")

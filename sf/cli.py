@@ -1,4 +1,4 @@
-"""The command line: `sf run`, `sf use`, `sf log` and what the other parts add."""
+"""The command line: `sf run`, `sf use`, `sf status`, `sf log` and what the other parts add."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -123,6 +124,23 @@ def use_command(
     if changes:
         _stdout.print(table)
     _stdout.print(f"params.yaml is now the scale {scale!r}: {len(changes)} values changed")
+
+
+@app.command("status")
+def status_command(
+    as_json: Annotated[bool, typer.Option("--json", help="plain values for programs")] = False,
+) -> None:
+    """Say of each result of params.yaml's study whether it holds, and why or why not."""
+    from workflow import status
+    from workflow.jobs import jobs, load_params
+
+    listed = status.study_status(jobs(load_params(Path("params.yaml"))))
+    if as_json:
+        _stdout.print_json(data=status.as_json(listed))
+        return
+    _stdout.print(status.as_table(listed))
+    counts = Counter(entry.status for entry in listed)
+    _stdout.print(", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
 @app.command("ask")

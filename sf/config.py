@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -22,8 +21,7 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from sf.baselines.moba import MobaSettings
-from sf.baselines.nsa import NsaSettings
+from sf.baselines.registry import misfit
 from sf.errors import ConfigError
 from sf.fields import Name, Positive, Section, flat
 from sf.sections import (
@@ -39,6 +37,7 @@ from sf.sections import (
     Runtime,
     Vision,
 )
+from sf.training.block_config import MobaSettings, NsaSettings
 from sf.training.config import Train
 from sf.training.objectives import OBJECTIVES, Objective
 from sf.training.pathwise_config import SparsityTermSettings
@@ -139,7 +138,6 @@ class Params(Section):
                 f"objectives with {', '.join(untrained)}: LLaVA models are answered with, not "
                 "trained; give them a study with objectives: {}"
             )
-        misfit = import_module("sf.baselines.registry").misfit
         for model, spec in self.base.items():
             for method in (*self.axes.methods, *self.axes.curve_methods):
                 # What a finished checkpoint was trained with is seen when it is loaded.

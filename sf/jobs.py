@@ -2,9 +2,9 @@
 
 A stage writes into `job.out`, a work folder beside its output folder that survives a kill. When
 it returns, the runner writes the stamp (`stage.json`) and renames the work folder to the output
-folder: an output folder with a stamp is complete. The stamp's key hashes the parameters, the
-content of the inputs and the code of the stage, so either engine (or a person) may call the same
-command again and finished work is adopted instead of redone.
+folder: an output folder with a stamp is complete. The stamp holds the result's key
+(`sf.result_key`), so either engine (or a person) may call the same command again and finished work
+is adopted instead of redone.
 
 Under torchrun (stages that say `RANKS = True`) the first rank does all of this and the others wait
 for its word: run with it, or end.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,14 +23,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from sf import provenance, ranks
-from sf.atomic_files import write_json, write_text
+from sf import provenance, ranks, reuse
 from sf.config import validated
-from sf.errors import ConfigError, EnvironmentFault, OutputConflictError
-from sf.layout import STAMP
+from sf.errors import ConfigError, EnvironmentFault
+from sf.layout import work_folder
+from sf.result_key.contents import digest_of, file_digests
+from sf.result_key.key import Key, input_paths, key_of
 from sf.tracking import SilentTracker, Tracker, log_pending
 
 STAGES = ("prepare", "benchmarks", "base", "calibrate", "train", "evaluate", "profile", "report")
@@ -65,11 +64,6 @@ def stage_module(stage: str) -> ModuleType:
     return import_module(f"sf.stages.{stage}")
 
 
-def work_folder(output: Path) -> Path:
-    """Where a stage works: beside the output, so that the final rename stays on one file system."""
-    return output.parent / f".{output.name}.work"
-
-
 def read_config(path: Path) -> dict[str, Any]:
     """The parameters of one job, as `workflow.resolve` writes them.
 
@@ -86,15 +80,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError("config", str(path), "must hold an object", "give the parameters")
     return values
-
-
-def input_folders(module: ModuleType, parameters: BaseModel) -> list[Path]:
-    """The folders and files that a stage reads: its path parameters, or what it says itself."""
-    if hasattr(module, "inputs"):
-        return list(module.inputs(parameters))
-    values = [getattr(parameters, name) for name in type(parameters).model_fields]
-    output = parameters.output  # type: ignore[attr-defined]
-    return [value for value in values if isinstance(value, Path) and value != output]
 
 
 def run_stage(stage: str, values: Mapping[str, Any], study: str, command: str = "") -> str:
@@ -124,15 +109,15 @@ def run_stage(stage: str, values: Mapping[str, Any], study: str, command: str = 
         if ranks.rank():
             return _follow(module, parameters, work)
     work.mkdir(parents=True, exist_ok=True)
-    with _exclusive(work, output):
-        inputs = input_folders(module, parameters)
-        identity = provenance.identity(stage, module, parameters, inputs)
-        if _adopt(output, work, identity["key"]):
+    with reuse.exclusive(work, output):
+        key = key_of(stage, module, parameters)
+        if reuse.adopt(output, work, key):
             log_pending(output, study)
             return str(ranks.agreed(UP_TO_DATE))
-        _refuse_foreign(output, work)
+        reuse.refuse_foreign(output, work)
         _check_disk(output)
-        _reset_if_changed(work, identity["key"])
+        reuse.reset_if_changed(work, key)
+        identity = _identity(stage, module, parameters, key)
         tracker = Tracker.start(stage, parameters, identity, work, study)
         job = Job(out=work / "out", state=work / "state", tracker=tracker)
         ranks.agreed(RUN)
@@ -141,10 +126,25 @@ def run_stage(stage: str, values: Mapping[str, Any], study: str, command: str = 
             ranks.meet()
         tracker.write_summary()
         stamp = {**identity, "command": command, "study": study, "seconds": tracker.seconds()}
-        stamp["files"] = provenance.file_digests(job.out)
-        _finish(output, work, stamp)
+        stamp["files"] = file_digests(job.out, work)
+        reuse.finish(output, work, stamp)
         log_pending(output, study)
     return DONE
+
+
+def _identity(stage: str, module: ModuleType, parameters: BaseModel, key: Key) -> dict[str, Any]:
+    """What defines a result, and what it is made with: the stamp, but for its files and times."""
+    return {
+        "stage": stage,
+        **key.record(),
+        "parameters": parameters.model_dump(mode="json"),
+        "parameter_hash": digest_of(key.parameters),
+        "input_paths": {name: str(p) for name, p in input_paths(module, parameters).items()},
+        "code_hash": digest_of(key.code),
+        **provenance.commit(),
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(),
+    }
 
 
 def _follow(module: ModuleType, parameters: BaseModel, work: Path) -> str:
@@ -156,50 +156,6 @@ def _follow(module: ModuleType, parameters: BaseModel, work: Path) -> str:
         ranks.meet()
         said = DONE
     return said
-
-
-@contextmanager
-def _exclusive(work: Path, output: Path) -> Iterator[None]:
-    lock = FileLock(work / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputConflictError(
-            "output", str(output), "is being written by another process", "wait for it to end"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _adopt(output: Path, work: Path, key: str) -> bool:
-    """True when `output` holds the complete result of `key`; restores a missing stamp."""
-    record = work / "record.json"
-    finished = work / "out" / STAMP
-    if finished.is_file() and json.loads(finished.read_text())["key"] == key:
-        _publish(output, work, json.loads(finished.read_text()))  # killed between two renames
-    source = output / STAMP if (output / STAMP).is_file() else record
-    if not source.is_file():
-        return False
-    stamp = json.loads(source.read_text(encoding="utf-8"))
-    if stamp["key"] != key or provenance.damaged(output, stamp["files"]):
-        return False
-    write_json(output / STAMP, stamp)
-    write_json(record, stamp)
-    return True
-
-
-def _refuse_foreign(output: Path, work: Path) -> None:
-    if not output.exists() or not any(output.iterdir()):
-        return
-    if not (output / STAMP).is_file() and not (work / "record.json").is_file():
-        raise OutputConflictError(
-            "output",
-            str(output),
-            "is not empty and was not written by this stage",
-            "move it away or choose another folder",
-        )
 
 
 def _check_disk(output: Path) -> None:
@@ -223,32 +179,3 @@ def _no_space(output: Path) -> Iterator[None]:
             raise
         rule, remedy = "is full", "free some space and give the same command again: it goes on"
         raise EnvironmentFault("disk", str(output.parent), rule, remedy) from error
-
-
-def _reset_if_changed(work: Path, key: str) -> None:
-    """Keep the partial work of the same job; drop that of a job with other parameters."""
-    marker = work / "key"
-    if not marker.is_file() or marker.read_text() != key:
-        for name in ("out", "state"):
-            shutil.rmtree(work / name, ignore_errors=True)
-        for name in ("seconds", "mlflow.json"):
-            (work / name).unlink(missing_ok=True)
-        write_text(marker, key)
-    for name in ("out", "state"):
-        (work / name).mkdir(exist_ok=True)
-
-
-def _finish(output: Path, work: Path, stamp: dict[str, Any]) -> None:
-    write_json(work / "out" / STAMP, stamp)
-    _publish(output, work, stamp)
-    shutil.rmtree(work / "state", ignore_errors=True)
-
-
-def _publish(output: Path, work: Path, stamp: dict[str, Any]) -> None:
-    old = work / "old"
-    shutil.rmtree(old, ignore_errors=True)
-    if output.exists():
-        os.replace(output, old)
-    os.replace(work / "out", output)
-    write_json(work / "record.json", stamp)
-    shutil.rmtree(old, ignore_errors=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["FOLDERS", "STAMP", "TRAINED", "folder"]
+__all__ = ["FOLDERS", "STAMP", "TRAINED", "folder", "work_folder"]
 
 STAMP = "stage.json"  # written last into a result folder: its presence says "complete"
 
@@ -31,3 +31,8 @@ FOLDERS = {
 def folder(kind: str, **axes: str) -> Path:
     """The result folder of `kind` for the given axis values, relative to the checkout."""
     return Path(FOLDERS[kind].format(**axes))
+
+
+def work_folder(output: Path) -> Path:
+    """Where a stage works: beside the output, so that the final rename stays on one file system."""
+    return output.parent / f".{output.name}.work"

@@ -1,11 +1,11 @@
 """The parameter sections that several stages share, and those of the stages themselves.
 
-Imported without torch. The sections of training stand beside the code that they configure.
+Imported without torch. The sections of training stand beside the code that they configure. Fields
+and validators, with what these import, do not count in a result's key: the accepted values do.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -15,32 +15,39 @@ from sf.fields import Fraction, Positive, RetentionP, Section
 
 
 def _known_method(name: str) -> str:
-    # Not a plain import: the list of names decides no result, and what a stage imports is hashed.
-    hint = import_module("sf.baselines.registry").unknown(name)
+    from sf.baselines.registry import unknown
+
+    hint = unknown(name)
     if hint is not None:
         raise ValueError(f"no method has this name; {hint}")
     return name
 
 
 def _with_p(name: str) -> str:
-    rule = import_module("sf.baselines.registry").without_p(_known_method(name))
+    from sf.baselines.registry import without_p
+
+    rule = without_p(_known_method(name))
     if rule is not None:
         raise ValueError(rule)
     return name
 
 
 def _known_suite(name: str) -> str:
+    from sf.evaluation.benchmarks import suite
+
     try:
-        import_module("sf.evaluation.benchmarks").suite(name)  # not a plain import: see above
+        suite(name)
     except ConfigError as error:
         raise ValueError(f"{error.rule}; {error.remedy}") from None
     return name
 
 
 def _apart(names: list[str]) -> list[str]:
+    from sf.evaluation.benchmarks import suite
+
     found: dict[str, str] = {}
     for name in names:
-        for column in import_module("sf.evaluation.benchmarks").suite(name):
+        for column in suite(name):
             if column.name in found:
                 raise ValueError(
                     f"{column.name} is in {found[column.name]!r} and in {name!r}; name it once"

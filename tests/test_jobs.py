@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -14,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from sf import jobs, provenance
+from sf import jobs
 from sf.errors import ConfigError, DataError, EnvironmentFault, OutputConflictError
-from sf.jobs import read_config, run_stage, stage_module, work_folder
-from sf.layout import STAMP
+from sf.jobs import read_config, run_stage, stage_module
+from sf.layout import STAMP, work_folder
+from sf.result_key import packages
 from sf.tracking import log_all
 
 STAGE = """
@@ -100,15 +102,145 @@ def test_a_full_disk_is_an_error_that_says_so_and_the_work_stays(stage: Path) ->
 
 def test_changed_code_is_run_again(stage: Path) -> None:
     run()
-    (stage / "counting_stage.py").write_text(STAGE + "\n# another line\n")
+    (stage / "counting_stage.py").write_text(STAGE + "\n# a comment\n")
+    assert run() == "up to date"
+    (stage / "counting_stage.py").write_text(STAGE + "\nMORE = 1\n")
     assert run() == "done"
+
+
+def test_another_version_of_a_package_that_counts_is_run_again(
+    stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stage / "counting_stage.py").write_text(f"import torch\n{STAGE}")
+    installed = {"torch": "2.13.0"}
+    monkeypatch.setattr(packages.metadata, "version", lambda name: installed.get(name, "1"))
+
+    def upgrade(version: str) -> str:
+        installed["torch"] = version
+        packages.counted_version.cache_clear()
+        return run()
+
+    try:
+        assert upgrade("2.13.0") == "done"
+        assert upgrade("2.13.1+cu128") == "up to date"
+        assert upgrade("2.14.0") == "done"
+    finally:
+        packages.counted_version.cache_clear()
+
+
+def make_input(folder: Path, content: str) -> Path:
+    """A finished result that the counting stage reads."""
+    (folder / "input.txt").write_text(content)
+    result = folder / "results/test/input"
+    run_stage("counting", {"source": folder / "input.txt", "output": result}, "test")
+    return result
+
+
+def test_an_input_that_is_made_again_with_other_content_is_read_again(stage: Path) -> None:
+    source = stage / "rows.json"
+    source.write_text("[1]")
+    assert run(source=source) == "done"
+    os.utime(source, (1, 1))
+    assert run(source=source) == "up to date"
+    copy = stage / "elsewhere.json"
+    copy.write_text("[1]")
+    assert run(source=copy) == "up to date"
+    source.write_text("[2]")
+    os.utime(source, (1, 1))
+    assert run(source=source) == "done"
+
+
+def test_flipped_bytes_of_an_input_stop_the_next_stage_and_its_own_makes_it_again(
+    stage: Path,
+) -> None:
+    result = make_input(stage, "rows")
+    assert run(source=result) == "done"
+    (result / "count.txt").write_text("7")
+    with pytest.raises(DataError, match=r"input/count\.txt.*make study"):
+        run(source=result)
+    make_input(stage, "rows")
+    assert (result / "count.txt").read_text() == "1"
+    assert run(source=result) == "up to date"
+
+
+DAMAGED = [b"", b"{", b"\xff\xfe\x00", b"[]", b"3", b'{"key": 3}', b'{"files": {"a": 1}}']
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_damaged_records_are_named_and_cost_at_most_the_result(stage: Path, content: bytes) -> None:
+    run(times=2)
+    output = stage / "results/test/counting"
+    before = (output / STAMP).read_bytes()
+    (output / STAMP).write_bytes(content)
+    with pytest.warns(UserWarning, match=rf"counting/{STAMP} is damaged"):
+        assert run(times=2) == "up to date"  # from the copy in the work folder
+    assert (output / STAMP).read_bytes() == before
+    for path in (output / STAMP, work_folder(output) / "record.json"):
+        path.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"record\.json is damaged"):
+        assert run(times=2) == "done"
+    (work_folder(output) / "record.json").write_bytes(content)
+    with pytest.warns(UserWarning, match=r"record\.json is damaged"):
+        assert run(times=2) == "up to date"
+    assert run(times=2) == "up to date"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"another"])
+def test_a_damaged_note_of_partial_work_drops_the_work(stage: Path, content: bytes) -> None:
+    Path("stop_at").write_text("3")
+    with pytest.raises(KeyboardInterrupt):
+        run(times=5)
+    Path("stop_at").unlink()
+    (work_folder(stage / "results/test/counting") / "key").write_bytes(content)
+    assert run(times=5) == "done"
+    assert (stage / "results/test/counting/calls.txt").read_text() == "5"
+
+
+def test_a_record_that_was_edited_does_not_hold(stage: Path) -> None:
+    run(times=2)
+    output = stage / "results/test/counting"
+    stamp = json.loads((output / STAMP).read_text())
+    for part, value in (
+        ("key", "0" * 16),
+        ("code", {**stamp["code"], "counting_stage.py": "0"}),
+        ("packages", {"torch": "1.0"}),
+        ("inputs", {"source": "0"}),
+        ("key_parameters", {**stamp["key_parameters"], "times": 3}),
+    ):
+        (output / STAMP).write_text(json.dumps({**stamp, part: value}))
+        assert run(times=2) == "done", part
+
+
+def test_results_may_be_a_link(stage: Path) -> None:
+    (stage / "disk").mkdir()
+    (stage / "results").symlink_to(stage / "disk")
+    assert run(times=2) == "done"
+    assert run(times=2) == "up to date"
+    assert (stage / "disk/test/counting" / STAMP).is_file()
+    assert run(times=3) == "done"
+
+
+def test_a_copied_checkout_adopts_everything(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(times=2)
+    copy = stage / "copy"
+    copy.mkdir()
+    shutil.copytree(stage / "results", copy / "results")
+    monkeypatch.chdir(copy)
+    assert run(times=2) == "up to date"
+
+
+def test_a_result_that_holds_is_not_written_again(stage: Path) -> None:
+    run(times=2)
+    output = stage / "results/test/counting"
+    before = (output / STAMP).stat().st_mtime_ns
+    assert run(times=2) == "up to date"
+    assert (output / STAMP).stat().st_mtime_ns == before
 
 
 def test_changed_data_beside_the_code_are_run_again(stage: Path) -> None:
     (stage / "known.csv").write_text("1")
     (stage / "other.csv").write_text("1")
     (stage / "counting_stage.py").write_text(STAGE + '\nKNOWN = "known.csv"\n')
-    provenance.named_files.cache_clear()
     assert run() == "done"
     (stage / "other.csv").write_text("2")
     assert run() == "up to date"

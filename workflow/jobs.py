@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sf import provenance
 from sf.atomic_files import write_json
 from sf.config import Params, Resources, load_params, validated
 from sf.jobs import stage_module
@@ -20,14 +19,11 @@ from workflow.stages import STAGES, Stage
 
 __all__ = [
     "JobSpec",
-    "code_digest",
-    "code_files",
     "command",
     "config_file",
     "jobs",
     "launcher",
     "load_params",
-    "stale_jobs",
     "write_configs",
 ]
 
@@ -178,43 +174,3 @@ def write_configs(specs: list[JobSpec], root: Path = Path()) -> list[Path]:
         if path not in files:
             path.unlink()
     return written
-
-
-@functools.cache
-def code_digest(run: str) -> str:
-    """The hash of the code of a stage of `sf run`, as its stamp holds it."""
-    return provenance.code_digest(provenance.ROOT / "sf" / "stages" / f"{run}.py")
-
-
-def code_files(stage: Stage) -> list[str]:
-    """The files that the stage declares: Python and data of the package."""
-    files: set[str] = set()
-    for declared in stage.code_paths:
-        path = provenance.ROOT / declared
-        found = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-        files.update(str(file.relative_to(provenance.ROOT)) for file in found)
-    return sorted(files)
-
-
-def stale_jobs(specs: list[JobSpec]) -> list[JobSpec]:
-    """The jobs whose stamps no longer tell the truth.
-
-    Snakemake knows what it ran itself. It cannot know that a result of the other engine was made
-    with other parameters or code, or that a file of a finished result was lost: this looks, cheaply
-    (names and sizes). Removing such a stamp makes Snakemake call the stage again; `sf run` then
-    adopts what still holds.
-    """
-    stale = []
-    for job in specs:
-        path = Path(job.stamp)
-        if not path.is_file():
-            continue
-        stamp = json.loads(path.read_text(encoding="utf-8"))
-        whole = all(
-            (path.parent / name).is_file() and (path.parent / name).stat().st_size == size
-            for name, (size, _) in stamp["files"].items()
-        )
-        asked = job.parameters, code_digest(job.stage.run)
-        if not whole or (stamp["parameters"], stamp["code_hash"]) != asked:
-            stale.append(job)
-    return stale

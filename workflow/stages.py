@@ -1,8 +1,9 @@
-"""The one table of stages: what each reads, writes, is repeated over, depends on and is given.
+"""The one table of stages: what each reads, writes, is repeated over and is given.
 
 `Snakefile` runs the jobs that `workflow.jobs` makes of it; `dvc.yaml` is rendered from the same
 table (`python -m workflow.dvc_yaml`). A job gets one file with all values that it uses, so a
-changed value changes the files of the jobs that use it and no other.
+changed value changes the files of the jobs that use it and no other. The code that a stage depends
+on is derived from its imports (`sf.result_key.imports`).
 
 Placeholders: `{model}`, `{method}`, `{objective}`, `{train_seed}`, `{suite}` are axis values;
 `{scale}` and `{seed}` come from the parameters, `{models}` and `{objectives}` are all names.
@@ -14,33 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sf.layout import FOLDERS, TRAINED
-
-CORE = (
-    "sf/__init__.py",
-    "sf/atomic_files.py",
-    "sf/errors.py",
-    "sf/escaping.py",
-    "sf/extras.py",
-    "sf/fields.py",
-    "sf/history.py",
-    "sf/json_lines.py",
-    "sf/layout.py",
-    "sf/sections.py",
-    "sf/torchvision_shim.py",
-)
-TABLES = ("sf/tables.py",)
-MODELLING = ("sf/attention", "sf/selection", "sf/models", "sf/data", "sf/progress.py")
-DRAWING = ("sf/plotting.py", "sf/tables.py")
-ANSWERING = ("sf/evaluation/__init__.py", "sf/evaluation/answer.py", "sf/evaluation/intervals.py")
-CURVES = (
-    "sf/baselines",
-    "sf/evaluation/two_turn_decoding.py",
-    "sf/evaluation/curve.py",
-    "sf/evaluation/two_turn.py",
-    "sf/evaluation/resumable_log.py",
-    "sf/report/__init__.py",
-    "sf/report/curves.py",
-)
 
 
 @dataclass(frozen=True)
@@ -57,7 +31,6 @@ class Stage:
         sections: parameter sections that the stage is given; "base" is the section of the model at
             hand, "row" are objective and settings of the row that is trained.
         inputs: parameter -> (kind, placeholders) of the results that are read.
-        code: files and folders that the stage's code lies in, besides `CORE` and its own file.
         gather: kinds of results of which everything is read (the report).
         ranks: can run in several processes, one a GPU.
     """
@@ -70,7 +43,6 @@ class Stage:
     values: Mapping[str, str] = field(default_factory=dict)
     sections: tuple[str, ...] = ()
     inputs: Mapping[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)
-    code: tuple[str, ...] = ()
     gather: tuple[str, ...] = ()
     ranks: bool = False
 
@@ -78,10 +50,6 @@ class Stage:
     def launch(self) -> str:
         """What stands before the stage's command: `workflow.launch` counts the processes."""
         return "python -m workflow.launch" if self.ranks else ""
-
-    @property
-    def code_paths(self) -> list[str]:
-        return sorted({f"sf/stages/{self.run}.py", "sf/stages/__init__.py", *CORE, *self.code})
 
     def output_folder(self, names: Mapping[str, str]) -> str:
         placeholders = {**{axis: names[axis] for axis in self.axes}, "scale": names["scale"]}
@@ -114,7 +82,6 @@ STAGES = (
         output="benchmarks",
         values={"seed": "{seed}"},
         sections=("benchmarks",),
-        code=("sf/mini", "sf/evaluation", *TABLES),
     ),
     Stage(
         name="prepare",
@@ -123,7 +90,6 @@ STAGES = (
         values={"seed": "{seed}"},
         sections=("prepare", "vision"),
         inputs={"benchmarks": ("benchmarks", {})},
-        code=(*DRAWING, "sf/data", "sf/mini", "sf/progress.py"),
     ),
     Stage(
         name="base",
@@ -133,7 +99,6 @@ STAGES = (
         values={"model": "{model}", "seed": "{seed}"},
         sections=("base", "answering", "vision", "runtime"),
         inputs={"data": ("prepare", {})},
-        code=(*MODELLING, *TABLES, "sf/mini", "sf/evaluation", "sf/scratch"),
     ),
     Stage(
         name="calibrate",
@@ -143,7 +108,6 @@ STAGES = (
         values={"model": "{model}", "system": "base", "split": "calibration", "seed": "{seed}"},
         sections=("calibrate", "answering", "vision", "runtime"),
         inputs={"checkpoint": ("base", BASE), "data": ("prepare", {})},
-        code=(*MODELLING, *ANSWERING, *DRAWING, *CURVES),
     ),
     Stage(
         name="train",
@@ -154,7 +118,6 @@ STAGES = (
         sections=("row", "answering", "vision", "runtime"),
         inputs={"base": ("base", BASE), "data": ("prepare", {})},
         ranks=True,
-        code=(*MODELLING, *DRAWING, "sf/baselines", "sf/training"),
     ),
     Stage(
         name="frontier_base",
@@ -165,7 +128,6 @@ STAGES = (
         values={"model": "{model}", "system": "base", "split": "heldout", "seed": "{seed}"},
         sections=("calibrate", "answering", "vision", "runtime"),
         inputs={"checkpoint": ("base", BASE), "data": ("prepare", {})},
-        code=(*MODELLING, *ANSWERING, *DRAWING, *CURVES),
     ),
     Stage(
         name="frontier_method",
@@ -182,7 +144,6 @@ STAGES = (
         },
         sections=("calibrate", "answering", "vision", "runtime"),
         inputs={"checkpoint": ("base", BASE), "data": ("prepare", {})},
-        code=(*MODELLING, *ANSWERING, *DRAWING, *CURVES),
     ),
     Stage(
         name="frontier_trained",
@@ -193,7 +154,6 @@ STAGES = (
         values={"model": "{model}", "system": "{objective}", "split": "heldout", "seed": "{seed}"},
         sections=("calibrate", "answering", "vision", "runtime"),
         inputs={"checkpoint": ("train", CHECKPOINT), "data": ("prepare", {})},
-        code=(*MODELLING, *ANSWERING, *DRAWING, *CURVES),
     ),
     Stage(
         name="evaluate_base",
@@ -215,7 +175,6 @@ STAGES = (
             "data": ("prepare", {}),
         },
         ranks=True,
-        code=(*MODELLING, "sf/baselines", "sf/evaluation", "sf/mini", *TABLES),
     ),
     Stage(
         name="evaluate_trained",
@@ -237,7 +196,6 @@ STAGES = (
             "data": ("prepare", {}),
         },
         ranks=True,
-        code=(*MODELLING, "sf/baselines", "sf/evaluation", "sf/mini", *TABLES),
     ),
     Stage(
         name="profile",
@@ -247,7 +205,6 @@ STAGES = (
         values={"model": "{model}", "seed": "{seed}"},
         sections=("profile", "runtime"),
         inputs={"checkpoint": ("base", BASE)},
-        code=(*MODELLING, *DRAWING, "sf/profiling", "sf/profiling/pictures.py"),
     ),
     Stage(
         name="report",
@@ -260,7 +217,6 @@ STAGES = (
             "objectives": "{objectives}",
         },
         sections=("axes", "benchmarks"),
-        code=(*DRAWING, "sf/report", "sf/evaluation", "sf/training/records.py"),
         gather=("calibrate", "train", "frontier", "evaluate", "profile"),
     ),
 )

@@ -6,29 +6,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field
-
 from sf.baselines.method import Hyperparameter, Method
-from sf.fields import Positive, Section
 
 if TYPE_CHECKING:
     from sf.attention import Trace
-    from sf.attention.blocks import MobaAttention
 
-__all__ = ["MoBA", "MobaSettings"]
-
-
-class MobaSettings(Section):
-    """The settings that a checkpoint is trained with."""
-
-    top_k: Positive = Field(description="blocks that a query reads")
-    block: Positive = Field(description="tokens of a block")
-
-    def attention(self) -> MobaAttention:
-        """The attention with these settings."""
-        from sf.attention.blocks import MobaAttention
-
-        return MobaAttention(self.top_k, self.block)
+__all__ = ["MoBA"]
 
 
 @dataclass(frozen=True)

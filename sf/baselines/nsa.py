@@ -4,47 +4,15 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from sf.baselines.method import Hyperparameter, Method
 from sf.errors import ConfigError
-from sf.fields import Positive, Section
 
 if TYPE_CHECKING:
     from sf.attention import Trace
-    from sf.attention.blocks import NsaAttention
 
-__all__ = ["NSA", "NsaSettings"]
-
-
-class NsaSettings(Section):
-    """The settings that a checkpoint is trained with."""
-
-    top_n: Annotated[int, Field(ge=3)] = Field(description="blocks of the selected branch")
-    compress_block: Positive = Field(description="tokens of a compressed entry")
-    compress_stride: Positive = Field(description="tokens between two compressed entries")
-    select_block: Positive = Field(description="tokens of a block of the selected branch")
-    window: Positive = Field(description="tokens of the sliding-window branch")
-
-    @model_validator(mode="after")
-    def _stride_divides_blocks(self) -> NsaSettings:
-        for name in ("compress_block", "select_block"):
-            if getattr(self, name) % self.compress_stride:
-                raise ValueError(
-                    f"{name} {getattr(self, name)} must be a multiple of compress_stride "
-                    f"{self.compress_stride}"
-                )
-        return self
-
-    def attention(self) -> NsaAttention:
-        """The attention with these settings."""
-        from sf.attention.blocks import NsaAttention
-
-        return NsaAttention(
-            self.top_n, self.compress_block, self.compress_stride, self.select_block, self.window
-        )
+__all__ = ["NSA"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The methods by name. A further method is its file and one line here.
 
 Names are kept apart from the classes, so that parameters can be checked without loading torch;
-`sf.provenance` follows the lines as it follows imports.
+`sf.result_key.imports` follows the lines as it follows imports.
 """
 
 from __future__ import annotations

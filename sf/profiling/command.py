@@ -21,7 +21,7 @@ from sf.profiling.models import SHAPES, Subject, load_checkpoint, load_subject
 from sf.profiling.replay import Replay, read_shares, replayed
 from sf.profiling.study import Profiled, figures, profile
 from sf.profiling.summary import FULL, SPARSE
-from sf.provenance import digest_of
+from sf.result_key.contents import digest_of
 from sf.sections import Runtime
 
 __all__ = ["Request", "run", "sentences", "table"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sf.errors import DataError
 from sf.history import history_table
 from sf.layout import FOLDERS, STAMP, TRAINED
+from sf.result_key.stamp import read_stamp
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,10 +102,8 @@ class Study:
     def result(self, kind: str, **axes: str) -> Result | None:
         """A finished result, or None when the stage has not been run."""
         folder = self.folder(kind, **axes)
-        stamp = folder / STAMP
-        if not stamp.is_file():
-            return None
-        return Result(kind, axes, folder, json.loads(stamp.read_text(encoding="utf-8")))
+        stamp = read_stamp(folder / STAMP)
+        return None if stamp is None else Result(kind, axes, folder, stamp)
 
     def everything(self) -> list[Result]:
         """All finished results that the report can show, in the order of the stages."""

@@ -79,7 +79,7 @@ def run(p: Parameters, job: Job) -> None:
     from sf.evaluation.model import SparseChatModel
     from sf.evaluation.run import evaluate_columns
     from sf.evaluation.tables import write_results
-    from sf.provenance import input_digest
+    from sf.result_key.contents import input_digest
 
     lm = SparseChatModel(
         str(p.checkpoint),

@@ -26,13 +26,14 @@ class Parameters(Vision, Prepare):
     output: Path
 
 
-def inputs(p: Parameters) -> list[Path]:
+def inputs(p: Parameters) -> dict[str, Path]:
     """What the stage reads: the annotation files of a local source and the benchmarks' data."""
     from sf.data.collect import annotation_files
 
     local = p.source != "synthetic" and not p.source.startswith("hub:")
     files = annotation_files(Path(p.source)) if local else []
-    return [*files, *([p.benchmarks] if p.benchmarks else [])]
+    named = {f"source/{file.relative_to(p.source).as_posix()}": file for file in files}
+    return named | ({"benchmarks": p.benchmarks} if p.benchmarks else {})
 
 
 def run(p: Parameters, job: Job) -> None:

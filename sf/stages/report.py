@@ -42,9 +42,10 @@ def study_of(p: Parameters) -> Study:
     )
 
 
-def inputs(p: Parameters) -> list[Path]:
+def inputs(p: Parameters) -> dict[str, Path]:
     """The finished results that are there; what is missing is shown as "not measured"."""
-    return [result.folder for result in study_of(p).everything()]
+    folders = [result.folder for result in study_of(p).everything()]
+    return {folder.relative_to(p.results).as_posix(): folder for folder in folders}
 
 
 def run(p: Parameters, job: Job) -> None:

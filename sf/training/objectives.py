@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sf.baselines.moba import MobaSettings
-from sf.baselines.nsa import NsaSettings
+from sf.training.block_config import MobaSettings, NsaSettings
 from sf.training.pathwise_config import SparsityTermSettings
 from sf.training.sharpness_config import SharpnessSettings
 from sf.training.trainer_config import Grpo, Rollouts

@@ -11,10 +11,11 @@ import pytest
 import torch
 from tiny_models import generate
 
-from sf import TopP, provenance, sparsify
+from sf import TopP, sparsify
 from sf.baselines import METHODS, apply_method, build, method_class
 from sf.baselines.registry import FAMILIES, OWN_WEIGHTS, WITH_P, misfit, without_p
 from sf.errors import ConfigError
+from sf.result_key.imports import stage_code
 
 ROOT = Path(__file__).parent.parent.parent
 DENSE = [
@@ -73,13 +74,11 @@ def test_a_method_says_what_it_is(name: str) -> None:
 
 
 def test_the_code_of_every_method_counts_for_a_result() -> None:
-    code = provenance.code_files(ROOT / "sf" / "stages" / "evaluate.py")
+    code = stage_code("evaluate").modules
     for line in METHODS.values():
-        assert ROOT.joinpath(*line.partition(":")[0].split(".")).with_suffix(".py") in code
+        assert f"{line.partition(':')[0].replace('.', '/')}.py" in code
     # A further method must not make a training stale.
-    assert not [
-        f for f in provenance.code_files(ROOT / "sf/stages/train.py") if "baselines" in f.parts
-    ]
+    assert not [name for name in stage_code("train").modules if "baselines" in name]
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,19 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
+from sf.result_key.imports import LOOKS, RUNNER, module_file, stage_code
 from workflow.jobs import jobs, load_params
 
 ROOT = Path(__file__).parent.parent.parent
+RECORD_IMPORTS = """
+import atexit, os, sys
+def record():
+    if sys.argv[1:2] == ["run"]:
+        names = sorted(name for name in sys.modules if name.split(".")[0] == "sf")
+        with open(f"imported/{sys.argv[2]}.{os.getpid()}", "w") as stream:
+            stream.write("\\n".join(names))
+atexit.register(record)
+"""
 BIN = Path(sys.executable).parent
 
 pytestmark = pytest.mark.timeout(900)
@@ -42,6 +52,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    (folder / "imported").mkdir()
+    (folder / "imported/sitecustomize.py").write_text(RECORD_IMPORTS)
     run(folder, "sf", "use", "smoke", "--force")
     return folder
 
@@ -50,7 +62,7 @@ def environment() -> dict[str, str]:
     # PYTHONPATH: the copy's code is run, not the checkout's that the tests are installed from.
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "SNAKEMAKE_"))}
-    return {**kept, "PATH": path, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
+    return {**kept, "PATH": path, "PYTHONPATH": ".:imported", "OMP_NUM_THREADS": "1"}
 
 
 def run(folder: Path, *words: str) -> str:
@@ -73,7 +85,7 @@ def changed_in_dvc(folder: Path) -> set[str]:
     """The rules that DVC holds to be changed, once the jobs' files are written."""
     run(folder, "python", "-m", "workflow.resolve")
     status = json.loads(run(folder, "dvc", "status", "--json"))
-    return {name.split("@")[0] for name in status} - {"resolve"}
+    return {name.split("@")[0] for name in status} - {"resolve", "code"}
 
 
 def set_value(folder: Path, old: str, new: str) -> None:
@@ -100,7 +112,7 @@ def test_snakemake_survives_kill_9_and_finishes(checkout: Path) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    wait_for(checkout / "results/smoke/base", 120)
+    wait_for(checkout / "results/smoke/base", 400)
     time.sleep(3)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -108,6 +120,24 @@ def test_snakemake_survives_kill_9_and_finishes(checkout: Path) -> None:
     for job in jobs(load_params(checkout / "params.yaml")):
         assert (checkout / job.stamp).is_file(), job.name
     assert (checkout / "reports/smoke/index.html").is_file()
+
+
+def test_a_stage_imports_only_what_its_key_holds(checkout: Path) -> None:
+    names = {path.name.split(".")[0] for path in (checkout / "imported").glob("*.*")}
+    runs = {job.stage.run for job in jobs(load_params(checkout / "params.yaml"))}
+    assert runs == names - {"sitecustomize", "__pycache__"}
+    for run_name in runs:
+        runner = [*RUNNER, "sf.cli"] if run_name == "report" else [*RUNNER, *LOOKS, "sf.cli"]
+        # With what these import: names are checked with the registry, which decides no result.
+        code = f"import sys, {', '.join(runner)}; print(*sys.modules)"
+        beside = run(checkout, "python", "-c", code).split()
+        for path in (checkout / "imported").glob(f"{run_name}.*"):
+            loaded = {
+                file.relative_to(ROOT).as_posix()
+                for name in path.read_text().splitlines()
+                if name not in beside and (file := module_file(name)) is not None
+            }
+            assert loaded <= stage_code(run_name).modules.keys(), (run_name, loaded)
 
 
 def wait_for(path: Path, seconds: float) -> None:
@@ -161,8 +191,11 @@ def test_snakemake_notices_what_its_records_do_not_say(checkout: Path) -> None:
     set_value(checkout, "profile_ratio: 0.25", "profile_ratio: 0.5")
     output = run(checkout, "snakemake", "-n", "--cores", "2")
     (checkout / "params.yaml").write_text(before)
-    stale = {line.rsplit(" ", 1)[1] for line in output.splitlines() if line.startswith("other par")}
-    assert {name.split("__")[0] for name in stale} == {"profile"}
+    lines = [line for line in output.splitlines() if line.startswith("does not hold: ")]
+    assert lines
+    for line in lines:
+        assert line.startswith("does not hold: profile__")
+        assert line.endswith(": parameter profile_ratio: 0.25 → 0.5")
 
     stamp = next((checkout / "results/smoke/profile").rglob("stage.json"))
     text = stamp.read_text()
@@ -172,6 +205,22 @@ def test_snakemake_notices_what_its_records_do_not_say(checkout: Path) -> None:
     assert "profile: up to date" in output  # called again, verified and restored, not computed
     assert "profile: done" not in output
     assert stamp.read_text() == text
+
+
+def test_a_comment_reruns_nothing_and_code_what_imports_it(checkout: Path) -> None:
+    comment, code = checkout / "sf/errors.py", checkout / "sf/profiling/study.py"
+    before = code.read_text()
+    comment.write_text("# A comment.\n" + comment.read_text().replace('"""', '"""New: ', 1))
+    code.write_text(before + "\n# Another.\n")
+    run(checkout, "python", "-m", "workflow.code_digests")
+    assert planned(checkout) == set()
+    assert changed_in_dvc(checkout) == set()
+    code.write_text(before + "\nMORE = 1\n")
+    run(checkout, "python", "-m", "workflow.code_digests")
+    assert {name.split("__")[0] for name in planned(checkout)} == {"profile", "report"}
+    assert changed_in_dvc(checkout) == {"profile"}
+    code.write_text(before)
+    run(checkout, "python", "-m", "workflow.code_digests")
 
 
 def test_dvc_alone_does_the_whole_study_and_snakemake_adopts_it(checkout: Path) -> None:

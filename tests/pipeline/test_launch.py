@@ -15,10 +15,10 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from sf import provenance
 from sf.atomic_files import write_json
 from sf.config import Params, Resources, read_yaml, validated
-from sf.layout import STAMP
+from sf.layout import STAMP, work_folder
+from sf.result_key.contents import file_digests
 from sf.training.checkpoints import SEAL
 from workflow.jobs import JobSpec, jobs, launcher, write_configs
 
@@ -74,7 +74,7 @@ def study(folder: Path, given: dict[str, Any]) -> Path:
         piece.save_pretrained(base)
     write_manifest(data / "train.parquet", rows, folder / "media")
     for part in (base, data):
-        write_json(part / STAMP, {"files": provenance.file_digests(part)})
+        write_json(part / STAMP, {"files": file_digests(part, work_folder(part))})
     with (folder / "params.yaml").open("w") as stream:
         YAML().dump(given, stream)
     write_configs(jobs(validated(Params, given)), folder)

@@ -1,0 +1,105 @@
+"""Reuse of finished and of partial results, and how a result is put in its place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from sf.atomic_files import write_json, write_text
+from sf.errors import OutputConflictError
+from sf.layout import STAMP
+from sf.result_key.key import RECORD, Key, state_of
+from sf.result_key.stamp import read_stamp
+
+__all__ = ["adopt", "exclusive", "finish", "refuse_foreign", "reset_if_changed"]
+
+LOCK = "lock"
+LOCK_SECONDS = 1.0
+"""How long a job waits for its lock: `sf status` takes it for an instant."""
+
+
+@contextmanager
+def exclusive(work: Path, output: Path) -> Iterator[None]:
+    """Hold the lock of an output.
+
+    Raises:
+        OutputConflictError: another process holds it.
+    """
+    lock = FileLock(work / LOCK)
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise OutputConflictError(
+            "output", str(output), "is being written by another process", "wait for it to end"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def adopt(output: Path, work: Path, key: Key) -> bool:
+    """True when `output` holds the complete result of `key`; restores a lost or damaged stamp."""
+    unpublished = read_stamp(work / "out" / STAMP)
+    if unpublished is not None and not key.changes(unpublished):
+        _publish(output, work, unpublished)  # killed between two renames
+    state = state_of(output, key)
+    if state.status != "holds":
+        return False
+    for path in (output / STAMP, work / RECORD):
+        if read_stamp(path) != state.stamp:
+            write_json(path, state.stamp)
+    return True
+
+
+def refuse_foreign(output: Path, work: Path) -> None:
+    """Refuse to replace what no stage wrote.
+
+    Raises:
+        OutputConflictError: `output` holds files and neither it nor its work folder a stamp.
+    """
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if not (output / STAMP).is_file() and not (work / RECORD).is_file():
+        raise OutputConflictError(
+            "output",
+            str(output),
+            "is not empty and was not written by this stage",
+            "move it away or choose another folder",
+        )
+
+
+def reset_if_changed(work: Path, key: Key) -> None:
+    """Keep the partial work of the same job; drop that of a job with another key."""
+    marker = work / "key"
+    if not marker.is_file() or marker.read_bytes() != key.digest.encode():
+        for name in ("out", "state"):
+            shutil.rmtree(work / name, ignore_errors=True)
+        for name in ("seconds", "mlflow.json"):
+            (work / name).unlink(missing_ok=True)
+        write_text(marker, key.digest)
+    for name in ("out", "state"):
+        (work / name).mkdir(exist_ok=True)
+
+
+def finish(output: Path, work: Path, stamp: Mapping[str, Any]) -> None:
+    """Write the stamp and put the result in its place."""
+    write_json(work / "out" / STAMP, stamp)
+    _publish(output, work, stamp)
+    shutil.rmtree(work / "state", ignore_errors=True)
+
+
+def _publish(output: Path, work: Path, stamp: Mapping[str, Any]) -> None:
+    old = work / "old"
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists():
+        os.replace(output, old)
+    os.replace(work / "out", output)
+    write_json(work / RECORD, stamp)
+    shutil.rmtree(old, ignore_errors=True)

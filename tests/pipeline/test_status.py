@@ -1,0 +1,151 @@
+"""`sf status`: of each result whether it holds, and what changed where it does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+
+from sf.atomic_files import write_json
+from sf.cli import app
+from sf.config import Params, read_yaml, validated
+from sf.jobs import stage_module
+from sf.layout import work_folder
+from sf.result_key.contents import file_digests
+from sf.result_key.key import key_of
+from workflow.jobs import JobSpec, jobs
+from workflow.status import JobStatus, stale_jobs, study_status
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def specs(**changes: dict[str, Any]) -> list[JobSpec]:
+    values = read_yaml(ROOT / "params" / "mini.yaml")
+    for section, change in changes.items():
+        values[section] |= change
+    return jobs(validated(Params, values))
+
+
+def finish(job: JobSpec) -> None:
+    """A result as `sf run` would leave it."""
+    module = stage_module(job.stage.run)
+    output = Path(job.output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "rows.txt").write_text(job.name)
+    work = work_folder(output)
+    work.mkdir(exist_ok=True)
+    key = key_of(job.stage.run, module, validated(module.Parameters, job.parameters))
+    stamp = {**key.record(), "commit": "abcdef0123", "files": file_digests(output, work)}
+    write_json(Path(job.stamp), stamp)
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[JobSpec]:
+    """A finished study."""
+    monkeypatch.chdir(tmp_path)
+    listed = specs()
+    for job in listed:
+        finish(job)
+    return listed
+
+
+def by_status(listed: list[JobStatus]) -> dict[str, list[str]]:
+    named: dict[str, list[str]] = {}
+    for entry in listed:
+        if entry.status != "holds":
+            named.setdefault(entry.status, []).append(entry.job.stage.name)
+    return named
+
+
+def test_a_finished_study_holds_and_says_why(study: list[JobSpec]) -> None:
+    listed = study_status(study)
+    assert by_status(listed) == {}
+    assert stale_jobs(study) == []
+    for entry in listed:
+        assert entry.reasons[0].startswith("same ")
+        assert entry.reasons[0].endswith("made at commit abcdef0")
+
+
+def test_a_changed_parameter_is_named_with_both_values(study: list[JobSpec]) -> None:
+    listed = study_status(specs(evaluate={"inference_p": 0.9}))
+    assert by_status(listed) == {
+        "stale": ["evaluate_base", "evaluate_base", "evaluate_trained", "report"]
+    }
+    own = [entry for entry in listed if entry.changes]
+    assert [entry.reasons for entry in own] == [["parameter inference_p: 0.975 → 0.9"]] * 3
+    assert "reads evaluate_base__" in listed[-1].reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "reason"),
+    [
+        ("code", "sf/training/trainer.py", "code sf/training/trainer.py changed"),
+        ("packages", "torch", r"package torch: 0 → "),
+        ("inputs", "base", "input base has other content"),
+        ("key_parameters", "seed", "parameter seed: 0 → 0"),
+    ],
+)
+def test_what_changed_is_named(study: list[JobSpec], part: str, name: str, reason: str) -> None:
+    job = next(job for job in study if job.stage.name == "train")
+    stamp = json.loads(Path(job.stamp).read_text())
+    stamp[part][name] = "0"
+    write_json(Path(job.stamp), stamp)
+    (stale,) = stale_jobs(study)
+    assert stale.job == job
+    assert stale.reasons[0].startswith(reason.split(" → ")[0])
+    assert by_status(study_status(study))["stale"] == [
+        "train", "frontier_trained", "evaluate_trained", "report"
+    ]  # fmt: skip
+
+
+def test_a_damaged_result_is_the_fault_of_one_job(study: list[JobSpec]) -> None:
+    job = next(job for job in study if job.stage.name == "base")
+    file = Path(job.output) / "rows.txt"
+    file.write_text(file.read_text().replace("b", "d"))
+    (stale,) = stale_jobs(study)
+    assert (stale.job, stale.reasons) == (
+        job, ["file rows.txt is missing or has other bytes"]
+    )  # fmt: skip
+    listed = {entry.job.stage.name: entry for entry in study_status(study)}
+    assert listed["train"].reasons == [f"reads {job.name}, which does not hold"]
+    assert listed["prepare"].status == "holds"
+
+
+def test_an_absent_or_unreadable_result_is_missing(study: list[JobSpec]) -> None:
+    job = study[-1]
+    Path(job.stamp).unlink()
+    assert by_status(study_status(study)) == {"missing": ["report"]}
+    assert stale_jobs(study) == []
+    Path(job.stamp).write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"stage\.json is damaged"):
+        assert by_status(study_status(study)) == {"missing": ["report"]}
+
+
+def test_a_job_at_work_is_running(study: list[JobSpec]) -> None:
+    job = next(job for job in study if job.stage.name == "profile")
+    with FileLock(work_folder(Path(job.output)) / "lock"):
+        assert by_status(study_status(study))["running"] == ["profile"]
+    assert by_status(study_status(study)) == {}
+
+
+def test_the_command_prints_a_table_and_plain_values(study: list[JobSpec]) -> None:
+    values = read_yaml(ROOT / "params" / "mini.yaml")
+    values["profile"]["profile_ratio"] = 0.5
+    with Path("params.yaml").open("w") as stream:
+        YAML().dump(values, stream)
+    result = CliRunner().invoke(app, ["status", "--json"], catch_exceptions=False)
+    listed = json.loads(result.output)
+    assert {entry["name"]: entry["status"] for entry in listed if entry["status"] != "holds"} == {
+        "profile__tiny-qwen2.5-vl": "stale",
+        "report": "stale",
+    }
+    changes = [change for entry in listed for change in entry["changes"]]
+    assert changes == [{"kind": "parameter", "name": "profile_ratio", "old": 0.25, "new": 0.5}]
+    table = CliRunner().invoke(app, ["status"], catch_exceptions=False)
+    assert table.exit_code == 0
+    assert "2 stale" in table.output
