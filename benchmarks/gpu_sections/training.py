@@ -105,6 +105,7 @@ def _train(scale: Scale, folder: Path) -> list[Row]:
     from training import CELL, base_model, questions, settings, small_shape
 
     from sf.progress import progress
+    from sf.sections import Runtime
     from sf.training.run import assemble
 
     cells, completion = (2, 2) if scale.rehearsal else (22, 128)
@@ -114,8 +115,12 @@ def _train(scale: Scale, folder: Path) -> list[Row]:
     base = base_model(folder / "base", rows, *shape, device=scale.device)
     count = WARM + scale.train_steps
     dtype = str(scale.dtype).removeprefix("torch.")
-    p = settings(sizes, count).model_copy(
-        update={"device": scale.device, "dtype": dtype, "collapse_patience": 0}
+    p = settings(sizes, count)
+    p = p.model_copy(
+        update={
+            "runtime": Runtime(device=scale.device, dtype=dtype),
+            "train": p.train.model_copy(update={"collapse": None}),
+        }
     )
     history, times = History(), Times()
     with progress("train", count) as counter:
@@ -124,7 +129,7 @@ def _train(scale: Scale, folder: Path) -> list[Row]:
         trainer.train()
     seconds, values = times.seconds[WARM:], history.values[WARM:]
     lengths = [len(trainer.encoder(row).input_ids) for row in range(len(rows))]
-    rollouts = p.questions_per_step * p.group_size
+    rollouts = p.train.questions_per_step * p.objective.group_size
     prompts = rollouts * sum(lengths) / len(lengths)
     answered = [rollouts * value["completion_tokens"] for value in values]
     speeds = [(prompts + made) / took for made, took in zip(answered, seconds, strict=True)]
