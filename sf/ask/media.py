@@ -77,6 +77,8 @@ def bounds(
         ConfigError: a value is out of range.
     """
     most = MAX_PIXELS[kind] if max_pixels is None else max_pixels
+    if most < 1:
+        raise ConfigError("max_pixels", most, "must be at least 1", "leave it out, or raise it")
     pixels = {
         f"{name}_{end}_pixels": min(MIN_PIXELS, most) if end == "min" else most
         for name in MAX_PIXELS

@@ -33,6 +33,7 @@ def stamp(folder: Path, stage: str, **parameters: Any) -> None:
         "dirty": False,
         "seconds": 12.5,
         "command": f"sf run {stage}",
+        "files": {},
         "hardware": {"cpu": "a <CPU> & more", "cores": 2},
         "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
     }

@@ -59,7 +59,7 @@ def build(base: Path, rows: list[Row], tmp_path: Path) -> Callable[..., Sparsity
             config(tmp_path / name, **changes),
             training_set(rows, 16, 3, templates),
             encoder,
-            RetentionSchedule("top_p", "grid", (0.5, 0.7, 0.9, 1.0), (0.0, 1.0), GROUP, 3),
+            RetentionSchedule("top_p", (0.5, 0.7, 0.9, 1.0), None, GROUP, 3),
             GroupReward(GROUP, 0.99, False),
             eval_dataset=training_set(rows, 3, 5, templates) if evaluated else None,
         )
