@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sf.data.schema import RowError
@@ -24,7 +24,14 @@ _INSTRUCTION = re.compile(
     r"^\s*(please (provide|respond|answer|select|choose)|answer with|respond with)", re.IGNORECASE
 )
 _MEDIA_TAG = re.compile(r"<(image|video)>\s*")
-_LETTER = re.compile(r"\(?([A-Z])(?:[.):\s]|$)")
+# "The answer is", "Answer:", "Option" in front of what is chosen.
+_PREFIX = re.compile(
+    r"(?:(?:so|the|my|correct|right|best|final)\s+)*(?:answer|option|choice)\b"
+    r"\s*(?:is|:|would be)*\s*(?:option\b)?\s*",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.):,])\s*(.*)", re.DOTALL)  # with an explanation behind it
+_PUNCTUATION = re.compile(r"[\W_]+")
 
 
 def is_llava_record(record: Any) -> bool:
@@ -64,10 +71,7 @@ def records(record: dict[str, Any], folder: str) -> Iterator[dict[str, Any]]:
     path = video if folder in ("", ".") or video.startswith("/") else f"{folder}/{video}"
     for question, reply in _pairs(record):
         problem, options = _split_options(_MEDIA_TAG.sub("", question))
-        answer = reply.strip()
-        if options:
-            letter = _LETTER.match(answer)
-            answer = letter.group(1) if letter else answer
+        answer = _chosen_letter(reply.strip(), options) if options else reply.strip()
         yield {
             "problem_id": f"{record['id']}#{_digest(path, question, reply)}",
             "problem": problem,
@@ -78,6 +82,33 @@ def records(record: dict[str, Any], folder: str) -> Iterator[dict[str, Any]]:
             "path": path,
             "data_source": record.get("data_source") or folder or "LLaVA-Video-178K",
         }
+
+
+def _plain(text: str) -> str:
+    return _PUNCTUATION.sub(" ", text.casefold()).strip()
+
+
+def _chosen_letter(reply: str, options: Sequence[str]) -> str:
+    """The letter that a reply chooses; the reply itself where it chooses none, or more than one.
+
+    A reply that is an option's text chooses that option: "A man is walking." does not say A. A
+    letter in front of another option's text chooses neither.
+    """
+    letters = {option[0]: _plain(option[2:]) for option in options}
+    prefix = _PREFIX.match(reply)
+    bare = reply[prefix.end() :] if prefix else reply
+    plain = _plain(bare)
+    if plain.upper() in letters:
+        return plain.upper()
+    chosen = [
+        letter
+        for letter, text in letters.items()
+        if text and plain in (text, f"{letter.casefold()} {text}")
+    ]
+    if chosen:
+        return chosen[0] if len(chosen) == 1 else reply
+    written = _LETTER.fullmatch(bare)
+    return reply if written is None or _plain(written[2]) in letters.values() else written[1]
 
 
 def _digest(*texts: str) -> str:

@@ -108,12 +108,12 @@ def test_half_a_surrogate_pair_is_refused():
     assert good(b'[{"id": "\\ud83d\\ude00"}]') == [{"id": "\U0001f600"}]
 
 
-@pytest.mark.parametrize("data", [b"", b"   ", b"[]", b"[ ]\n"])
+@pytest.mark.parametrize("data", [b"", b"   ", b"[]", b"[ ]\n", "[]".encode("utf-16")])
 def test_no_rows(data):
     assert rows_of(data) == []
 
 
-@pytest.mark.parametrize("data", [b"<html>", "[]".encode("utf-16"), b"\x00" * 100, b"[" * 100_000])
+@pytest.mark.parametrize("data", [b"<html>", b"\x00" * 100, b"[" * 100_000])
 def test_what_is_no_json_is_a_fault(data):
     assert good(data) == []
     assert len(faults(data)) == 1
@@ -143,3 +143,53 @@ def test_any_rows_come_back(rows, ascii_only, indent):
     read = good(data)
     assert all(row in read for row in whole)
     assert len(read) + len(faults(data)) >= len(rows)
+
+
+@pytest.mark.parametrize("mark", [True, False])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("layout", ["compact", "jsonl"])
+def test_wider_encodings_are_read(layout, encoding, mark):
+    text = LAYOUTS[layout](ROWS).decode()
+    data = (("\ufeff" if mark else "") + text).encode(encoding)
+    assert good(data) == ROWS
+    assert faults(data) == []
+    for row in rows_of(data):
+        value, _ = json.JSONDecoder().raw_decode(data[row.offset :].decode(encoding))
+        assert value == row.value
+
+
+def test_a_damaged_utf_16_row_is_named():
+    data = json.dumps(ROWS, ensure_ascii=False).encode("utf-16-le")
+    place = data.index("ö".encode("utf-16-le"))
+    damaged = data[:place] + b"\x00\xdc" + data[place + 2 :]
+    assert good(damaged) == ROWS[1:]
+    assert faults(damaged) == [("not UTF-8", f"the bytes at offset {place} are not UTF-16-LE")]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"<html><body>404</body></html>", "HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "Git LFS"),
+        (b"problem_id,problem,path\n1,What?,a.png\n", "CSV"),
+        (b"problem_id\tproblem\tpath\n1\tWhat?\ta.png\n", "CSV"),
+        (b"\x1f\x8b\x08\x00rest", "gzip"),
+        (b"PK\x03\x04rest", "zip"),
+        (b"PAR1rest", "parquet"),
+        (b"\x01\x02\x03\x04", "binary"),
+    ],
+)
+def test_what_is_no_json_is_called_by_its_name(data, said):
+    ((kind, reason),) = faults(data)
+    assert kind == "not JSON"
+    assert said in reason
+
+
+def test_a_row_that_is_too_long_is_said_to_be(monkeypatch):
+    monkeypatch.setattr(json_rows, "LONGEST_ROW", 200)
+    monkeypatch.setattr(json_rows, "_CHUNK", 100)
+    rows = [ROWS[0], {"problem_id": 9, "problem": "x" * 1000}, ROWS[1]]
+    data = json.dumps(rows).encode()
+    assert good(data) == [ROWS[0], ROWS[1]]
+    ((_, reason),) = faults(data)
+    assert "is longer than 200 characters" in reason
