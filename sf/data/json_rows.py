@@ -21,7 +21,7 @@ __all__ = ["LONGEST_ROW", "RawRow", "read_rows"]
 
 LONGEST_ROW = 2**20  # characters
 _CHUNK = 4 * 2**20  # bytes
-_BETWEEN = re.compile(r"[\s,\[\]\ufeff]*")
+_BETWEEN = re.compile(r"(?:[^\S\x1c-\x1f]|[,\[\]\ufeff])*")  # gzip begins with 0x1f
 _ARRAY_END = re.compile(r"\}\s*\]\s*$")
 _OVERLAP = 256  # characters kept while looking for the next row: its start may be cut
 _ROW_START = re.compile(
