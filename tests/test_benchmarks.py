@@ -58,11 +58,18 @@ def test_what_a_benchmark_imports_is_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in OWN_TABLE])
-def test_every_benchmark_writes_rows(name: str) -> None:
-    text = (ROOT / "benchmarks" / f"{name}.py").read_text()
-    assert "arguments_parser(__doc__)" in text  # --json
-    assert "report.begin(" in text  # progress
-    assert "class Row" not in text
+def test_every_benchmark_writes_rows_and_says_what_it_measures(
+    name: str, load: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load(name)
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--json JSON rows: name, value, low, high, unit, target" in shown
+    assert " ".join(module.__doc__.splitlines()[0].split()) in shown
+    assert module.Row is load("table").Row  # one table for all
 
 
 def test_make_bench_runs_every_script_for_a_cpu() -> None:

@@ -234,6 +234,19 @@ def test_another_store_is_filled(place: Path, monkeypatch: pytest.MonkeyPatch) -
     assert log_all(Path("results")) == 0
 
 
+def test_the_log_command_logs_results_and_reports(place: Path) -> None:
+    from typer.testing import CliRunner
+
+    from sf.cli import app
+
+    shutil.copytree(finished().parent, place / "reports/test", dirs_exist_ok=True)
+    for expected in ("2 results logged to mlflow.db", "0 results logged to mlflow.db"):
+        result = CliRunner().invoke(app, ["log"])
+        assert result.exit_code == 0, result.output
+        assert expected in result.output
+    assert len(runs(**{"sf.stage": "calibrate"})) == 2
+
+
 def test_a_deleted_store_is_filled_again(place: Path) -> None:
     finished()
     finished("other", "key-2")

@@ -95,7 +95,9 @@ def _digest(turns: Sequence[dict[str, Any]], limit: int) -> str:
         if part["type"] == "text":
             digest.update(part["text"].encode())
         elif "image" in part:
-            digest.update(f"{part['image'].size}".encode() + part["image"].tobytes())
+            image = part["image"]
+            colours = image.getpalette(), image.info.get("transparency")
+            digest.update(f"{image.mode} {image.size} {colours}".encode() + image.tobytes())
         else:
             facts = Path(part["path"]).stat()
             digest.update(f"{Path(part['path']).name} {facts.st_size} {facts.st_mtime_ns}".encode())

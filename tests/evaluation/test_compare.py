@@ -56,6 +56,26 @@ def test_a_system_does_not_differ_from_itself() -> None:
     assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
 
 
+def test_a_sample_that_one_side_leaves_out_stays_paired() -> None:
+    """VideoMMMU leaves an empty open answer out: it counts as wrong, on its own question."""
+    tasks = [part.task for part in column("video_mmmu").parts]
+    right = {task: [SampleScore(1.0)] * 3 for task in tasks}
+    for at in range(3):
+        scores = [SampleScore(1.0), SampleScore(1.0), SampleScore(1.0)]
+        scores[at] = SampleScore(0.0, counted=False)
+        partly = dict.fromkeys(tasks, scores)
+        forward = paired(column("video_mmmu"), right, partly, seed=0)
+        back = paired(column("video_mmmu"), partly, right, seed=0)
+        assert forward.p_value == back.p_value < 1
+        assert forward.difference == back.difference == 0  # over those that count all are right
+        changes = [
+            unit_values(part, partly[part.task]) - unit_values(part, right[part.task])
+            for part in column("video_mmmu").parts
+        ]
+        for change in changes:
+            assert change.tolist() == pytest.approx([-1 / 3 if n == at else 0 for n in range(3)])
+
+
 @pytest.mark.parametrize("name", [col.name for col in BENCHMARKS])
 def test_units_add_up_to_the_figure(name: str) -> None:
     rng = np.random.default_rng(1)

@@ -117,6 +117,15 @@ def test_a_curve_has_points_overall_and_per_media_type() -> None:
     assert np.isnan(curve.loc[("video", 1.0), "ratio_low"])  # one sample has no interval
 
 
+def test_all_right_is_not_certain() -> None:
+    """Accuracy has Wilson's interval, a token ratio that of a bootstrap over rows."""
+    point = curve_table(frame().assign(correct=1.0), seed=0).set_index(["media", "p"])
+    overall = point.loc[("all", 0.5)]
+    assert (overall["accuracy"], overall["high"]) == (1.0, 1.0)
+    assert overall["low"] == pytest.approx(binomtest(3, 3).proportion_ci(method="wilson").low)
+    assert (overall["ratio_low"], overall["ratio_high"]) == pytest.approx((0.1, 0.3))
+
+
 def test_layers_have_their_own_ratios() -> None:
     layers = layer_table(frame(), seed=0).set_index(["p", "layer"])["token_ratio"]
     assert layers[(1.0, 0)] == pytest.approx(0.3)

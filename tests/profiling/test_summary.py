@@ -89,6 +89,17 @@ def test_a_tidy_table_has_a_line_per_side_and_metric() -> None:
     assert line["unit"] == "ms"
 
 
+def test_tokens_per_second_count_every_row_of_the_batch() -> None:
+    """Four rows, a token each in 8 ms: 500 tokens a second."""
+    found = runs([10.0] * 6, [5.0] * 6)
+    found["full"].step_ms = [8.0, 8.0, 4.0]
+    lines = {line["metric"]: line for line in tidy("s", 64, 4, found) if line["side"] == "full"}
+    assert lines["tokens_per_s"]["value"] == 500
+    assert (lines["tokens_per_s"]["low"], lines["tokens_per_s"]["high"]) == (500, 1000)
+    assert lines["tokens_per_s"]["unit"] == "tokens/s"
+    assert lines["step_ms"]["value"] == 8
+
+
 @pytest.mark.parametrize(
     ("verdicts", "length"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import made_study
@@ -65,6 +66,19 @@ def test_measured_rows_hold_score_interval_and_provenance(tmp_path: Path) -> Non
     assert rows[2].cells[AVERAGE].text == "75.0"
     assert rows[2].cells[AVERAGE].interval == "71.2 to 78.8"  # 10 points over the root of 7
     assert rows[3].cells["mme"].text == "2303"
+
+
+def test_one_line_a_system_is_that_of_the_first_training_seed(tmp_path: Path) -> None:
+    made = made_study.write_study(tmp_path)
+    made_study.write_scores(tmp_path / "evaluate/tiny/sparsity_forcing/seed1/all", 0.4, 0.3)
+    study = replace(made, seeds=(0, 1))
+    table = measured(study)
+    trained = table[table["system"] == "sparsity_forcing"]
+    assert len(trained) == len(BENCHMARKS)
+    assert set(trained["token_ratio"]) == {0.5}
+    assert lines(table, study, "image")[2].cells[RATIO].text == "50.0"
+    second = measured(replace(made, seeds=(1, 0)))
+    assert set(second[second["system"] == "sparsity_forcing"]["token_ratio"]) == {0.3}
 
 
 def test_a_model_of_the_paper_stands_beside_its_own_published_rows(tmp_path: Path) -> None:

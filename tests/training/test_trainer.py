@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,32 @@ def test_run_trains_the_language_model_only(base: Path, rows: list[Row], tmp_pat
         assert name in last
     assert last["retention_p"] == pytest.approx(0.775)
     assert max(values["logp_gap"] for _, values in log.history) < 2e-5
+
+
+@pytest.mark.parametrize("objective", ["sparsity_forcing", "zipvl_sft"])
+def test_bfloat16_computes_in_it_and_keeps_float32_weights(
+    base: Path, rows: list[Row], tmp_path: Path, objective: str
+) -> None:
+    """Steps of 1e-6 would vanish in bfloat16 weights."""
+    training, log = build(
+        base, rows, tmp_path, objective=objective, dtype="bfloat16", steps=1, learning_rate=1e-6
+    )
+    trainer, computed = training.trainer, set()
+    models = [trainer.model, *filter(None, [getattr(trainer, "ref_model", None)])]
+    for model in models:
+        projection = model.model.language_model.layers[0].mlp.up_proj
+        projection.register_forward_hook(lambda _, __, output: computed.add(output.dtype))
+    before = weights(trainer.model)
+    trainer.train()
+    assert computed == {torch.bfloat16}
+    after = trainer.model.state_dict()
+    assert {value.dtype for value in after.values()} == {torch.float32}
+    name = "model.language_model.layers.0.mlp.up_proj.weight"
+    moved = (after[name] - before[name]).abs()
+    assert 0 < moved.max() <= 2e-6
+    values = log.history[-1][1]
+    assert all(math.isfinite(value) for value in values.values())
+    assert values.get("logp_gap", 0.0) < 0.05
 
 
 def test_trained_tower_moves(base: Path, rows: list[Row], tmp_path: Path) -> None:

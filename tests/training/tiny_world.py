@@ -62,12 +62,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def parameters(objective: str = "sparsity_forcing", seed: int = 3, **changes: Any) -> RunParameters:
+def parameters(
+    objective: str = "sparsity_forcing", seed: int = 3, dtype: str = "float32", **changes: Any
+) -> RunParameters:
     """Of a tiny run; a change is a common setting or one of the objective.
 
     Args:
         objective: what is trained.
         seed: of the run.
+        dtype: that the computation runs in.
         changes: by name; `pathwise` and `collapse` are mappings that are merged.
     """
     common = {name: changes.pop(name) for name in (*TRAIN, "lora") if name in changes}
@@ -84,7 +87,7 @@ def parameters(objective: str = "sparsity_forcing", seed: int = 3, **changes: An
             prompt_template="answer", max_completion_tokens=4, correctness_cutoff=0.99
         ),
         vision=VISION,
-        runtime=Runtime(device="cpu", dtype="float32"),
+        runtime=Runtime(device="cpu", dtype=dtype),
     )
 
 

@@ -1,0 +1,36 @@
+"""The report's first part: figures, and what its bootstrap depends on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import made_study
+import pandas as pd
+import pytest
+
+from sf.report.before_after import before_after_sections
+from sf.report.matched import at_fixed_p, at_matched_ratio
+
+BEFORE, AFTER = made_study.BEFORE, made_study.AFTER
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_intervals_are_those_of_the_curves_seed(tmp_path: Path, seed: int) -> None:
+    study = made_study.write_study(tmp_path / "results")
+    made_study.stamp(study.folder("frontier", model="tiny", system="base"), "calibrate",
+                     seed=seed, split="heldout")  # fmt: skip
+    sections, figures = before_after_sections(study, tmp_path / "report")
+    written = pd.read_csv(tmp_path / "report/tables/matched.csv")
+    expected = at_matched_ratio(BEFORE, AFTER, seed)
+    pd.testing.assert_frame_equal(written[expected.columns], expected)
+    assert not expected.equals(at_matched_ratio(BEFORE, AFTER, seed + 1))
+    fixed, dense = (at_fixed_p(BEFORE, AFTER, p, seed) for p in (0.975, 1.0))
+    assert fixed is not None
+    assert dense is not None
+    shown = [row[3].interval for row in sections[0].tables[0].rows[:3]]
+    assert shown == [
+        f"{100 * each.low:+.1f} to {100 * each.high:+.1f}"
+        for each in (dense["accuracy"], fixed["accuracy"], fixed["token_ratio"])
+    ]
+    assert figures["tiny/sparsity_forcing/fixed_p_accuracy_before"] == fixed["accuracy"].before
+    assert figures["tiny/sparsity_forcing/fixed_p_accuracy_after"] == fixed["accuracy"].after

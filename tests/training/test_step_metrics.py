@@ -1,0 +1,41 @@
+"""What the figures of a step are of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sf.training.step_metrics import StepFigures
+
+
+def whole(values: torch.Tensor) -> torch.Tensor:
+    return values
+
+
+def two_ranks(values: torch.Tensor) -> torch.Tensor:
+    """A second rank with ten times the values."""
+    return torch.cat([values, 10 * values])
+
+
+@pytest.mark.parametrize(("gather", "expected"), [(whole, 0.75), (two_ranks, 7.5)])
+def test_the_gap_is_the_largest_of_all_answer_tokens(gather: Any, expected: float) -> None:
+    """-0.75 is the largest in amount; 9.0 stands behind an answer's end."""
+    figures = StepFigures(gather)
+    train = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]])
+    sampled = train + torch.tensor([[0.25, 0.5], [-0.75, 9.0]])
+    figures.add_gap(train, sampled, torch.tensor([[1, 1], [1, 0]]))
+    assert figures.drain() == {"logp_gap": expected}
+
+
+def test_rollouts_count_over_all_ranks_and_steps_since_the_last_call() -> None:
+    figures = StepFigures(two_ranks)
+    every = figures.add_rollouts({"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([0.0, 2.0])})
+    assert {name: values.tolist() for name, values in every.items()} == {
+        "a": [1.0, 3.0, 10.0, 30.0],
+        "b": [0.0, 2.0, 0.0, 20.0],
+    }
+    figures.add_rollouts({"a": torch.tensor([0.0, 0.0])})
+    assert figures.drain() == {"a": 5.5, "b": 5.5}
+    assert figures.drain() == {}
