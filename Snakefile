@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 from sf.result_key.contents import digest_of
+from workflow import slurm
 from workflow.code_digests import code_digest
 from workflow.jobs import jobs, load_params, write_configs
 from workflow.status import stale_jobs
@@ -13,6 +14,9 @@ PARAMS = load_params(Path("params.yaml"))
 JOBS = jobs(PARAMS)
 LOOKING = {"-n", "--dry-run", "--dryrun", "--lint", "--dag", "--rulegraph", "--summary", "--report"}
 if workflow.is_main_process:
+    if config.get("cluster") == "slurm" and not LOOKING & set(sys.argv):
+        slurm.check(sys.argv)
+        slurm.wait_for_jobs(Path.cwd())
     write_configs(JOBS)
     for stale in stale_jobs(JOBS):
         print(f"does not hold: {stale.job.name}: {stale.changes[0]}", file=sys.stderr)
@@ -49,8 +53,10 @@ for job in JOBS:
             f"logs/{PARAMS.scale}/{job.name}.log",
         threads: given.cpus
         resources:
-            mem_mb=given.mem_gib * 1024,
-            runtime=int(given.hours * 60),
+            mem_mb=slurm.grow(given.mem_gib * 1024),
+            runtime=slurm.grow(slurm.minutes(given.hours)),
             gpu=given.gpus,
+            nodes=1,  # torchrun starts its processes on one
+            cpus_per_task=given.cpus,  # `threads` is cut to the submitting machine's cores
         shell:
             "{params.launch} {params.cmd} 2>&1 | tee {log}"

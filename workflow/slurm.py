@@ -1,0 +1,149 @@
+"""What a study needs of Slurm beside Snakemake's executor plugin.
+
+The plugin identifies its jobs by a name that is new at every start. A submitter that was killed and
+started again would therefore submit everything a second time while the first jobs still run:
+`wait_for_jobs` finds them by their working directory and waits for them.
+"""
+
+from __future__ import annotations
+
+import getpass
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sf.errors import EnvironmentFault
+
+__all__ = ["QueuedJob", "check", "grow", "jobs_of", "minutes", "wait_for_jobs"]
+
+POLL_SECONDS = 15.0
+LEAST_JOB_AGE = 120
+"""Seconds that a finished job must stay visible to squeue: three of the plugin's status checks."""
+GROWTH = 0.5
+"""What every retry of a job is given on top of its first try's memory and time."""
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job that Slurm runs or will run.
+
+    Attributes:
+        id: Slurm's.
+        state: "RUNNING", "PENDING", …
+        rule: the study's job.
+    """
+
+    id: str
+    state: str
+    rule: str
+
+
+def minutes(hours: float) -> int:
+    """A time limit in Slurm's whole minutes: rounded up, as 0 would mean none."""
+    return max(1, math.ceil(hours * 60))
+
+
+def grow(first: int) -> Callable[..., int]:
+    """A resource of Snakemake that is half as much again with every retry of a job."""
+
+    def amount(wildcards: object, attempt: int) -> int:
+        return math.ceil(first * (1 + GROWTH * (attempt - 1)))
+
+    return amount
+
+
+def _output(words: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        rule, remedy = "is not on PATH", "submit from a login node of the cluster"
+        raise EnvironmentFault("Slurm", words[0], rule, remedy) from None
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        reason = str(getattr(error, "stderr", "") or error).strip()
+        raise EnvironmentFault(
+            "Slurm", words[0], f"does not answer: {reason}", "try again when the cluster is up"
+        ) from None
+    return done.stdout
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Refuse to submit where the plugin would never learn that a job has ended.
+
+    The profile asks squeue. Where finished jobs leave squeue too early the plugin asks sacct
+    instead, which answers nothing without accounting.
+
+    Args:
+        arguments: Snakemake's command line.
+
+    Raises:
+        EnvironmentFault: sacct is going to be asked and Slurm keeps no accounts, or Slurm does
+            not answer.
+    """
+    settings = {
+        name.strip(): value.strip()
+        for name, _, value in (
+            line.partition("=") for line in _output(["scontrol", "show", "config"]).splitlines()
+        )
+    }
+    age = settings.get("MinJobAge", "").split()
+    brief = not age or not age[0].isdigit() or int(age[0]) < LEAST_JOB_AGE
+    asks_sacct = brief or _value(arguments, "--slurm-status-command") == "sacct"
+    storage = settings.get("AccountingStorageType", "").removeprefix("accounting_storage/")
+    if asks_sacct and storage in ("none", "(null)", ""):
+        raise EnvironmentFault(
+            "Slurm",
+            f"AccountingStorageType={storage}, MinJobAge={' '.join(age)}",
+            "neither sacct nor squeue would say that a job has ended",
+            "have accounting switched on or MinJobAge raised to 300, and leave out "
+            "--slurm-status-command sacct",
+        )
+
+
+def _value(arguments: Sequence[str], option: str) -> str | None:
+    """The value of an option given as two words or as one."""
+    for index, word in enumerate(arguments):
+        if word == option and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
+
+
+def jobs_of(folder: Path) -> list[QueuedJob]:
+    """The jobs of this user that Slurm still has for a checkout.
+
+    Args:
+        folder: the checkout, the jobs' working directory.
+
+    Raises:
+        EnvironmentFault: Slurm does not answer.
+    """
+    columns = "%i|%T|%k|%Z"  # id, state, comment, working directory
+    words = ["squeue", "--noheader", "--user", getpass.getuser(), "--format", columns]
+    queued = []
+    for line in _output(words).splitlines():
+        number, state, comment, place = line.split("|", 3)
+        rule = comment.removeprefix("rule_")
+        if rule != comment and Path(place) == folder:
+            queued.append(QueuedJob(number, state, rule))
+    return queued
+
+
+def wait_for_jobs(folder: Path) -> None:
+    """Wait until Slurm has no job of this checkout, so that none is submitted twice."""
+    shown: set[str] = set()
+    while queued := jobs_of(folder):
+        for job in queued:
+            if job.id not in shown:
+                print(
+                    f"waiting for {job.rule}, Slurm job {job.id} of an earlier call "
+                    f"({job.state}); `scancel {job.id}` ends it",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        shown |= {job.id for job in queued}
+        time.sleep(POLL_SECONDS)
