@@ -114,6 +114,7 @@ def load_model(
             revision=revision or "main",
             dtype=_DTYPES[dtype],
             attn_implementation=attn_implementation,
+            use_safetensors=True,  # never a pickle
         )
     if Path(path).is_dir():
         recall(model.config, Path(path))

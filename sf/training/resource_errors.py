@@ -1,8 +1,9 @@
-"""What the machine may run out of in the middle of a run, said as what it is."""
+"""What ends a run from outside, said as what it is: no room, no memory, a planted checkpoint."""
 
 from __future__ import annotations
 
 import errno
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.api import CheckpointException  # no Exception
 
-from sf.errors import EnvironmentFault
+from sf.errors import DataError, EnvironmentFault
 
 __all__ = ["clear_faults"]
 
@@ -23,18 +23,23 @@ AGAIN = "the last whole checkpoint is intact, and the same command goes on from 
 
 @contextmanager
 def clear_faults(trainer: Any, folder: Path) -> Iterator[None]:
-    """Turn an exhausted disk or memory into one clear error.
+    """Turn an exhausted disk or memory, or code in a checkpoint, into one clear error.
 
     Args:
         trainer: transformers' trainer, for the step; it replaces its state when it starts.
         folder: of the checkpoints.
 
     Raises:
-        EnvironmentFault: the disk is full or the memory was not enough; everything else passes.
+        EnvironmentFault: the disk is full or the memory was not enough.
+        DataError: a file of the checkpoint holds more than numbers. Everything else passes.
     """
     try:
         yield
-    except (Exception, CheckpointException) as error:
+    except pickle.UnpicklingError as error:
+        rule = "holds something other than numbers, which this package never writes: not loaded"
+        remedy = "find out who can write there and delete the folder; the same command starts over"
+        raise DataError("checkpoint", str(folder), rule, remedy) from error
+    except Exception as error:
         said = str(error).partition("\n")[0]
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise EnvironmentFault(

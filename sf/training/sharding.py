@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -32,6 +31,7 @@ from torch.distributed.tensor import DTensor
 from sf.attention.sparsify import find_decoder
 from sf.ranks import join, rank, world_size
 from sf.training.encoding import backbone
+from sf.training.optimizer_files import read_state, write_state
 
 __all__ = [
     "gathered",
@@ -151,15 +151,14 @@ def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
 
 def save_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Each rank writes its part of the state; another number of ranks can read it."""
-    state = get_optimizer_state_dict(model, optimizer)
-    checkpoint.save({"state": state}, checkpoint_id=folder / OPTIMIZER_FOLDER)
+    write_state(get_optimizer_state_dict(model, optimizer), folder / OPTIMIZER_FOLDER)
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Read what `save_optimizer` wrote."""
-    state = {"state": get_optimizer_state_dict(model, optimizer)}
-    checkpoint.load(state, checkpoint_id=folder / OPTIMIZER_FOLDER)
-    set_optimizer_state_dict(model, optimizer, state["state"])
+    state = get_optimizer_state_dict(model, optimizer)
+    read_state(state, folder / OPTIMIZER_FOLDER)
+    set_optimizer_state_dict(model, optimizer, state)
 
 
 def _whole(from_first: bool = False) -> StateDictOptions:

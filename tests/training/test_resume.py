@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from pickled import Payload
 from tiny_world import Log, parameters, write_rows
 
 from sf.attention.trained import SPARSITY_FILE, TrainedAttention, record_of
 from sf.data.manifest import Row
 from sf.data.prompts import Template, question_text
+from sf.errors import DataError
 from sf.models import load_model, load_processor
-from sf.training.checkpoints import SEAL
+from sf.training.checkpoints import SEAL, seal
 from sf.training.dataset import question_order, templates_of, training_set
 from sf.training.objectives import OBJECTIVES
 from sf.training.run import train
@@ -126,6 +130,40 @@ def test_damaged_checkpoint_is_passed_over(
     with pytest.warns(UserWarning, match=r"checkpoint-4 has a damaged optimizer\.pt"):
         resumed = run(base, rows, tmp_path, objective)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"]
+)
+def test_a_planted_checkpoint_runs_no_code(
+    base: Path,
+    rows: list[Row],
+    tmp_path: Path,
+    name: str,
+    objective: str,
+    uninterrupted: tuple[Path, dict],
+) -> None:
+    """A seal helps against damage, not against who can write it anew."""
+    shutil.copytree(uninterrupted[0] / "state", tmp_path / "state")
+    shutil.rmtree(tmp_path / "state" / "checkpoint-4")
+    planted, mark = tmp_path / "state" / "checkpoint-2", tmp_path / "executed"
+    assert (planted / name).is_file()
+    (planted / name).write_bytes(pickle.dumps(Payload(mark)))
+    seal(planted)
+    read = name != "training_args.bin"
+    with pytest.raises(DataError, match="not loaded") if read else nullcontext():
+        run(base, rows, tmp_path, objective)
+    assert not mark.exists()
+
+
+def test_pickled_weights_are_not_read(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    planted = tmp_path / "model" / "pytorch_model.bin"
+    planted.write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
+    with pytest.raises(DataError, match="it cannot be loaded"):
+        load_model(tmp_path / "model")
+    assert not (tmp_path / "executed").exists()
 
 
 def test_run_that_was_killed_while_saving_its_result(

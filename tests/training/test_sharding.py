@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,16 +15,21 @@ from typing import Any
 import pytest
 import torch
 from forked_ranks import on_ranks
+from pickled import Payload
 from safetensors.torch import load_file
 from tiny_world import Log, parameters, write_rows
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from sf.data.manifest import Row
 from sf.errors import ConfigError
 from sf.models import load_model
 from sf.progress import Progress
-from sf.ranks import rank
+from sf.ranks import join, rank, world_size
+from sf.training.checkpoints import seal
 from sf.training.cost import RankMemory
+from sf.training.optimizer_files import read_state, write_state
 from sf.training.run import assemble, train
 from sf.training.sharding import gathered, local
 
@@ -67,6 +73,37 @@ def weigh(base: Path, folder: Path) -> None:
         found["gathered"] = held(trainer.model, trained=True)
     found["after"] = held(trainer.model)
     (folder / f"bytes-{rank()}.json").write_text(json.dumps(found))
+
+
+def moments(filled: bool) -> dict[str, Any]:
+    """A state whose tensors do not divide evenly over 2, 3 or 4 ranks."""
+    mesh = init_device_mesh("cpu", (world_size(),))
+    whole = {"w/exp_avg": (7, 2), "bias/exp_avg": (1,), "wide/exp_avg": (3, 5)}
+    state: dict[str, Any] = {}
+    for name, shape in whole.items():
+        weight, moment = name.split("/")
+        values = torch.arange(1.0, 1 + torch.Size(shape).numel()).reshape(shape)
+        given = values if filled else torch.zeros(shape)
+        divided = distribute_tensor(given, mesh, [Shard(0)])
+        state[weight] = {"step": torch.tensor(float(filled)), moment: divided}
+    group = {"lr": 0.1 + 0.2 if filled else 0.0, "betas": (0.9, 0.999), "params": list(state)}
+    return {"state": state, "param_groups": [group]}
+
+
+def write_moments(folder: Path) -> None:
+    join()
+    write_state(moments(filled=True), folder / "moments")
+
+
+def read_moments(folder: Path) -> None:
+    """On one of the ranks: what another number of ranks wrote is there, tensor for tensor."""
+    join()
+    ours, wanted = moments(filled=False), moments(filled=True)
+    read_state(ours, folder / "moments")
+    assert ours["param_groups"] == wanted["param_groups"]
+    for weight, values in wanted["state"].items():
+        for name, tensor in values.items():
+            assert torch.equal(local(ours["state"][weight][name]), local(tensor)), (weight, name)
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +185,13 @@ def test_each_rank_holds_its_part(base: Path, folder: Path) -> None:
     assert alone.held == 2 * (tower + decoder) + 3 * decoder
 
 
+def test_a_checkpoint_of_divided_weights_runs_no_code(folder: Path) -> None:
+    """`main` plants pickles under every name that torch's own reader would open."""
+    planted = folder / "fsdp-parts" / "state" / "checkpoint-2" / "optimizer"
+    assert (planted / ".metadata").is_file()
+    assert not (folder / "executed").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "ranks", "rule"),
     [
@@ -174,12 +218,21 @@ def test_runs_that_cannot_be_sharded(
 def main(base: Path, folder: Path) -> None:
     """All runs, each on two ranks of its own."""
     on_ranks(2, lambda: weigh(base, folder))
+    on_ranks(2, lambda: write_moments(folder))
+    for size in (2, 3, 1, 4):
+        on_ranks(size, lambda: read_moments(folder))
     for sharding in KINDS:
         one = partial(run, base, folder, sharding)
         on_ranks(2, partial(one, "whole", Log()))
         # One rank ends by the signal, the other by the error that its neighbour is gone.
         with pytest.raises(RuntimeError, match=r"\[-9, 1\]"):
             on_ranks(2, partial(one, "parts", DeadlyLog()))
+        if sharding == "fsdp":
+            checkpoint = folder / "fsdp-parts" / "state" / "checkpoint-2"
+            for name in (".metadata", "__0_0.distcp", "optimizer.pt"):
+                planted = checkpoint / "optimizer" / name
+                planted.write_bytes(pickle.dumps(Payload(folder / "executed")))
+            seal(checkpoint)
         on_ranks(2, partial(one, "parts", Log()))
 
 
