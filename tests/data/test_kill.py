@@ -15,8 +15,10 @@ import pytest
 from clips import record, write_picture
 from sources import prepared, used
 
-from sf.data import check
+from sf.data import check, media_facts
+from sf.data.inspection import inspect
 from sf.data.manifest import SPLITS, read_manifest
+from sf.data.media_facts import media_key
 from sf.stages import prepare
 
 NUM_MEDIA = 200
@@ -26,6 +28,22 @@ from pathlib import Path
 from sf.stages.prepare import Parameters, write_manifests
 write_manifests(Parameters.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
 """
+
+
+def count_opened(monkeypatch, end_after: int | None = None) -> list[str]:
+    """The media that the pass opens from now on; `end_after` so many it is interrupted."""
+    opened: list[str] = []
+    real = check.run_isolated
+
+    def counting(function, calls, seconds, **options):
+        for index, facts in real(function, calls, seconds, **options):
+            if len(opened) == end_after:
+                raise KeyboardInterrupt
+            opened.append(calls[index][1])
+            yield index, facts
+
+    monkeypatch.setattr(check, "run_isolated", counting)
+    return opened
 
 
 def test_killed_pass_ends_with_the_same_manifests(tmp_path, vision, monkeypatch):
@@ -58,13 +76,11 @@ def test_killed_pass_ends_with_the_same_manifests(tmp_path, vision, monkeypatch)
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = len(log.read_bytes().splitlines())
+    done = log.read_bytes().count(b"\n")  # a last line may be cut
     assert 0 < done < NUM_MEDIA
     assert not (out / "train.parquet").exists()
 
-    opened = []
-    real = check.inspect
-    monkeypatch.setattr(check, "inspect", lambda *given: (opened.append(given[1]), real(*given))[1])
+    opened = count_opened(monkeypatch)
     prepare.write_manifests(p, out)
     assert len(opened) == NUM_MEDIA - done
     whole = tmp_path / "whole"
@@ -77,16 +93,7 @@ def test_killed_pass_ends_with_the_same_manifests(tmp_path, vision, monkeypatch)
 
 
 def test_killed_media_pass_goes_on(good_source, tmp_path, monkeypatch):
-    opened: list[str] = []
-    real = check.inspect
-
-    def counting(root, media, *rest):
-        opened.append(media)
-        if len(opened) > 25:
-            raise KeyboardInterrupt
-        return real(root, media, *rest)
-
-    monkeypatch.setattr(check, "inspect", counting)
+    count_opened(monkeypatch, end_after=25)
     monkeypatch.setattr(check, "_FLUSH_EVERY", 4)
     with pytest.raises(KeyboardInterrupt):
         prepared(good_source, tmp_path)
@@ -95,8 +102,8 @@ def test_killed_media_pass_goes_on(good_source, tmp_path, monkeypatch):
     assert 0 < checked < 40
     with log.open("a") as file:
         file.write('{"media": "cut by the ki')
-    opened.clear()
-    monkeypatch.setattr(check, "inspect", lambda *a: (opened.append(a[1]), real(*a))[1])
+    monkeypatch.undo()
+    opened = count_opened(monkeypatch)
     out, _ = prepared(good_source, tmp_path)
     assert len(opened) == 40 - checked
     assert len(used(out)) == 40
@@ -114,18 +121,19 @@ def test_killed_media_pass_goes_on(good_source, tmp_path, monkeypatch):
 
 def test_what_could_not_be_read_is_tried_again(good_source, tmp_path, monkeypatch):
     """Size and time of a file say nothing about a permission or a network that were missing."""
-    real = check.inspect
     failing = {"pictures/1.png", "pictures/2.png"}
+    real = check._in_parallel
 
-    def unreachable(root, media, *rest):
-        facts = real(root, media, *rest)
-        return replace(facts, error="cannot be read: stale") if media in failing else facts
+    def unreachable(*given):
+        for facts in real(*given):
+            unusable = facts.media in failing
+            yield replace(facts, error="cannot be read: stale") if unusable else facts
 
-    monkeypatch.setattr(check, "inspect", unreachable)
+    monkeypatch.setattr(check, "_in_parallel", unreachable)
     prepared(good_source, tmp_path)
     assert {"1", "2"}.isdisjoint(used(tmp_path / "out"))
-    opened = []
-    monkeypatch.setattr(check, "inspect", lambda *a: (opened.append(a[1]), real(*a))[1])
+    monkeypatch.undo()
+    opened = count_opened(monkeypatch)
     out, _ = prepared(good_source, tmp_path)
     assert set(opened) == failing
     assert {"1", "2"} <= used(out).keys()
@@ -135,7 +143,7 @@ def test_facts_of_an_older_rule_are_found_again(tmp_path, vision, monkeypatch):
     """Facts that were found before videos were turned upright, say, must not be taken over."""
     write_picture(tmp_path / "a.png")
     log = check.MediaLog(tmp_path / "media.jsonl")
-    log.add([check.inspect(tmp_path, "a.png", "image", vision)])
-    assert log.known("a.png", "image", check.media_key(tmp_path, "a.png", "image", vision))
-    monkeypatch.setattr(check, "FACTS", "a later rule")
-    assert not log.known("a.png", "image", check.media_key(tmp_path, "a.png", "image", vision))
+    log.add([inspect(tmp_path, "a.png", "image", vision)])
+    assert log.known("a.png", "image", media_key(tmp_path, "a.png", "image", vision))
+    monkeypatch.setattr(media_facts, "FACTS", "a later rule")
+    assert not log.known("a.png", "image", media_key(tmp_path, "a.png", "image", vision))

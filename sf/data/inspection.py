@@ -1,0 +1,56 @@
+"""Opens one image or video for the media pass.
+
+The module loads the decoders when it is imported: a worker process does that once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import av  # noqa: F401 - see the module's text
+import PIL.Image
+import PIL.ImageCms
+
+from sf.data.budget import visual_tokens
+from sf.data.images import load_image_and_format
+from sf.data.media import media_digest
+from sf.data.media_facts import FOUND, MediaFacts, media_key
+from sf.data.video import check_video
+from sf.errors import DataError
+from sf.isolation import CHILD_GIB
+
+if TYPE_CHECKING:
+    from sf.sections import Vision
+
+__all__ = ["inspect"]
+
+PIL.Image.init()
+
+
+def inspect(root: Path, media: str, data_type: str, vision: Vision) -> MediaFacts:
+    """Open one image or video and decode what a model will look at.
+
+    Returns:
+        Its facts; an unusable one has `error` set.
+    """
+    key = media_key(root, media, data_type, vision)
+    path = str(root / media)
+    try:
+        if data_type == "image":
+            image, codec = load_image_and_format(path)
+            size = {"width": image.width, "height": image.height}
+            found: dict[str, Any] = {**size, "num_frames": 1, "codec": codec}
+        else:
+            video = check_video(path, vision)
+            found = {name: getattr(video, name) for name in FOUND}
+        facts = MediaFacts(media, data_type, key, **found, digest=media_digest(path))
+        visual_tokens(
+            data_type, facts.width, facts.height, facts.num_frames, facts.fps or 1.0, vision
+        )
+    except DataError as error:
+        return MediaFacts(media, data_type, key, error=error.rule)
+    except MemoryError:
+        rule = f"decoding it takes more than {CHILD_GIB:g} GiB"
+        return MediaFacts(media, data_type, key, error=rule)
+    return facts

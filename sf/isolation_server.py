@@ -1,0 +1,163 @@
+"""The server's side of `sf.isolation`: forks a process a shard and finds out which call ended it.
+
+It has one thread and loads nothing but what the function needs, so that it can fork safely.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import select
+import signal
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+from sf.isolation import FRAME, Lost
+
+__all__ = ["serve"]
+
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+
+Call = tuple[int, tuple[Any, ...], float]  # index, arguments, time limit in seconds
+
+
+class _TimeIsUp(Exception):
+    """A process did not answer in time."""
+
+
+def serve() -> None:
+    """Answer shards on the standard streams until they are closed."""
+    replies = os.dup(_STDOUT)
+    os.dup2(_STDERR, _STDOUT)  # what a decoder prints is no reply
+    setup = _receive(_STDIN)
+    if setup is None:
+        return
+    pickled, child_bytes = setup
+    function = pickle.loads(pickled)
+    while (shard := _receive(_STDIN)) is not None:
+        for reply in _replies(function, shard, child_bytes):
+            _send(replies, reply)
+        _send(replies, None)
+
+
+def _replies(
+    function: Callable[..., Any], shard: Sequence[Call], child_bytes: int
+) -> Iterator[tuple[int, Any, str]]:
+    """Index, value and traceback of each call.
+
+    The call in hand when a process ends is made again, alone in a fresh process: an earlier call
+    may have spoilt the memory. It is lost only if it fails alone.
+    """
+    todo = deque(shard)
+    alone = False
+    while todo:
+        batch = [todo[0]] if alone else list(todo)
+        child = _Child(function, batch, child_bytes)
+        for reply in child.replies():
+            todo.popleft()
+            yield reply
+        if child.failure and len(batch) == 1:
+            yield todo.popleft()[0], Lost(child.failure), ""
+        alone = bool(child.failure) and len(batch) > 1
+
+
+class _Child:
+    """A forked process that makes some calls.
+
+    Attributes:
+        failure: why it ended before its last call returned; "" if it did not.
+    """
+
+    def __init__(self, function: Callable[..., Any], batch: Sequence[Call], limit: int) -> None:
+        self.batch, self.failure = batch, ""
+        self._results, write = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._results)
+            _work(function, batch, write, limit)
+        os.close(write)
+
+    def replies(self) -> Iterator[tuple[int, Any, str]]:
+        """What it says, until it ends."""
+        ended_early = True
+        for _, _, seconds in self.batch:
+            try:
+                reply = _receive(self._results, time.monotonic() + seconds)
+            except _TimeIsUp:
+                os.kill(self._pid, signal.SIGKILL)
+                self.failure = f"its decoder did not end within {seconds:.0f} s"
+                break
+            if reply is None:
+                break
+            yield reply
+        else:
+            ended_early = False
+        os.close(self._results)
+        _, status = os.waitpid(self._pid, 0)
+        if ended_early and not self.failure:
+            self.failure = _why(status)
+
+
+def _why(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    if code == -signal.SIGKILL:
+        return "its decoder was killed (SIGKILL), as a system does that runs out of memory"
+    how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+    return f"its decoder crashed ({how})"
+
+
+def _work(function: Callable[..., Any], batch: Sequence[Call], write: int, limit: int) -> NoReturn:
+    """What a forked process does."""
+    code = 1
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        for index, arguments, _ in batch:
+            try:
+                reply = index, function(*arguments), ""
+            except Exception:  # noqa: BLE001 - the caller raises it
+                reply = index, None, traceback.format_exc()
+            _send(write, reply)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _send(descriptor: int, message: Any) -> None:
+    body = pickle.dumps(message)
+    data = memoryview(FRAME.pack(len(body)) + body)
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _receive(descriptor: int, deadline: float | None = None) -> Any:
+    """The next message; None at the end of the stream.
+
+    Raises:
+        _TimeIsUp: the deadline passed.
+    """
+    head = _read(descriptor, FRAME.size, deadline)
+    body = _read(descriptor, FRAME.unpack(head)[0], deadline) if head else b""
+    return pickle.loads(body) if body else None
+
+
+def _read(descriptor: int, count: int, deadline: float | None) -> bytes:
+    """So many bytes; none if the stream ends before."""
+    parts = bytearray()
+    while len(parts) < count:
+        if deadline is not None:
+            left = max(0.0, deadline - time.monotonic())
+            ready, _, _ = select.select([descriptor, _STDIN], [], [], left)
+            if _STDIN in ready:  # the caller asks nothing meanwhile: it is gone
+                os.killpg(0, signal.SIGKILL)  # this process and its child
+            if not ready:
+                raise _TimeIsUp
+        piece = os.read(descriptor, count - len(parts))
+        if not piece:
+            return b""
+        parts += piece
+    return bytes(parts)
