@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+import traceback
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -21,12 +22,12 @@ from sf import ranks
 from sf.errors import ConfigError, SparsityForcingError
 from sf.escaping import printable
 from sf.extras import extra_of, missing
-from sf.redaction import redact
+from sf.redaction import RedactedStream, redact
 
 app = typer.Typer(
     help="Sparsity Forcing: multimodal LLMs that need fewer tokens.",
     no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,
 )
 _stdout = Console(soft_wrap=True)
 _PLAIN = warnings.formatwarning
@@ -279,7 +280,12 @@ def _one_line(
 
 
 def main() -> None:
-    """Run the command line; errors that a user can cause are one line and exit status 2."""
+    """Run the command line; errors that a user can cause are one line and exit status 2.
+
+    Nothing that any library prints shows a secret of the environment, and no traceback an escape
+    sequence of a terminal.
+    """
+    sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
     warnings.formatwarning = _one_line
     try:
         app()
@@ -288,8 +294,16 @@ def main() -> None:
     except ModuleNotFoundError as error:
         name = extra_of(error.name or "")
         if name is None:
-            raise
+            _crash()
         _stop(missing(error.name or "", name))
+    except Exception:  # noqa: BLE001 - shown in full, and the process ends
+        _crash()
+
+
+def _crash() -> NoReturn:
+    """End with the traceback of an error that is a fault of this package or of one below it."""
+    sys.stderr.write(printable(traceback.format_exc()))
+    sys.exit(1)
 
 
 def _stop(error: SparsityForcingError) -> NoReturn:

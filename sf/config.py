@@ -24,6 +24,7 @@ from ruamel.yaml.error import YAMLError
 from sf.baselines.registry import misfit
 from sf.errors import ConfigError
 from sf.fields import Name, Positive, Section, flat
+from sf.redaction import without_credentials
 from sf.sections import (
     ANSWERING_FAMILIES,
     Answering,
@@ -192,10 +193,25 @@ def validated(model: type[Model], values: Mapping[str, Any], where: str = "") ->
     Raises:
         ConfigError: names every offending field with its value, the rule and the remedy.
     """
+    _refuse_secrets(values, where)
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise _config_error(model, error, where) from None
+
+
+def _refuse_secrets(values: Mapping[str, Any], where: str) -> None:
+    """Parameters are copied into records, logs and pages that others may read.
+
+    Raises:
+        ConfigError: a value holds a URL with user and password or a secret parameter.
+    """
+    for name, value in flat(values).items():
+        shown = without_credentials(str(value))
+        if shown != str(value):
+            rule = "holds a secret, and parameters are written into every result"
+            remedy = "leave it out; HF_TOKEN and the like are read from the environment"
+            raise ConfigError(f"{where}{name}", shown, rule, remedy)
 
 
 def _config_error(model: type[BaseModel], error: ValidationError, where: str) -> ConfigError:

@@ -29,6 +29,7 @@ from sf import provenance, ranks, reuse
 from sf.config import validated
 from sf.errors import ConfigError, EnvironmentFault
 from sf.layout import work_folder
+from sf.redaction import redact
 from sf.result_key.contents import digest_of, file_digests
 from sf.result_key.key import Key, input_paths, key_of
 from sf.tracking import SilentTracker, Tracker, log_pending
@@ -125,7 +126,12 @@ def run_stage(stage: str, values: Mapping[str, Any], study: str, command: str = 
             module.run(parameters, job)
             ranks.meet()
         tracker.write_summary()
-        stamp = {**identity, "command": command, "study": study, "seconds": tracker.seconds()}
+        stamp = {
+            **identity,
+            "command": redact(command),
+            "study": study,
+            "seconds": tracker.seconds(),
+        }
         stamp["files"] = file_digests(job.out, work)
         reuse.finish(output, work, stamp)
         log_pending(output, study)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+from typing import Any, TextIO
 from urllib.parse import unquote
 
-__all__ = ["redact", "without_credentials"]
+__all__ = ["RedactedStream", "redact", "without_credentials"]
 
 _MASK = "***"
 _SHORTEST = 4  # a shorter value is no secret, and would mask parts of ordinary words
@@ -33,6 +35,51 @@ def redact(text: str) -> str:
 def without_credentials(text: str) -> str:
     """Text whose URLs have neither user and password nor secret parameters."""
     return _QUERY.sub(rf"\1{_MASK}", _CREDENTIALS.sub(f"{_MASK}@", text))
+
+
+class RedactedStream(io.TextIOBase):
+    """A text stream that masks what is written, by whatever library.
+
+    Attributes:
+        stream: what is written to; closing and everything else is left to it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write the masked text; the length is that of the text given."""
+        self.stream.write(redact(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        """The stream's descriptor: what is written there is not masked."""
+        return self.stream.fileno()
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The stream's."""
+        return self.stream.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        """The stream's."""
+        return self.stream.errors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def _secrets() -> set[str]:

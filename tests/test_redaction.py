@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from sf.atomic_files import write_json
-from sf.redaction import redact, without_credentials
+from sf.config import Params, read_yaml, validated
+from sf.errors import ConfigError
+from sf.redaction import RedactedStream, redact, without_credentials
 
 PLANTED = "PLANTED5ecret"
 PLACES = {
@@ -74,6 +76,95 @@ def test_planted_secrets_are_found_nowhere(tmp_path: Path) -> None:
     for path in (path for path in tmp_path.rglob("*") if path.is_file()):
         assert PLANTED.encode() not in path.read_bytes(), path
         assert PLANTED not in str(path)
+
+
+LEAKY = """
+import logging, os, sys, warnings
+from pathlib import Path
+from types import ModuleType
+import sf.cli, sf.jobs
+from sf.fields import Section
+
+class Parameters(Section):
+    output: Path
+
+def run(parameters, job):
+    places = " ".join(os.environ[name] for name in os.environ["LEAKED"].split())
+    print(places)
+    print(places, file=sys.stderr)
+    warnings.warn(places)
+    logging.getLogger("library").error("retrying %s", places)
+    job.tracker.log(1, {"loss": 1.0})
+    if "--fail" in sys.argv[0]:
+        raise RuntimeError(places + chr(27) + "[31m")
+
+module = ModuleType("leaky")
+module.Parameters, module.run, module.__file__ = Parameters, run, sf.jobs.__file__
+module.input_paths = lambda parameters: {}
+sf.jobs.stage_module = lambda name: module
+sf.cli.main()
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_stage_that_prints_secrets_shows_and_stores_none(tmp_path: Path, fails: bool) -> None:
+    """Whatever a library prints, warns, logs or raises, and what the record of a result holds."""
+    script = tmp_path / ("--fail.py" if fails else "leaky.py")
+    script.write_text(LEAKY)
+    write_json(tmp_path / "config.json", {"output": "results/own/leaky"})
+    secret_config = tmp_path / f"{PLACES['HF_TOKEN']}.json"
+    (tmp_path / "config.json").rename(secret_config)
+    environment = {
+        **os.environ,
+        **PLACES,
+        "LEAKED": " ".join(PLACES),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    }
+    words = ["run", "report", "--config", secret_config.name]
+    done = subprocess.run(
+        [sys.executable, str(script), *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    shown = done.stdout + done.stderr
+    assert done.returncode == (1 if fails else 0), shown
+    assert ("Traceback" in shown) is fails
+    assert shown.count("***") >= 4 * len(PLACES)
+    assert "\x1b" not in shown
+    assert PLANTED not in shown
+    secret_config.unlink()
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        assert PLANTED.encode() not in path.read_bytes(), path
+    assert (tmp_path / "results/own/leaky/stage.json").is_file() is not fails
+
+
+@pytest.mark.parametrize(
+    "source", [PLACES["HF_ENDPOINT"], f"https://host/data.tar?token={PLANTED}"]
+)
+def test_a_secret_in_the_parameters_is_refused_and_not_shown(source: str) -> None:
+    values = read_yaml(Path(__file__).parent.parent / "params/smoke.yaml")
+    values["prepare"]["source"] = source
+    with pytest.raises(ConfigError, match=r"prepare\.source.*holds a secret") as told:
+        validated(Params, values)
+    assert PLANTED not in str(told.value)
+
+
+def test_a_masked_stream_is_otherwise_the_stream(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", PLACES["HF_TOKEN"])
+    with (tmp_path / "log").open("w", encoding="utf-8") as file:
+        stream = RedactedStream(file)
+        assert stream.write(text := f"token {PLACES['HF_TOKEN']}.") == len(text)
+        assert stream.fileno() == file.fileno()
+        assert (stream.encoding, stream.errors) == (file.encoding, file.errors)
+        assert not stream.isatty()
+        assert stream.buffer is file.buffer
+        print("next", file=stream, flush=True)
+    assert (tmp_path / "log").read_text() == "token ***.next\n"
 
 
 def test_a_warning_of_a_dead_store_names_it_without_its_password(

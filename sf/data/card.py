@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sf.data.manifest import DATA_TYPES, PROBLEM_TYPES, Row
+from sf.escaping import markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,7 +126,7 @@ def _overview(done: Prepared, rows: Sequence[Row], counts: pd.DataFrame) -> list
         ["data_type", "problem_type"], key=lambda column: column.map(order)
     )
     return [
-        f"# Data card: {done.source.origin}",
+        f"# Data card: {markdown(done.source.origin)}",
         "",
         *_revision(done),
         f"{found.num_read:,} rows read, {len(found.rejects):,} rejected, "
@@ -151,9 +152,9 @@ def _revision(done: Prepared) -> list[str]:
     if not done.source.unpinned:
         return []
     return [
-        f"**Not pinned**: configured as `{done.source.unpinned}`, a branch or tag that can move. "
-        "It stood for the commit above when it was first used here; `origin.json` holds that, "
-        "and later runs of this study keep it.",
+        f"**Not pinned**: configured as {markdown(done.source.unpinned)}, a branch or tag that can "
+        "move. It stood for the commit above when it was first used here; `origin.json` holds "
+        "that, and later runs of this study keep it.",
         "",
     ]
 
@@ -170,7 +171,7 @@ def _copies(done: Prepared) -> str:
 def _sources(rows: Sequence[Row]) -> list[str]:
     sources = Counter(row.data_source for row in rows).most_common(LARGEST_SOURCES)
     lines = ["## Sources", "", "| data source | rows |", "|:--|--:|"]
-    lines += [f"| {name} | {count:,} |" for name, count in sources]
+    lines += [f"| {markdown(name)} | {count:,} |" for name, count in sources]
     return [*lines, "", "![Rows by source](figures/sources.png)", ""]
 
 
@@ -196,5 +197,5 @@ def _rejects(done: Prepared) -> list[str]:
     if not kinds:
         return ["## Rejected rows", "", "None.", ""]
     lines = ["## Rejected rows", "", "| reason | rows |", "|:--|--:|"]
-    lines += [f"| {kind} | {count:,} |" for kind, count in sorted(kinds.items())]
+    lines += [f"| {markdown(kind)} | {count:,} |" for kind, count in sorted(kinds.items())]
     return [*lines, "", "Each with its reason in `rejects.parquet` and `tables/rejects.csv`.", ""]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 
 from sf.data.manifest import DATA_TYPES, PROBLEM_TYPES, Row
+from sf.escaping import markdown
 from sf.plotting import figure, save
 
 __all__ = ["counts_picture", "example_pictures", "length_picture", "source_picture"]
@@ -130,9 +130,9 @@ def example_pictures(
             strip = _strip(row, root, vision)
             strip.save(folder / name)
             cost = f", {row.visual_tokens} visual tokens" if row.visual_tokens else ""
-            lines += [f"### {problem}, {kind}", "", f"![{row.id}](figures/{name})", ""]
-            lines += [f"Row `{row.id}` from {row.data_source}{cost}.", ""]
+            lines += [f"### {problem}, {kind}", "", f"![{markdown(row.id)}](figures/{name})", ""]
+            lines += [f"Row {markdown(row.id)} from {markdown(row.data_source)}{cost}.", ""]
             asked = (*row.problem.splitlines(), *row.options)
-            lines += [f"> {html.escape(line, quote=False)}  " for line in asked]  # "  ": new line
-            lines += ["", f"Answer: {html.escape(row.answer, quote=False)}", ""]
+            lines += [f"> {markdown(line)}  " for line in asked]  # "  ": new line
+            lines += ["", f"Answer: {markdown(row.answer)}", ""]
     return lines

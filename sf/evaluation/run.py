@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sf.errors import DataError, EnvironmentFault, EvaluationFailed, SparsityForcingError
+from sf.escaping import printable
 from sf.evaluation.aggregate import task_score
 from sf.evaluation.benchmarks import Benchmark, Task
 from sf.evaluation.rank_sync import AllFailed, answering_together, together
@@ -30,6 +31,7 @@ from sf.evaluation.scoring import SampleScore, sample_score
 from sf.evaluation.tasks import benchmark_home, build_task
 from sf.extras import extra
 from sf.ranks import gathered, join, rank, world_size
+from sf.redaction import RedactedStream, redact
 
 if TYPE_CHECKING:
     from sf.evaluation.model import SparseChatModel
@@ -144,8 +146,8 @@ def _printing_to(path: Path) -> Iterator[None]:
         from loguru import logger
 
     logger.remove()
-    with path.open("a", encoding="utf-8") as file, redirect_stdout(file):
-        sink = logger.add(file, level="INFO")
+    with path.open("a", encoding="utf-8") as file, redirect_stdout(RedactedStream(file)) as masked:
+        sink = logger.add(masked, level="INFO")
         bars = {module: module.tqdm for module in (evaluator, task)}
         for module, bar in bars.items():
             module.tqdm = partial(bar, file=file)
@@ -179,7 +181,7 @@ def _note_failure(session: _Session, column: Benchmark, error: Exception) -> Non
     error.add_note(f"in benchmark {column.name}")
     if not isinstance(error, SparsityForcingError):
         with session.unforeseen.open("a", encoding="utf-8") as file:
-            traceback.print_exception(error, file=file)
+            file.write(printable(redact("".join(traceback.format_exception(error)))))
     session.failures.append(error)
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from clips import record, write_clip, write_picture
+from markdown_it import MarkdownIt
 from sources import FIELDS, parameters, prepared, reasons, used, write_source
 
 from sf.data.budget import visual_tokens
@@ -73,7 +74,32 @@ def test_examples_on_the_card_show_the_question_as_it_is(tmp_path):
     all_for_training = {"heldout_share": 1e-9, "calibration_share": 1e-9}
     prepare.run(parameters(root, tmp_path, **all_for_training), job)
     card = (job.out / "data_card.md").read_text()
-    assert "> Where is &lt;b&gt; &amp; &lt;image&gt;?  \n> A. red  \n> B. blue  \n" in card
+    assert "> Where is &lt;b&gt; & &lt;image&gt;?  \n> A. red  \n> B. blue  \n" in card
+
+
+HOSTILE = (
+    "<script>alert(1)</script><img src=x onerror=y>\x1b[31m [a](javascript:x) ![i](http://x/y.png) "
+    "| `c` </td> &lt;b&gt; $x$ <http://x> \r # head"
+)
+
+
+def test_text_of_a_row_is_only_text_on_the_card(tmp_path):
+    """No tag, link, picture, cell or escape sequence of a row's text becomes one of the page."""
+    write_picture(tmp_path / "data/pictures/0.png")
+    row = record(0, problem=HOSTILE, options=[f"A. {HOSTILE}", "B. blue"], data_source=HOSTILE)
+    row["problem_id"] = HOSTILE
+    root = write_source(tmp_path / "data", [row])
+    job = SimpleNamespace(out=tmp_path / "out", state=tmp_path / "state", tracker=Figures())
+    job.out.mkdir()
+    all_for_training = {"heldout_share": 1e-9, "calibration_share": 1e-9}
+    prepare.run(parameters(root, tmp_path, **all_for_training), job)
+    card = (job.out / "data_card.md").read_text(encoding="utf-8")
+    assert card.count("alert(1)") >= 4
+    assert "\x1b" not in card
+    page = MarkdownIt("commonmark", {"html": True}).enable("table").render(card)
+    for mark in ("<script", "onerror=y>", "<a ", 'src="http', "<code>", "</td> "):
+        assert mark not in page, mark
+    assert page.count("<img ") == card.count("](figures/")
 
 
 def test_sides_must_leave_something_to_train_on(good_source, tmp_path):
