@@ -81,7 +81,7 @@ STAGES = (
         run="benchmarks",
         output="benchmarks",
         values={"seed": "{seed}"},
-        sections=("benchmarks",),
+        sections=("vision", "benchmarks"),
     ),
     Stage(
         name="prepare",

@@ -107,13 +107,17 @@ def _in_parallel(
 
 
 def check_media(
-    root: Path, rows: Sequence[Row], vision: Vision, log: MediaLog, workers: int
+    root: Path,
+    media: Iterable[tuple[str, str]],
+    vision: Vision,
+    log: MediaLog,
+    workers: int,
 ) -> dict[tuple[str, str], MediaFacts]:
-    """Facts of the media of all rows; only what the log does not hold is opened.
+    """Facts of media; only what the log does not hold is opened.
 
     Args:
         root: the data root.
-        rows: located rows.
+        media: references below it, with "image" or "video"; repeated ones count once.
         vision: pixel and frame bounds.
         log: what earlier calls found.
         workers: processes that decode.
@@ -121,7 +125,7 @@ def check_media(
     Returns:
         Facts by media reference and media type.
     """
-    needed = list(dict.fromkeys((row.media, row.data_type) for row in rows))
+    needed = list(dict.fromkeys(media))
     todo = [
         (media, data_type)
         for media, data_type in needed

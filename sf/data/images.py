@@ -10,7 +10,7 @@ import io
 import struct
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     import PIL.Image
     import PIL.ImageCms
 
-__all__ = ["MAX_IMAGE_PIXELS", "as_rgb", "load_image", "load_image_and_format", "load_rgb"]
+__all__ = [
+    "MAX_IMAGE_PIXELS",
+    "as_rgb",
+    "decode_image",
+    "load_image",
+    "load_image_and_format",
+    "load_rgb",
+]
 
 MAX_IMAGE_PIXELS = 178_956_970  # PIL's bomb limit, twice its warning limit
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # none that runs other programs
@@ -62,24 +69,34 @@ def load_image(path: Path | str) -> PIL.Image.Image:
 
 def load_image_and_format(path: Path | str) -> tuple[PIL.Image.Image, str]:
     """See `load_image`; also the file's format in lower case ("png", "jpeg", ...)."""
+    with open_media(path) as stream:
+        return decode_image(stream, str(path))
+
+
+def decode_image(stream: IO[bytes], name: str) -> tuple[PIL.Image.Image, str]:
+    """`load_image_and_format` for a file that is open.
+
+    Args:
+        stream: seekable.
+        name: for the message.
+    """
     import PIL.Image
 
-    with open_media(path) as stream:
-        try:
-            image = PIL.Image.open(stream, formats=IMAGE_FORMATS)
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                rule = f"{image.width}x{image.height} pixels are a decompression bomb"
-                raise _refuse(str(path), rule)
-            return as_rgb(image, str(path)), (image.format or "").lower()
-        except PIL.Image.DecompressionBombError as error:
-            raise _refuse(str(path), f"it is a decompression bomb: {error}") from error
-        except DataError:
-            raise
-        except PIL.UnidentifiedImageError as error:
-            rule = "it is damaged, or of no image format that is read"
-            raise _refuse(str(path), rule) from error
-        except _DAMAGE as error:
-            raise _refuse(str(path), f"it cannot be decoded: {error}") from error
+    try:
+        image = PIL.Image.open(stream, formats=IMAGE_FORMATS)
+        if image.width * image.height > MAX_IMAGE_PIXELS:
+            rule = f"{image.width}x{image.height} pixels are a decompression bomb"
+            raise _refuse(name, rule)
+        return as_rgb(image, name), (image.format or "").lower()
+    except PIL.Image.DecompressionBombError as error:
+        raise _refuse(name, f"it is a decompression bomb: {error}") from error
+    except DataError:
+        raise
+    except PIL.UnidentifiedImageError as error:
+        rule = "it is damaged, or of no image format that is read"
+        raise _refuse(name, rule) from error
+    except _DAMAGE as error:
+        raise _refuse(name, f"it cannot be decoded: {error}") from error
 
 
 def load_rgb(part: dict[str, Any]) -> PIL.Image.Image:

@@ -5,6 +5,7 @@ The module loads the decoders when it is imported: a worker process does that on
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import PIL.Image
 import PIL.ImageCms
 
 from sf.data.budget import visual_tokens
-from sf.data.images import load_image_and_format
+from sf.data.images import decode_image, load_image_and_format
 from sf.data.media import media_digest
 from sf.data.media_facts import FOUND, MediaFacts, media_key
 from sf.data.video import check_video
@@ -23,7 +24,7 @@ from sf.isolation import CHILD_GIB
 if TYPE_CHECKING:
     from sf.sections import Vision
 
-__all__ = ["inspect"]
+__all__ = ["inspect", "inspect_picture"]
 
 PIL.Image.init()
 
@@ -54,3 +55,24 @@ def inspect(root: Path, media: str, data_type: str, vision: Vision) -> MediaFact
         rule = f"decoding it takes more than {CHILD_GIB:g} GiB"
         return MediaFacts(media, data_type, key, error=rule)
     return facts
+
+
+def inspect_picture(content: bytes, name: str, vision: Vision) -> str:
+    """Decode an image of a table.
+
+    Args:
+        content: its bytes.
+        name: for the message.
+        vision: pixel bounds.
+
+    Returns:
+        Why it cannot be used; "" if it can.
+    """
+    try:
+        image, _ = decode_image(io.BytesIO(content), name)
+        visual_tokens("image", image.width, image.height, 1, 1.0, vision)
+    except DataError as error:
+        return error.rule
+    except MemoryError:
+        return f"decoding it takes more than {CHILD_GIB:g} GiB"
+    return ""

@@ -174,7 +174,8 @@ def use_media(source: Source, vision: Vision, *, check: bool, log: MediaLog) -> 
     source.found.drop(located.faults, located.rows)
     if check:
         rows = source.found.rows
-        facts = check_media(source.root, rows, vision, log, num_decoders())
+        media = [(row.media, row.data_type) for row in rows]
+        facts = check_media(source.root, media, vision, log, num_decoders())
         good, faults = apply_facts(rows, facts, vision)
         source.found.drop(faults, good)
         digests = {row.media: facts[row.media, row.data_type].digest for row in good}

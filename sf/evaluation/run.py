@@ -27,6 +27,7 @@ from sf.escaping import printable
 from sf.evaluation.aggregate import task_score
 from sf.evaluation.benchmarks import Benchmark, Task
 from sf.evaluation.rank_sync import AllFailed, answering_together, together
+from sf.evaluation.readable import leave_out
 from sf.evaluation.scoring import SampleScore, sample_score
 from sf.evaluation.tasks import benchmark_home, build_task
 from sf.extras import extra
@@ -82,6 +83,7 @@ class _Session:
     limit: int
     most_new_tokens: int
     seed: int
+    unreadable: Mapping[str, Mapping[int, str]]
     failures: list[Exception] = field(default_factory=list)
 
     @property
@@ -99,6 +101,7 @@ def evaluate_columns(
     limit: int = 0,
     most_new_tokens: int = 0,
     seed: int = 0,
+    unreadable: Mapping[str, Mapping[int, str]] | None = None,
 ) -> list[ColumnResult]:
     """Evaluate benchmarks one after the other.
 
@@ -111,6 +114,7 @@ def evaluate_columns(
         limit: rows a task at most; 0 for all. MME takes an even number.
         most_new_tokens: upper bound of every task's generation limit; 0 for none.
         seed: of the parsers' random guesses.
+        unreadable: rows of each task that are left out (`sf.evaluation.readable`).
 
     Returns:
         The benchmarks' results, in order; nothing on the further processes of torchrun.
@@ -122,7 +126,7 @@ def evaluate_columns(
     """
     work.mkdir(parents=True, exist_ok=True)
     join()
-    session = _Session(lm, home, work, limit, most_new_tokens, seed)
+    session = _Session(lm, home, work, limit, most_new_tokens, seed, unreadable or {})
     results = []
     with benchmark_home(home, work / "arrow"), _printing_to(work / f"lmms_eval{rank()}.log"):
         for column in columns:
@@ -210,13 +214,8 @@ def _evaluate_part(
 
     for seed_all in (random.seed, np.random.seed, torch.manual_seed):
         seed_all(session.seed)
-    task = together(
-        part.task,
-        lambda: build_task(part, session.home, most_new_tokens=session.most_new_tokens),
-    )
-    wanted = min(session.limit or len(task.eval_docs), len(task.eval_docs))
-    if part.even:
-        wanted -= wanted % 2
+    task = together(part.task, lambda: _built(session, part))
+    wanted = len(task.eval_docs)
     session.lm.task_dict[part.task] = task.dataset
     options = Namespace(
         output_path=str(session.work), process_with_media=False, reasoning_tags=None
@@ -237,6 +236,12 @@ def _evaluate_part(
         part.task,
         lambda: ({}, []) if rank() else _scored(column, part, task, wanted, found, records),
     )
+
+
+def _built(session: _Session, part: Task) -> Any:
+    task = build_task(part, session.home, most_new_tokens=session.most_new_tokens)
+    leave_out(task, part, session.unreadable.get(part.task, ()), session.limit)
+    return task
 
 
 def _scored(

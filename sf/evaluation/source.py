@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from sf.atomic_files import read_json, write_json
+from sf.data.check import MediaLog
 from sf.errors import ConfigError, DataError
 from sf.evaluation.available import (
     fetch_from_hub,
@@ -17,7 +20,11 @@ from sf.evaluation.available import (
     refuse,
 )
 from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, Benchmark, columns_of
+from sf.evaluation.readable import leave_out, unreadable_rows
 from sf.evaluation.tasks import benchmark_home, build_task
+
+if TYPE_CHECKING:
+    from sf.sections import Vision
 
 __all__ = ["Source", "prepare_source", "read_source", "source_table"]
 
@@ -35,12 +42,14 @@ class Source:
         limit: rows a task at most, 0 for all.
         most_new_tokens: upper bound of the tasks' generation limits, 0 for none. Stand-ins are
             answered in few tokens, and a model that has not learnt to stop would babble 1024.
+        unreadable: rows of each task that are left out, by number, with the reason.
     """
 
     kind: str
     home: str
     limit: int
     most_new_tokens: int
+    unreadable: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write `benchmarks.json`."""
@@ -60,24 +69,35 @@ def read_source(folder: Path) -> Source:
     path = folder / _FILE
     if not path.is_file():
         raise DataError("benchmarks", str(folder), f"has no {_FILE}", "run the benchmarks stage")
-    return Source(**read_json(path))
+    fields = read_json(path)
+    bad = fields.pop("unreadable", {})  # JSON has text for the numbers
+    numbered = {task: {int(row): why for row, why in rows.items()} for task, rows in bad.items()}
+    return Source(**fields, unreadable=numbered)
 
 
 def prepare_source(
-    source: str, samples: int, seed: int, suites: Sequence[str], folder: Path, scratch: Path
+    source: str,
+    samples: int,
+    seed: int,
+    suites: Sequence[str],
+    vision: Vision,
+    folder: Path,
+    scratch: Path,
 ) -> tuple[Source, dict[str, int]]:
-    """Write stand-ins, or make sure that real data are complete.
+    """Write stand-ins, or make sure that real data are complete and open all of their media.
 
     Args:
         source: "synthetic", "hub" or a local benchmark home.
         samples: rows a task; 0 for all (real data only).
         seed: of the stand-ins.
         suites: what will be evaluated.
+        vision: pixel and frame bounds of the evaluation.
         folder: the stage's result folder; stand-ins go to `home` in it.
-        scratch: for Arrow files.
+        scratch: for Arrow files, and for what is known of videos when the call is killed.
 
     Returns:
-        Where the data lie, and the rows of each task.
+        Where the data lie, and the rows of each task. Rows that cannot be read are named in a
+        warning.
 
     Raises:
         ConfigError: an unknown suite, no such folder, or stand-ins without a number.
@@ -96,7 +116,7 @@ def prepare_source(
     if source == "hub":
         fetch_from_hub(columns, missing_in_hub_cache(columns), scratch)
         refuse(source, missing_in(None, columns, scratch / "arrow"), "fetch or repair these files")
-        return Source("hub", "", samples, 0), _rows(None, columns, scratch / "arrow")
+        return _opened(Source("hub", "", samples, 0), None, columns, vision, scratch)
     home = Path(source)
     if not home.is_dir():
         rule = "is neither 'synthetic' nor 'hub' nor a folder"
@@ -104,20 +124,36 @@ def prepare_source(
     missing = missing_in(home, columns, scratch / "arrow")
     refuse(source, missing, "bring the files there (docs: the layout of a benchmark home)")
     found = Source("folder", str(home.resolve()), samples, 0)
-    return found, _rows(home, columns, scratch / "arrow")
+    return _opened(found, home, columns, vision, scratch)
 
 
-def _rows(home: Path | None, columns: Sequence[Benchmark], cache: Path) -> dict[str, int]:
-    with benchmark_home(home, cache):
-        return {
-            part.task: len(build_task(part, home).eval_docs)
-            for column in columns
-            for part in column.parts
-        }
+def _opened(
+    source: Source, home: Path | None, columns: Sequence[Benchmark], vision: Vision, scratch: Path
+) -> tuple[Source, dict[str, int]]:
+    """The source with the rows that cannot be read, and the rows of each task."""
+    rows: dict[str, int] = {}
+    bad: dict[str, dict[int, str]] = {}
+    log = MediaLog(scratch / "media.jsonl")
+    with benchmark_home(home, scratch / "arrow"):
+        for part in (part for column in columns for part in column.parts):
+            task = build_task(part, home)
+            rows[part.task] = len(task.eval_docs)
+            unreadable = unreadable_rows(task, part, vision, log, source.limit)
+            if unreadable:
+                bad[part.task] = unreadable
+                leave_out(task, part, unreadable, source.limit)  # refuses a task without a row
+                warnings.warn(_named(part.task, unreadable), stacklevel=3)
+    return replace(source, unreadable=bad), rows
+
+
+def _named(task: str, unreadable: Mapping[int, str]) -> str:
+    lines = [f"  row {number}: {reason}" for number, reason in unreadable.items()]
+    head = f"{len(unreadable)} rows of {task} cannot be read and are left out of every evaluation:"
+    return "\n".join([head, *lines, "To have them counted, fetch them and run this stage again."])
 
 
 def source_table(source: Source, rows: Mapping[str, int]) -> pd.DataFrame:
-    """One line per task: column, task, rows, evaluated rows, generation limit.
+    """One line per task: column, task, rows, unreadable and evaluated rows, generation limit.
 
     Args:
         source: where the data lie.
@@ -126,14 +162,19 @@ def source_table(source: Source, rows: Mapping[str, int]) -> pd.DataFrame:
     lines = []
     for column in (*BENCHMARKS, *EXTRA):
         for part in (part for part in column.parts if part.task in rows):
-            evaluated = min(rows[part.task], source.limit or rows[part.task])
+            counted = min(rows[part.task], source.limit or rows[part.task])
+            bad = set(source.unreadable.get(part.task, ()))
+            if part.even:
+                counted -= counted % 2
+                bad |= {number ^ 1 for number in bad}
             limit = min(part.max_new_tokens, source.most_new_tokens or part.max_new_tokens)
             lines.append(
                 {
                     "column": column.name,
                     "task": part.task,
                     "rows": rows[part.task],
-                    "evaluated": evaluated - evaluated % 2 if part.even else evaluated,
+                    "unreadable": len(source.unreadable.get(part.task, ())),
+                    "evaluated": counted - len(bad),
                     "max_new_tokens": limit,
                 }
             )

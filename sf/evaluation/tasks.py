@@ -101,6 +101,8 @@ def build_task(
         from lmms_eval.utils import load_yaml_config
         from tenacity import RetryError
 
+    from sf.evaluation.readable import decode_by_loader, images_unseen
+
     disable_progress_bars()
     tasks = Path(lmms_eval.__file__).parent / "tasks"
     config = load_yaml_config(str(tasks / part.config))
@@ -124,7 +126,8 @@ def build_task(
             if key in ("video", "cache_dir")
         }
     try:
-        task = ConfigurableMessagesTask(config=config, model_name=model_name)
+        with images_unseen():
+            task = ConfigurableMessagesTask(config=config, model_name=model_name)
     except KeyError as error:
         rule = f"its rows cannot be read: there is no split {error}"
         raise DataError(part.task, str(config["dataset_path"]), rule, "check the data") from error
@@ -137,6 +140,7 @@ def build_task(
         _without_judge(config["process_results"])
     if len(task.eval_docs) == 0:
         raise DataError(part.task, part.split, "the split holds no row", "check the data")
+    decode_by_loader(task)
     return task
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sf.sections import Benchmarks
+from sf.sections import Benchmarks, Vision
 
 if TYPE_CHECKING:
     from sf.jobs import Job
 
 
-class Parameters(Benchmarks):
+class Parameters(Vision, Benchmarks):
     """Where the benchmarks come from; only the data of the `suites` must be there."""
 
     seed: int
@@ -19,7 +19,7 @@ class Parameters(Benchmarks):
 
 
 def run(p: Parameters, job: Job) -> None:
-    """Write stand-ins into `home/`, or check a local folder or the hub cache.
+    """Write stand-ins into `home/`, or check a local folder or the hub cache and open all media.
 
     Writes `benchmarks.json` (`sf.evaluation.source.Source`), which the evaluation reads, and
     `tables/benchmarks.csv` (one line per task).
@@ -31,7 +31,7 @@ def run(p: Parameters, job: Job) -> None:
     from sf.tables import write_csv
 
     source, rows = prepare_source(
-        p.benchmark_source, p.benchmark_samples, p.seed, p.suites, job.out, job.state
+        p.benchmark_source, p.benchmark_samples, p.seed, p.suites, p, job.out, job.state
     )
     source.write(job.out)
     table = source_table(source, rows)

@@ -107,6 +107,7 @@ def run(p: Parameters, job: Job) -> None:
         limit=source.limit,
         most_new_tokens=source.most_new_tokens,
         seed=p.seed,
+        unreadable=source.unreadable,
     )
     if rank():
         return

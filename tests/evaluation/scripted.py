@@ -9,6 +9,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
 from sf.evaluation.records import Record
+from sf.sections import Vision
 
 BOUNDS = {
     "image_min_pixels": 784,
@@ -19,6 +20,7 @@ BOUNDS = {
     "video_fps": 2.0,
 }
 """Pixel and frame bounds under which no stand-in is resized or thinned."""
+VISION = Vision(**BOUNDS)  # type: ignore[arg-type]
 
 
 class Scripted(lmms):

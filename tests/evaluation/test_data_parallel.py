@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from scripted import BOUNDS
+from scripted import BOUNDS, VISION
 
 from sf.evaluation.source import prepare_source
 from sf.layout import STAMP
@@ -30,7 +30,7 @@ TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The result of the `benchmarks` stage."""
     folder = tmp_path_factory.mktemp("benchmarks")
-    prepare_source("synthetic", 3, 0, ["video"], folder, folder)[0].write(folder)
+    prepare_source("synthetic", 3, 0, ["video"], VISION, folder, folder)[0].write(folder)
     (folder / STAMP).write_text('{"files": {}}')
     return folder
 

@@ -40,6 +40,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The result of the `benchmarks` stage."""
     job = _job(tmp_path_factory.mktemp("benchmarks"))
     parameters = benchmarks.Parameters(
+        **BOUNDS,  # type: ignore[arg-type]
         benchmark_source="synthetic",
         benchmark_samples=2,
         suites=["all"],
@@ -87,7 +88,7 @@ def test_only_what_the_suites_need_is_prepared(tmp_path: Path) -> None:
     job = _job(tmp_path)
     values = {"benchmark_source": "synthetic", "benchmark_samples": 2, "seed": 0}
     suites = ["chartqa", "tempcompass"]
-    benchmarks.run(benchmarks.Parameters(**values, suites=suites, output=job.out), job)
+    benchmarks.run(benchmarks.Parameters(**BOUNDS, **values, suites=suites, output=job.out), job)
     table = pd.read_csv(job.out / "tables" / "benchmarks.csv")
     assert list(table["column"].unique()) == suites
     assert {path.name for path in (job.out / "home").iterdir()} == {"hub", "tempcompass"}
@@ -97,6 +98,7 @@ def test_stand_ins_of_a_seed_are_the_same_bytes(source: Path, tmp_path: Path) ->
     job = _job(tmp_path)
     benchmarks.run(
         benchmarks.Parameters(
+            **BOUNDS,  # type: ignore[arg-type]
             benchmark_source="synthetic",
             benchmark_samples=2,
             suites=["all"],

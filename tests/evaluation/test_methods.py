@@ -96,6 +96,7 @@ def test_a_stage_runs_a_method_at_its_default_or_at_a_value(
     source = job("benchmarks")
     benchmarks.run(
         benchmarks.Parameters(
+            **BOUNDS,  # type: ignore[arg-type]
             benchmark_source="synthetic",
             benchmark_samples=2,
             suites=["mmstar"],

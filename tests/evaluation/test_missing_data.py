@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
+from scripted import VISION
 
 from sf.errors import ConfigError, DataError, EnvironmentFault
 from sf.evaluation import available
@@ -29,7 +30,7 @@ def copy(home: Path, tmp_path: Path) -> Path:
 
 def _refused(source: str, suites: list[str], scratch: Path) -> str:
     with pytest.raises(DataError) as caught:
-        prepare_source(source, 0, 0, suites, scratch, scratch)
+        prepare_source(source, 0, 0, suites, VISION, scratch, scratch)
     return str(caught.value)
 
 
@@ -71,7 +72,7 @@ def test_folders_videos_and_rows_are_named(copy: Path, tmp_path: Path) -> None:
         f"  mmstar: {file} cannot be read (",
     ):
         assert words in text
-    found, rows = prepare_source(str(copy), 2, 0, ["mme", "mlvu_dev"], tmp_path, tmp_path)
+    found, rows = prepare_source(str(copy), 2, 0, ["mme", "mlvu_dev"], VISION, tmp_path, tmp_path)
     assert (found.kind, found.limit) == ("folder", 2)
     assert rows == {"mme": 56, "mlvu_dev": 7}
 
@@ -170,16 +171,22 @@ def test_the_cache_is_looked_at_without_a_network(
 )
 def test_bad_sources_are_refused(source: str, samples: int, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        prepare_source(source, samples, 0, ["all"], tmp_path, tmp_path)
+        prepare_source(source, samples, 0, ["all"], VISION, tmp_path, tmp_path)
 
 
 def test_a_suite_that_does_not_exist_is_refused_first(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean chartqa"):
-        prepare_source("hub", 0, 0, ["chartqq"], tmp_path, tmp_path)
+        prepare_source("hub", 0, 0, ["chartqq"], VISION, tmp_path, tmp_path)
 
 
 def test_a_source_says_where_the_data_lie(home: Path, tmp_path: Path) -> None:
-    found, _ = prepare_source(str(home), 3, 0, ["mmstar"], tmp_path, tmp_path)
+    found, _ = prepare_source(str(home), 3, 0, ["mmstar"], VISION, tmp_path, tmp_path)
     found.write(tmp_path)
     written = json.loads((tmp_path / "benchmarks.json").read_text())
-    assert written == {"kind": "folder", "home": str(home), "limit": 3, "most_new_tokens": 0}
+    assert written == {
+        "kind": "folder",
+        "home": str(home),
+        "limit": 3,
+        "most_new_tokens": 0,
+        "unreadable": {},
+    }

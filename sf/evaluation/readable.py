@@ -1,0 +1,168 @@
+"""Which rows of a benchmark can be read, and what becomes of those that cannot.
+
+Every image and video is opened once before any model is loaded, in worker processes
+(`sf.isolation`): a damaged one costs its row, with a reason, and not its benchmark. Images inside a
+table are decoded by the project's one loader (`sf.data.images`), not by that of `datasets`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sf.data.check import TIME_LIMIT_S, MediaLog, check_media
+from sf.data.images import as_rgb, decode_image
+from sf.data.media import num_decoders
+from sf.errors import DataError
+from sf.evaluation.benchmarks import Task
+from sf.extras import extra
+from sf.isolation import Lost, run_isolated
+
+with extra("eval"):
+    from datasets import Image, List
+
+if TYPE_CHECKING:
+    import PIL.Image
+    from datasets import Dataset
+
+    from sf.sections import Vision
+
+__all__ = ["decode_by_loader", "images_unseen", "leave_out", "unreadable_rows"]
+
+_ROWS = 64  # whose images are in memory at once
+
+
+class _LoadedImage(Image):
+    """The images of a column, decoded by `sf.data.images`."""
+
+    def decode_example(
+        self, value: Any, token_per_repo_id: dict[str, str | bool | None] | None = None
+    ) -> PIL.Image.Image:
+        if not isinstance(value, dict):
+            return as_rgb(value)
+        return decode_image(io.BytesIO(_content(value)), value["path"] or "an image of a table")[0]
+
+
+def _content(value: dict[str, Any]) -> bytes:
+    content: bytes | None = value["bytes"]
+    return Path(value["path"]).read_bytes() if content is None else content
+
+
+def _as(feature: Any, make: Callable[[], Image]) -> Any:
+    """A feature with its images made anew; None where it holds none."""
+    if isinstance(feature, Image):
+        return make()
+    if isinstance(feature, List) and isinstance(feature.feature, Image):
+        return List(make(), length=feature.length)
+    return None
+
+
+def _cast(dataset: Dataset, make: Callable[[], Image]) -> tuple[Dataset, list[str]]:
+    """A data set whose images are of another class, and the columns with images."""
+    pictures = {name: _as(feature, make) for name, feature in dataset.features.items()}
+    pictures = {name: feature for name, feature in pictures.items() if feature is not None}
+    for name, feature in pictures.items():
+        dataset = dataset.cast_column(name, feature)
+    return dataset, list(pictures)
+
+
+@contextmanager
+def images_unseen() -> Iterator[None]:
+    """Within it every image of a table is a blank one.
+
+    lmms-eval decodes a task's first row to see its columns: a damaged image would end the task.
+    """
+    import PIL.Image
+
+    decode = Image.decode_example
+    Image.decode_example = lambda *_, **__: PIL.Image.new("RGB", (28, 28))
+    try:
+        yield
+    finally:
+        Image.decode_example = decode
+
+
+def decode_by_loader(task: Any) -> None:
+    """Make a task's images upright 8-bit sRGB, as those of training are."""
+    for splits in _tables(task):
+        for split in splits:
+            splits[split], _ = _cast(splits[split], _LoadedImage)
+    task.task_docs = task.eval_docs
+
+
+def _tables(task: Any) -> list[Any]:
+    """A task's rows, and its rows without images where those are others."""
+    same = task.dataset_no_image is task.dataset
+    return [task.dataset] if same else [task.dataset, task.dataset_no_image]
+
+
+def unreadable_rows(
+    task: Any, part: Task, vision: Vision, log: MediaLog, limit: int = 0
+) -> dict[int, str]:
+    """Rows whose images or videos cannot be used, with the reason.
+
+    Args:
+        task: of `sf.evaluation.tasks.build_task`; its videos are there.
+        part: which task.
+        vision: pixel and frame bounds of the evaluation.
+        log: what earlier calls found about videos.
+        limit: first rows that are looked at; 0 for all.
+    """
+    count = min(limit or len(task.eval_docs), len(task.eval_docs))
+    bad = dict(_bad_pictures(task.dataset[part.split].select(range(count)), vision))
+    videos: dict[int, list[str]] = {}
+    if part.media:
+        for number, row in enumerate(task.eval_docs_no_media.select(range(count))):
+            videos[number] = [path for path in task.doc_to_visual(row) if isinstance(path, str)]
+    pairs = [(path, "video") for paths in videos.values() for path in paths]
+    facts = check_media(Path("/"), pairs, vision, log, num_decoders()) if pairs else {}
+    for number, paths in videos.items():
+        for path in paths:
+            if facts[path, "video"].error:
+                bad.setdefault(number, f"{path}: {facts[path, 'video'].error}")
+    return dict(sorted(bad.items()))
+
+
+def _bad_pictures(dataset: Dataset, vision: Vision) -> Iterator[tuple[int, str]]:
+    from sf.data.inspection import inspect_picture
+
+    raw, names = _cast(dataset, lambda: Image(decode=False))
+    raw = raw.select_columns(names)
+    for start in range(0, len(raw) if names else 0, _ROWS):
+        numbers, calls = [], []
+        for number in range(start, min(start + _ROWS, len(raw))):
+            for name, value in raw[number].items():
+                for picture in value if isinstance(value, list) else [value]:
+                    if picture is not None:
+                        numbers.append(number)
+                        calls.append((_content(picture), name, vision))
+        limits = [TIME_LIMIT_S] * len(calls)
+        for at, reason in run_isolated(inspect_picture, calls, limits, workers=num_decoders()):
+            rule = reason.reason if isinstance(reason, Lost) else reason
+            if rule:
+                yield numbers[at], f"{calls[at][1]}: {rule}"
+
+
+def leave_out(task: Any, part: Task, rows: Collection[int], limit: int = 0) -> None:
+    """Keep a task's first rows, without some; where documents come in pairs, without both.
+
+    Args:
+        task: of `sf.evaluation.tasks.build_task`.
+        part: which task.
+        rows: numbers of those that are left out.
+        limit: first rows that are kept; 0 for all.
+
+    Raises:
+        DataError: no row is left.
+    """
+    count = min(limit or len(task.eval_docs), len(task.eval_docs))
+    bad = set(rows) | ({number ^ 1 for number in rows} if part.even else set())
+    kept = [number for number in range(count - count % 2 * part.even) if number not in bad]
+    if not kept:
+        raise DataError(part.task, part.split, "none of its rows can be read", "fetch it again")
+    for splits in _tables(task):
+        splits[part.split] = splits[part.split].select(kept)
+    task.task_docs = task.eval_docs
