@@ -17,6 +17,7 @@ import argparse
 import random
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import sf  # noqa: F401  (before transformers: it lets torchvision import beside a CPU-only torch)
@@ -44,6 +45,7 @@ class Layer(nn.Module):
     """What an attention function reads from a model's attention module."""
 
     layer_idx, is_causal, num_key_value_groups = 0, True, HEADS // KV_HEADS
+    config = SimpleNamespace(_attn_implementation="sdpa")
 
 
 def inputs(queries: int, keys: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
@@ -96,14 +98,14 @@ def prefill(length: int, arguments: argparse.Namespace) -> list[Row]:
     module, scaling = Layer(), SIZE**-0.5
     backend, dense = backend_for(query.device), AttentionInterface()["sdpa"]
     valid = torch.ones(1, length, dtype=torch.bool, device=arguments.device)
-    first = ForwardState(kind="prefill", policy=TopP(p=0.5), dense="sdpa", valid=valid)
+    first = ForwardState(kind="prefill", policy=TopP(p=0.5), valid=valid)
     column, present, visible = first._columns
     mass = backend.probe_mass(query, key, column, present, valid, scaling)
     scores = Scores(mass=mass, visible=visible, num_probes=present.sum(-1), valid=valid)
     policy = TopP(p=threshold_for(scores, round(RATIO * length)))
 
     def plan(selector: Any) -> ForwardState:
-        made = ForwardState(kind="prefill", policy=selector, dense="sdpa", valid=valid)
+        made = ForwardState(kind="prefill", policy=selector, valid=valid)
         made.cache = prune_in_place(None, 1)
         made.open_cache(True)
         made.cache.update(key, value, 0)

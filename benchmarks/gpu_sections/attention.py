@@ -44,6 +44,7 @@ class Layer(nn.Module):
     """What an attention function reads from a model's attention module."""
 
     layer_idx, is_causal = 0, True
+    config = SimpleNamespace(_attn_implementation="sdpa")
 
     def __init__(self, groups: int) -> None:
         super().__init__()
@@ -113,11 +114,11 @@ def prefill(scale: Scale, length: int, cudnn: bool = True) -> list[Row]:
     query, key, value = quantities(scale, 1, length)
     valid = torch.ones(1, length, dtype=torch.bool, device=scale.at)
     policy, scaling, layer = TopK(ratio=RATIO), scale.head_dim**-0.5, Layer(1)
-    shared = ForwardState(kind="prefill", policy=policy, dense="sdpa", valid=valid)
+    shared = ForwardState(kind="prefill", policy=policy, valid=valid)
     shared_parts = {name: getattr(shared, name) for name in ("_columns", "full_lengths")}
 
     def plan(selector: Any) -> ForwardState:
-        made = ForwardState(kind="prefill", policy=selector, dense="sdpa", valid=valid)
+        made = ForwardState(kind="prefill", policy=selector, valid=valid)
         vars(made).update(shared_parts)
         made.cache = prune_in_place(None, 1)
         made.open_cache(True)

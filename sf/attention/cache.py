@@ -65,7 +65,7 @@ class PrunedLayer(CacheLayerMixin):
             raise ConfigError(
                 "past_key_values",
                 "a pruned cache",
-                "it can only be continued inside sparsify(...)",
+                "it can only be continued inside sparsify(...) with a policy that drops tokens",
                 "stay in the context, or keep the whole KV with whole_kv=True",
             )
         if not self.is_initialized:

@@ -1,251 +1,343 @@
-"""Hooks on a decoder: they make a plan for each forward and undo themselves."""
+"""Hooks on a model's decoder: what every attention method is applied with.
+
+A method subclasses `DecoderHooks`: `before` makes what the layers of a forward are handed, `after`
+records what they did. Everything is undone by `close`, also after an exception.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from inspect import signature
+from types import TracebackType
+from typing import Any, ClassVar, Generic, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, GenerationMixin, PreTrainedModel
 
-from sf.attention.cache import PrunedLayer, prune_in_place
-from sf.attention.forward_state import ForwardState
-from sf.attention.layer import NAME
-from sf.attention.sparse_projections import install, uninstall
+from sf.attention.model_view import ConfigView, Generate
 from sf.attention.trace import Trace
 from sf.errors import ConfigError, UnsupportedModelError
-from sf.selection import Policy
 
-__all__ = ["DecoderHooks"]
+__all__ = ["Call", "DecoderHooks", "Watch", "find_decoder", "unwrapped"]
+
+SomeTrace = TypeVar("SomeTrace", bound=Trace)
+_active: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
-class DecoderHooks:
-    """Turns each forward of `decoder` into a sparse one until `close`.
+def unwrapped(model: Any) -> Any:
+    """The transformers model within PEFT's wrapper."""
+    unwrap = getattr(model, "get_base_model", None)
+    return unwrap() if callable(unwrap) else model
+
+
+def find_decoder(model: nn.Module) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The model that generates and the decoder in it.
+
+    Raises:
+        UnsupportedModelError: not a transformers model whose decoder is layers of full attention.
+    """
+    name = type(model).__name__
+    tuner = getattr(model, "active_peft_config", None)
+    if tuner is not None and tuner.is_prompt_learning:
+        raise UnsupportedModelError("model", name, "virtual prompt tokens are not supported")
+    owner = unwrapped(model)
+    if not isinstance(owner, PreTrainedModel):
+        raise UnsupportedModelError(
+            "model", name, "a transformers PreTrainedModel is needed", "unwrap the model first"
+        )
+    if owner.config.is_encoder_decoder:
+        raise UnsupportedModelError("model", name, "encoder-decoder models are not supported")
+    decoder = owner.get_decoder()
+    layers = getattr(decoder, "layers", None)
+    if (
+        not isinstance(decoder, PreTrainedModel)
+        or not isinstance(layers, nn.ModuleList)
+        or any(not hasattr(layer, "self_attn") for layer in layers)
+    ):
+        raise UnsupportedModelError(
+            "model",
+            name,
+            "no decoder with layers of self-attention was found in it",
+            "use a decoder that follows transformers' attention interface",
+        )
+    kinds = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise UnsupportedModelError(
+            "model", f"{name} ({', '.join(sorted(kinds))})", "every layer must be full attention"
+        )
+    return owner, decoder
+
+
+@dataclass(frozen=True)
+class Call:
+    """One forward of the decoder.
 
     Attributes:
-        prompt_width: columns of the prompt, the rest is completion; None: all columns are prompt.
+        batch, length: rows and new columns. past: columns in the cache before it.
+        device: of the inputs.
+        mask: the padding mask as bool (B, past + L), False on padding; None: no padding.
+        cache: None without one.
     """
 
-    def __init__(
-        self,
-        decoder: PreTrainedModel,
-        policy: Policy,
-        prompt_width: int | None,
-        trace: Trace,
-        skip_dropped: bool,
-    ) -> None:
-        self.decoder, self.policy, self.prompt_width = decoder, policy, prompt_width
-        self.trace = trace
-        self._layers = list(decoder.get_submodule("layers").children())
-        self._plan: ForwardState | None = None
-        self._checkpoints: list[tuple[Any, Any]] = []
-        self._own = str(decoder.config._attn_implementation)
-        self._hooks: list[Any] = []
-        self._lean: list[nn.Module] = []
-        decoder.set_attn_implementation(NAME)
-        if decoder.config._attn_implementation != NAME:
-            raise UnsupportedModelError(
-                "model",
-                type(decoder).__name__,
-                "it does not use transformers' attention interface",
-                "use a model whose attention calls ALL_ATTENTION_FUNCTIONS",
+    batch: int
+    length: int
+    past: int
+    device: torch.device
+    mask: Tensor | None
+    cache: Cache | None
+
+    @classmethod
+    def of(cls, kwargs: Mapping[str, Any]) -> Self:
+        """From the decoder's arguments, before its forward.
+
+        Raises:
+            ConfigError: no inputs, or another mask than a padding mask over all columns.
+        """
+        inputs = kwargs.get("inputs_embeds")
+        inputs = kwargs.get("input_ids") if inputs is None else inputs
+        if inputs is None:
+            raise ConfigError("input_ids", None, "the decoder got neither ids nor embeddings")
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        batch, length = inputs.shape[:2]
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if mask is None:
+            return cls(batch, length, past, inputs.device, None, cache)
+        if not isinstance(mask, Tensor) or mask.shape != (batch, past + length):
+            raise ConfigError(
+                "attention_mask",
+                tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__,
+                f"must be a 2D padding mask over {past + length} columns of {batch} rows",
+                "pass the tokenizer's attention_mask and a dynamic cache",
             )
-        attentions = [layer.get_submodule("self_attn") for layer in self._layers]
-        self._lean = [module for module in attentions if skip_dropped and install(module)]
-        self._hooks = [
-            decoder.register_forward_pre_hook(self._before, with_kwargs=True),
-            decoder.register_forward_hook(self._after, with_kwargs=True, always_call=True),
-        ]
+        return cls(batch, length, past, inputs.device, mask.bool(), cache)
+
+    @property
+    def valid(self) -> Tensor:
+        """bool (B, past + L), False on padding."""
+        if self.mask is not None:
+            return self.mask
+        shape = self.batch, self.past + self.length
+        return torch.ones(shape, dtype=torch.bool, device=self.device)
+
+
+class DecoderHooks(Generic[SomeTrace]):
+    """Hooks on a model's decoder, from `open` to `close` or as a context.
+
+    They hold for every thread that runs the model; forwards and generations of several threads do
+    not disturb each other, but the trace is of the prompt that was read last.
+
+    Args:
+        model: a transformers model, also PEFT-wrapped or dispatched over devices.
+        trace: filled by each prompt.
+        prompt_width: columns of the prompt in a forward over prompt and completion. By default
+            `generate` knows its prompt, and in a plain forward on an empty cache all columns are
+            prompt. May be changed between forwards.
+
+    Attributes:
+        implementation: registered name of the attention function that the layers call; None: the
+            model's own.
+    """
+
+    implementation: ClassVar[str | None] = None
+    is_open = False
+
+    def __init__(self, model: nn.Module, trace: SomeTrace, prompt_width: int | None = None) -> None:
+        self.owner, self.decoder = find_decoder(model)
+        self.trace, self.prompt_width = trace, prompt_width
+        self.layers: list[Any] = list(self.decoder.get_submodule("layers").children())
+        self._names = list(signature(self.decoder.forward).parameters)
+        self._thread = threading.local()
+        self._entered = False
+        self._undo: list[Callable[[], Any]] = []
+
+    # What a method says
+
+    def before(self, call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The decoder's arguments, with what its layers are handed."""
+        return kwargs
+
+    def after(self, kwargs: dict[str, Any], output: Any) -> None:
+        """Record a forward that ended well."""
+
+    def check(self, given: Mapping[str, Any]) -> None:
+        """Refuse arguments of a forward, or of `generate` with its settings, before work."""
+
+    # Open and close
+
+    def open(self) -> SomeTrace:
+        """Hook the decoder.
+
+        Raises:
+            ConfigError: a method is already applied to the model.
+            UnsupportedModelError: the decoder does not use transformers' attention interface.
+        """
+        name = type(self.decoder).__name__
+        if self.decoder in _active:
+            rule = "it is already under another attention method"
+            raise ConfigError("model", name, rule, "leave the other context, or undo its handle")
+        if self.implementation and not self.decoder._can_set_attn_implementation():
+            rule = "it does not use transformers' attention interface"
+            remedy = "use a model whose attention calls ALL_ATTENTION_FUNCTIONS"
+            raise UnsupportedModelError("model", name, rule, remedy)
+        _active[self.decoder] = self
+        self.is_open = True
+        self._undo = [lambda: _active.pop(self.decoder, None)]
+        if self.implementation:
+            for module in (self.decoder, *(layer.self_attn for layer in self.layers)):
+                self._view(module, self.implementation)
+        self._hook(self.decoder.register_forward_pre_hook(self._before, with_kwargs=True))
+        after = self.decoder.register_forward_hook(self._after, with_kwargs=True, always_call=True)
+        self._hook(after)
+        if self.owner is not self.decoder:
+            self._hook(self.owner.register_forward_pre_hook(self._early, with_kwargs=True))
+        if isinstance(self.owner, GenerationMixin) and self.prompt_width is None:
+            vars(self.owner)["generate"] = Generate(self.owner, self._generate)
+            self._undo.append(lambda: vars(self.owner).pop("generate", None))
+        return self.trace
 
     def close(self) -> None:
-        """Take everything back; harmless when repeated."""
-        for hook in self._hooks:
-            hook.remove()
-        for module in self._lean:
-            uninstall(module)
-        self._hooks, self._lean = [], []
-        self._release()
-        if self.decoder.config._attn_implementation == NAME:
-            self.decoder.set_attn_implementation(self._own)
+        """Give the model back as it was; harmless when repeated."""
+        self.is_open = False
+        while self._undo:
+            self._undo.pop()()
+
+    undo = close
+
+    def __enter__(self) -> SomeTrace:
+        if self._entered:
+            raise ConfigError("context", type(self).__name__, "it is entered already", "leave it")
+        if not self.is_open:
+            self.open()
+        self._entered = True
+        return self.trace
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._entered = False
+        self.close()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A copy of the model has closed hooks, which do nothing."""
+        return type(self).__new__, (type(self),)
+
+    def _hook(self, hook: Any) -> None:
+        self._undo.append(hook.remove)
+
+    def _view(self, module: Any, implementation: str) -> None:
+        config = module.config
+        vars(module)["config"] = ConfigView(config, implementation)
+        self._undo.append(lambda: vars(module).update(config=config))
 
     # The forward
 
     def _before(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        self._release()
-        inputs = kwargs.get("inputs_embeds")
-        inputs = kwargs.get("input_ids") if inputs is None else inputs
-        if args or inputs is None:
-            raise UnsupportedModelError(
-                "model", type(decoder).__name__, "its decoder is not called with keyword arguments"
-            )
-        kwargs = dict(kwargs)
-        cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
-        batch, length = inputs.shape[:2]
-        mask = _padding_mask(kwargs.get("attention_mask"), past + length)
-        if past:
-            assert cache is not None
-            plan = self._continue(cache, mask, length)
-        else:
-            plan = self._start(kwargs, mask, batch, length, inputs.device)
-        self._plan = kwargs["sparse_state"] = plan
-        plan.open_cache(True)
-        self._guard_checkpoints()
-        return args, kwargs
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not self.is_open or self.implementation is None:
+            return None
+        kwargs = {**kwargs, **dict(zip(self._names, args, strict=False))}
+        if self.decoder.config._attn_implementation != self.implementation:
+            rule = "it was changed while a method is applied to the model"
+            given = self.decoder.config._attn_implementation
+            raise ConfigError("attn_implementation", given, rule, "leave the context first")
+        self.check(kwargs)
+        return (), self.before(Call.of(kwargs), kwargs)
 
-    def _start(
-        self,
-        kwargs: dict[str, Any],
-        mask: Tensor | None,
-        batch: int,
-        length: int,
-        device: torch.device,
-    ) -> ForwardState:
-        width = length if self.prompt_width is None else self.prompt_width
-        if width > length:
-            raise ConfigError(
-                "prompt_width", width, f"the input has {length} columns", "pass prompt + completion"
-            )
-        if mask is None:
-            mask = torch.ones(batch, length, dtype=torch.bool, device=device)
-            tail_valid = None
-        else:
-            tail_valid = mask[:, width:]
-            if length == width or bool(tail_valid.all()):
-                tail_valid = None
-        plan = ForwardState(
-            kind="dense" if self.policy.dense else "prefill",
-            policy=self.policy,
-            dense=self._own,
-            valid=mask[:, :width],
-            tail_valid=tail_valid,
-            tail=length - width,
-            # A recompute may come after `close`, when the modules have their own forward back.
-            lean=not (self.decoder.training and self._checkpointing()),
-        )
-        if plan.kind == "prefill" and self._uses_cache(kwargs):
-            if self.policy.whole_kv and plan.tail:
-                raise ConfigError(
-                    "whole_kv",
-                    True,
-                    "a completion in the same forward would need two kinds of attention",
-                    "use whole_kv=False, or generate step by step",
-                )
-            if not self.policy.whole_kv:
-                if plan.tail_valid is not None:
-                    raise ConfigError(
-                        "attention_mask",
-                        "padding after the prompt",
-                        "a pruned cache cannot hold it",
-                        "pass use_cache=False",
-                    )
-                found = kwargs.get("past_key_values")
-                layers = int(self.decoder.config.num_hidden_layers)
-                plan.cache = kwargs["past_key_values"] = prune_in_place(found, layers)
-        return plan
-
-    def _continue(self, cache: Cache, mask: Tensor | None, length: int) -> ForwardState:
-        first = cache.layers[0]
-        if not isinstance(first, PrunedLayer):
-            return ForwardState(kind="dense", policy=self.policy, dense=self._own, tail=length)
-        tail = None if mask is None else mask[:, first.prompt_width :]
-        if tail is not None and bool(tail.all()):
-            tail = None
-        return ForwardState(
-            kind="continue",
-            policy=self.policy,
-            dense=self._own,
-            tail_valid=tail,
-            tail=length,
-            cache=cache,
-        )
-
-    def _uses_cache(self, kwargs: dict[str, Any]) -> bool:
-        wanted = kwargs.get("use_cache")
-        wanted = self.decoder.config.use_cache if wanted is None else wanted
-        return bool(wanted) and not (self._checkpointing() and self.decoder.training)
+    def _early(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the vision tower runs."""
+        if self.is_open:
+            self.check(kwargs)
 
     def _after(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        plan, cache = self._plan, kwargs.get("past_key_values")
-        self._release()
-        if output is None or plan is None:  # the forward raised: let that error through
+        if self.is_open and output is not None:  # None: the forward raised; let that error through
+            self.after({**kwargs, **dict(zip(self._names, args, strict=False))}, output)
+
+    def require_layers(self, count: int) -> None:
+        """
+        Raises:
+            UnsupportedModelError: fewer layers than the decoder has called the attention function.
+        """
+        if count != len(self.layers):
+            rule = f"{count} of {len(self.layers)} layers used the attention interface"
+            raise UnsupportedModelError("model", type(self.decoder).__name__, rule)
+
+    # Generation
+
+    def prompt_columns(self, length: int) -> int:
+        """How many of the `length` columns of a forward on an empty cache are prompt."""
+        return self.prompt_width or getattr(self._thread, "prompt_width", None) or length
+
+    def _generate(self, given: Mapping[str, Any], generate: Callable[[], Any]) -> Any:
+        """`generate` that says where the prompt ends.
+
+        Assisted decoding sends prompt and candidates in one forward, and `use_cache=False` sends
+        everything at every step: without the prompt's width their tokens would count as prompt.
+        """
+        if not self.is_open:
+            return generate()
+        settings = given.get("generation_config") or getattr(self.owner, "generation_config", None)
+        self.check(_Settings(given, settings))
+        prompts = [given.get(name) for name in ("inputs_embeds", "input_ids", "inputs")]
+        width = next((prompt.shape[1] for prompt in prompts if prompt is not None), 1)
+        before = getattr(self._thread, "prompt_width", None)
+        self._thread.prompt_width = width
+        try:
+            return generate()
+        finally:
+            self._thread.prompt_width = before
+
+
+class _Settings(dict[str, Any]):
+    """Arguments of `generate`, and where they say nothing its generation settings."""
+
+    def __init__(self, given: Mapping[str, Any], settings: Any) -> None:
+        super().__init__(given)
+        self.settings = settings
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else getattr(self.settings, name, default)
+
+
+class Watch(DecoderHooks[SomeTrace]):
+    """The model's own attention; the trace counts every prompt token in every layer.
+
+    A prompt whose mask is not a 2D padding mask (of a static cache, for instance) runs, but its
+    length is not known: the trace then is empty.
+    """
+
+    def after(self, kwargs: dict[str, Any], output: Any) -> None:
+        cache = getattr(output, "past_key_values", None)
+        embeds: Any = kwargs.get("inputs_embeds")
+        inputs: Any = kwargs.get("input_ids") if embeds is None else embeds
+        batch, length = inputs.shape[:2]
+        total = length if cache is None else int(cache.get_seq_length())
+        mark_read(cache)
+        if total > length:
+            if self.trace.valid is not None:
+                self.trace.appended = total - self.trace.valid.shape[1]
             return
-        layers = int(self.decoder.config.num_hidden_layers)
-        if plan.seen != set(range(layers)):
-            raise UnsupportedModelError(
-                "model",
-                type(decoder).__name__,
-                f"{len(plan.seen)} of {layers} layers used the attention interface",
-            )
-        if plan.valid is None:
-            if self.trace.valid is not None and cache is not None:
-                self.trace.appended = cache.get_seq_length() - self.trace.valid.shape[1]
+        mask = kwargs.get("attention_mask")
+        if mask is None:
+            mask = torch.ones(batch, length, dtype=torch.bool, device=inputs.device)
+        if not isinstance(mask, Tensor) or mask.shape != (batch, length):
+            self.trace.record(None, [], 0)
             return
-        self.trace.valid, self.trace.appended = plan.valid, plan.tail
-        self.trace.whole_kv = self.policy.whole_kv
-        self.trace.kept = [plan.kept.get(layer, plan.valid) for layer in range(layers)]
-
-    def _release(self) -> None:
-        """End the forward: caches are sealed, checkpoint functions restored."""
-        if self._plan is not None:
-            self._plan.open_cache(False)
-        self._plan = None
-        for layer, function in self._checkpoints:
-            vars(layer)["_gradient_checkpointing_func"] = function
-        self._checkpoints = []
-
-    # Gradient checkpointing
-
-    def _checkpointing(self) -> bool:
-        return any(getattr(layer, "gradient_checkpointing", False) for layer in self._layers)
-
-    def _guard_checkpoints(self) -> None:
-        """A layer recomputed in backward, perhaps after `close`, must find this implementation."""
-        if not (self.decoder.training and self._checkpointing()):
-            return
-        for layer in self._layers:
-            function = getattr(layer, "_gradient_checkpointing_func", None)
-            if function is not None:
-                self._checkpoints.append((layer, function))
-                vars(layer)["_gradient_checkpointing_func"] = _guarded(
-                    function, self.decoder.config
-                )
+        width = min(self.prompt_columns(length), length)
+        valid = mask[:, :width].bool()
+        self.trace.record(valid, [valid] * len(self.layers), length - width)
 
 
-def _guarded(checkpoint: Callable[..., Any], config: Any) -> Callable[..., Any]:
-    """`checkpoint`, running its layer under sparse attention now and in the recompute."""
-
-    @wraps(checkpoint)
-    def run(layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        def sparse_layer(*inner: Any, **named: Any) -> Any:
-            before = config._attn_implementation
-            config._attn_implementation = NAME
-            try:
-                return layer(*inner, **named)
-            finally:
-                config._attn_implementation = before
-
-        return checkpoint(sparse_layer, *args, **kwargs)
-
-    return run
-
-
-def _padding_mask(mask: Any, length: int) -> Tensor | None:
-    """The 2D mask as bool (B, length), or None."""
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] != length:
-        shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise ConfigError(
-            "attention_mask",
-            shape,
-            f"sparse attention takes a 2D padding mask over {length} columns",
-            "pass the tokenizer's attention_mask and a dynamic cache",
-        )
-    return mask.bool()
+def mark_read(cache: Any) -> None:
+    """Note in a cache's layers that they were filled under a method."""
+    for layer in getattr(cache, "layers", ()):
+        layer.read_under_method = True

@@ -45,7 +45,6 @@ class ForwardState:
     Attributes:
         kind: "dense" layers run the model's own implementation; "prefill" layers select and prune;
             "continue" layers append to a pruned cache and see all of it.
-        dense: name of the model's own attention implementation.
         valid: bool (B, P), False on padding of the prompt.
         tail_valid: bool (B, C) after the prompt, None when all are valid. In "continue" it covers
             everything since the prompt, the new tokens last.
@@ -57,7 +56,6 @@ class ForwardState:
 
     kind: Kind
     policy: Policy
-    dense: str
     valid: Tensor | None = None
     tail_valid: Tensor | None = None
     tail: int = 0

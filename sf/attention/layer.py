@@ -6,8 +6,7 @@ Shape suffixes: B rows, H heads, G KV heads, L new columns, P prompt columns, D 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,9 +18,10 @@ from sf.attention.forward_state import ForwardState
 from sf.attention.mask import DeferredMask, deferred_mask
 from sf.errors import UnsupportedModelError
 
-__all__ = ["NAME", "register"]
+__all__ = ["NAME", "own_attention", "register", "sparse_attention"]
 
 NAME = "sparsity_forcing"
+Observer = Callable[[ForwardState, int, Tensor, Tensor, float, Tensor], Tensor]
 # Arguments that change attention in ways that selection and gathering know nothing about.
 _FOREIGN = ("softcap", "s_aux", "position_bias", "cache")
 
@@ -42,14 +42,17 @@ def sparse_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     sparse_state: ForwardState | None = None,
+    sparsity_term: Observer | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of one layer under the forward's plan.
+    """Attention of one layer under the forward's state.
 
     Args:
         query: (B, H, L, D) after rope. key, value: (B, G, ., D) after the cache's update.
         attention_mask: what `deferred_mask` returned.
         sparse_state: set by the decoder's pre-hook.
+        sparsity_term: given the layer's state, index, queries, keys, scaling and output, returns
+            the output with a gradient of its own (`sf.training.pathwise`).
 
     Returns:
         (B, L, H, D), and the attention weights where a dense layer of the model returns them.
@@ -62,7 +65,10 @@ def sparse_attention(
     layer = getattr(module, "layer_idx", None)
     if sparse_state is None or not isinstance(layer, int):
         raise UnsupportedModelError(
-            "model", name, "its layers do not hand keyword arguments on to the attention function"
+            "model",
+            name,
+            "its layers did not hand keyword arguments on to the attention function",
+            "call the model itself, not its `forward`; otherwise use another decoder",
         )
     foreign = [key_ for key_ in _FOREIGN if kwargs.get(key_) is not None]
     if sliding_window is not None or foreign or kwargs.get("is_causal") is False:
@@ -75,23 +81,26 @@ def sparse_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
 
     def dense() -> tuple[Tensor, Tensor | None]:
-        mask = attention_mask.build(sparse_state.dense) if attention_mask is not None else None
-        run = _own_attention(module, sparse_state.dense)
-        with _named(module, sparse_state.dense):
-            return run(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
+        given = {"dropout": dropout, "scaling": scaling, **kwargs}
+        return own_attention(module, query, key, value, attention_mask, **given)
 
+    weights: Tensor | None = None
     if sparse_state.kind == "dense":
-        return dense()
-    if sparse_state.kind == "continue":
+        out, weights = dense()
+    elif sparse_state.kind == "continue":
         cached = sparse_state.cache_layer(layer)
         assert cached is not None
         mask = sparse_state.continue_mask(cached, query.shape[2])
-        return backend_for(query.device).decode(query, key, value, mask, scaling), None
-    return _prefill(sparse_state, layer, query, key, value, scaling, dropout, dense)
+        out = backend_for(query.device).decode(query, key, value, mask, scaling)
+    else:
+        out, weights = _prefill(sparse_state, layer, query, key, value, scaling, dropout, dense)
+    if sparsity_term is not None:
+        out = sparsity_term(sparse_state, layer, query, key, scaling, out)
+    return out, weights
 
 
 def _prefill(
-    plan: ForwardState,
+    state: ForwardState,
     layer: int,
     query: Tensor,
     key: Tensor,
@@ -101,16 +110,16 @@ def _prefill(
     dense: Callable[[], tuple[Tensor, Tensor | None]],
 ) -> tuple[Tensor, Tensor | None]:
     """Select on the prompt, attend among what is active, keep its K and V."""
-    assert plan.valid is not None
-    width = plan.valid.shape[1]
-    layout = plan.layout(query, key, scaling, layer)
+    assert state.valid is not None
+    width = state.valid.shape[1]
+    layout = state.layout(query, key, scaling, layer)
     index, lengths = layout.index, layout.lengths
-    cached = plan.cache_layer(layer)
+    cached = state.cache_layer(layer)
     if layout.full and (cached is None or min(lengths) == query.shape[2]):
         # Every row keeps everything: nothing to gather, nothing to prune.
         out, weights = dense()
         if cached is not None:
-            cached.commit(key, value, width, plan.tail, None)
+            cached.commit(key, value, width, state.tail, None)
         return out, weights
     if layout.full:
         out, weights = dense()
@@ -128,35 +137,37 @@ def _prefill(
         if min(lengths) < count:
             place = torch.arange(count, device=key.device)
             real = place >= count - layout.count[:, None]
-            real = real[:, : count - plan.tail]
-        cached.commit(kept_key, kept_value, width, plan.tail, real)
+            real = real[:, : count - state.tail]
+        cached.commit(kept_key, kept_value, width, state.tail, real)
     return out, weights
 
 
-@contextmanager
-def _named(module: nn.Module, name: str) -> Iterator[None]:
-    """The module's configuration names the implementation that runs.
-
-    transformers' flash attention loads the package that this name stands for.
-    """
-    config = getattr(module, "config", None)
-    before = getattr(config, "_attn_implementation", None)
-    if config is None or before in (None, name):
-        yield
-        return
-    config._attn_implementation = name
+def own_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """What the model itself would have computed, with its own implementation and mask."""
+    view = module.config
+    config = getattr(view, "viewed", view)
+    name = str(config._attn_implementation)
+    if isinstance(mask, DeferredMask):
+        mask = mask.build(name)
+    run = _implementation(module, name)
+    if name in ("sdpa", "eager"):
+        return run(module, query, key, value, mask, **kwargs)
+    # transformers' flash attention loads the package that the module's configuration names.
+    vars(module)["config"] = config
     try:
-        yield
+        return run(module, query, key, value, mask, **kwargs)
     finally:
-        config._attn_implementation = before
+        vars(module)["config"] = view
 
 
-def _own_attention(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The implementation the model would have used; "eager" lives beside its attention class."""
+def _implementation(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """A registered attention function; "eager" lives beside the module's class."""
     own = AttentionInterface()
     if name in own:
-        found: Callable[..., tuple[Tensor, Tensor | None]] = own[name]
-        return found
+        function: Callable[..., tuple[Tensor, Tensor | None]] = own[name]
+        return function
     source = sys.modules[type(module).__module__]
     eager = getattr(source, "eager_attention_forward", None)
     if eager is None:

@@ -21,6 +21,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLAttention
 
 from sf.attention.forward_state import ForwardState
 from sf.attention.layer import sparse_attention
+from sf.attention.model_view import ModuleForward
 
 __all__ = ["install", "uninstall"]
 
@@ -33,34 +34,33 @@ def install(module: nn.Module) -> bool:
     """Stand in for the forward of an attention module; False if its class is not known here."""
     known = type(module) in _SUPPORTED and "forward" not in vars(module)
     if known and getattr(module.o_proj, "bias", None) is None:
-        vars(module)["forward"] = _lean(module, module.forward)
+        vars(module)["forward"] = ModuleForward(module, _forward)
         return True
     return False
 
 
 def uninstall(module: nn.Module) -> None:
     """Give a module its own forward back."""
-    del vars(module)["forward"]
+    vars(module).pop("forward", None)
 
 
-def _lean(module: Any, original: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        plan, hidden = kwargs.get("sparse_state"), kwargs.get("hidden_states")
-        embeddings = kwargs.get("position_embeddings")
-        if args or not isinstance(plan, ForwardState) or hidden is None or embeddings is None:
-            return original(*args, **kwargs)
-        worth = plan.kind == "prefill" and plan.lean and hidden.shape[1] >= LEAST_COLUMNS
-        if not worth or plan.policy.keeps_all or embeddings[0].shape[:2] != hidden.shape[:2]:
-            return original(**kwargs)
-        return _prefill(module, original, plan, hidden, embeddings, kwargs)
-
-    return forward
+def _forward(
+    module: Any, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    state, hidden = kwargs.get("sparse_state"), kwargs.get("hidden_states")
+    embeddings = kwargs.get("position_embeddings")
+    if args or not isinstance(state, ForwardState) or hidden is None or embeddings is None:
+        return original(*args, **kwargs)
+    worth = state.kind == "prefill" and state.lean and hidden.shape[1] >= LEAST_COLUMNS
+    if not worth or state.policy.keeps_all or embeddings[0].shape[:2] != hidden.shape[:2]:
+        return original(**kwargs)
+    return _prefill(module, original, state, hidden, embeddings, kwargs)
 
 
 def _prefill(
     module: Any,
     original: Callable[..., Any],
-    plan: ForwardState,
+    state: ForwardState,
     hidden_BLM: Tensor,
     embeddings: tuple[Tensor, Tensor],
     kwargs: dict[str, Any],
@@ -69,10 +69,10 @@ def _prefill(
     layer: int = module.layer_idx
     key_BGLD = _heads(module.k_proj(hidden_BLM), module.head_dim, *embeddings)
     query_BLHD = _Queries(module, hidden_BLM, embeddings)
-    if plan.policy.scores_at(layer) and layer not in plan.kept:
+    if state.policy.scores_at(layer) and layer not in state.kept:
         with torch.no_grad():
-            query_BLHD.fill(plan.probe_columns(hidden_BLM.device))
-    layout = plan.layout(query_BLHD.tensor.transpose(1, 2), key_BGLD, module.scaling, layer)
+            query_BLHD.fill(state.probe_columns(hidden_BLM.device))
+    layout = state.layout(query_BLHD.tensor.transpose(1, 2), key_BGLD, module.scaling, layer)
     if layout.full:
         return original(**kwargs)
     query_BLHD.fill(layout.index)

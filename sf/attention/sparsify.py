@@ -2,73 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from types import TracebackType
+from collections.abc import Callable, Mapping
+from functools import partial, wraps
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import Cache
 
-from sf.attention.decoder_hooks import DecoderHooks
-from sf.attention.layer import register
+from sf.attention.cache import PrunedLayer, prune_in_place
+from sf.attention.decoder_hooks import Call, DecoderHooks, Watch, mark_read
+from sf.attention.forward_state import ForwardState
+from sf.attention.layer import NAME, register
+from sf.attention.model_view import ConfigView
+from sf.attention.sparse_projections import install, uninstall
 from sf.attention.trace import Trace
-from sf.errors import ConfigError, UnsupportedModelError
+from sf.errors import ConfigError
 from sf.selection import Policy
 
-__all__ = ["SparseHandle", "find_decoder", "sparsify"]
+__all__ = ["SparseHandle", "sparsify"]
 
-_active: WeakKeyDictionary[nn.Module, SparseHandle] = WeakKeyDictionary()
-
-
-class SparseHandle:
-    """A model under sparse attention. As a context it gives the trace and undoes itself.
-
-    Attributes:
-        trace: what the last prefill kept.
-    """
-
-    def __init__(
-        self, model: nn.Module, policy: Policy, prompt_width: int | None, skip_dropped: bool
-    ) -> None:
-        self.trace = Trace()
-        owner, decoder = find_decoder(model)
-        if decoder in _active:
-            raise ConfigError(
-                "model",
-                type(model).__name__,
-                "it is already under sparse attention",
-                "leave the other context, or undo its handle",
-            )
-        self._decoder, self._owner = decoder, owner
-        register()
-        self._session = DecoderHooks(decoder, policy, prompt_width, self.trace, skip_dropped)
-        self._generates = isinstance(owner, GenerationMixin) and prompt_width is None
-        if self._generates:
-            # On the instance, not its class: other models are left alone.
-            vars(owner)["generate"] = _watched(owner, self._session)
-        _active[decoder] = self
-
-    def undo(self) -> None:
-        """Give the model back as it was; harmless when repeated."""
-        if _active.get(self._decoder) is not self:
-            return
-        del _active[self._decoder]
-        if self._generates:
-            del vars(self._owner)["generate"]
-        self._session.close()
-
-    def __enter__(self) -> Trace:
-        return self.trace
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.undo()
+SparseHandle = DecoderHooks[Trace]
+"""What `sparsify` gives: active at once, a context with a trace, and `undo()`."""
+_DYNAMIC = (None, "dynamic", "dynamic_full")
+_GROWING = (*_DYNAMIC, "offloaded", "quantized")
 
 
 def sparsify(
@@ -97,13 +53,17 @@ def sparsify(
     `prompt_width` columns (left-padded) and keeps all that follow, which gives the
     log-probabilities of sparse generation. Gradients flow through attention, not the choice.
 
+    A policy that keeps everything (p = 1) leaves the model's own attention in place and only
+    records; every cache and output of the model's own then works.
+
     Args:
         model: a transformers model, also PEFT-wrapped or dispatched over devices.
         policy: the selector; see `sf.selection`.
         prompt_width: columns of the prompt in every forward. By default `generate` knows its
             prompt, and in a plain forward on an empty cache all columns are prompt.
         skip_dropped: in Qwen2, Qwen2-VL and Qwen2.5-VL decoders, long prompts do not project the
-            queries and outputs of dropped tokens; the result is the same up to rounding.
+            queries and outputs of dropped tokens; the result is the same up to rounding. False:
+            every layer calls the sparse attention function, even if the policy keeps everything.
 
     Returns:
         A handle that is active at once: a context manager, with `trace` and `undo()`.
@@ -111,78 +71,215 @@ def sparsify(
     Raises:
         UnsupportedModelError: the decoder does not use transformers' attention interface, or has
             layers that are not causal full attention.
-        ConfigError: the model is already under sparse attention.
+        ConfigError: the model is already under another attention method. Later, before any work:
+            what a pruned cache or a selection cannot do (static caches, guidance, early exit,
+            attention weights, a cache that was filled outside).
     """
     if not isinstance(policy, Policy):
         raise ConfigError("policy", policy, "a Policy is needed", "for example TopP(p=0.975)")
     if prompt_width is not None and prompt_width < 1:
         raise ConfigError("prompt_width", prompt_width, "the prompt has at least one column")
-    return SparseHandle(model, policy, prompt_width, skip_dropped)
+    handle: SparseHandle
+    if policy.dense and skip_dropped:
+        handle = Watch(model, Trace(), prompt_width)
+    else:
+        handle = SparseHooks(model, policy, prompt_width, skip_dropped)
+    handle.open()
+    return handle
 
 
-def find_decoder(model: nn.Module) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """The model that generates and the decoder in it."""
-    name = type(model).__name__
-    tuner = getattr(model, "active_peft_config", None)
-    if tuner is not None and tuner.is_prompt_learning:
-        raise UnsupportedModelError("model", name, "virtual prompt tokens are not supported")
-    unwrap = getattr(model, "get_base_model", None)
-    owner = unwrap() if callable(unwrap) else model
-    if not isinstance(owner, PreTrainedModel):
-        raise UnsupportedModelError(
-            "model", name, "a transformers PreTrainedModel is needed", "unwrap the model first"
-        )
-    if owner.config.is_encoder_decoder:
-        raise UnsupportedModelError("model", name, "encoder-decoder models are not supported")
-    decoder = owner.get_decoder()
-    layers = getattr(decoder, "layers", None)
-    if (
-        not isinstance(decoder, PreTrainedModel)
-        or not isinstance(layers, nn.ModuleList)
-        or any(not hasattr(layer, "self_attn") for layer in layers)
-    ):
-        raise UnsupportedModelError(
-            "model",
-            name,
-            "no decoder with layers of self-attention was found in it",
-            "use a decoder that follows transformers' attention interface",
-        )
-    kinds = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise UnsupportedModelError(
-            "model", f"{name} ({', '.join(sorted(kinds))})", "every layer must be full attention"
-        )
-    return owner, decoder
+class SparseHooks(DecoderHooks[Trace]):
+    """Turns each forward of the decoder into a sparse one."""
 
+    implementation = NAME
 
-def _watched(owner: Any, session: DecoderHooks) -> Callable[..., Any]:
-    """`generate` that tells the session where the prompt ends.
+    def __init__(
+        self, model: nn.Module, policy: Policy, prompt_width: int | None, skip_dropped: bool
+    ) -> None:
+        super().__init__(model, Trace(), prompt_width)
+        self.policy, self._skips = policy, skip_dropped
 
-    Assisted decoding sends prompt and candidates in one forward, and `use_cache=False` sends
-    everything at every step: without the prompt's width their tokens would be selected among.
-    """
-    generate = owner.generate
+    def open(self) -> Trace:
+        register()
+        super().open()
+        for module in [layer.self_attn for layer in self.layers]:
+            if self._skips and install(module):
+                self._undo.append(partial(uninstall, module))
+        return self.trace
 
-    @wraps(generate)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        config = kwargs.get("generation_config") or owner.generation_config
-        chunk = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-        if chunk is not None and not session.policy.dense:
+    def close(self) -> None:
+        state = getattr(self._thread, "state", None) if self.is_open else None
+        if state is not None:  # a forward was interrupted
+            state.open_cache(False)
+        super().close()
+
+    undo = close
+
+    def check(self, given: Mapping[str, Any]) -> None:
+        if self.policy.dense:
+            return
+        asked = given.get("output_attentions")
+        if self.decoder.config.output_attentions if asked is None else asked:
+            rule = "sparse attention forms no attention weights"
+            remedy = "leave it out (the trace says what was kept), or use p = 1"
+            raise ConfigError("output_attentions", True, rule, remedy)
+        if given.get("prefill_chunk_size") is not None:
             raise ConfigError(
                 "prefill_chunk_size",
-                chunk,
+                given.get("prefill_chunk_size"),
                 "selection needs the queries at the end of the prompt before its first layer's "
                 "attention",
                 "prefill in one piece",
             )
-        given = [kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds")]
-        prompt = next((value for value in [*args[:1], *given] if value is not None), None)
-        if prompt is None:
-            return generate(*args, **kwargs)
-        session.prompt_width = prompt.shape[1]
-        try:
-            return generate(*args, **kwargs)
-        finally:
-            session.prompt_width = None
+        if given.get("guidance_scale") not in (None, 1, 1.0):
+            rule = "guidance runs the model on another prompt than the one that is selected on"
+            raise ConfigError("guidance_scale", given.get("guidance_scale"), rule, "leave it out")
+        if given.get("assistant_early_exit") is not None:
+            rule = "a pruned cache has an entry for every layer, and an early exit skips some"
+            early = given.get("assistant_early_exit")
+            raise ConfigError("assistant_early_exit", early, rule, "use an assistant_model")
+        kind = given.get("cache_implementation")
+        if kind not in (_GROWING if self.policy.whole_kv else _DYNAMIC):
+            rule = "a selection leaves another number of entries in each layer"
+            remedy = "use the default cache, or p = 1"
+            raise ConfigError("cache_implementation", kind, rule, remedy)
+        self._check_cache(given.get("past_key_values"))
 
+    def _check_cache(self, cache: Any) -> None:
+        if not isinstance(cache, Cache):
+            return
+        if cache.is_compileable:
+            rule = "a selection leaves another number of entries in each layer"
+            remedy = "use the default cache, or p = 1"
+            raise ConfigError("past_key_values", type(cache).__name__, rule, remedy)
+        layers = cache.layers
+        if cache.get_seq_length() and not hasattr(layers[0], "read_under_method"):
+            rule = "it was filled outside the context: which of its tokens to keep is not known"
+            remedy = "read the whole prompt inside the context, or use p = 1"
+            raise ConfigError("past_key_values", type(cache).__name__, rule, remedy)
+
+    def before(self, call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
+        self._interrupted()
+        state = self._continue(call) if call.past else self._start(call, kwargs)
+        self._thread.state = state
+        state.open_cache(True)
+        self._guard_checkpoints()
+        cache = kwargs.get("past_key_values") if state.cache is None else state.cache
+        return {**kwargs, "past_key_values": cache, "sparse_state": state}
+
+    def _start(self, call: Call, kwargs: dict[str, Any]) -> ForwardState:
+        width = self.prompt_columns(call.length)
+        if width > call.length:
+            rule = f"the input has {call.length} columns"
+            raise ConfigError("prompt_width", width, rule, "pass prompt + completion")
+        tail_valid = None if call.mask is None else call.mask[:, width:]
+        if tail_valid is not None and (call.length == width or bool(tail_valid.all())):
+            tail_valid = None
+        state = ForwardState(
+            kind="dense" if self.policy.dense else "prefill",
+            policy=self.policy,
+            valid=call.valid[:, :width],
+            tail_valid=tail_valid,
+            tail=call.length - width,
+            # A recompute may come after `close`, when the modules have their own forward back.
+            lean=not self._recomputes(),
+        )
+        if state.kind == "prefill" and self._uses_cache(kwargs):
+            if self.policy.whole_kv and state.tail:
+                raise ConfigError(
+                    "whole_kv",
+                    True,
+                    "a completion in the same forward would need two kinds of attention",
+                    "use whole_kv=False, or generate step by step",
+                )
+            if not self.policy.whole_kv:
+                if state.tail_valid is not None:
+                    raise ConfigError(
+                        "attention_mask",
+                        "padding after the prompt",
+                        "a pruned cache cannot hold it",
+                        "pass use_cache=False",
+                    )
+                state.cache = prune_in_place(call.cache, len(self.layers))
+        return state
+
+    def _continue(self, call: Call) -> ForwardState:
+        assert call.cache is not None
+        first = call.cache.layers[0]
+        if not isinstance(first, PrunedLayer):
+            return ForwardState(kind="dense", policy=self.policy, tail=call.length)
+        tail = None if call.mask is None else call.mask[:, first.prompt_width :]
+        if tail is not None and bool(tail.all()):
+            tail = None
+        return ForwardState(
+            kind="continue",
+            policy=self.policy,
+            tail_valid=tail,
+            tail=call.length,
+            cache=call.cache,
+        )
+
+    def _uses_cache(self, kwargs: dict[str, Any]) -> bool:
+        wanted = kwargs.get("use_cache")
+        wanted = self.decoder.config.use_cache if wanted is None else wanted
+        return bool(wanted) and not self._recomputes()
+
+    def _after(self, decoder: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        self._interrupted()
+        super()._after(decoder, args, kwargs, output)
+
+    def after(self, kwargs: dict[str, Any], output: Any) -> None:
+        state: ForwardState = kwargs["sparse_state"]
+        self.require_layers(len(state.seen))
+        cache = getattr(output, "past_key_values", None)
+        mark_read(cache)
+        if state.valid is None:
+            if self.trace.valid is not None and cache is not None:
+                self.trace.appended = cache.get_seq_length() - self.trace.valid.shape[1]
+            return
+        kept = [state.kept.get(layer, state.valid) for layer in range(len(self.layers))]
+        self.trace.record(state.valid, kept, state.tail, self.policy.whole_kv)
+
+    def _interrupted(self) -> None:
+        """Seal the cache of this thread's last forward, however it ended."""
+        state = getattr(self._thread, "state", None) if self.is_open else None
+        if state is not None:
+            state.open_cache(False)
+            self._thread.state = None
+
+    # Gradient checkpointing
+
+    def _recomputes(self) -> bool:
+        checkpointed = any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers)
+        return self.decoder.training and checkpointed
+
+    def _guard_checkpoints(self) -> None:
+        """A layer recomputed in backward, perhaps after `close`, must find this implementation."""
+        for layer in self.layers if self._recomputes() else []:
+            function = getattr(layer, "_gradient_checkpointing_func", None)
+            if function is not None and not hasattr(function, "guarded"):
+                guarded = _guarded(function, layer.self_attn)
+                vars(layer)["_gradient_checkpointing_func"] = guarded
+                self._undo.append(
+                    partial(vars(layer).__setitem__, "_gradient_checkpointing_func", function)
+                )
+
+
+def _guarded(checkpoint: Callable[..., Any], module: Any) -> Callable[..., Any]:
+    """`checkpoint`, running its layer under sparse attention now and in the recompute."""
+
+    @wraps(checkpoint)
+    def run(layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def sparse_layer(*inner: Any, **named: Any) -> Any:
+            before = module.config
+            if not hasattr(before, "viewed"):
+                vars(module)["config"] = ConfigView(before, NAME)
+            try:
+                return layer(*inner, **named)
+            finally:
+                vars(module)["config"] = before
+
+        return checkpoint(sparse_layer, *args, **kwargs)
+
+    vars(run)["guarded"] = True
     return run

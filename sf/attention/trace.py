@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,11 +30,21 @@ class Trace:
     appended: int = 0
     whole_kv: bool = False
 
+    def record(
+        self,
+        valid: Tensor | None,
+        kept: list[Tensor],
+        appended: int,
+        whole_kv: bool = True,
+        **more: Any,
+    ) -> None:
+        """Describe another prompt, at once: threads never see parts of two."""
+        vars(self).update(valid=valid, kept=kept, appended=appended, whole_kv=whole_kv, **more)
+
     def _prompt(self) -> Tensor:
         if self.valid is None:
-            raise ConfigError(
-                "trace", None, "nothing was recorded yet", "run the model inside the context first"
-            )
+            rule = "nothing was recorded yet, or the prompt had no 2D padding mask"
+            raise ConfigError("trace", None, rule, "run the model inside the context first")
         return self.valid
 
     @property

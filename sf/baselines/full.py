@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
 from sf.attention import Trace
+from sf.attention.decoder_hooks import Watch
 from sf.baselines.method import Method
-from sf.baselines.watch import watching
 
 __all__ = ["Full"]
 
@@ -25,8 +24,5 @@ class Full(Method):
     counts: ClassVar[str] = "1 by definition"
     hyperparameter: ClassVar[None] = None
 
-    @contextmanager
-    def apply(self, model: nn.Module) -> Iterator[Trace]:
-        trace = Trace()
-        with watching(model, trace):
-            yield trace
+    def apply(self, model: nn.Module) -> AbstractContextManager[Trace]:
+        return Watch(model, Trace())

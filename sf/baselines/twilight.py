@@ -6,8 +6,7 @@ first), N pages, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,10 +17,10 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from sf.attention import Trace
 from sf.attention.blocks import BlockAttention, Replacement
 from sf.attention.blocks.replace import Forward
-from sf.attention.sparsify import find_decoder
+from sf.attention.decoder_hooks import Call
+from sf.attention.trace import PairTrace
 from sf.baselines.full import Full
 from sf.baselines.method import Hyperparameter, Method
-from sf.baselines.watch import watching
 
 __all__ = ["DecodeTrace", "Twilight"]
 
@@ -63,28 +62,11 @@ class Twilight(Method):
     dense_layers: int = 2
 
     def apply(self, model: Any) -> AbstractContextManager[Trace]:
-        return Full().apply(model) if self.p == 1 else self._decoding(model)
-
-    @contextmanager
-    def _decoding(self, model: Any) -> Iterator[Trace]:
-        owner, _ = find_decoder(model)
-        trace, attention = DecodeTrace(), _Attention(self)
-        steps = _Steps(owner, trace, attention, Replacement(model, attention))
-        hooks = [
-            owner.register_forward_pre_hook(steps.before, with_kwargs=True),
-            owner.register_forward_hook(steps.after, always_call=True),
-        ]
-        try:
-            with watching(owner, trace):
-                yield trace
-        finally:
-            for hook in hooks:
-                hook.remove()
-            steps.replacement.close()
+        return Full().apply(model) if self.p == 1 else _Steps(model, _Attention(self))
 
 
 @dataclass
-class DecodeTrace(Trace):
+class DecodeTrace(PairTrace):
     """Of a method that is sparse in decoding alone.
 
     Attributes:
@@ -100,46 +82,50 @@ class DecodeTrace(Trace):
     def layer_ratios(self) -> Tensor:
         """float32 (layers, batch), mean over steps; 1 where nothing was decoded."""
         if self.read is None or self.steps is None:
-            return super().layer_ratios
+            return super(PairTrace, self).layer_ratios
         mean = self.read / self.steps.clamp(min=1)
         return torch.where(self.steps > 0, mean, 1.0)
 
 
-class _Steps:
-    """Replaces the attention for as long as a decoding step lasts, and sums up what it read."""
+class _Steps(Replacement):
+    """Sums up what decoding steps read."""
 
-    def __init__(
-        self, owner: Any, trace: DecodeTrace, attention: _Attention, replacement: Replacement
-    ) -> None:
-        self.trace, self.attention, self.replacement = trace, attention, replacement
-        config = getattr(owner, "generation_config", None)
+    trace: DecodeTrace
+    attention: _Attention
+
+    def __init__(self, model: Any, attention: _Attention) -> None:
+        super().__init__(model, attention, trace=DecodeTrace())
+        config = getattr(self.owner, "generation_config", None)
         ends = getattr(config, "eos_token_id", None)
-        ends = [] if ends is None else ends
-        self._ends = torch.as_tensor(ends).reshape(-1)
+        self._ends = torch.as_tensor([] if ends is None else ends).reshape(-1)
         self._running: Tensor | None = None
 
-    def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def open(self) -> PairTrace:
+        super().open()
+        self._hook(self.owner.register_forward_pre_hook(self._note_ends, with_kwargs=True))
+        return self.trace
+
+    def _note_ends(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
+        if not self.is_open:
+            return
         if cache is None or not cache.get_seq_length():
             self._running = self.trace.read = self.trace.steps = None
         elif ids is not None and ids.shape[1] == 1:
             # A row's end token is fed only while other rows of its batch go on.
             ended = torch.isin(ids[:, 0], self._ends.to(ids.device))
-            going = ~ended if self._running is None else self._running & ~ended
-            self._running = going
+            self._running = ~ended if self._running is None else self._running & ~ended
             self.attention.shares.clear()
-            self.replacement.open()
 
-    def after(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.replacement.close()
-        if output is None or not self.attention.shares or self._running is None:
-            return  # the forward raised, or was no decoding step
+    def after(self, kwargs: dict[str, Any], output: Any) -> None:
+        super().after(kwargs, output)
+        if not self.attention.shares or self._running is None:
+            return
         shares = torch.stack([share.cpu() for share in self.attention.shares.values()])
-        running = self._running.cpu()
-        before = self.trace.read, self.trace.steps
+        running, trace = self._running.cpu(), self.trace
         self.attention.shares.clear()
-        self.trace.read = shares * running + (0 if before[0] is None else before[0])
-        self.trace.steps = running.long() + (0 if before[1] is None else before[1])
+        trace.read = shares * running + (0 if trace.read is None else trace.read)
+        trace.steps = running.long() + (0 if trace.steps is None else trace.steps)
 
 
 @dataclass(frozen=True)
@@ -152,6 +138,9 @@ class _Attention(BlockAttention):
 
     method: Twilight
     shares: dict[int, Tensor] = field(default_factory=dict)
+
+    def applies(self, call: Call) -> bool:
+        return call.past > 0 and call.length == 1
 
     def attend(
         self,

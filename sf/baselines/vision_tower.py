@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
+from sf.attention.decoder_hooks import unwrapped
 from sf.errors import UnsupportedModelError
 
 __all__ = ["Seen", "watching_tower"]
@@ -106,8 +107,7 @@ def watching_tower(model: Any, change: Callable[[Seen, Tensor], Tensor]) -> Iter
 
 
 def _tower(model: Any) -> Any:
-    unwrap = getattr(model, "get_base_model", None)
-    owner: Any = unwrap() if callable(unwrap) else model
+    owner = unwrapped(model)
     tower = getattr(getattr(owner, "model", None), "visual", None)
     if type(tower).__name__ not in (
         "Qwen2VisionTransformerPretrainedModel",

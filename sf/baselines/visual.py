@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sf.attention.decoder_hooks import unwrapped
 from sf.errors import ConfigError, UnsupportedModelError
 
 __all__ = ["VisualColumns", "watching_visual"]
@@ -50,8 +51,7 @@ def watching_visual(model: Any) -> Iterator[VisualColumns]:
     Raises:
         UnsupportedModelError: the model's configuration names no image or video token.
     """
-    unwrap = getattr(model, "get_base_model", None)
-    owner: Any = unwrap() if callable(unwrap) else model
+    owner = unwrapped(model)
     tokens = {getattr(owner.config, name, None) for name in _NAMES} - {None}
     if not tokens:
         raise UnsupportedModelError(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from sf.attention.decoder_hooks import unwrapped
 from sf.data.prompts import Template, messages
 from sf.data.vision import encode
 from sf.errors import DataError, UnsupportedModelError
@@ -37,8 +38,7 @@ def backbone(model: Any) -> Any:
     Raises:
         UnsupportedModelError: the model is not of Qwen2-VL's build.
     """
-    unwrap = getattr(model, "get_base_model", None)  # of a model with adapters
-    inner = getattr(unwrap() if unwrap else model, "model", None)
+    inner = getattr(unwrapped(model), "model", None)
     if inner is None or not hasattr(inner, "get_rope_index") or not hasattr(inner, "visual"):
         raise UnsupportedModelError(
             "model",

@@ -18,7 +18,7 @@ from sf.attention import Trace, sparsify
 from sf.selection import Policy
 from sf.training.encoding import Prompts, encoder_outputs
 from sf.training.padding import length_buckets
-from sf.training.pathwise import Measure, SparsityTerm, effective_ratio, watch_attention
+from sf.training.pathwise import Measure, SparsityTerm, effective_ratio
 from sf.training.rollout import PromptPass
 
 __all__ = ["Forced", "PolicyForward"]
@@ -149,8 +149,6 @@ class PolicyForward:
             inputs["sparsity_term"] = term
         # Skipped projections would leave the term out, and probes' queries without a gradient.
         with self._attention(policy, ids.shape[1] - width, term is None) as trace:
-            if term is not None:
-                watch_attention()
             result = self._head(inputs, width)
         if term is not None:
             self.measured.append(term.mean_ratio)

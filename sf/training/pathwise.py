@@ -21,11 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface
 
-from sf.attention.layer import NAME, sparse_attention
-
-__all__ = ["Measure", "SparsityTerm", "effective_ratio", "probe_rows", "watch_attention"]
+__all__ = ["Measure", "SparsityTerm", "effective_ratio", "probe_rows"]
 
 Measure = Callable[[Tensor, Tensor, Tensor, Any, float], Tensor]
 """Queries, keys, valid, probes, scaling -> (B,): called as `effective_ratio` is."""
@@ -123,6 +120,9 @@ class _AddGradient(torch.autograd.Function):
 class SparsityTerm:
     """Goes into the model's forward as `sparsity_term` and reaches every layer's attention.
 
+    Run it inside `sparsify(..., skip_dropped=False)`: skipped projections of long prompts have no
+    gradient in the probes' queries, and at p = 1 the model's own attention knows of no term.
+
     Attributes:
         coefficient: (B,) d loss / d effective ratio of a row, all layers together.
         shares: (J,) of the coefficient that each layer gets; sums to 1.
@@ -135,6 +135,26 @@ class SparsityTerm:
     measure: Measure = effective_ratio
     ratios: dict[int, Tensor] = field(default_factory=dict)
 
+    def __call__(
+        self, state: Any, layer: int, query: Tensor, key: Tensor, scaling: float, output: Tensor
+    ) -> Tensor:
+        """A layer's attention output, with the term's gradient tied to it.
+
+        Args:
+            state: the forward's `sf.attention.forward_state.ForwardState`.
+            layer: its index.
+            query, key: (B, ., L, D) after rope, prompt and completion.
+            scaling: of the scores.
+            output: (B, L, H, D).
+        """
+        if state.valid is None or not output.requires_grad:
+            return output
+        width = state.valid.shape[1]
+        ratio = self.measure(
+            query[:, :, :width], key[:, :, :width], state.valid, state.policy.probes, scaling
+        )
+        return self.apply(layer, output, ratio)
+
     def apply(self, layer: int, output: Tensor, ratio: Tensor) -> Tensor:
         """`output`, with the term's gradient tied to it."""
         self.ratios[layer] = ratio.detach()
@@ -145,37 +165,3 @@ class SparsityTerm:
         """(B,), mean over layers."""
         assert len(self.ratios) == len(self.shares), "some layer's attention was not watched"
         return torch.stack(list(self.ratios.values())).mean(0)
-
-
-def watch_attention() -> None:
-    """Let the sparse attention heed `sparsity_term`.
-
-    Call it inside `sparsify(..., skip_dropped=False)`: skipped projections of long prompts do not
-    come by here, and have no gradient in the probes' queries. It stays until the next `sparsify`,
-    which the recomputation of gradient checkpointing in the backward pass needs; without the
-    argument nothing changes.
-    """
-    AttentionInterface.register(NAME, _observed_attention)
-
-
-def _observed_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Any,
-    *args: Any,
-    sparsity_term: SparsityTerm | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """`sparse_attention`, its output tied to the layer's effective ratio."""
-    output, weights = sparse_attention(module, query, key, value, attention_mask, *args, **kwargs)
-    plan = kwargs.get("sparse_state")
-    if sparsity_term is None or plan is None or plan.valid is None or not output.requires_grad:
-        return output, weights
-    width = plan.valid.shape[1]
-    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    ratio = sparsity_term.measure(
-        query[:, :, :width], key[:, :, :width], plan.valid, plan.policy.probes, scaling
-    )
-    return sparsity_term.apply(int(module.layer_idx), output, ratio), weights

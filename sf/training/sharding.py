@@ -28,7 +28,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from sf.attention.sparsify import find_decoder
+from sf.attention.decoder_hooks import find_decoder
 from sf.ranks import join, rank, world_size
 from sf.training.encoding import backbone
 from sf.training.optimizer_files import read_state, write_state

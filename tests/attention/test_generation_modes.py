@@ -153,9 +153,7 @@ def test_a_model_dispatched_by_a_device_map(model, inputs, tmp_path, monkeypatch
 
 def test_two_devices_in_one_plan():
     """The plan's tensors follow each layer's device (here: meta stands for another device)."""
-    plan = ForwardState(
-        kind="prefill", policy=TopP(p=0.5), dense="sdpa", valid=torch.ones(1, 4).bool()
-    )
+    plan = ForwardState(kind="prefill", policy=TopP(p=0.5), valid=torch.ones(1, 4).bool())
     assert plan._at("valid", plan.valid, torch.device("cpu")) is plan.valid
     moved = plan._at("valid", plan.valid, torch.device("meta"))
     assert moved.device.type == "meta"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from oracle import assert_follows, attend, select
 from torch import nn
 
 from sf.attention.backends import score_blocks, sdpa
-from sf.attention.cache import PrunedLayer, prune_in_place
+from sf.attention.cache import prune_in_place
 from sf.attention.forward_state import ForwardState
 from sf.attention.layer import sparse_attention
 from sf.profiling.memory import peak_of
@@ -36,18 +38,15 @@ def tensors(lengths, width, heads, groups, size, seed, kind):
 
 
 def run(q, k, v, valid, p, probes=PROBES, cache=None):
-    plan = ForwardState(kind="prefill", policy=TopP(p=p, probes=probes), dense="sdpa", valid=valid)
+    plan = ForwardState(kind="prefill", policy=TopP(p=p, probes=probes), valid=valid)
     plan.cache = cache
     module = nn.Module()
     module.layer_idx, module.is_causal = 0, True
+    module.config = SimpleNamespace(_attn_implementation="sdpa")
     module.num_key_value_groups = q.shape[1] // k.shape[1]
     causal = valid[:, None, None] & torch.ones(valid.shape[1], valid.shape[1]).bool().tril()
 
-    class Mask:
-        def build(self, name):
-            return causal
-
-    out, _ = sparse_attention(module, q, k, v, Mask(), sparse_state=plan)
+    out, _ = sparse_attention(module, q, k, v, causal, sparse_state=plan)
     return out, plan.kept[0]
 
 
@@ -140,5 +139,30 @@ def test_float32_and_bfloat16_choose_from_float32_scores():
         assert_follows(kept[0].numpy(), wanted, slack=1e-5)
 
 
-def test_pruned_layer_type():
-    assert all(isinstance(layer, PrunedLayer) for layer in prune_in_place(None, 2).layers)
+@pytest.mark.parametrize("tail", [0, 3])
+def test_a_pruned_layer_knows_which_prompt_entries_are_padding(tail):
+    """Rows that keep unequally many tokens, a completion in the same forward, then a token more."""
+    q, k, v, valid = tensors([12, 7], 12, 2, 1, 4, 5, "plain")
+    width = 12 - tail
+    state = ForwardState(
+        kind="prefill", policy=TopP(p=0.7, probes=PROBES), valid=valid[:, :width], tail=tail
+    )
+    state.cache = prune_in_place(None, 1)
+    layer = state.cache.layers[0]
+    layer.active = True
+    layer.update(k, v, 0)
+    module = nn.Module()
+    module.layer_idx = 0
+    sparse_attention(module, q, k, v, None, sparse_state=state)
+    counts = state.kept[0].sum(-1)
+    assert counts[0] != counts[1]
+    assert layer.prompt_valid.shape == (2, layer.kept_width) == (2, int(counts.max()))
+    assert torch.equal(layer.prompt_valid.sum(-1), counts)
+    new = [torch.randn(2, part.shape[1], 1, 4, dtype=torch.float64) for part in (q, k, v)]
+    keys, values = layer.update(*new[1:], 0)
+    then = ForwardState(kind="continue", policy=state.policy, tail=1, cache=state.cache)
+    out, _ = sparse_attention(module, new[0], keys, values, None, sparse_state=then)
+    for row, count in enumerate(counts.tolist()):
+        seen = slice(-(count + tail + 1), None)
+        score = new[0][row, :, 0] @ keys[row, 0, seen].T / 2
+        assert (out[row, 0] - score.softmax(-1) @ values[row, 0, seen]).abs().max() < 1e-12

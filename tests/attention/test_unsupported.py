@@ -59,7 +59,7 @@ def test_sliding_masks_are_refused_when_they_are_asked_for():
 )
 def test_foreign_attention_is_refused_when_it_runs(extra):
     part = torch.ones(1, 1, 3, 2)
-    plan = ForwardState(kind="prefill", policy=TopP(p=0.5), dense="sdpa")
+    plan = ForwardState(kind="prefill", policy=TopP(p=0.5))
     module = torch.nn.Module()
     module.layer_idx = 0
     with pytest.raises(UnsupportedModelError, match="plain causal softmax"):

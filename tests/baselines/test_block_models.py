@@ -132,7 +132,7 @@ def test_the_model_is_given_back(equipped_models, method, rows):
     before = model(**rows[0]).logits
     with Replacement(model, method):
         assert not torch.equal(model(**rows[0]).logits, before)
-        with pytest.raises(ConfigError, match="already replaced"):
+        with pytest.raises(ConfigError, match="already under"):
             Replacement(model, method).open()
         with pytest.raises(IndexError):
             model(input_ids=torch.tensor([[10**6]]))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sf.attention.blocks.attend import attend, blocks_within, seen_in_blocks
 from sf.attention.blocks.replace import BlockAttention, Forward
-from sf.attention.sparsify import find_decoder
+from sf.attention.decoder_hooks import find_decoder
 from sf.errors import ConfigError, UnsupportedModelError
 
 __all__ = ["NsaAttention", "Weights", "attach"]

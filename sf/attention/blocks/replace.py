@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
 
 from sf.attention.blocks.attend import Place
-from sf.attention.layer import NAME as SPARSE
+from sf.attention.decoder_hooks import Call, DecoderHooks
+from sf.attention.layer import own_attention
 from sf.attention.mask import deferred_mask
-from sf.attention.sparsify import find_decoder
 from sf.attention.trace import PairTrace
 from sf.errors import ConfigError, UnsupportedModelError
 
@@ -49,6 +48,10 @@ class BlockAttention(ABC):
         """Raise ConfigError where the decoder's attention modules lack what the method needs."""
         return
 
+    def applies(self, call: Call) -> bool:
+        """Whether a forward runs under this attention; else it runs under the model's own."""
+        return True
+
     def gates(self, module: Any, hidden_BLM: Tensor) -> Tensor | None:
         """What the method makes of a layer's input, handed to `attend`."""
         return None
@@ -76,6 +79,7 @@ class Forward:
         valid: bool (B, S), False on padding; the queries are the last `queries` columns.
         place: where queries and keys stand in their rows.
         prompt: how many of the queries, from the first, are of the prompt.
+        own: the forward runs under the model's own attention.
         pairs: layer -> float64 (B,), entries that the prompt's queries read, mean over heads.
     """
 
@@ -84,6 +88,7 @@ class Forward:
     queries: int
     prompt: int
     place: Place
+    own: bool = False
     pairs: dict[int, Tensor] = field(default_factory=dict)
 
     def count(self, layer: int, read_BCL: Tensor) -> None:
@@ -106,7 +111,7 @@ def block_attention(
     block_forward: Forward | None = None,
     block_gates: Tensor | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """What transformers calls in every decoder layer.
 
     Raises:
@@ -115,8 +120,9 @@ def block_attention(
     """
     name = type(module).__name__
     if block_forward is None or not isinstance(getattr(module, "layer_idx", None), int):
-        rule = "its layers do not hand keyword arguments on to the attention function"
-        raise UnsupportedModelError("model", name, rule)
+        rule = "its layers did not hand keyword arguments on to the attention function"
+        remedy = "call the model itself, not its `forward`; otherwise use another decoder"
+        raise UnsupportedModelError("model", name, rule, remedy)
     if sliding_window is not None or dropout or kwargs.get("is_causal") is False:
         rule = "block attention stands in for causal attention without dropout or windows"
         raise UnsupportedModelError("model", name, rule)
@@ -124,6 +130,10 @@ def block_attention(
         rule = f"holds {key.shape[2]} columns for {block_forward.valid.shape[1]} tokens"
         raise UnsupportedModelError("cache", name, rule, "use a plain DynamicCache")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if block_forward.own:
+        block_forward.pairs[module.layer_idx] = query.new_zeros(query.shape[0])  # type: ignore[index]
+        given = {"dropout": dropout, "scaling": scaling, **kwargs}
+        return own_attention(module, query, key, value, attention_mask, **given)
     align = block_forward.place.align
     out = block_forward.attention.attend(
         module, query, align(key), align(value), scaling, block_forward, block_gates
@@ -131,7 +141,7 @@ def block_attention(
     return out.transpose(1, 2), None
 
 
-class Replacement:
+class Replacement(DecoderHooks[PairTrace]):
     """Runs a model's decoder with another attention, from `open` to `close` or as a context.
 
     The key-value cache is the model's own and whole. Layers may be recomputed (gradient
@@ -140,114 +150,66 @@ class Replacement:
     Args:
         model: a transformers model, perhaps PEFT-wrapped.
         attention: the method.
-        prompt_width: columns of the prompt in a forward over prompt and completion; by default all
-            columns of a forward on an empty cache are prompt. May be changed between forwards.
-
-    Attributes:
-        trace: of the last prompt.
+        prompt_width: see `DecoderHooks`.
+        trace: filled by each prompt.
     """
 
+    implementation = NAME
+
     def __init__(
-        self, model: nn.Module, attention: BlockAttention, prompt_width: int | None = None
+        self,
+        model: nn.Module,
+        attention: BlockAttention,
+        prompt_width: int | None = None,
+        trace: PairTrace | None = None,
     ) -> None:
-        _, self._decoder = find_decoder(model)
-        self._attention, self.prompt_width = attention, prompt_width
-        self._modules: list[Any] = [layer.self_attn for layer in self._decoder.layers]  # type: ignore[union-attr]
-        attention.check(self._modules)
-        self.trace = PairTrace()
-        self._forward: Forward | None = None
-        self._own: str | None = None
-        self._hooks: list[Any] = []
+        super().__init__(model, PairTrace() if trace is None else trace, prompt_width)
+        self.attention = attention
+        attention.check([layer.self_attn for layer in self.layers])
 
     def open(self) -> PairTrace:
-        """Replace the attention.
-
-        Raises:
-            ConfigError: it is already replaced, here or by `sparsify`.
-        """
-        own = str(self._decoder.config._attn_implementation)
-        if own in (NAME, SPARSE):
-            rule = "its attention is already replaced"
-            name = type(self._decoder).__name__
-            raise ConfigError("model", name, rule, "leave the other context first")
         AttentionInterface.register(NAME, block_attention)
         AttentionMaskInterface.register(NAME, deferred_mask)
-        self._decoder.set_attn_implementation(NAME)
-        self._own = own
-        self._hooks = [
-            self._decoder.register_forward_pre_hook(self._before, with_kwargs=True),
-            self._decoder.register_forward_hook(self._after, with_kwargs=True),
-            *(m.register_forward_pre_hook(self._gates, with_kwargs=True) for m in self._modules),
-        ]
+        super().open()
+        for layer in self.layers:
+            self._hook(layer.self_attn.register_forward_pre_hook(self._gates, with_kwargs=True))
         return self.trace
 
-    def close(self) -> None:
-        """Give the model back as it was; harmless when repeated."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        if self._own is not None:
-            self._decoder.set_attn_implementation(self._own)
-        self._own = None
+    def check(self, given: Mapping[str, Any]) -> None:
+        asked = given.get("output_attentions")
+        if self.decoder.config.output_attentions if asked is None else asked:
+            rule = "block attention forms no attention weights"
+            raise ConfigError("output_attentions", True, rule, "leave it out")
+        cache, kind = given.get("past_key_values"), given.get("cache_implementation")
+        fixed = isinstance(cache, Cache) and cache.is_compileable
+        if fixed or kind not in (None, "dynamic", "dynamic_full"):
+            given_cache = kind or type(cache).__name__
+            rule = "block attention reads a cache of exactly the tokens so far"
+            raise ConfigError("cache", given_cache, rule, "use the default cache")
 
-    def __enter__(self) -> PairTrace:
-        return self.open()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _before(
-        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        valid, length = _valid(kwargs)
-        past = valid.shape[1] - length
-        prompt = 0 if past else min(length, self.prompt_width or length)
-        place = Place.of(valid, length)
-        self._forward = Forward(self._attention, valid, length, prompt, place)
-        return args, kwargs | {"block_forward": self._forward}
+    def before(self, call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
+        valid = call.valid
+        prompt = 0 if call.past else min(call.length, self.prompt_columns(call.length))
+        place, own = Place.of(valid, call.length), not self.attention.applies(call)
+        forward = Forward(self.attention, valid, call.length, prompt, place, own)
+        return kwargs | {"block_forward": forward}
 
     def _gates(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not self.is_open:
+            return None
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        return args, kwargs | {"block_gates": self._attention.gates(module, hidden)}
+        return args, kwargs | {"block_gates": self.attention.gates(module, hidden)}
 
-    def _after(self, _: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        forward, trace, layers = self._forward, self.trace, len(self._modules)
-        self._forward = None
-        assert forward is not None
-        if len(forward.pairs) != layers:
-            rule = f"{len(forward.pairs)} of {layers} layers used the attention interface"
-            raise UnsupportedModelError("model", type(self._decoder).__name__, rule)
+    def after(self, kwargs: dict[str, Any], output: Any) -> None:
+        forward: Forward = kwargs["block_forward"]
+        self.require_layers(len(forward.pairs))
         if forward.prompt:
-            trace.valid = forward.valid[:, : forward.prompt]
-            trace.appended, trace.whole_kv = forward.queries - forward.prompt, True
-            trace.kept = [trace.valid] * layers
-            trace.pairs = [forward.pairs[layer] for layer in range(layers)]
-        elif trace.valid is not None:
-            trace.appended = forward.valid.shape[1] - trace.valid.shape[1]
-
-
-def _valid(kwargs: dict[str, Any]) -> tuple[Tensor, int]:
-    """bool (B, past + L), False on padding, and L."""
-    inputs = kwargs.get("inputs_embeds")
-    inputs = kwargs.get("input_ids") if inputs is None else inputs
-    if inputs is None:
-        rule = "its decoder is not called with keyword arguments"
-        raise UnsupportedModelError("model", None, rule)
-    batch, length = inputs.shape[:2]
-    cache = kwargs.get("past_key_values")
-    total = length + (0 if cache is None else int(cache.get_seq_length()))
-    mask = kwargs.get("attention_mask")
-    if mask is None:
-        return torch.ones(batch, total, dtype=torch.bool, device=inputs.device), length
-    if not isinstance(mask, Tensor) or mask.shape != (batch, total):
-        shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        rule = f"must be a 2D padding mask over {total} columns"
-        raise ConfigError("attention_mask", shape, rule, "pass the tokenizer's attention_mask")
-    return mask.bool(), length
+            layers = len(self.layers)
+            valid = forward.valid[:, : forward.prompt]
+            pairs = [forward.pairs[layer] for layer in range(layers)]
+            appended = forward.queries - forward.prompt
+            self.trace.record(valid, [valid] * layers, appended, pairs=pairs)
+        elif self.trace.valid is not None:
+            self.trace.appended = forward.valid.shape[1] - self.trace.valid.shape[1]

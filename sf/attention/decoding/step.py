@@ -139,6 +139,7 @@ class Step:
     ) -> None:
         AttentionInterface.register(NAME, cached_attention)
         self.decoder, self.head = supported(model), model.get_output_embeddings()
+        self._attentions = [layer.self_attn for layer in self.decoder.layers]
         self.cache, self.rules = cache, rules
         device, times = token_B.device, cache.repeat
         self.first_token = token_B.repeat_interleave(times)[:, None].clone()
@@ -177,12 +178,17 @@ class Step:
     @torch.inference_mode()
     def __call__(self) -> None:
         """Make one token for every row."""
-        config = self.decoder.config
+        views = [(vars(module), module.config) for module in self._attentions]
+        config = getattr(self.decoder.config, "viewed", self.decoder.config)
         before = config._attn_implementation
         config._attn_implementation = NAME
+        for held, _ in views:
+            held["config"] = config
         try:
             self._token()
         finally:
+            for held, view in views:
+                held["config"] = view
             config._attn_implementation = before
 
     def _make_token(self) -> None:

@@ -1,0 +1,90 @@
+"""What a model's modules hold while its attention is another one, and how copies get rid of it.
+
+A copy or a pickle of the model (`copy.deepcopy`, `torch.save`) is a model of its own with its own
+attention: each object here copies itself as what it stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from functools import update_wrapper
+from inspect import signature
+from typing import Any
+
+__all__ = ["ConfigView", "Generate", "ModuleForward"]
+
+
+class ConfigView:
+    """A configuration, with another attention implementation.
+
+    It takes the configuration's place in some modules, so that other models built on the same
+    configuration object keep their attention. Everything else is read from and written to the
+    configuration itself.
+    """
+
+    def __init__(self, config: Any, implementation: str) -> None:
+        object.__setattr__(self, "viewed", config)
+        object.__setattr__(self, "_attn_implementation", implementation)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "viewed"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.viewed, name, value)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self.viewed)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return deepcopy(self.viewed, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _same, (self.viewed,)
+
+
+class _Method:
+    """Stands for a method of a module, on the instance; other instances are left alone."""
+
+    def __init__(self, module: Any, name: str) -> None:
+        self.module, self.name, self.own = module, name, getattr(module, name)
+        update_wrapper(self, self.own)  # type: ignore[arg-type]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return getattr, (self.module, self.name)
+
+
+class ModuleForward(_Method):
+    """An attention module's forward that is stood in for by `run(module, own, args, kwargs)`."""
+
+    def __init__(self, module: Any, run: Callable[..., Any]) -> None:
+        super().__init__(module, "forward")
+        self.run = run
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(self.module, self.own, args, kwargs)
+
+
+class Generate(_Method):
+    """A model's `generate` that looks at its arguments first.
+
+    Args:
+        owner: the model.
+        run: called with `generate` itself, its arguments by name, and a call without arguments.
+    """
+
+    def __init__(
+        self, owner: Any, run: Callable[[Mapping[str, Any], Callable[[], Any]], Any]
+    ) -> None:
+        super().__init__(owner, "generate")
+        self.run = run
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = dict(signature(self.own).bind_partial(*args, **kwargs).arguments)
+        given |= given.pop("kwargs", {})
+        return self.run(given, lambda: self.own(*args, **kwargs))
+
+
+def _same(value: Any) -> Any:
+    return value
