@@ -6,8 +6,6 @@ D head size.
 
 from __future__ import annotations
 
-from copy import copy
-
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
@@ -15,7 +13,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from sf.errors import ConfigError
 
-__all__ = ["PrunedLayer", "detached", "prune_in_place"]
+__all__ = ["PrunedLayer", "prune_in_place"]
 
 _FIRST_RESERVE = 64
 
@@ -106,10 +104,6 @@ class PrunedLayer(CacheLayerMixin):
         self.appended = total - self.kept_width
         return self._show(total)
 
-    def fork(self) -> None:
-        """Let go of room that is shared with another layer: the next entry goes to a new buffer."""
-        self._key_buffer, self._value_buffer = self.keys, self.values
-
     def _grown(self, buffer: Tensor | None, used: int, total: int) -> Tensor:
         """The buffer, or a larger copy: what follows the prompt doubles, the prompt does not."""
         assert buffer is not None
@@ -197,31 +191,6 @@ class PrunedLayer(CacheLayerMixin):
         raise ConfigError("past_key_values", "offloaded", "a pruned cache stays on its device")
 
     prefetch = offload
-
-
-def detached(cache: Cache) -> Cache:
-    """A cache with the same entries and no gradient; to continue it leaves `cache` as it is.
-
-    Raises:
-        ConfigError: a layer is neither pruned nor plain.
-    """
-    result = DynamicCache()
-    for layer in cache.layers:
-        if not isinstance(layer, PrunedLayer) and type(layer) is not DynamicLayer:
-            raise ConfigError(
-                "past_key_values",
-                type(layer).__name__,
-                "pruned and plain dynamic layers can be detached",
-                "use a plain DynamicCache",
-            )
-        fresh = copy(layer)
-        for name, value in vars(layer).items():
-            if isinstance(value, Tensor):
-                setattr(fresh, name, value.detach())
-        if isinstance(fresh, PrunedLayer):
-            fresh.fork()
-        result.layers.append(fresh)
-    return result
 
 
 def prune_in_place(cache: Cache | None, num_layers: int) -> Cache:

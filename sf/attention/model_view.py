@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import update_wrapper
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 __all__ = ["ConfigView", "Generate", "ModuleForward"]
@@ -81,8 +81,11 @@ class Generate(_Method):
         self.run = run
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = dict(signature(self.own).bind_partial(*args, **kwargs).arguments)
-        given |= given.pop("kwargs", {})
+        known = signature(self.own)
+        given = dict(known.bind_partial(*args, **kwargs).arguments)
+        for name, parameter in known.parameters.items():
+            if parameter.kind is Parameter.VAR_KEYWORD:  # whatever a user's own function calls it
+                given |= given.pop(name, {})
         return self.run(given, lambda: self.own(*args, **kwargs))
 
 

@@ -36,7 +36,7 @@ from sf.errors import UnsupportedModelError
 from sf.evaluation.answer import Answer, Setting, answer_missing
 from sf.evaluation.intervals import bootstrap_clusters
 from sf.evaluation.resumable_log import ResumableLog
-from sf.evaluation.two_turn_decoding import More, cut, greedy, more_of
+from sf.evaluation.two_turn_decoding import More, greedy, more_of
 from sf.tables import table_of
 
 if TYPE_CHECKING:
@@ -135,8 +135,7 @@ def _answers(
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         for at, index in enumerate(members):
             row = pairs[index].second
-            tokens = cut(completions[at], model.generation_config.eos_token_id)
-            reply = processor.decode(tokens, skip_special_tokens=True)
+            reply = processor.decode(completions[at], skip_special_tokens=True)
             found[index] = Answer(
                 id=row.id,
                 data_type=row.data_type,

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from sf.attention import sparsify
+from sf.attention.decoding import DecodeLoop, Greedy, Prompts, Rules, Waiting
+from sf.attention.decoding.generate import position_after
 from sf.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from sf.selection import Policy
 
-__all__ = ["More", "cut", "greedy", "more_of", "positions_of"]
+__all__ = ["More", "greedy", "more_of", "positions_of"]
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ def positions_of(model: Any, inputs: Any, ids_BL: Tensor, valid_BL: Tensor) -> T
 @torch.inference_mode()
 def greedy(
     model: Any, inputs: Any, more: More | None, policy: Policy | None, limit: int
-) -> tuple[Tensor, Tensor]:
-    """Greedy completions of a prompt and what follows it.
+) -> tuple[list[list[int]], Tensor]:
+    """Greedy replies to a prompt and what follows it.
 
     Args:
         model: in evaluation mode.
@@ -94,51 +96,42 @@ def greedy(
         limit: tokens at most.
 
     Returns:
-        Completions, long [B, T], the end token and what follows it included, and token ratios at
-        the prompt, float (layers, B) on the CPU.
+        The tokens of each reply, with its end token, and token ratios at the prompt, float
+        (layers, B) on the CPU.
     """
     width = inputs["input_ids"].shape[1]
     ids, valid = inputs["input_ids"], inputs["attention_mask"]
     if more is not None:
         ids, valid = torch.cat([ids, more.ids], dim=1), torch.cat([valid, more.valid], dim=1)
     positions = positions_of(model, inputs, ids, valid)
-    ends = torch.as_tensor(model.generation_config.eos_token_id, device=ids.device)
-    context = nullcontext() if policy is None else sparsify(model, policy)
-    found: list[Tensor] = []
-    with context as trace:
+    with nullcontext() if policy is None else sparsify(model, policy) as trace:
         output = model(
             **inputs, position_ids=positions[..., :width], use_cache=True, logits_to_keep=1
         )
-        cache = output.past_key_values
-
-        def forward(ids: Tensor, positions: Tensor) -> Any:
-            return model(
-                input_ids=ids,
+        if more is not None:
+            output = model(
+                input_ids=more.ids,
                 attention_mask=valid,
-                position_ids=positions,
-                past_key_values=cache,
+                position_ids=positions[..., width:],
+                past_key_values=output.past_key_values,
                 use_cache=True,
                 logits_to_keep=1,
             )
-
-        if more is not None:
-            output = forward(more.ids, positions[..., width:])
-        last, ended = positions[..., -1:], torch.zeros(len(ids), dtype=torch.bool)
-        for _ in range(limit):
-            token = output.logits[:, -1].argmax(-1)
-            found.append(token)
-            ended = ended | torch.isin(token, ends).cpu()
-            if len(found) == limit or bool(ended.all()):
-                break
-            valid = torch.cat([valid, torch.ones_like(valid[:, :1])], dim=1)
-            last = last + 1
-            output = forward(token[:, None], last)
+    ends = model.generation_config.eos_token_id
+    rules = Rules(end=tuple(ends) if isinstance(ends, list) else (ends,))
+    logits = output.logits[:, -1].float()
+    choice = Greedy(rules, logits.shape[-1], logits.device)
+    prompts = Prompts(
+        cache=output.past_key_values,
+        valid=valid.bool(),
+        token=choice(logits)[0][:, 0],
+        logp=None,
+        position=position_after(positions[..., -1:], len(ids)),
+        choice=choice,
+        limits=[limit] * len(ids),
+    )
+    loop = DecodeLoop(model, len(ids), max(1, limit - 1), rules)
+    replies = loop.answer([Waiting(len(ids), lambda: prompts)])[0].tokens
     layers = model.config.get_text_config().num_hidden_layers
     dense = torch.ones(layers, len(ids))
-    return torch.stack(found, dim=1), dense if trace is None else trace.layer_ratios.float().cpu()
-
-
-def cut(completion: Tensor, ends: Any) -> Tensor:
-    """A completion up to its first end token."""
-    at = torch.isin(completion, torch.as_tensor(ends, device=completion.device)).nonzero()
-    return completion[: int(at[0])] if len(at) else completion
+    return replies, dense if trace is None else trace.layer_ratios.float().cpu()

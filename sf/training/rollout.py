@@ -11,16 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import Cache
 
-from sf.attention import detached, sparsify
+from sf.attention import sparsify
+from sf.attention.decoding import DecodeLoop, Rules, Sampled, Waiting
+from sf.attention.decoding import Prompts as ReadPrompts
 from sf.selection import FixedMask
 from sf.training.encoding import Prompts, encoder_outputs
 from sf.training.padding import length_buckets
-from sf.training.sampling import SeededSampling, Truncation
+from sf.training.sampling import Truncation
 
 __all__ = ["PromptPass", "Rollout", "Sampler"]
 
@@ -141,41 +144,41 @@ class Sampler:
         shape = (len(owner), prompts.input_ids.shape[1])
         kept = [torch.zeros(shape, dtype=torch.bool, device=owner.device) for _ in range(layers)]
         ratios = torch.empty(layers, len(owner), device=owner.device)
-        tokens: dict[int, tuple[list[int], list[float]]] = {}
-        passes = []
-        for bucket in buckets:
+        passes: list[PromptPass] = []
+
+        def read(bucket: list[int]) -> ReadPrompts:
             rows = torch.tensor(bucket, device=owner.device)
             start = shape[1] - max(lengths[at] for at in bucket)
-            with sparsify(model, self.make_policy(thresholds[bucket].tolist())) as trace:
-                with torch.set_grad_enabled(shared):
-                    logits, cache = self._prompt(model, prompts, features, owner[rows], start)
-                drawn = SeededSampling(
-                    self.temperature,
-                    self.forbidden,
-                    [seeds[at] for at in bucket],
-                    owner.device,
-                    self.truncate,
-                )
-                if shared:
-                    passes.append(PromptPass(rows, start, logits, cache, trace.layer_ratios))
-                    logits, cache = logits.detach(), detached(cache)
-                sampled, logps = self._answer(
-                    model, prompts, owner[rows], start, logits, cache, drawn
-                )
+            policy = self.make_policy(thresholds[bucket].tolist())
+            with sparsify(model, policy) as trace, torch.set_grad_enabled(shared):
+                logits, cache = self._prompt(model, prompts, features, owner[rows], start)
             for layer, chosen in zip(kept, trace.kept, strict=True):
                 layer[rows, start:] = chosen
             ratios[:, rows] = trace.layer_ratios.float()
-            ends = self.lengths(sampled)
-            for at, end, ids, row_logps in zip(
-                bucket, ends, sampled.tolist(), logps.tolist(), strict=True
-            ):
-                tokens[at] = ids[:end], row_logps[:end]
+            if shared:
+                passes.append(PromptPass(rows, start, logits, cache, trace.layer_ratios))
+            return ReadPrompts(
+                cache=cache,
+                valid=prompts.attention_mask[owner[rows], start:].bool(),
+                position=prompts.positions_with(owner[rows], 1)[:, :, -1],
+                **self._first(logits.detach(), [seeds[at] for at in bucket]),
+                limits=[self.max_completion_tokens] * len(bucket),
+                keep=shared,
+            )
+
+        rules = Rules(end=tuple(self.eos_token_ids), pad=self.pad_token_id)
+        loop = DecodeLoop(model, len(owner), max(1, self.max_completion_tokens - 1), rules)
+        answers = loop.answer([Waiting(len(bucket), partial(read, bucket)) for bucket in buckets])
+        order = [at for bucket in buckets for at in bucket]
+        tokens = [ids for part in answers for ids in part.tokens]
+        logps = [values for part in answers for values in part.logps]
+        place = sorted(range(len(order)), key=order.__getitem__)
         return Rollout(
             prompts=prompts,
             owner=owner,
             retention_p=thresholds.float().to(owner.device),
-            completion_ids=[tokens[at][0] for at in range(len(owner))],
-            logps=[tokens[at][1] for at in range(len(owner))],
+            completion_ids=[tokens[at] for at in place],
+            logps=[logps[at] for at in place],
             kept=kept,
             token_ratio=ratios.mean(0),
             layer_ratios=ratios,
@@ -201,54 +204,15 @@ class Sampler:
         )
         return output.logits[:, -1], output.past_key_values
 
-    def _answer(
-        self,
-        model: Any,
-        prompts: Prompts,
-        owner: torch.Tensor,
-        start: int,
-        logits: torch.Tensor,
-        cache: Cache,
-        draw: SeededSampling,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and log-probabilities, (R, C) both, until every row has ended.
+    def _first(self, logits: torch.Tensor, seeds: Sequence[int]) -> dict[str, Any]:
+        """The first token of each row, and how the others are chosen.
 
-        Not `model.generate`: that takes what is not said, a repetition penalty for instance, from
-        the checkpoint's generation settings, and the policy must be the model alone.
+        Not as `model.generate` does, which takes what is not said, a repetition penalty for
+        instance, from the checkpoint's generation settings: the policy must be the model alone.
         """
-        ends = torch.tensor(list(self.eos_token_ids), device=owner.device)
-        mask = prompts.attention_mask[owner, start:]
-        places = prompts.positions_with(owner, self.max_completion_tokens)
-        places = places[:, :, prompts.input_ids.shape[1] :]
-        ended = torch.zeros(len(owner), dtype=torch.bool, device=owner.device)
-        tokens: list[torch.Tensor] = []
-        logps: list[torch.Tensor] = []
-        for at in range(self.max_completion_tokens):
-            if at:
-                mask = torch.cat([mask, mask.new_ones(len(owner), 1)], dim=1)
-                output = model(
-                    input_ids=tokens[-1][:, None],
-                    attention_mask=mask,
-                    position_ids=places[:, :, at - 1, None],
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-                logits = output.logits[:, -1]
-            sampled, own = draw(logits)
-            tokens.append(sampled.masked_fill(ended, self.pad_token_id))
-            logps.append(own)
-            ended = ended | torch.isin(sampled, ends)
-            if bool(ended.all()):
-                break
-        return torch.stack(tokens, dim=1), torch.stack(logps, dim=1)
-
-    def lengths(self, sampled: torch.Tensor) -> list[int]:
-        """Tokens of each row up to and with its first end token.
-
-        Args:
-            sampled: (R, C) long.
-        """
-        ends = torch.isin(sampled, torch.tensor(list(self.eos_token_ids), device=sampled.device))
-        width = sampled.shape[1]
-        first = torch.where(ends.any(1), ends.int().argmax(1) + 1, torch.tensor(width))
-        return first.tolist()
+        choice = Sampled(
+            self.temperature, self.forbidden, seeds, logits.shape[-1], logits.device, self.truncate
+        )
+        choice.draw(len(logits))
+        token, logp = choice(logits)
+        return {"token": token[:, 0], "logp": logp[:, 0], "choice": choice}

@@ -1,7 +1,4 @@
-"""How tokens of a rollout are drawn: one noise seed per rollout, truncation as in transformers.
-
-Shapes: R rollouts.
-"""
+"""What may be sampled in a rollout, and with which seed."""
 
 from __future__ import annotations
 
@@ -9,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-__all__ = ["SeededSampling", "Truncation", "sampling_seeds", "truncations", "vision_token_ids"]
+__all__ = ["Truncation", "sampling_seeds", "truncations", "vision_token_ids"]
 
 VISION_TOKENS = (
     "<|image_pad|>",
@@ -61,52 +57,3 @@ def truncations(top_k: int, top_p: float, min_p: float) -> list[Truncation]:
     if min_p:
         chosen.append(MinPLogitsWarper(min_p))
     return chosen
-
-
-class SeededSampling:
-    """Samples a token per rollout, with its log-probability.
-
-    The largest of log p + Gumbel noise is a sample of p. Each rollout has noise of its own seed, so
-    it does not matter which rank or which batch it is drawn in, nor what was drawn before: another
-    number of ranks and a resumed run sample the same answers.
-
-    The log-probability is that of the whole vocabulary at the temperature, which is what the
-    training forward computes; forbidden and truncated tokens are removed from sampling only, as in
-    TRL.
-
-    Args:
-        temperature: sampling temperature, > 0.
-        forbidden: token ids.
-        seeds: one per rollout.
-        device: of the logits.
-        truncate: applied in turn to the log-probabilities without the forbidden tokens.
-    """
-
-    def __init__(
-        self,
-        temperature: float,
-        forbidden: Sequence[int],
-        seeds: Sequence[int],
-        device: Any,
-        truncate: Sequence[Truncation] = (),
-    ) -> None:
-        self.temperature, self.forbidden = temperature, list(forbidden)
-        self.truncate = truncate
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def __call__(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(R, vocabulary) logits -> (R,) tokens, (R,) float32 log-probabilities."""
-        every = torch.log_softmax(logits.float() / self.temperature, dim=-1)
-        waiting = torch.empty_like(every)
-        for row, generator in zip(waiting, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        noisy = every - waiting.log()
-        noisy[:, self.forbidden] = float("-inf")
-        if self.truncate:
-            scores = every.clone()
-            scores[:, self.forbidden] = float("-inf")
-            for truncate in self.truncate:
-                scores = truncate(None, scores)
-            noisy = noisy.masked_fill(scores.isneginf(), float("-inf"))
-        sampled = noisy.argmax(-1)
-        return sampled, every.gather(1, sampled[:, None]).squeeze(1)

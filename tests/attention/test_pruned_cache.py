@@ -8,7 +8,7 @@ from tiny_models import batch, generate, prompt, text_model
 from transformers import DynamicCache
 
 from sf import TopP, sparsify
-from sf.attention.cache import PrunedLayer, detached, prune_in_place
+from sf.attention.cache import PrunedLayer, prune_in_place
 from sf.errors import ConfigError
 
 
@@ -54,31 +54,6 @@ def test_what_follows_the_prompt_can_be_cropped_the_prompt_cannot():
     for count in (-3, 1):
         with pytest.raises(ConfigError, match="its last 2 entries"):
             found.crop(count)
-
-
-@pytest.mark.parametrize("policy", [TopP(p=0.5), TopP(p=1.0)], ids=["pruned", "plain"])
-def test_detached_cache_goes_on_without_the_other(policy):
-    """Decoding on it, room reserved or not, leaves the entries with a gradient as they were."""
-    model = text_model().train()
-    ids, one = torch.arange(3, 19)[None], torch.tensor([[5]])
-    with sparsify(model, policy):
-        cache = model(input_ids=ids, use_cache=True).past_key_values
-        before = [layer.keys.detach().clone() for layer in cache.layers]
-        for at in range(2):
-            copied = detached(cache)
-            assert not any(layer.keys.requires_grad for layer in copied.layers)
-            with torch.no_grad():
-                for _ in range(3):
-                    model(input_ids=one, past_key_values=copied, use_cache=True)
-            assert copied.get_seq_length() == 16 + at + 3
-            assert cache.get_seq_length() == 16 + at
-            for layer, keys in zip(cache.layers, before, strict=True):
-                assert torch.equal(layer.keys[:, :, : keys.shape[2]], keys)
-                assert layer.keys.requires_grad
-            # The second time the pruned layers have room behind their entries.
-            last = model(input_ids=one, past_key_values=cache, use_cache=True).logits
-    last.sum().backward()
-    assert all(w.grad.isfinite().all() for w in model.parameters() if w.grad is not None)
 
 
 def test_rows_are_moved_repeated_and_selected():

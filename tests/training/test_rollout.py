@@ -9,11 +9,12 @@ import torch
 from tiny_world import VISION
 
 from sf import FixedMask, TopP, sparsify
+from sf.attention.decoding import Sampled
 from sf.data.manifest import Row
 from sf.training.encoding import Encoder, Prompts, encoder_outputs
 from sf.training.reference import reference_logps
 from sf.training.rollout import Rollout, Sampler
-from sf.training.sampling import SeededSampling, vision_token_ids
+from sf.training.sampling import vision_token_ids
 
 THRESHOLDS = [0.4, 0.6, 0.9, 1.0]
 
@@ -109,8 +110,9 @@ def test_sampling_depends_on_the_rollouts_seed_only(
 def test_seeded_sampling_follows_the_temperature() -> None:
     """Frequencies of 4,000 draws against softmax(logits / 0.5), the forbidden token left out."""
     logits = torch.tensor([0.0, 0.5, 1.0, 5.0])
-    sampling = SeededSampling(0.5, [3], range(4000), "cpu")
-    drawn, logps = sampling(logits.expand(4000, -1))
+    sampling = Sampled(0.5, [3], range(4000), 4, torch.device("cpu"))
+    sampling.draw(4000)
+    drawn, logps = (part[:, 0] for part in sampling(logits.expand(4000, -1)))
     shares = drawn.bincount(minlength=4) / 4000
     assert torch.allclose(shares[:3], torch.softmax(logits[:3] / 0.5, 0), atol=0.03)
     assert shares[3] == 0
@@ -162,9 +164,3 @@ def test_reference_shares_prompts_and_is_dense(
     plain = plain_logps(model, rollout, ids, mask, width)
     valid = mask[:, -width:].bool()
     assert torch.allclose(ours[valid], plain[valid], atol=2e-5)
-
-
-def test_lengths_end_with_the_first_end_token() -> None:
-    sampler = Sampler(1.0, 4, [7, 8], 0, [], None)
-    sampled = torch.tensor([[1, 7, 7, 0], [8, 1, 1, 1], [1, 2, 3, 4]])
-    assert sampler.lengths(sampled) == [2, 1, 4]

@@ -15,6 +15,7 @@ from tiny_world import VISION
 from transformers import Qwen2Config, TrainingArguments
 from trl import GRPOConfig
 
+from sf.attention.decoding import Sampled
 from sf.data.manifest import Row
 from sf.errors import ConfigError
 from sf.models import load_model, load_processor
@@ -23,7 +24,7 @@ from sf.training.dataset import templates_of, training_set
 from sf.training.encoding import Encoder
 from sf.training.retention_schedule import RetentionSchedule
 from sf.training.rewards import GroupReward
-from sf.training.sampling import SeededSampling, truncations
+from sf.training.sampling import truncations
 from sf.training.sparsity_weight import PathwiseWeight
 from sf.training.trainer import SparsityForcingTrainer
 from sf.training.trainer_settings import check_arguments, check_grpo_config
@@ -165,8 +166,10 @@ def test_truncated_sampling_is_transformers() -> None:
         ({"top_k": 0, "top_p": 1.0, "min_p": 0.3}, [1, 2, 3]),
         ({"top_k": 3, "top_p": 0.7, "min_p": 0.9}, [1]),
     ):
-        sampling = SeededSampling(1.0, [0], range(4000), "cpu", truncations(**settings))  # type: ignore[arg-type]
-        drawn, logps = sampling(probabilities.log().expand(4000, -1))
+        limits = truncations(**settings)  # type: ignore[arg-type]
+        sampling = Sampled(1.0, [0], range(4000), 5, torch.device("cpu"), limits)
+        sampling.draw(4000)
+        drawn, logps = (part[:, 0] for part in sampling(probabilities.log().expand(4000, -1)))
         shares = drawn.bincount(minlength=5) / 4000
         expected = torch.zeros(5)
         expected[allowed] = probabilities[allowed] / probabilities[allowed].sum()

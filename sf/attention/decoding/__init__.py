@@ -1,8 +1,22 @@
 """Decoding at the speed of the device: fixed buffers, one fixed step, a CUDA graph of it."""
 
 from sf.attention.decoding.buffers import DecodeCache
+from sf.attention.decoding.choice import Choice, Greedy, Rules, Sampled
 from sf.attention.decoding.generate import Decoded, Prefilled, decode, prefill
-from sf.attention.decoding.loop import DecodeLoop
-from sf.attention.decoding.step import Rules
+from sf.attention.decoding.loop import Answers, DecodeLoop, Prompts, Waiting
 
-__all__ = ["DecodeCache", "DecodeLoop", "Decoded", "Prefilled", "Rules", "decode", "prefill"]
+__all__ = [
+    "Answers",
+    "Choice",
+    "DecodeCache",
+    "DecodeLoop",
+    "Decoded",
+    "Greedy",
+    "Prefilled",
+    "Prompts",
+    "Rules",
+    "Sampled",
+    "Waiting",
+    "decode",
+    "prefill",
+]

@@ -1,16 +1,16 @@
 """Keys and values of every layer in buffers whose addresses and shapes stay as they are.
 
-A layer's buffer holds what its prefill kept, then room for the tokens to come. Attention always
-reads the whole buffer; a mask says which entries there are. Layers keep different numbers of
-tokens, so their buffers have different widths; a token is written at the same distance from each
-layer's first free entry.
+A row of a layer's buffer holds what its prefill kept, without padding, then room for its answer.
+Attention always reads the whole buffer; a mask says which entries there are. Rows and layers keep
+different numbers of tokens, so an answer's tokens are written from each one's first free entry on.
 
-Shape suffixes: J layers, B rows, G KV heads, W entries of a layer after the prefill (widest row),
-N room for further tokens, D head size.
+Shape suffixes: J layers, S rows of the buffers, A rows in use (the first ones), B rows and W
+entries of a layer after a prefill, C entries of a buffer's row, G KV heads, D head size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,76 +26,151 @@ _ALIGN = 8
 
 
 class DecodeCache:
-    """Fixed buffers filled from a transformers cache, which is emptied layer by layer.
+    """Fixed buffers that prefills are moved into, row by row.
 
     Args:
-        cache: after a prefill, of `PrunedLayer`s or of layers that hold every column.
-        valid_BL: bool (B, L), False on padding of the logical columns; read for layers that are not
-            pruned. None: no padding.
-        room: N, at least 1.
-        repeat: each row this many times, next to each other.
+        slots: S. room: tokens after a row's prompt, at least 1.
+        device: of the model.
 
     Attributes:
-        keys, values: per layer (B, G, W + N, D).
-        masks: per layer bool (B, 1, 1, W + N), True where the newest token may look.
-        at: int64 (1,), tokens written so far.
+        keys, values: per layer (S, G, C, D).
+        masks: per layer bool (A, 1, 1, C), True where the newest token may look.
+        at: int64 (S,), tokens of the answer written so far.
+        moves: counts the times that buffers were made anew; what recorded their addresses is stale.
 
     Raises:
-        ConfigError: a layer holds no plain keys and values.
+        ConfigError: no slots or no room.
     """
 
-    def __init__(self, cache: Any, valid_BL: Tensor | None, room: int, repeat: int = 1) -> None:
-        if room < 1 or repeat < 1:
-            raise ConfigError("room, repeat", (room, repeat), "both are at least 1")
-        self.room, self.repeat = room, repeat
+    def __init__(self, slots: int, room: int, device: torch.device) -> None:
+        if room < 1 or slots < 1:
+            raise ConfigError("slots, room", (slots, room), "both are at least 1")
+        self.slots, self.room, self.moves = slots, room, 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        real: list[Tensor] = []
-        for layer in cache.layers:
-            key, value, entries = _contents(layer, valid_BL)
-            self.keys.append(self._buffer(key))
-            self.values.append(self._buffer(value))
-            real.append(entries.repeat_interleave(repeat, dim=0))
-            layer.keys = layer.values = None
-            if isinstance(layer, PrunedLayer):
-                layer.reset()
+        self.masks: list[Tensor] = []
+        self.at = torch.zeros(slots, dtype=torch.long, device=device)
+        self._rows_S = torch.arange(slots, device=device)
+        self._entries_JS = self.at[:0]
+        self._active, self._widths = slots, list[int]()
+
+    def put(
+        self,
+        slots: Sequence[int],
+        cache: Any,
+        valid_BL: Tensor | None,
+        rows: Sequence[int],
+        *,
+        keep: bool = False,
+    ) -> None:
+        """Fill slots from rows of a transformers cache.
+
+        Args:
+            slots: where each of `rows` goes.
+            cache: after a prefill, of `PrunedLayer`s or of layers that hold every column.
+            valid_BL: bool (B, L), False on padding of the logical columns; read for layers that are
+                not pruned. None: no padding.
+            rows: of the cache.
+            keep: copy; by default the cache is emptied, layer by layer.
+
+        Raises:
+            ConfigError: a layer holds no plain keys and values.
+        """
+        counts: list[list[int]] = []
+        capacities = [key.shape[2] for key in self.keys]
+        for at, layer in enumerate(cache.layers):
+            key, value, real = _contents(layer, valid_BL)
+            count_B = real.sum(-1).tolist()
+            self._reserve(at, key, value, max(count_B[row] for row in rows))
+            for slot, row in zip(slots, rows, strict=True):
+                entries = slice(0, count_B[row])
+                chosen = real[row] if count_B[row] < real.shape[1] else slice(None)
+                self.keys[at][slot, :, entries] = key.detach()[row, :, chosen]
+                self.values[at][slot, :, entries] = value.detach()[row, :, chosen]
+            counts.append([count_B[row] for row in rows])
+            if not keep:
+                layer.keys = layer.values = None
+                if isinstance(layer, PrunedLayer):
+                    layer.reset()
             del key, value
-        self._fill_masks(real)
+        if capacities != [key.shape[2] for key in self.keys]:
+            self._place_masks()
+        device = self.at.device
+        index = torch.tensor(list(slots), device=device)
+        self._entries_JS[:, index] = torch.tensor(counts, device=device)
+        self.at[index] = 0
+        self._mark(slots)
 
-    def _buffer(self, part_BGWD: Tensor) -> Tensor:
-        batch, groups, width, size = part_BGWD.shape
-        total = width + self.room
-        total += -total % _ALIGN
-        buffer = part_BGWD.new_empty(batch, self.repeat, groups, total, size)
-        buffer[..., :width, :] = part_BGWD[:, None]
-        # Masked entries are read all the same, and 0 x NaN would be NaN.
-        buffer[..., width:, :] = 0.0
-        return buffer.flatten(0, 1)
+    def move(self, to: int, source: int) -> None:
+        """Copy a row to another slot."""
+        for key, value, count in zip(
+            self.keys, self.values, self._entries_JS[:, source].tolist(), strict=True
+        ):
+            end = count + int(self.at[source])
+            key[to, :, :end] = key[source, :, :end]
+            value[to, :, :end] = value[source, :, :end]
+        self._entries_JS[:, to] = self._entries_JS[:, source]
+        self.at[to] = self.at[source]
+        self._mark([to])
 
-    def _fill_masks(self, real: list[Tensor]) -> None:
+    def _reserve(self, at: int, key_BGWD: Tensor, value_BGWD: Tensor, widest: int) -> None:
+        """Make a layer's buffers wide enough for a prompt of `widest` entries."""
+        # One entry more: a row that has ended writes there until it leaves.
+        wanted = widest + self.room + 1
+        wanted += -wanted % _ALIGN
+        if at < len(self.keys) and self.keys[at].shape[2] >= wanted:
+            return
+        for held, part in ((self.keys, key_BGWD), (self.values, value_BGWD)):
+            # Masked entries are read all the same, and 0 x NaN would be NaN.
+            fresh = part.new_zeros(self.slots, part.shape[1], wanted, part.shape[3])
+            if at < len(held):
+                fresh[:, :, : held[at].shape[2]] = held[at]
+                held[at] = fresh
+            else:
+                held.append(fresh)
+
+    def _place_masks(self) -> None:
         """All layers' masks in one tensor, so that one write a token serves them all."""
-        device, batch = real[0].device, real[0].shape[0]
-        widths = [part.shape[1] for part in real]
+        self.moves += 1
+        device = self.at.device
         totals = [key.shape[2] for key in self.keys]
-        self._mask = torch.zeros(batch * sum(totals), dtype=torch.bool, device=device)
-        views = [
-            part.view(batch, total)
-            for part, total in zip(
-                self._mask.split([batch * total for total in totals]), totals, strict=True
-            )
+        self._mask = torch.zeros(self.slots * sum(totals), dtype=torch.bool, device=device)
+        parts = self._mask.split([self.slots * total for total in totals])
+        self._views = [
+            part.view(self.slots, total) for part, total in zip(parts, totals, strict=True)
         ]
-        first = []
-        start = 0
-        for view, part, width, total in zip(views, real, widths, totals, strict=True):
-            view[:, :width] = part
-            first += [start + row * total + width for row in range(batch)]
-            start += batch * total
-        self.masks = [view[:, None, None] for view in views]
-        self.at = torch.zeros(1, dtype=torch.long, device=device)
-        self._first_entry_J = torch.tensor(widths, device=device)
-        self._first_mask_JB = torch.tensor(first, device=device)
-        self._entry_J = torch.zeros_like(self._first_entry_J)
-        self._tails = [view[:, width:] for view, width in zip(views, widths, strict=True)]
+        starts = torch.tensor([0, *totals[:-1]], device=device).cumsum(0) * self.slots
+        totals_J1 = torch.tensor(totals, device=device)[:, None]
+        self._start_JS = starts[:, None] + self._rows_S * totals_J1
+        if not self._entries_JS.numel():
+            self._entries_JS = self.at.new_zeros(len(totals), self.slots)
+        self._entry_JS = torch.zeros_like(self._entries_JS)
+        self._mark(range(self.slots))
+        self.narrow(self.slots)
+
+    def _mark(self, slots: Sequence[int]) -> None:
+        """Masks of slots, from what they hold."""
+        index = torch.tensor(list(slots), device=self.at.device)
+        for view, entries_S in zip(self._views, self._entries_JS, strict=True):
+            place = torch.arange(view.shape[1], device=view.device)
+            view[index] = place < (entries_S + self.at)[index, None]
+
+    def narrow(self, active: int, *, trim: bool = False) -> None:
+        """Read the first rows only.
+
+        Args:
+            active: A.
+            trim: and no further than the next token of any of them (waits for the device).
+        """
+        self._active = active
+        self._widths = [view.shape[1] for view in self._views]
+        if trim:
+            used_J = (self._entries_JS[:, :active] + self.at[:active]).amax(1) + 1
+            self._widths = (used_J + -used_J % _ALIGN).tolist()
+        self.masks = [
+            view[:active, None, None, :width]
+            for view, width in zip(self._views, self._widths, strict=True)
+        ]
 
     @property
     def nbytes(self) -> int:
@@ -103,29 +178,39 @@ class DecodeCache:
         return sum(part.nbytes for part in (*self.keys, *self.values))
 
     def open_entry(self) -> None:
-        """Make the next entry of every layer visible; no wait for the device."""
-        torch.add(self._first_entry_J, self.at, out=self._entry_J)
-        self._mask.index_fill_(0, self._first_mask_JB + self.at, True)
+        """Make the next entry of every row and layer visible; no wait for the device."""
+        torch.add(self._entries_JS, self.at, out=self._entry_JS)
+        self._mask.index_fill_(0, (self._start_JS + self._entry_JS).flatten(), True)
 
-    def close_entry(self) -> None:
-        """The newest token has been written in every layer."""
-        self.at.add_(1)
+    def close_entry(self, written_A: Tensor) -> None:
+        """The newest token has been written in every layer.
+
+        Args:
+            written_A: bool, False where the row had ended before.
+        """
+        self.at[: self._active].add_(written_A)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write one token's (B, G, 1, D) into the open entry; what transformers' layers call."""
-        entry = self._entry_J[layer_idx : layer_idx + 1]
-        key, value = self.keys[layer_idx], self.values[layer_idx]
-        key.index_copy_(2, entry, key_states)
-        value.index_copy_(2, entry, value_states)
-        return key, value
+        """Write one token's (A, G, 1, D) into the open entry; what transformers' layers call."""
+        active, width = self._active, self._widths[layer_idx]
+        place = (self._rows_S[:active], self._entry_JS[layer_idx, :active])
+        read = []
+        for held, states in ((self.keys, key_states), (self.values, value_states)):
+            rows = held[layer_idx][:active]
+            rows.transpose(1, 2).index_put_(place, states[:, :, 0])
+            read.append(rows[:, :, :width])
+        return read[0], read[1]
 
-    def rewind(self) -> None:
-        """Forget every token written since the prefill."""
-        self.at.zero_()
-        for tail in self._tails:
-            tail.fill_(False)
+    def written(self) -> tuple[Tensor, Tensor]:
+        """What changes as tokens are made: a copy, for `rewind`."""
+        return self.at.clone(), self._mask.clone()
+
+    def rewind(self, to: tuple[Tensor, Tensor]) -> None:
+        """Forget the tokens that were written since `written` was asked."""
+        self.at.copy_(to[0])
+        self._mask.copy_(to[1])
 
 
 def _contents(layer: Any, valid_BL: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from sf.attention import Trace, sparsify
-from sf.attention.decoding.buffers import DecodeCache
-from sf.attention.decoding.loop import DecodeLoop
-from sf.attention.decoding.step import Rules, Step, supported
+from sf.attention.decoding.choice import Greedy, Rules
+from sf.attention.decoding.loop import DecodeLoop, Prompts, Waiting
+from sf.attention.decoding.step import supported
 from sf.errors import ConfigError
 from sf.selection import Policy
 
@@ -83,28 +83,29 @@ class Prefilled:
                 batch than could be prefilled at once.
             graph: see `DecodeLoop`. compiled: see `Step`.
         """
+        loop = DecodeLoop(
+            self.model, len(self.token) * repeat, room, self.rules, graph=graph, compiled=compiled
+        )
+        loop.start(self.prompts(room + 1), repeat)
+        return loop
+
+    def prompts(self, limit: int) -> Prompts:
+        """What a decode loop goes on from, for at most `limit` tokens; can be done once."""
         if self.cache is None:
             raise ConfigError("prefill", None, "its cache has been moved", "prefill again")
-        with torch.inference_mode():
-            cache = DecodeCache(self.cache, self.valid, room, repeat)
-            self.cache = None
-            step = Step(
-                self.model,
-                cache,
-                self.token,
-                self.position,
-                self.rules,
-                self._said(),
-                compiled=compiled,
-            )
-        return DecodeLoop(step, graph=graph)
+        cache, self.cache = self.cache, None
+        size = self.model.config.get_text_config().vocab_size
+        choice = Greedy(self.rules, size, self.token.device, self._read())
+        limits = [limit] * len(self.token)
+        return Prompts(cache, self.valid, self.token, None, self.position, choice, limits)
 
-    def _said(self) -> Tensor:
-        """The prompt's tokens for the repetition penalty, as transformers counts them."""
-        if _padding_is_said():
-            return self.prompt
-        vocabulary = self.model.config.get_text_config().vocab_size
-        return self.prompt.masked_fill(self.valid.long().cumsum(-1) == 0, vocabulary)
+    def _read(self) -> Tensor:
+        """The tokens so far for the repetition penalty, as transformers counts them."""
+        prompt = self.prompt
+        if not _penalty_counts_padding():
+            vocabulary = self.model.config.get_text_config().vocab_size
+            prompt = prompt.masked_fill(self.valid.long().cumsum(-1) == 0, vocabulary)
+        return torch.cat([prompt, self.token[:, None]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -198,16 +199,23 @@ def decode(
     """
     if max_new_tokens < 1:
         raise ConfigError("max_new_tokens", max_new_tokens, "a reply has at least one token")
-    parts = [start.prompt, start.token[:, None]]
-    if max_new_tokens == 1:
-        return Decoded(torch.cat(parts, dim=1), 0, start.trace)
-    loop = start.loop(max_new_tokens - 1, graph=graph, compiled=compiled)
-    parts.append(loop.run(max_new_tokens - 1))
-    return Decoded(torch.cat(parts, dim=1), loop.step.cache.nbytes, start.trace)
+    loop = DecodeLoop(
+        start.model,
+        len(start.token),
+        max(1, max_new_tokens - 1),
+        start.rules,
+        graph=graph,
+        compiled=compiled,
+    )
+    answers = loop.answer([Waiting(len(start.token), lambda: start.prompts(max_new_tokens))])[0]
+    width = max(len(tokens) for tokens in answers.tokens)
+    padded = [tokens + [start.rules.pad] * (width - len(tokens)) for tokens in answers.tokens]
+    made = torch.tensor(padded, device=start.prompt.device)
+    return Decoded(torch.cat([start.prompt, made], dim=1), loop.cache.nbytes, start.trace)
 
 
 @lru_cache
-def _padding_is_said() -> bool:
+def _penalty_counts_padding() -> bool:
     """Whether transformers' repetition penalty takes padding for tokens of the prompt.
 
     5.17 does; a release after it leaves out what stands before a row's first valid token.

@@ -1,71 +1,133 @@
-"""Many steps without Python between them: on CUDA a recorded graph is replayed.
+"""Answers to many prompts, token by token: rows that end leave, waiting ones enter.
 
-The graph holds the addresses of the cache and of the step's tensors, and private memory for what
-lies between its kernels. It serves one `Step`; the next prompt, whose layers keep other numbers of
-tokens, is recorded anew (some tens of milliseconds for a 7B, so long replies gain most).
+On CUDA a recorded graph is replayed, without Python between its kernels. It holds the addresses of
+the cache and of the step's tensors. Rows come and go within them; a longer prompt that needs wider
+buffers has it recorded anew (some tens of milliseconds for a 7B). On a CPU the same step is called,
+for the rows that are left and the entries that they hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sf.attention.decoding.buffers import DecodeCache
+from sf.attention.decoding.choice import Choice, Rules
 from sf.attention.decoding.step import Step
 from sf.errors import ConfigError, EnvironmentFault
 
-__all__ = ["DecodeLoop"]
+__all__ = ["Answers", "DecodeLoop", "Prompts", "Waiting"]
 
 _WARM_UP = 3
-# Replays between two looks at whether every row has ended: each look waits for the device.
+# Replays between two looks at which rows have ended: each look waits for the device.
 _LOOK_EVERY = 32
 
 
+@dataclass
+class Prompts:
+    """Prompts that were read together.
+
+    Attributes:
+        cache: of transformers, after the prefill.
+        valid: bool (B, L), False on padding; None: no padding.
+        token: int64 (B,), the first new token. logp: float32 (B,), its log-probability, if any.
+        position: int64 (R, B), where it stands.
+        choice: how further tokens are chosen, with the rows' states.
+        limits: tokens that each row may make, the first one included.
+        keep: leave the cache as it is; by default it is emptied as it is read.
+    """
+
+    cache: Any
+    valid: Tensor | None
+    token: Tensor
+    logp: Tensor | None
+    position: Tensor
+    choice: Choice
+    limits: Sequence[int]
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Prompts to read as soon as there is room for so many rows."""
+
+    rows: int
+    read: Callable[[], Prompts]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to the rows of one `Prompts`.
+
+    Attributes:
+        tokens: of each row, the end token included.
+        logps: of each of them; empty for a choice without.
+    """
+
+    tokens: list[list[int]]
+    logps: list[list[float]]
+
+
 class DecodeLoop:
-    """A step that is repeated.
+    """Rows that are decoded together.
 
     Args:
-        step: after its prefill.
-        graph: record and replay it; by default on CUDA. On a CPU the same step is simply called.
+        model: that `step.supported` accepts.
+        slots: rows at a time. room: tokens after a row's first, at most.
+        rules: which tokens end a row and what is written after them.
+        graph: record and replay the step; by default on CUDA.
+        compiled: see `Step`.
 
     Raises:
         EnvironmentFault: a graph was asked for on a CPU.
     """
 
-    def __init__(self, step: Step, *, graph: bool | None = None) -> None:
-        self.step = step
-        self.device = step.token.device
+    step: Step
+
+    def __init__(
+        self,
+        model: Any,
+        slots: int,
+        room: int,
+        rules: Rules,
+        *,
+        graph: bool | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self.model, self.rules, self.compiled = model, rules, compiled
+        self.device = next(model.parameters()).device
+        self.cache = DecodeCache(slots, room, self.device)
         cuda = self.device.type == "cuda"
         if graph and not cuda:
             raise EnvironmentFault(
                 "graph", True, "a CPU has no graphs to replay", "leave graph to its default"
             )
         self.recorded = cuda if graph is None else graph
+        self._rows: list[tuple[int, int] | None] = [None] * slots
+        self._replay: Callable[[], None] | None = None
+        self._moves = -1
         self._made = 0
-        self._replay: Callable[[], None] = self._record() if self.recorded else step
 
-    @torch.inference_mode()
-    def _record(self) -> Callable[[], None]:
-        """Warm up beside the current stream (kernels compile, libraries allocate), then record."""
-        with torch.cuda.device(self.device):
-            side = torch.cuda.Stream(self.device)
-            side.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(side):
-                for _ in range(_WARM_UP):
-                    self.step.restart()
-                    self.step()
-                self.step.restart()
-            torch.cuda.current_stream(self.device).wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self.step()
-            self.step.restart()
-        replay: Callable[[], None] = graph.replay
-        return replay
+    # A fixed set of rows
+
+    def start(self, prompts: Prompts, repeat: int = 1) -> None:
+        """Fill all slots; `restart` comes back here.
+
+        Args:
+            prompts: as many rows as there are slots / `repeat`.
+            repeat: each row this many times, next to each other.
+        """
+        rows = [row for row in range(len(prompts.token)) for _ in range(repeat)]
+        self._put(prompts, list(range(len(rows))), rows)
+        self.step.keep_start()
+        self._prepare()
 
     def restart(self) -> None:
-        """Go back to the state after the prefill."""
+        """Go back to the state after the prefill; randomness goes on."""
         self.step.restart()
         self._made = 0
 
@@ -75,7 +137,7 @@ class DecodeLoop:
         Raises:
             ConfigError: the buffers have no room for so many.
         """
-        room = self.step.cache.room
+        room = self.cache.room
         if self._made + tokens > room:
             raise ConfigError(
                 "tokens",
@@ -83,29 +145,126 @@ class DecodeLoop:
                 f"the buffers have room for {room} and hold {self._made}",
                 "reserve more room, or restart the loop",
             )
-        for _ in range(tokens):
-            self._replay()
+        self._make(tokens)
         self._made += tokens
 
-    def run(self, tokens: int) -> Tensor:
-        """Make up to `tokens` tokens; stops early once every row has ended.
+    # Rows that come and go
+
+    def answer(self, waiting: Iterable[Waiting]) -> list[Answers]:
+        """Read prompts while there is room for them, and answer them all.
+
+        Args:
+            waiting: prompts of at most as many rows as there are slots.
 
         Returns:
-            int64 (B, made) with `pad` after a row's end, as wide as the longest row.
-        """
-        left = tokens
-        while left and not bool(self.step.finished.all()):
-            batch = min(_LOOK_EVERY, left) if self.step.rules.end else left
-            self.advance(batch)
-            left -= batch
-        return self.step.written[:, : self._needed()].clone()
+            The answers, in the order of `waiting`.
 
-    def _needed(self) -> int:
-        """Tokens until the last row ended, its end token included."""
+        Raises:
+            ConfigError: prompts of more rows than slots.
+        """
+        queue, results = iter(waiting), list[Answers]()
+        following = next(queue, None)
+        while following is not None or any(self._rows):
+            self._leave(results)
+            while following is not None and following.rows <= self._rows.count(None):
+                self._enter(following, results)
+                following = next(queue, None)
+            self._leave(results)
+            if following is not None and following.rows > len(self._rows):
+                raise ConfigError(
+                    "rows",
+                    following.rows,
+                    f"the loop has {len(self._rows)} slots",
+                    "read fewer prompts together, or make more slots",
+                )
+            if any(self._rows):
+                self._prepare()
+                self._make(_LOOK_EVERY if self.recorded else 1)
+        return results
+
+    def _enter(self, group: Waiting, results: list[Answers]) -> None:
+        free = [slot for slot, row in enumerate(self._rows) if row is None][: group.rows]
+        self._put(group.read(), free, list(range(group.rows)))
+        for row, slot in enumerate(free):
+            self._rows[slot] = len(results), row
+        empty: list[list[Any]] = [[[] for _ in range(group.rows)] for _ in range(2)]
+        results.append(Answers(*empty))
+
+    @torch.inference_mode()
+    def _leave(self, results: list[Answers]) -> None:
+        """Hand over the rows that have ended; on a CPU the others move together."""
+        if not any(self._rows):
+            return
         step = self.step
-        if not step.rules.end:
-            return self._made
-        made_BN = torch.cat([step.first_token, step.written[:, : self._made]], dim=1)
-        ended_BN = torch.isin(made_BN, step.end)
-        length_B = torch.where(ended_BN.any(-1), ended_BN.int().argmax(-1), self._made)
-        return int(length_B.max())
+        ended = step.finished[:, 0].tolist()
+        over = [slot for slot, row in enumerate(self._rows) if row is not None and ended[slot]]
+        if over:
+            counts = step.made[over].tolist()
+            tokens = step.written[over].tolist()
+            logps = None if step.logps is None else step.logps[over].tolist()
+            for at, slot in enumerate(over):
+                number, row = self._rows[slot] or (0, 0)
+                results[number].tokens[row] = tokens[at][: counts[at]]
+                if logps is not None:
+                    results[number].logps[row] = logps[at][: counts[at]]
+                self._rows[slot] = None
+        if self.recorded:
+            return
+        last = len(self._rows) - 1
+        for hole in over:
+            while last > hole and self._rows[last] is None:
+                last -= 1
+            if last > hole:
+                step.move(hole, last)
+                self._rows[hole], self._rows[last] = self._rows[last], None
+                step.finished[last] = True
+
+    # Both
+
+    @torch.inference_mode()
+    def _put(self, prompts: Prompts, slots: Sequence[int], rows: Sequence[int]) -> None:
+        first = not self.cache.keys
+        self.cache.put(slots, prompts.cache, prompts.valid, rows, keep=prompts.keep)
+        if first:
+            choice = prompts.choice.empty(self.cache.slots)
+            self.step = Step(self.model, self.cache, choice, self.rules, compiled=self.compiled)
+        self.step.choice.put(slots, prompts.choice, rows)
+        limits = [prompts.limits[row] for row in rows]
+        self.step.put(slots, prompts.token, prompts.logp, prompts.position, limits, rows)
+
+    @torch.inference_mode()
+    def _prepare(self) -> None:
+        """Record the step where its tensors have moved, or leave out the slots without a row."""
+        if not self.recorded:
+            if any(self._rows):
+                active = 1 + max(slot for slot, row in enumerate(self._rows) if row is not None)
+                self.step.narrow(active, trim=True)
+            self._replay = self.step
+        elif self._moves != self.cache.moves:
+            self._moves = self.cache.moves
+            self._replay = self._record()
+
+    @torch.inference_mode()
+    def _make(self, tokens: int) -> None:
+        assert self._replay is not None
+        for _ in range(tokens):
+            self.step.choice.draw(self.step.active)
+            self._replay()
+
+    def _record(self) -> Callable[[], None]:
+        """Warm up beside the current stream (kernels compile, libraries allocate), then record."""
+        state = self.step.state()
+        with torch.cuda.device(self.device):
+            side = torch.cuda.Stream(self.device)
+            side.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UP):
+                    self.step()
+            torch.cuda.current_stream(self.device).wait_stream(side)
+            self.step.restart(state)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.step()
+            self.step.restart(state)
+        replay: Callable[[], None] = graph.replay
+        return replay

@@ -1,16 +1,16 @@
-"""One greedy token of a decoder as a fixed sequence of device operations.
+"""One token of a decoder as a fixed sequence of device operations.
 
 Nothing in a step depends on a value: shapes, addresses and the order of operations are those of the
 step before. It therefore never waits for the device, and can be recorded once and replayed.
 
-Shape suffixes: B rows, V vocabulary, E end tokens, R rotary components (1 for plain rope, 4 in the
-Qwen2-VL line: text, time, height, width), N tokens at most.
+Shape suffixes: S rows of the loop, A rows in use (the first ones), B rows of a prefill, V
+vocabulary, E end tokens, R rotary components (1 for plain rope, 4 in the Qwen2-VL line: text, time,
+height, width), N tokens after the first at most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,30 +21,15 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoder
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLDecoderLayer
 
 from sf.attention.backends import backend_for
+from sf.attention.decoder_hooks import unwrapped
 from sf.attention.decoding.buffers import DecodeCache
-from sf.errors import ConfigError, UnsupportedModelError
+from sf.attention.decoding.choice import Choice, Rules
+from sf.errors import UnsupportedModelError
 
-__all__ = ["Rules", "Step", "supported"]
+__all__ = ["Step", "supported"]
 
 NAME = "sparsity_forcing_decode"
 _LAYERS = (Qwen2DecoderLayer, Qwen2VLDecoderLayer, Qwen2_5_VLDecoderLayer)
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How the next token is chosen from the logits; the part of `GenerationConfig` that is greedy.
-
-    Attributes:
-        end: end-of-sequence tokens; a row that made one gets `pad` from then on.
-        pad: token after the end.
-        forbidden: tokens that are never chosen.
-        repetition_penalty: as in transformers, over prompt and reply; 1 is none.
-    """
-
-    end: tuple[int, ...] = ()
-    pad: int = 0
-    forbidden: tuple[int, ...] = ()
-    repetition_penalty: float = 1.0
 
 
 @library.custom_op("sparsity_forcing::decode_attention", mutates_args=())
@@ -71,8 +56,8 @@ def cached_attention(
     """Attention of one new token over a whole buffer, with the backend that sparse decoding uses.
 
     Args:
-        query: (B, H, 1, D). key, value: (B, G, W + N, D).
-        attention_mask: bool (B, 1, 1, W + N).
+        query: (B, H, 1, D). key, value: (B, G, C, D).
+        attention_mask: bool (B, 1, 1, C).
 
     Returns:
         (B, 1, H, D), None.
@@ -89,7 +74,7 @@ def supported(model: Any) -> Any:
             several devices.
     """
     name = type(model).__name__
-    decoder = model.get_decoder()
+    decoder = unwrapped(model).get_decoder()
     layers = getattr(decoder, "layers", ())
     if not layers or any(type(layer) not in _LAYERS for layer in layers):
         raise UnsupportedModelError(
@@ -107,77 +92,123 @@ def supported(model: Any) -> Any:
 
 
 class Step:
-    """Reads the newest token, appends the next one.
+    """Reads the newest token of every row in use, appends the next one.
 
     Args:
         model: a causal language model that `supported` accepts.
-        cache: after the prefill.
-        token_B: int64 (B,), the first new token. position_RB: int64 (R, B), where it stands.
-        rules: how to choose.
-        prompt_BL: int64 (B, L), read for the repetition penalty only; V stands for padding.
+        cache: where its keys and values go.
+        choice: how tokens are chosen, for as many rows as the cache has slots.
+        rules: which tokens end a row and what is written from then on.
         compiled: let torch.compile fuse the small kernels (minutes for a large model; rounding
             changes, so near ties may be decided differently).
 
     Attributes:
-        first_token: int64 (B, 1). end: int64 (E,), the end-of-sequence tokens.
-        written: int64 (B, N), the tokens after the first, in order; not yet made ones are `pad`.
-        finished: bool (B, 1).
-
-    Rows of the tensors are repeated as the cache's are.
+        written: int64 (S, N + 2), each row's answer from its first token on; what is not yet made
+            is `pad`. logps: float32 (S, N + 2), of the tokens; None for a choice without.
+        made: int64 (S,), tokens of the answers, the end token included.
+        finished: bool (S, 1), the row has ended or made as many tokens as it may.
+        end: int64 (E,), the end-of-sequence tokens.
     """
 
     def __init__(
         self,
         model: Any,
         cache: DecodeCache,
-        token_B: Tensor,
-        position_RB: Tensor,
+        choice: Choice,
         rules: Rules,
-        prompt_BL: Tensor | None = None,
         *,
         compiled: bool = False,
     ) -> None:
         AttentionInterface.register(NAME, cached_attention)
-        self.decoder, self.head = supported(model), model.get_output_embeddings()
+        self.decoder, self.head = supported(model), unwrapped(model).get_output_embeddings()
         self._attentions = [layer.self_attn for layer in self.decoder.layers]
-        self.cache, self.rules = cache, rules
-        device, times = token_B.device, cache.repeat
-        self.first_token = token_B.repeat_interleave(times)[:, None].clone()
-        self._first_position = position_RB.repeat_interleave(times, dim=1)[..., None].clone()
-        vocabulary = model.config.get_text_config().vocab_size
+        self.cache, self.choice, self.rules = cache, choice, rules
+        device, slots = self.head.weight.device, cache.slots
         self.end = torch.tensor(rules.end, dtype=torch.long, device=device)
-        self._forbidden = _marks(rules.forbidden, vocabulary, device)
-        self._first_seen = None
-        if rules.repetition_penalty != 1.0:
-            if prompt_BL is None:
-                raise ConfigError("prompt", None, "a repetition penalty reads the prompt's tokens")
-            seen = torch.zeros(len(token_B), vocabulary + 1, dtype=torch.bool, device=device)
-            seen.scatter_(1, torch.cat([prompt_BL, token_B[:, None]], dim=1), True)
-            self._first_seen = seen[:, :vocabulary].repeat_interleave(times, dim=0)
-        self.token = torch.empty_like(self.first_token)
-        self.position = torch.empty_like(self._first_position)
-        self.finished = torch.empty_like(self.first_token, dtype=torch.bool)
-        self.seen = None if self._first_seen is None else torch.empty_like(self._first_seen)
-        self.written = self.token.new_empty(len(self.token), cache.room)
+        self.token = torch.zeros(slots, 1, dtype=torch.long, device=device)
+        self.position = self.token.new_zeros(0)
+        self.finished = torch.ones_like(self.token, dtype=torch.bool)
+        self.made = self.token.new_zeros(slots)
+        self._limit = self.token.new_zeros(slots)
+        self.written = self.token.new_full((slots, cache.room + 2), rules.pad)
+        self.logps = torch.zeros(self.written.shape, device=device) if choice.scored else None
+        self.active = slots
+        self._start: Any = None
         self._token: Callable[[], None] = self._make_token
         if compiled:
             self._token = torch.compile(self._make_token, fullgraph=True, dynamic=False)
-        self.restart()
+
+    def put(
+        self,
+        slots: Sequence[int],
+        token_B: Tensor,
+        logp_B: Tensor | None,
+        position_RB: Tensor,
+        limits: Sequence[int],
+        rows: Sequence[int],
+    ) -> None:
+        """Start answers in slots.
+
+        Args:
+            slots: where each of `rows` goes.
+            token_B: int64, the first token. logp_B: its log-probability.
+            position_RB: int64, where the first token stands.
+            limits: tokens that each of `rows` may make, the first one included.
+        """
+        if not self.position.numel():
+            self.position = position_RB.new_zeros(len(position_RB), self.cache.slots, 1)
+        to, of = list(slots), list(rows)
+        self.token[to] = token_B[of, None]
+        self.position[:, to] = position_RB[:, of, None]
+        self._limit[to] = torch.tensor(list(limits), device=self._limit.device)
+        self.made[to] = 1
+        self.written[to] = self.rules.pad
+        self.written[to, 0] = token_B[of]
+        if self.logps is not None and logp_B is not None:
+            self.logps[to, 0] = logp_B[of].float()
+        ended = torch.isin(token_B[of], self.end) | (self._limit[to] <= 1)
+        self.finished[to] = ended[:, None]
+
+    def move(self, to: int, source: int) -> None:
+        """Copy a row, with its keys, values and randomness, to another slot."""
+        self.cache.move(to, source)
+        self.choice.put([to], self.choice, [source])
+        own = (self.token, self.finished, self.made, self._limit, self.written, self.logps)
+        for part in own:
+            if part is not None:
+                part[to] = part[source]
+        self.position[:, to] = self.position[:, source]
+
+    def narrow(self, active: int, *, trim: bool = False) -> None:
+        """Work on the first `active` rows only (`DecodeCache.narrow`)."""
+        self.active = active
+        self.cache.narrow(active, trim=trim)
+
+    def keep_start(self) -> None:
+        """What `restart` goes back to is the state of now."""
+        self._start = self.state()
 
     @torch.inference_mode()
-    def restart(self) -> None:
-        """Go back to the state after the prefill."""
-        self.cache.rewind()
-        self.token.copy_(self.first_token)
-        self.position.copy_(self._first_position)
-        self.finished.copy_((self.token == self.end).any(-1, keepdim=True))
-        self.written.fill_(self.rules.pad)
-        if self.seen is not None and self._first_seen is not None:
-            self.seen.copy_(self._first_seen)
+    def state(self) -> Any:
+        """A copy of all that changes as tokens are made."""
+        own = (self.token, self.position, self.finished, self.made, self.written, self.logps)
+        copies = [None if part is None else part.clone() for part in own]
+        return copies, self.cache.written(), self.choice.written()
+
+    @torch.inference_mode()
+    def restart(self, to: Any = None) -> None:
+        """Go back to a state, by default the one that was kept as the start."""
+        copies, cache, choice = self._start if to is None else to
+        own = (self.token, self.position, self.finished, self.made, self.written, self.logps)
+        for part, copy in zip(own, copies, strict=True):
+            if part is not None:
+                part.copy_(copy)
+        self.cache.rewind(cache)
+        self.choice.rewind(choice)
 
     @torch.inference_mode()
     def __call__(self) -> None:
-        """Make one token for every row."""
+        """Make one token for every row in use; `choice.draw` comes before."""
         views = [(vars(module), module.config) for module in self._attentions]
         config = getattr(self.decoder.config, "viewed", self.decoder.config)
         before = config._attn_implementation
@@ -195,12 +226,13 @@ class Step:
         self._choose(self._logits())
 
     def _logits(self) -> Tensor:
-        """float32 (B, V)."""
-        cache = self.cache
+        """float32 (A, V)."""
+        cache, active = self.cache, self.active
         cache.open_entry()
-        hidden = self.decoder.embed_tokens(self.token)
+        hidden = self.decoder.embed_tokens(self.token[:active])
         # Text position first, where there are four; rope uses the other three.
-        position = self.position[-3:] if len(self.position) > 1 else self.position[0]
+        position = self.position[:, :active]
+        position = position[-3:] if len(position) > 1 else position[0]
         rotary = self.decoder.rotary_emb(hidden, position)
         for layer, mask in zip(self.decoder.layers, cache.masks, strict=True):
             hidden = layer(
@@ -213,29 +245,18 @@ class Step:
         logits: Tensor = self.head(self.decoder.norm(hidden))[:, -1].float()
         return logits
 
-    def _choose(self, logits_BV: Tensor) -> None:
-        """Greedy, with transformers' processors in their order."""
-        penalty = self.rules.repetition_penalty
-        if self.seen is not None:
-            harder = torch.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty)
-            logits_BV = torch.where(self.seen, harder, logits_BV)
-        if self._forbidden is not None:
-            logits_BV = logits_BV.masked_fill(self._forbidden, float("-inf"))
-        chosen = logits_BV.argmax(-1, keepdim=True)
-        chosen = chosen.masked_fill(self.finished, self.rules.pad)
-        self.written.index_copy_(1, self.cache.at, chosen)
-        self.finished.logical_or_((chosen == self.end).any(-1, keepdim=True))
-        if self.seen is not None:
-            self.seen.scatter_(1, chosen, True)
-        self.token.copy_(chosen)
-        self.position.add_(1)
-        self.cache.close_entry()
-
-
-def _marks(tokens: tuple[int, ...], vocabulary: int, device: torch.device) -> Tensor | None:
-    """bool (V,), True at the tokens."""
-    if not tokens:
-        return None
-    marks = torch.zeros(vocabulary, dtype=torch.bool, device=device)
-    marks[list(tokens)] = True
-    return marks
+    def _choose(self, logits_AV: Tensor) -> None:
+        active = self.active
+        finished, made = self.finished[:active], self.made[:active]
+        chosen, logp = self.choice(logits_AV)
+        chosen = chosen.masked_fill(finished, self.rules.pad)
+        self.written[:active].scatter_(1, made[:, None], chosen)
+        if self.logps is not None and logp is not None:
+            self.logps[:active].scatter_(1, made[:, None], logp)
+        going = ~finished[:, 0]
+        made.add_(going)
+        self.cache.close_entry(going)
+        finished.logical_or_((chosen == self.end).any(-1, keepdim=True))
+        finished.logical_or_((made >= self._limit[:active])[:, None])
+        self.token[:active].copy_(chosen)
+        self.position[:, :active].add_(1)

@@ -1,0 +1,138 @@
+"""Rows that come and go: the same answers as alone, whatever shares their batch."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from tiny_models import batch, build, prompt
+
+from sf import TopP, sparsify
+from sf.attention.decoding import DecodeLoop, Prompts, Rules, Sampled, Waiting, prefill
+from sf.attention.decoding.generate import position_after
+from sf.errors import ConfigError
+
+LENGTHS = (31, 9, 22, 14, 40, 11, 27)
+LIMITS = (3, 12, 1, 7, 5, 12, 2)
+RULES = Rules()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build("qwen2_5_vl")
+
+
+def sampled(model, rows, *, keep=False):
+    """Prompts of some rows under a p of each row's own, to be answered with seeds of their own."""
+    inputs = batch([prompt("image" if row % 2 else "video", LENGTHS[row], row) for row in rows])
+    places = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: places.append(kwargs["position_ids"][..., -1:]),
+        with_kwargs=True,
+    )
+    with torch.no_grad(), sparsify(model, TopP(p=[0.5 + 0.06 * row for row in rows])):
+        output = model(**inputs, use_cache=True, logits_to_keep=1)
+    hook.remove()
+    logits = output.logits[:, -1]
+    choice = Sampled(1.0, [3], rows, logits.shape[-1], logits.device)
+    choice.draw(len(rows))
+    token, logp = choice(logits)
+    return Prompts(
+        cache=output.past_key_values,
+        valid=inputs["attention_mask"].bool(),
+        token=token[:, 0],
+        logp=logp[:, 0],
+        position=position_after(places[0], len(rows)),
+        choice=choice,
+        limits=[LIMITS[row] for row in rows],
+        keep=keep,
+    )
+
+
+def answers(model, groups, slots):
+    loop = DecodeLoop(model, slots, max(LIMITS), RULES)
+    waiting = [Waiting(len(rows), partial(sampled, model, rows)) for rows in groups]
+    return loop.answer(waiting)
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    return [answers(model, [[row]], 1)[0] for row in range(len(LENGTHS))]
+
+
+@pytest.mark.parametrize(
+    ("groups", "slots"),
+    [
+        ([[0, 1, 2, 3, 4, 5, 6]], 7),  # all at once
+        ([[row] for row in range(7)], 2),  # each waits for a slot
+        ([[2, 0], [4, 1, 3], [6], [5]], 3),  # wider prompts arrive in buffers of narrower ones
+        ([[5, 1], [2], [4, 0], [3, 6]], 4),
+    ],
+)
+def test_answers_do_not_depend_on_company(model, alone, groups, slots):
+    order = [row for rows in groups for row in rows]
+    together = answers(model, groups, slots)
+    tokens = [ids for part in together for ids in part.tokens]
+    logps = [values for part in together for values in part.logps]
+    assert tokens == [alone[row].tokens[0] for row in order]
+    assert [len(ids) for ids in tokens] == [LIMITS[row] for row in order]
+    for row, values in zip(order, logps, strict=True):
+        assert values == pytest.approx(alone[row].logps[0], abs=1e-4)
+    assert len({tuple(ids) for ids in tokens}) == len(tokens)
+
+
+def test_rows_that_have_ended_are_not_computed(model, monkeypatch):
+    """The batch shrinks with the rows that are left: 7, 6, 5, 4 ... rows."""
+    widths = []
+    loop = DecodeLoop(model, 7, max(LIMITS), RULES)
+    narrow = loop.cache.narrow
+
+    def noted(active, *, trim=False):
+        widths.extend([active] * trim)
+        narrow(active, trim=trim)
+
+    monkeypatch.setattr(loop.cache, "narrow", noted)
+    loop.answer([Waiting(7, partial(sampled, model, list(range(7))))])
+    assert widths == [sum(limit > made for limit in LIMITS) for made in range(1, max(LIMITS))]
+
+
+def test_an_answer_ends_with_its_end_token(model, alone):
+    ids = alone[1].tokens[0]
+    end = ids[4]
+    loop = DecodeLoop(model, 1, max(LIMITS), Rules(end=(end,)))
+    answer = loop.answer([Waiting(1, partial(sampled, model, [1]))])[0]
+    assert answer.tokens[0] == ids[: ids.index(end) + 1]
+
+
+def test_a_kept_cache_is_left_as_it_is(model):
+    prompts = sampled(model, [0, 3], keep=True)
+    before = [layer.keys.clone() for layer in prompts.cache.layers]
+    loop = DecodeLoop(model, 2, max(LIMITS), RULES)
+    loop.answer([Waiting(2, lambda: prompts)])
+    for layer, keys in zip(prompts.cache.layers, before, strict=True):
+        assert torch.equal(layer.keys, keys)
+
+
+def test_more_rows_than_slots_are_refused(model):
+    with pytest.raises(ConfigError, match=r"rows = 3. the loop has 2 slots. read fewer"):
+        answers(model, [[0], [1, 2, 3]], 2)
+
+
+def test_no_prompts_no_answers(model):
+    assert DecodeLoop(model, 2, 4, RULES).answer([]) == []
+
+
+def test_sampled_rows_follow_greedy_ones_rules(model):
+    """`prefill` and a loop: what `decode` does, in groups that wait."""
+    inputs = [batch([prompt("image", length, 3)]) for length in (12, 30)]
+    alone = []
+    for row in inputs:
+        loop = prefill(model, row, TopP(p=0.6), forced=True).loop(5)
+        loop.advance(5)
+        alone.append(loop.step.written[0, :6].tolist())
+    starts = [prefill(model, row, TopP(p=0.6), forced=True) for row in inputs]
+    loop = DecodeLoop(model, 1, 5, starts[0].rules)
+    together = loop.answer([Waiting(1, partial(start.prompts, 6)) for start in starts])
+    assert [part.tokens[0] for part in together] == alone
+    assert [part.logps for part in together] == [[[]], [[]]]
