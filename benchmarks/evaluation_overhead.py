@@ -29,9 +29,9 @@ from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL
 from table import Report, Row, arguments_parser, interval
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from sf.evaluation.benchmarks import column
+from sf.evaluation.benchmarks import benchmark_named
 from sf.evaluation.model import SparseChatModel
-from sf.evaluation.run import evaluate_columns
+from sf.evaluation.run import evaluate_benchmarks
 from sf.mini.benchmarks import write_benchmarks
 from sf.models import build_tiny
 
@@ -97,13 +97,13 @@ def measure(shape: str, home: Path, work: Path, arguments: argparse.Namespace) -
     )
     theirs._model.float().load_state_dict(first.model.state_dict())
     theirs.asked = first
-    columns = [column(name) for name in BENCHMARKS]
+    benchmarks = [benchmark_named(name) for name in BENCHMARKS]
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     times: dict[str, list[float]] = {"built-in": [], "ours": [], "again": []}
 
     def run(lm: Any) -> float:
         began = clock()
-        evaluate_columns(lm, columns, home, work / "scratch", most_new_tokens=TOKENS)
+        evaluate_benchmarks(lm, benchmarks, home, work / "scratch", most_new_tokens=TOKENS)
         return clock() - began
 
     run(first)  # warm, and the replies that the built-in's must equal
@@ -144,8 +144,8 @@ def main() -> None:
     report = Report(f"{how}, {arguments.repeats} repeats", arguments.json)
     with tempfile.TemporaryDirectory() as folder:
         work, home = Path(folder), Path(folder) / "home"
-        chosen = [column(name) for name in BENCHMARKS]
-        write_benchmarks(home, arguments.samples, 3, columns=chosen)
+        chosen = [benchmark_named(name) for name in BENCHMARKS]
+        write_benchmarks(home, arguments.samples, 3, benchmarks=chosen)
         for shape in arguments.shapes:
             report.begin(shape)
             report.add(measure(shape, home, work, arguments))

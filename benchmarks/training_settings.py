@@ -191,7 +191,7 @@ class Measured:
     @classmethod
     def read(cls, frontier: Path, scores: Path) -> Measured:
         """From the folders of two finished stages."""
-        table = pd.read_csv(scores / "tables" / "scores.csv").set_index("column")["score"]
+        table = pd.read_csv(scores / "tables" / "scores.csv").set_index("benchmark")["score"]
         replies = pd.read_json(scores / "samples.jsonl", lines=True)["reply"]
         found = {kind: average(table.to_dict(), list(suite(kind))) for kind in ("image", "video")}
         assert found["image"] is not None

@@ -1,4 +1,4 @@
-"""A column's figure from its samples' scores, and its bootstrap interval.
+"""A benchmark's figure from its samples' scores, and its bootstrap interval.
 
 The interval is a percentile bootstrap over units: samples about one picture or one video are drawn
 together. Where a benchmark averages over categories, units are drawn within each category, since
@@ -21,8 +21,8 @@ from sf.evaluation.scoring import RULES, Rule, SampleScore
 __all__ = [
     "DRAWS",
     "Group",
-    "column_draws",
-    "column_score",
+    "benchmark_draws",
+    "benchmark_score",
     "interval",
     "task_score",
     "unit_values",
@@ -53,13 +53,13 @@ class Group:
         units = len(self.sums)
         if units < 2:
             return np.full(draws, np.nan)
-        found = np.empty(draws)
+        scores = np.empty(draws)
         step = max(1, _CHUNK // units)
         for start in range(0, draws, step):
             index = rng.integers(0, units, size=(min(step, draws - start), units))
             sums, counts = self.sums[index].sum(axis=1), self.counts[index].sum(axis=1)
-            found[start : start + step] = sums / counts
-        return found
+            scores[start : start + step] = sums / counts
+        return scores
 
 
 def _groups(rule: Rule, scores: Sequence[SampleScore]) -> dict[str, Group]:
@@ -82,78 +82,78 @@ def _pair(values: Sequence[float]) -> float:
     return sum(values) / len(values) + float(all(value == 1 for value in values))
 
 
-def _combined(rule: Rule, found: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+def _combined(rule: Rule, scores: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """The task's score from its categories' scores (groups, draws)."""
-    if not found:
+    if not scores:
         return np.zeros(1)
-    total = rule.factor * np.sum(found, axis=0)
-    return total / (rule.num_groups or len(found)) if rule.groups == "mean" else np.asarray(total)
+    total = rule.factor * np.sum(scores, axis=0)
+    return total / (rule.num_groups or len(scores)) if rule.groups == "mean" else np.asarray(total)
 
 
-def task_score(part: Task, scores: Sequence[SampleScore]) -> float:
+def task_score(task: Task, scores: Sequence[SampleScore]) -> float:
     """A task's score in lmms-eval's scale, which must be what its aggregation gives.
 
     Args:
-        part: the task.
+        task: the task.
         scores: of all its samples.
     """
-    rule = RULES[part.task]
-    found = [np.array([group.score()]) for group in _groups(rule, scores).values()]
-    score = float(_combined(rule, found)[0])
-    return score * len(scores) / part.total if part.total else score
+    rule = RULES[task.name]
+    by_group = [np.array([group.score()]) for group in _groups(rule, scores).values()]
+    score = float(_combined(rule, by_group)[0])
+    return score * len(scores) / task.total if task.total else score
 
 
-def column_score(column: Benchmark, scores: Mapping[str, Sequence[SampleScore]]) -> float:
-    """The column's figure in the paper's scale.
+def benchmark_score(benchmark: Benchmark, scores: Mapping[str, Sequence[SampleScore]]) -> float:
+    """The benchmark's figure in the paper's scale.
 
     OCRBench's aggregate divides by its 1000 questions even when fewer were asked; here its figure
     is out of 1000 whatever was asked.
 
     Args:
-        column: the benchmark.
+        benchmark: the benchmark.
         scores: for each of its tasks, all samples' scores.
     """
     figures = []
-    for part in column.parts:
-        score = task_score(part, scores[part.task])
-        figures.append(score * part.total / len(scores[part.task]) if part.total else score)
-    return column.factor * sum(figures) / len(figures)
+    for task in benchmark.tasks:
+        score = task_score(task, scores[task.name])
+        figures.append(score * task.total / len(scores[task.name]) if task.total else score)
+    return benchmark.factor * sum(figures) / len(figures)
 
 
-def column_draws(
-    column: Benchmark,
+def benchmark_draws(
+    benchmark: Benchmark,
     scores: Mapping[str, Sequence[SampleScore]],
     seed: int,
     draws: int = DRAWS,
 ) -> NDArray[np.float64]:
-    """Bootstrap replicates (draws,) of the column's figure; see the module's text.
+    """Bootstrap replicates (draws,) of the benchmark's figure; see the module's text.
 
     The random numbers depend on the seed and the task alone: two methods on the same samples are
     drawn alike, so the differences of their replicates are paired.
     """
     parts = []
-    for part in column.parts:
-        rule = RULES[part.task]
-        rng = np.random.default_rng([seed, crc32(part.task.encode())])
-        found = [g.draws(rng, draws) for g in _groups(rule, scores[part.task]).values()]
-        parts.append(np.broadcast_to(_combined(rule, found), (draws,)))
-    return np.asarray(column.factor * np.mean(parts, axis=0))
+    for task in benchmark.tasks:
+        rule = RULES[task.name]
+        rng = np.random.default_rng([seed, crc32(task.name.encode())])
+        by_group = [g.draws(rng, draws) for g in _groups(rule, scores[task.name]).values()]
+        parts.append(np.broadcast_to(_combined(rule, by_group), (draws,)))
+    return np.asarray(benchmark.factor * np.mean(parts, axis=0))
 
 
-def unit_values(part: Task, scores: Sequence[SampleScore]) -> NDArray[np.float64]:
-    """What each unit adds to the task's part of a column's figure, before `Benchmark.factor`.
+def unit_values(task: Task, scores: Sequence[SampleScore]) -> NDArray[np.float64]:
+    """What each unit adds to its task's share of a benchmark's figure, before `Benchmark.factor`.
 
     Samples that the benchmark leaves out of its denominator count as wrong, so that two systems'
     units are the same.
 
     Args:
-        part: the task.
+        task: the task.
         scores: of all its samples.
 
     Returns:
         (units,), in the order in which categories and units first appear; the sum is the score.
     """
-    rule = RULES[part.task]
+    rule = RULES[task.name]
     groups = _groups(rule, [replace(score, counted=True) for score in scores])
     share = 1 / (rule.num_groups or len(groups)) if rule.groups == "mean" else 1.0
     parts = [group.sums / group.counts.sum() for group in groups.values()]

@@ -139,16 +139,18 @@ def answer_missing(
         for setting in settings
     }
     total = len(settings) * len(questions)
-    with progress(title, total, total - sum(map(len, missing.values()))) as shown:
-        for part in batches(questions, batch):
-            gaps = [s for s in settings if not missing[s].isdisjoint(each.id for each in part)]
-            under = begin(part) if gaps else None
+    with progress(title, total, total - sum(map(len, missing.values()))) as counter:
+        for members in batches(questions, batch):
+            gaps = [s for s in settings if not missing[s].isdisjoint(each.id for each in members)]
+            answer_under = begin(members) if gaps else None
             for setting in gaps:
-                assert under is not None
-                fresh = [answer for answer in under(setting) if answer.id in missing[setting]]
+                assert answer_under is not None
+                fresh = [
+                    answer for answer in answer_under(setting) if answer.id in missing[setting]
+                ]
                 log.add({(*setting, answer.id): answer for answer in fresh})
                 note = " ".join(str(value) for value in setting)
-                shown.advance(len(fresh), note=note)
+                counter.advance(len(fresh), note=note)
     for setting in settings:
         for each in questions:
             answer = log.get((*setting, each.id))
@@ -186,8 +188,10 @@ def answers_under(
         title: of the progress.
     """
 
-    def begin(part: tuple[Row, ...]) -> Callable[[Setting], list[Answer]]:
-        pieces = encode_rows(processor, part, vision, device=str(model.device), template=template)
+    def begin(members: tuple[Row, ...]) -> Callable[[Setting], list[Answer]]:
+        pieces = encode_rows(
+            processor, members, vision, device=str(model.device), template=template
+        )
 
         def answers(setting: Setting) -> list[Answer]:
             return [
@@ -321,9 +325,11 @@ def answer_rows(
     model.eval()
     answers: dict[str, Answer] = {}
     try:
-        for part in batches(rows, batch):
+        for members in batches(rows, batch):
             device = str(model.device)
-            for encoded in encode_rows(processor, part, vision, device=device, template=template):
+            for encoded in encode_rows(
+                processor, members, vision, device=device, template=template
+            ):
                 context = nullcontext() if policy is None else sparsify(model, policy)
                 for answer in answer_encoded(
                     model, processor, encoded, context, max_new_tokens=max_new_tokens, cutoff=cutoff

@@ -23,23 +23,23 @@ _SHOWN = 3  # names of missing videos in a message
 
 @dataclass(frozen=True)
 class Missing:
-    """Something that a column needs and that is not there.
+    """Something that a benchmark needs and that is not there.
 
     Attributes:
-        column: the column's name.
+        benchmark: the benchmark's name.
         what: what is missing.
         repository: where it comes from on the hub.
         gib: how much is to be downloaded for it, guessed (`Benchmark.download_gib`).
     """
 
-    column: str
+    benchmark: str
     what: str
     repository: str
     gib: float
 
     def line(self) -> str:
         """One line of the message."""
-        return f"  {self.column}: {self.what} (hub: {self.repository}, perhaps {self.gib:g} GiB)"
+        return f"  {self.benchmark}: {self.what} (hub: {self.repository}, perhaps {self.gib:g} GiB)"
 
 
 def refuse(source: str, missing: Sequence[Missing], remedy: str) -> None:
@@ -50,44 +50,46 @@ def refuse(source: str, missing: Sequence[Missing], remedy: str) -> None:
     """
     if missing:
         size = sum({item.repository: item.gib for item in missing}.values())
-        lines = list(dict.fromkeys(item.line() for item in missing))  # a column may have parts
+        lines = list(dict.fromkeys(item.line() for item in missing))  # tasks may share a repository
         number = f"{len(lines)} things are" if len(lines) > 1 else "1 thing is"
         head = f"{number} missing, perhaps {size:.1f} GiB in all (sizes are rough guesses):"
         raise DataError("benchmark_source", source, "\n".join([head, *lines]), f"\n{remedy}")
 
 
-def missing_in(home: Path | None, columns: Sequence[Benchmark], cache: Path) -> list[Missing]:
+def missing_in(home: Path | None, benchmarks: Sequence[Benchmark], cache: Path) -> list[Missing]:
     """What is lacking where the data should be complete: repositories, rows, folders, videos.
 
     Args:
         home: the benchmark home (`sf.evaluation.tasks`); None for what was fetched from the hub.
-        columns: what is to be evaluated.
+        benchmarks: what is to be evaluated.
         cache: scratch for Arrow files.
     """
-    found = []
+    absent = []
     with benchmark_home(home, cache):
-        for column in columns:
-            for part in column.parts:
-                what = _lacks(home, part)
+        for benchmark in benchmarks:
+            for task in benchmark.tasks:
+                what = _lacks(home, task)
                 if what:
-                    found.append(Missing(column.name, what, part.repository, column.download_gib))
-    return found
+                    absent.append(
+                        Missing(benchmark.name, what, task.repository, benchmark.download_gib)
+                    )
+    return absent
 
 
-def _lacks(home: Path | None, part: Task) -> str:
+def _lacks(home: Path | None, task: Task) -> str:
     """What is missing for one task, in words; '' for nothing."""
-    what = "" if home is None else _bad_parquet(repository_folder(home, part))
+    what = "" if home is None else _bad_parquet(repository_folder(home, task))
     if what:
         return what
-    media = (home or _hub_home()) / part.media
-    for folder in (media, *(media / name for name in part.media_folders)):
-        if part.media and not folder.is_dir():
+    media = (home or _hub_home()) / task.media
+    for folder in (media, *(media / name for name in task.media_folders)):
+        if task.media and not folder.is_dir():
             return f"no folder {folder}"
     try:
-        task = build_task(part, home)
+        lmms_task = build_task(task, home)
     except DataError as error:
         return str(error)
-    return _absent_videos(part, task) if part.media else ""
+    return _absent_videos(task, lmms_task) if task.media else ""
 
 
 def _bad_parquet(folder: Path) -> str:
@@ -105,50 +107,54 @@ def _bad_parquet(folder: Path) -> str:
     return ""
 
 
-def _absent_videos(part: Task, task: Any) -> str:
+def _absent_videos(task: Task, lmms_task: Any) -> str:
     absent = []
-    for row in task.eval_docs_no_media:
+    for row in lmms_task.eval_docs_no_media:
         try:
-            task.doc_to_visual(row)
+            lmms_task.doc_to_visual(row)
         except SystemExit as error:  # how task modules say that a video is missing
             absent.append(str(error).removeprefix("video path:").split(" does not exist")[0])
     if not absent:
         return ""
     more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
-    return f"{len(absent)} videos of {part.task}: {', '.join(absent[:_SHOWN])}{more}"
+    return f"{len(absent)} videos of {task.name}: {', '.join(absent[:_SHOWN])}{more}"
 
 
 def _hub_home() -> Path:
     return Path(os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface")))
 
 
-def missing_in_hub_cache(columns: Sequence[Benchmark]) -> list[Missing]:
+def missing_in_hub_cache(benchmarks: Sequence[Benchmark]) -> list[Missing]:
     """What the local hub cache and HF_HOME's media folders lack; nothing is downloaded."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    found = []
-    for column in columns:
-        for part in {part.repository: part for part in column.parts}.values():
+    absent = []
+    for benchmark in benchmarks:
+        for task in {task.repository: task for task in benchmark.tasks}.values():
             what = ""
             try:
-                snapshot_download(part.repository, repo_type="dataset", local_files_only=True)
+                snapshot_download(task.repository, repo_type="dataset", local_files_only=True)
             except LocalEntryNotFoundError:
                 what = "not in the hub cache"
-            if part.media and not (_hub_home() / part.media).is_dir():
-                what = f"no folder {_hub_home() / part.media}"
+            if task.media and not (_hub_home() / task.media).is_dir():
+                what = f"no folder {_hub_home() / task.media}"
             if what:
-                found.append(Missing(column.name, what, part.repository, column.download_gib))
-    return found
+                absent.append(
+                    Missing(benchmark.name, what, task.repository, benchmark.download_gib)
+                )
+    return absent
 
 
-def fetch_from_hub(columns: Sequence[Benchmark], missing: Sequence[Missing], cache: Path) -> None:
+def fetch_from_hub(
+    benchmarks: Sequence[Benchmark], missing: Sequence[Missing], cache: Path
+) -> None:
     """Download what is missing through lmms-eval's own tasks (which also unpack the videos).
 
     What is fetched, and the hub's own sizes, are said on stderr before the first byte.
 
     Args:
-        columns: what is to be evaluated.
+        benchmarks: what is to be evaluated.
         missing: from `missing_in_hub_cache`.
         cache: folder for Arrow files.
 
@@ -176,7 +182,7 @@ def fetch_from_hub(columns: Sequence[Benchmark], missing: Sequence[Missing], cac
     if free < 2 * gib:
         rule = f"{gib:.0f} GiB are to be downloaded and unpacked: {2 * gib:.0f} GiB are needed"
         raise EnvironmentFault("free disk space", f"{free:.0f} GiB", rule, "free some space")
-    wanted = {item.column for item in missing}
+    wanted = {item.benchmark for item in missing}
     with benchmark_home(None, cache):
-        for part in (part for c in columns if c.name in wanted for part in c.parts):
-            build_task(part, None)
+        for task in (task for b in benchmarks if b.name in wanted for task in b.tasks):
+            build_task(task, None)

@@ -1,4 +1,4 @@
-"""What a column of a table is: lmms-eval tasks, and how their scores form one figure."""
+"""A benchmark: lmms-eval tasks, and how their scores form one figure of a table."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Task:
     """One lmms-eval task.
 
     Attributes:
-        task: lmms-eval's task name.
+        name: lmms-eval's task name.
         config: its YAML, relative to `lmms_eval/tasks`.
-        metrics: the metric keys whose sum is this part's score.
+        metrics: the metric keys whose sum is this task's score.
         repository: the dataset's repository on the Hugging Face hub.
         subset: the dataset configuration ('' for the only one).
         split: the evaluated split.
@@ -31,7 +31,7 @@ class Task:
             number evaluated); the paper's scale is out of this many.
     """
 
-    task: str
+    name: str
     config: str
     metrics: tuple[str, ...]
     repository: str
@@ -49,10 +49,10 @@ class Benchmark:
     """One figure of a table.
 
     Attributes:
-        name: the column's name; the metric name of `published_results.csv`.
+        name: the metric name of `published_results.csv`.
         title: what a table prints.
         kind: table 1 (image) or table 2 (video).
-        parts: the tasks; several are averaged with equal weight.
+        tasks: several are averaged with equal weight.
         factor: from lmms-eval's scale to the paper's.
         scale: the best possible figure in the paper's scale.
         download_gib: how much the hub's files take, media included: a guess that was never
@@ -64,7 +64,7 @@ class Benchmark:
     name: str
     title: str
     kind: Kind
-    parts: tuple[Task, ...]
+    tasks: tuple[Task, ...]
     factor: float
     scale: float
     download_gib: float
@@ -76,14 +76,14 @@ def one(
     name: str,
     title: str,
     kind: Kind,
-    part: Task,
+    task: Task,
     factor: float,
     download_gib: float,
     scale: float = 100.0,
     *,
     parser_changed: bool = False,
 ) -> Benchmark:
-    """A column of one task."""
+    """A benchmark of one task."""
     return Benchmark(
-        name, title, kind, (part,), factor, scale, download_gib, parser_changed=parser_changed
+        name, title, kind, (task,), factor, scale, download_gib, parser_changed=parser_changed
     )

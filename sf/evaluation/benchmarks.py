@@ -1,12 +1,12 @@
-"""The thirteen benchmarks of the paper's tables 1 and 2, as fourteen columns of lmms-eval tasks.
+"""The benchmarks of the paper's tables 1 and 2: thirteen, of which VideoMME counts twice.
 
-One column is one figure in a table. It is formed from one task or from several (`Task`s), each
-with lmms-eval's own prompts, parser and aggregation; `Benchmark.factor` brings their mean to the
-scale that the paper prints. VideoMME counts twice, without and with subtitles.
+Each is one figure in a table, the mean of one or several lmms-eval tasks with their own prompts,
+parser and aggregation; `Benchmark.factor` brings it to the scale that the paper prints. VideoMME is
+evaluated without and with subtitles.
 
 Facts about the tasks: lmms-eval 0.7.3 (`lmms_eval/tasks/`). Some of its parsers changed after the
 paper's time, so absolute scores need not agree with the published ones to the last decimal; their
-columns say so (`parser_changed`).
+benchmarks say so (`parser_changed`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from sf.evaluation.benchmark import Benchmark, Task
 from sf.evaluation.image_benchmarks import EXTRA, IMAGE
 from sf.evaluation.video_benchmarks import VIDEO
 
-__all__ = ["BENCHMARKS", "EXTRA", "SUITES", "Benchmark", "Task", "column", "columns_of", "suite"]
+__all__ = [
+    "BENCHMARKS",
+    "EXTRA",
+    "SUITES",
+    "Benchmark",
+    "Task",
+    "benchmark_named",
+    "benchmarks_of",
+    "suite",
+]
 
 
 BENCHMARKS: tuple[Benchmark, ...] = (*IMAGE, *VIDEO)
@@ -32,8 +41,8 @@ SUITES: Mapping[str, tuple[Benchmark, ...]] = {
 }
 
 
-def column(name: str) -> Benchmark:
-    """The column of that name.
+def benchmark_named(name: str) -> Benchmark:
+    """The benchmark of that name.
 
     Raises:
         ConfigError: there is none; the message offers the nearest names.
@@ -45,27 +54,27 @@ def column(name: str) -> Benchmark:
 
 
 def suite(name: str) -> tuple[Benchmark, ...]:
-    """A group's columns, or the one column of that name.
+    """A group's benchmarks, or the one benchmark of that name.
 
     Raises:
-        ConfigError: neither a group nor a column; the message offers the nearest names.
+        ConfigError: neither a group nor a benchmark; the message offers the nearest names.
     """
     if name in SUITES:
         return SUITES[name]
-    found = tuple(c for c in (*BENCHMARKS, *EXTRA) if c.name == name)
-    if not found:
+    named = tuple(c for c in (*BENCHMARKS, *EXTRA) if c.name == name)
+    if not named:
         raise _unknown(name, [*SUITES, *(c.name for c in (*BENCHMARKS, *EXTRA))])
-    return found
+    return named
 
 
-def columns_of(suites: Sequence[str]) -> list[Benchmark]:
-    """The columns of several suites, each once, in the tables' order.
+def benchmarks_of(suites: Sequence[str]) -> list[Benchmark]:
+    """The benchmarks of several suites, each once, in the tables' order.
 
     Raises:
         ConfigError: as `suite`.
     """
-    names = {column.name for name in suites for column in suite(name)}
-    return [column for column in (*BENCHMARKS, *EXTRA) if column.name in names]
+    names = {benchmark.name for name in suites for benchmark in suite(name)}
+    return [benchmark for benchmark in (*BENCHMARKS, *EXTRA) if benchmark.name in names]
 
 
 def _unknown(name: str, known: Sequence[str]) -> ConfigError:

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sf.errors import DataError
-from sf.evaluation.aggregate import DRAWS, column_draws, column_score, interval, unit_values
+from sf.evaluation.aggregate import DRAWS, benchmark_draws, benchmark_score, interval, unit_values
 from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, Benchmark
 from sf.evaluation.scoring import SampleScore
 
@@ -43,41 +43,41 @@ class Paired:
     p_value: float
 
 
-def _effects(column: Benchmark, first: Scores, second: Scores) -> NDArray[np.float64]:
-    """What each unit contributes to the difference of the column's figures, (units,).
+def _effects(benchmark: Benchmark, first: Scores, second: Scores) -> NDArray[np.float64]:
+    """What each unit contributes to the difference of the benchmark's figures, (units,).
 
     Open answers that VideoMMMU leaves out of its denominator count as wrong here.
     """
-    found = []
-    for part in column.parts:
-        a, b = (unit_values(part, side[part.task]) for side in (first, second))
-        found.append((b - a) * column.factor / len(column.parts))
-    return np.concatenate(found)
+    effects = []
+    for task in benchmark.tasks:
+        a, b = (unit_values(task, side[task.name]) for side in (first, second))
+        effects.append((b - a) * benchmark.factor / len(benchmark.tasks))
+    return np.concatenate(effects)
 
 
 def paired(
-    column: Benchmark, first: Scores, second: Scores, seed: int, draws: int = DRAWS
+    benchmark: Benchmark, first: Scores, second: Scores, seed: int, draws: int = DRAWS
 ) -> Paired:
-    """Compare two evaluations of one column.
+    """Compare two evaluations of one benchmark.
 
     Args:
-        column: the benchmark.
+        benchmark: the benchmark.
         first: for each of its tasks, all samples' scores under the first system.
         second: the same samples under the second system.
         seed: of resampling and swapping.
         draws: bootstrap replicates, and permutations.
     """
-    a, b = (column_draws(column, side, seed, draws) for side in (first, second))
+    a, b = (benchmark_draws(benchmark, side, seed, draws) for side in (first, second))
     low, high = interval(b - a)
-    effects = _effects(column, first, second)
-    rng = np.random.default_rng([seed, crc32(column.name.encode())])
+    effects = _effects(benchmark, first, second)
+    rng = np.random.default_rng([seed, crc32(benchmark.name.encode())])
     swapped = np.array(
         [(effects * rng.choice((-1.0, 1.0), len(effects))).sum() for _ in range(draws)]
     )
     observed = abs(effects.sum())
     extreme = int((np.abs(swapped) >= observed - 1e-9 * max(1.0, observed)).sum())
     return Paired(
-        difference=column_score(column, second) - column_score(column, first),
+        difference=benchmark_score(benchmark, second) - benchmark_score(benchmark, first),
         low=low,
         high=high,
         p_value=(1 + extreme) / (1 + draws),
@@ -114,7 +114,7 @@ def _read(folder: Path) -> dict[str, dict[str, list[tuple[str, SampleScore]]]]:
     path = folder / "samples.jsonl"
     if not path.is_file():
         raise DataError("evaluation", str(folder), "has no samples.jsonl", "run the evaluation")
-    found: dict[str, dict[str, list[tuple[str, SampleScore]]]] = {}
+    scores: dict[str, dict[str, list[tuple[str, SampleScore]]]] = {}
     with path.open(encoding="utf-8") as stream:
         for line in map(json.loads, stream):
             score = SampleScore(
@@ -124,13 +124,13 @@ def _read(folder: Path) -> dict[str, dict[str, list[tuple[str, SampleScore]]]]:
                 counted=line["counted"],
                 matched=line["matched"],
             )
-            tasks = found.setdefault(line["column"], {})
+            tasks = scores.setdefault(line["benchmark"], {})
             tasks.setdefault(line["task"], []).append((line["source"], score))
-    return found
+    return scores
 
 
 def paired_table(first: Path, second: Path, seed: int) -> pd.DataFrame:
-    """Compare two finished evaluations, column by column.
+    """Compare two finished evaluations, benchmark by benchmark.
 
     Args:
         first: result of the `evaluate` stage, say of method full.
@@ -138,31 +138,31 @@ def paired_table(first: Path, second: Path, seed: int) -> pd.DataFrame:
         seed: of resampling and swapping.
 
     Returns:
-        Columns column, first, second, difference, low, high, p_value, p_holm (adjusted for the
-        number of columns), samples.
+        Columns benchmark, first, second, difference, low, high, p_value, p_holm (adjusted for the
+        number of benchmarks), samples.
 
     Raises:
         DataError: a result is not there, or the two did not answer the same questions.
     """
     sides = _read(first), _read(second)
     lines = []
-    for column in (c for c in (*BENCHMARKS, *EXTRA) if c.name in sides[0]):
-        tasks = [side.get(column.name, {}) for side in sides]
+    for benchmark in (c for c in (*BENCHMARKS, *EXTRA) if c.name in sides[0]):
+        tasks = [side.get(benchmark.name, {}) for side in sides]
         asked = [{task: [q for q, _ in samples] for task, samples in t.items()} for t in tasks]
         if asked[0] != asked[1]:
             rule = f"{first} and {second} did not answer the same questions"
-            raise DataError(column.name, None, rule, "evaluate both on the same benchmarks")
+            raise DataError(benchmark.name, None, rule, "evaluate both on the same benchmarks")
         scores = [{task: [s for _, s in samples] for task, samples in t.items()} for t in tasks]
-        found = paired(column, scores[0], scores[1], seed)
+        comparison = paired(benchmark, scores[0], scores[1], seed)
         lines.append(
             {
-                "column": column.name,
-                "first": column_score(column, scores[0]),
-                "second": column_score(column, scores[1]),
-                "difference": found.difference,
-                "low": found.low,
-                "high": found.high,
-                "p_value": found.p_value,
+                "benchmark": benchmark.name,
+                "first": benchmark_score(benchmark, scores[0]),
+                "second": benchmark_score(benchmark, scores[1]),
+                "difference": comparison.difference,
+                "low": comparison.low,
+                "high": comparison.high,
+                "p_value": comparison.p_value,
                 "samples": sum(len(samples) for samples in asked[0].values()),
             }
         )

@@ -1,4 +1,4 @@
-"""The columns of table 1: seven benchmarks of images; and those beyond the paper's tables."""
+"""Table 1: seven benchmarks of images; and those beyond the paper's tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["EXTRA", "IMAGE"]
 
 def _mmmu_pro(subset: str, name: str) -> Task:
     return Task(
-        task=f"mmmu_pro_{name}",
+        name=f"mmmu_pro_{name}",
         config=f"mmmu_pro/mmmu_pro_{name}.yaml",
         metrics=("mmmu_acc",),
         repository="MMMU/MMMU_Pro",
@@ -25,7 +25,7 @@ IMAGE: tuple[Benchmark, ...] = (
         "MME",
         "image",
         Task(
-            task="mme",
+            name="mme",
             config="mme/mme.yaml",
             metrics=("mme_perception_score", "mme_cognition_score"),
             repository="lmms-lab-encoder/MME",
@@ -42,7 +42,7 @@ IMAGE: tuple[Benchmark, ...] = (
         "MMBench",
         "image",
         Task(
-            task="mmbench_en_dev_static",
+            name="mmbench_en_dev_static",
             config="mmbench/mmbench_en_dev_static.yaml",
             metrics=("gpt_eval_score",),
             repository="lmms-lab-encoder/MMBench",
@@ -58,7 +58,7 @@ IMAGE: tuple[Benchmark, ...] = (
         "MMStar",
         "image",
         Task(
-            task="mmstar",
+            name="mmstar",
             config="mmstar/mmstar.yaml",
             metrics=("average",),
             repository="Lin-Chen/MMStar",
@@ -74,7 +74,7 @@ IMAGE: tuple[Benchmark, ...] = (
         "ChartQA",
         "image",
         Task(
-            task="chartqa",
+            name="chartqa",
             config="chartqa/chartqa.yaml",
             metrics=("relaxed_overall",),
             repository="lmms-lab-encoder/ChartQA",
@@ -89,7 +89,7 @@ IMAGE: tuple[Benchmark, ...] = (
         "TextVQA",
         "image",
         Task(
-            task="textvqa_val",
+            name="textvqa_val",
             config="textvqa/textvqa_val.yaml",
             metrics=("exact_match",),
             repository="lmms-lab-encoder/textvqa",
@@ -104,7 +104,7 @@ IMAGE: tuple[Benchmark, ...] = (
         "OCRBench",
         "image",
         Task(
-            task="ocrbench",
+            name="ocrbench",
             config="ocrbench/ocrbench.yaml",
             metrics=("ocrbench_accuracy",),
             repository="echo840/OCRBench",
@@ -121,7 +121,7 @@ IMAGE: tuple[Benchmark, ...] = (
         name="mmmu_pro",
         title="MMMU-Pro",
         kind="image",
-        parts=(_mmmu_pro("standard (10 options)", "standard"), _mmmu_pro("vision", "vision")),
+        tasks=(_mmmu_pro("standard (10 options)", "standard"), _mmmu_pro("vision", "vision")),
         factor=100.0,
         scale=100.0,
         download_gib=1.5,
@@ -134,7 +134,7 @@ EXTRA: tuple[Benchmark, ...] = (
         "POPE",
         "image",
         Task(
-            task="pope",
+            name="pope",
             config="pope/pope.yaml",
             metrics=("pope_accuracy",),
             repository="lmms-lab-encoder/POPE",

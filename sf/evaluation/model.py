@@ -167,7 +167,7 @@ class SparseChatModel(lmms):
         run, and a batch with a gap is answered as a whole: replies do not depend on where a kill
         fell.
         """
-        found: dict[int, Record] = {}
+        records: dict[int, Record] = {}
         for request in requests:
             self._answered[request.args[4]] = {}
         title = requests[0].args[4] if requests else "no requests"
@@ -175,9 +175,9 @@ class SparseChatModel(lmms):
             for members in self._batches(requests):
                 questions = [question_of(requests[i], self.task_dict) for i in members]
                 for index, record in zip(members, self._answers(questions, bar), strict=True):
-                    found[index] = record
+                    records[index] = record
                     self._answered[record.task][record.doc_id] = record
-        return [_result(found[index]) for index in range(len(requests))]
+        return [_result(records[index]) for index in range(len(requests))]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not offered: the thirteen benchmarks generate."""
@@ -209,13 +209,14 @@ class SparseChatModel(lmms):
 
     def _generate(self, questions: Sequence[Question]) -> list[Record]:
         started = time.perf_counter()
-        found: dict[int, Record] = {}
+        replies: dict[int, Record] = {}
         for members, inputs in self._encoded([question.turns for question in questions]):
             records = self._reply([questions[i] for i in members], inputs)
-            found.update(zip(members, records, strict=True))
+            replies.update(zip(members, records, strict=True))
         seconds = (time.perf_counter() - started) / len(questions)
         return [
-            replace(found[i], seconds=seconds, batch=len(questions)) for i in range(len(questions))
+            replace(replies[i], seconds=seconds, batch=len(questions))
+            for i in range(len(questions))
         ]
 
     def _encoded(self, talks: Sequence[list[dict[str, Any]]]) -> list[tuple[list[int], Any]]:

@@ -47,10 +47,10 @@ def together(task: str, step: Callable[[], Value]) -> Value:
         failure.__cause__ = error
     except Exception as error:  # noqa: BLE001 - raised as soon as all know
         failure = error
-    said = gathered(None if failure is None else str(failure) or type(failure).__name__)
+    messages = gathered(None if failure is None else str(failure) or type(failure).__name__)
     if failure is not None:
         raise AllFailed(failure) from failure
-    for rank, words in enumerate(said):
+    for rank, words in enumerate(messages):
         if words is not None:
             raise AllFailed(DataError(f"rank {rank}", None, words))
     return value

@@ -85,38 +85,40 @@ def images_unseen() -> Iterator[None]:
         Image.decode_example = decode
 
 
-def decode_by_loader(task: Any) -> None:
+def decode_by_loader(lmms_task: Any) -> None:
     """Make a task's images upright 8-bit sRGB, as those of training are."""
-    for splits in _tables(task):
+    for splits in _tables(lmms_task):
         for split in splits:
             splits[split], _ = _cast(splits[split], _LoadedImage)
-    task.task_docs = task.eval_docs
+    lmms_task.task_docs = lmms_task.eval_docs
 
 
-def _tables(task: Any) -> list[Any]:
+def _tables(lmms_task: Any) -> list[Any]:
     """A task's rows, and its rows without images where those are others."""
-    same = task.dataset_no_image is task.dataset
-    return [task.dataset] if same else [task.dataset, task.dataset_no_image]
+    same = lmms_task.dataset_no_image is lmms_task.dataset
+    return [lmms_task.dataset] if same else [lmms_task.dataset, lmms_task.dataset_no_image]
 
 
 def unreadable_rows(
-    task: Any, part: Task, vision: Vision, log: MediaLog, limit: int = 0
+    lmms_task: Any, task: Task, vision: Vision, log: MediaLog, limit: int = 0
 ) -> dict[int, str]:
     """Rows whose images or videos cannot be used, with the reason.
 
     Args:
-        task: of `sf.evaluation.tasks.build_task`; its videos are there.
-        part: which task.
+        lmms_task: of `sf.evaluation.tasks.build_task`; its videos are there.
+        task: which task.
         vision: pixel and frame bounds of the evaluation.
         log: what earlier calls found about videos.
         limit: first rows that are looked at; 0 for all.
     """
-    count = min(limit or len(task.eval_docs), len(task.eval_docs))
-    bad = dict(_bad_pictures(task.dataset[part.split].select(range(count)), vision))
+    count = min(limit or len(lmms_task.eval_docs), len(lmms_task.eval_docs))
+    bad = dict(_bad_pictures(lmms_task.dataset[task.split].select(range(count)), vision))
     videos: dict[int, list[str]] = {}
-    if part.media:
-        for number, row in enumerate(task.eval_docs_no_media.select(range(count))):
-            videos[number] = [path for path in task.doc_to_visual(row) if isinstance(path, str)]
+    if task.media:
+        for number, row in enumerate(lmms_task.eval_docs_no_media.select(range(count))):
+            videos[number] = [
+                path for path in lmms_task.doc_to_visual(row) if isinstance(path, str)
+            ]
     pairs = [(path, "video") for paths in videos.values() for path in paths]
     facts = check_media(Path("/"), pairs, vision, log, num_decoders()) if pairs else {}
     for number, paths in videos.items():
@@ -146,23 +148,23 @@ def _bad_pictures(dataset: Dataset, vision: Vision) -> Iterator[tuple[int, str]]
                 yield numbers[at], f"{calls[at][1]}: {rule}"
 
 
-def leave_out(task: Any, part: Task, rows: Collection[int], limit: int = 0) -> None:
+def leave_out(lmms_task: Any, task: Task, rows: Collection[int], limit: int = 0) -> None:
     """Keep a task's first rows, without some; where documents come in pairs, without both.
 
     Args:
-        task: of `sf.evaluation.tasks.build_task`.
-        part: which task.
+        lmms_task: of `sf.evaluation.tasks.build_task`.
+        task: which task.
         rows: numbers of those that are left out.
         limit: first rows that are kept; 0 for all.
 
     Raises:
         DataError: no row is left.
     """
-    count = min(limit or len(task.eval_docs), len(task.eval_docs))
-    bad = set(rows) | ({number ^ 1 for number in rows} if part.even else set())
-    kept = [number for number in range(count - count % 2 * part.even) if number not in bad]
+    count = min(limit or len(lmms_task.eval_docs), len(lmms_task.eval_docs))
+    bad = set(rows) | ({number ^ 1 for number in rows} if task.even else set())
+    kept = [number for number in range(count - count % 2 * task.even) if number not in bad]
     if not kept:
-        raise DataError(part.task, part.split, "none of its rows can be read", "fetch it again")
-    for splits in _tables(task):
-        splits[part.split] = splits[part.split].select(kept)
-    task.task_docs = task.eval_docs
+        raise DataError(task.name, task.split, "none of its rows can be read", "fetch it again")
+    for splits in _tables(lmms_task):
+        splits[task.split] = splits[task.split].select(kept)
+    lmms_task.task_docs = lmms_task.eval_docs

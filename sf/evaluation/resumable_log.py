@@ -36,8 +36,8 @@ class ResumableLog(Generic[Reply]):
         self.path = path
         self._kind = kind
         self._replies: dict[Key, Reply] = {}
-        own = [path] if path is not None and path.is_file() else []
-        for file in sorted({*own, *others}):
+        existing = [path] if path is not None and path.is_file() else []
+        for file in sorted({*existing, *others}):
             for key, reply in read_json_lines(file, self._entry):
                 self._replies[key] = reply
 

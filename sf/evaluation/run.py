@@ -1,4 +1,4 @@
-"""Evaluates columns with lmms-eval: replies, its own scores, and each sample's share of them.
+"""Evaluates benchmarks with lmms-eval: replies, its own scores, and each sample's share of them.
 
 One benchmark after the other in one process: what starting costs is paid once, and a benchmark
 that fails does not take the others with it. Under torchrun every process answers its share of the
@@ -10,6 +10,7 @@ a second call goes on where the first one was killed.
 from __future__ import annotations
 
 import errno
+import math
 import random
 import traceback
 from argparse import Namespace
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from sf.evaluation.model import SparseChatModel
     from sf.evaluation.records import Record
 
-__all__ = ["ColumnResult", "Sample", "evaluate_columns"]
+__all__ = ["BenchmarkResult", "Sample", "evaluate_benchmarks"]
 
 _AGREEMENT = 1e-4  # lmms-eval rounds some accuracies to five decimals
 
@@ -47,23 +48,23 @@ _AGREEMENT = 1e-4  # lmms-eval rounds some accuracies to five decimals
 class Sample:
     """One answered question, with its score and its cost."""
 
-    column: str
+    benchmark: str
     target: str
     score: SampleScore
     record: Record
 
 
 @dataclass(frozen=True)
-class ColumnResult:
+class BenchmarkResult:
     """One benchmark, complete.
 
     Attributes:
-        column: which.
+        benchmark: which.
         metrics: for each task, lmms-eval's aggregated metrics by key, in its scale.
         samples: for each task, its samples in the order of the data.
     """
 
-    column: Benchmark
+    benchmark: Benchmark
     metrics: Mapping[str, Mapping[str, float]]
     samples: Mapping[str, Sequence[Sample]]
 
@@ -92,9 +93,9 @@ class _Session:
         return self.work / f"failures{rank()}.log"
 
 
-def evaluate_columns(
+def evaluate_benchmarks(
     lm: SparseChatModel,
-    columns: Sequence[Benchmark],
+    benchmarks: Sequence[Benchmark],
     home: Path | None,
     work: Path,
     *,
@@ -102,12 +103,12 @@ def evaluate_columns(
     most_new_tokens: int = 0,
     seed: int = 0,
     unreadable: Mapping[str, Mapping[int, str]] | None = None,
-) -> list[ColumnResult]:
+) -> list[BenchmarkResult]:
     """Evaluate benchmarks one after the other.
 
     Args:
         lm: the model.
-        columns: which benchmarks.
+        benchmarks: which benchmarks.
         home: a benchmark home (`sf.evaluation.tasks`), or None for the hub.
         work: scratch: Arrow files, what lmms-eval prints, and tracebacks of failures that no
             input explains; each process has its own logs.
@@ -129,15 +130,15 @@ def evaluate_columns(
     session = _Session(lm, home, work, limit, most_new_tokens, seed, unreadable or {})
     results = []
     with benchmark_home(home, work / "arrow"), _printing_to(work / f"lmms_eval{rank()}.log"):
-        for column in columns:
-            result = _guarded(session, column)
+        for benchmark in benchmarks:
+            result = _guarded(session, benchmark)
             if result is not None:
                 results.append(result)
     if session.failures:
         remedy = "correct this and give the same command again: what was answered is kept"
         if session.unforeseen.is_file():
             remedy += f"; tracebacks of what was not foreseen: {session.unforeseen}"
-        raise EvaluationFailed(session.failures, len(columns), remedy) from session.failures[0]
+        raise EvaluationFailed(session.failures, len(benchmarks), remedy) from session.failures[0]
     return [] if rank() else results
 
 
@@ -147,11 +148,12 @@ def _printing_to(path: Path) -> Iterator[None]:
     with extra("eval"):
         from lmms_eval import evaluator
         from lmms_eval.api import task
-        from loguru import logger
 
-    logger.remove()
-    with path.open("a", encoding="utf-8") as file, redirect_stdout(RedactedStream(file)) as masked:
-        sink = logger.add(masked, level="INFO")
+    with (
+        path.open("a", encoding="utf-8") as file,
+        redirect_stdout(RedactedStream(file)) as masked,
+        _logging_to(masked),
+    ):
         bars = {module: module.tqdm for module in (evaluator, task)}
         for module, bar in bars.items():
             module.tqdm = partial(bar, file=file)
@@ -160,13 +162,33 @@ def _printing_to(path: Path) -> Iterator[None]:
         finally:
             for module, bar in bars.items():
                 module.tqdm = bar
-            logger.remove(sink)
 
 
-def _guarded(session: _Session, column: Benchmark) -> ColumnResult | None:
+@contextmanager
+def _logging_to(file: RedactedStream) -> Iterator[None]:
+    """loguru's messages go to a file alone; then to the handlers that there were before.
+
+    A handler that `logger.remove` took away could not be added again.
+    """
+    from loguru import logger
+
+    core: Any = logger._core  # type: ignore[attr-defined]
+    handlers, min_level = core.handlers, core.min_level
+    core.handlers, core.min_level = {}, math.inf
+    try:
+        own = logger.add(file, level="INFO")
+        try:
+            yield
+        finally:
+            logger.remove(own)
+    finally:
+        core.handlers, core.min_level = handlers, min_level
+
+
+def _guarded(session: _Session, benchmark: Benchmark) -> BenchmarkResult | None:
     """A benchmark's result; its failure is noted and raised after the others were tried."""
     try:
-        return _evaluate_column(session, column)
+        return _evaluate_benchmark(session, benchmark)
     except AllFailed as failed:
         error = failed.failure
     except Exception as alone:
@@ -176,54 +198,54 @@ def _guarded(session: _Session, column: Benchmark) -> ColumnResult | None:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         rule, remedy = "is full", "free some space and call again: finished replies are kept"
         raise EnvironmentFault("disk", str(session.work), rule, remedy) from error
-    _note_failure(session, column, error)
+    _note_failure(session, benchmark, error)
     return None
 
 
-def _note_failure(session: _Session, column: Benchmark, error: Exception) -> None:
+def _note_failure(session: _Session, benchmark: Benchmark, error: Exception) -> None:
     """Keep an error for the end, and the traceback of one that is no bad input."""
-    error.add_note(f"in benchmark {column.name}")
+    error.add_note(f"in benchmark {benchmark.name}")
     if not isinstance(error, SparsityForcingError):
         with session.unforeseen.open("a", encoding="utf-8") as file:
             file.write(printable(redact("".join(traceback.format_exception(error)))))
     session.failures.append(error)
 
 
-def _all_records(own: list[Record]) -> list[Record]:
+def _all_records(local: list[Record]) -> list[Record]:
     """The records of all processes, in the order of the data.
 
     Ranks with fewer rows answer their last one again: each row counts once.
     """
-    merged = {record.doc_id: record for records in gathered(own) for record in records}
+    merged = {record.doc_id: record for records in gathered(local) for record in records}
     return [record for _, record in sorted(merged.items())]
 
 
-def _evaluate_column(session: _Session, column: Benchmark) -> ColumnResult:
+def _evaluate_benchmark(session: _Session, benchmark: Benchmark) -> BenchmarkResult:
     metrics: dict[str, dict[str, float]] = {}
     samples: dict[str, list[Sample]] = {}
-    for part in column.parts:
-        metrics[part.task], samples[part.task] = _evaluate_part(session, column, part)
-    return ColumnResult(column, metrics, samples)
+    for task in benchmark.tasks:
+        metrics[task.name], samples[task.name] = _evaluate_task(session, benchmark, task)
+    return BenchmarkResult(benchmark, metrics, samples)
 
 
-def _evaluate_part(
-    session: _Session, column: Benchmark, part: Task
+def _evaluate_task(
+    session: _Session, benchmark: Benchmark, task: Task
 ) -> tuple[dict[str, float], list[Sample]]:
     import torch
     from lmms_eval.evaluator import evaluate
 
     for seed_all in (random.seed, np.random.seed, torch.manual_seed):
         seed_all(session.seed)
-    task = together(part.task, lambda: _built(session, part))
-    wanted = len(task.eval_docs)
-    session.lm.task_dict[part.task] = task.dataset
+    lmms_task = together(task.name, lambda: _built(session, task))
+    wanted = len(lmms_task.eval_docs)
+    session.lm.task_dict[task.name] = lmms_task.dataset
     options = Namespace(
         output_path=str(session.work), process_with_media=False, reasoning_tags=None
     )
-    with answering_together(session.lm, part.task):
-        found = evaluate(
+    with answering_together(session.lm, task.name):
+        outcome = evaluate(
             lm=session.lm,
-            task_dict={part.task: task},
+            task_dict={task.name: lmms_task},
             limit=wanted,
             bootstrap_iters=0,
             log_samples=True,
@@ -231,50 +253,52 @@ def _evaluate_part(
             process_docs_parallel=1,
             distributed_executor_backend="torchrun" if world_size() > 1 else "accelerate",
         )
-    records = _all_records(session.lm.answered(part.task))
+    records = _all_records(session.lm.answered(task.name))
     return together(
-        part.task,
-        lambda: ({}, []) if rank() else _scored(column, part, task, wanted, found, records),
+        task.name,
+        lambda: (
+            ({}, []) if rank() else _scored(benchmark, task, lmms_task, wanted, outcome, records)
+        ),
     )
 
 
-def _built(session: _Session, part: Task) -> Any:
-    task = build_task(part, session.home, most_new_tokens=session.most_new_tokens)
-    leave_out(task, part, session.unreadable.get(part.task, ()), session.limit)
-    return task
+def _built(session: _Session, task: Task) -> Any:
+    lmms_task = build_task(task, session.home, most_new_tokens=session.most_new_tokens)
+    leave_out(lmms_task, task, session.unreadable.get(task.name, ()), session.limit)
+    return lmms_task
 
 
 def _scored(
-    column: Benchmark,
-    part: Task,
-    task: Any,
+    benchmark: Benchmark,
+    task: Task,
+    lmms_task: Any,
     wanted: int,
-    found: Mapping[str, Any],
+    outcome: Mapping[str, Any],
     records: Sequence[Record],
 ) -> tuple[dict[str, float], list[Sample]]:
     """lmms-eval's metrics of a task, and its samples, once they are known to belong together."""
-    logged = sorted(found["samples"][part.task], key=lambda sample: sample["doc_id"])
-    _check_complete(part, wanted, logged, records)
+    logged = sorted(outcome["samples"][task.name], key=lambda sample: sample["doc_id"])
+    _check_complete(task, wanted, logged, records)
     samples = [
         Sample(
-            column=column.name,
+            benchmark=benchmark.name,
             target=str(sample["target"]),
-            score=sample_score(task, sample["doc"], sample),
+            score=sample_score(lmms_task, sample["doc"], sample),
             record=record,
         )
         for sample, record in zip(logged, records, strict=True)
     ]
     metrics = {
         key.removesuffix(",none"): value
-        for key, value in found["results"][part.task].items()
+        for key, value in outcome["results"][task.name].items()
         if key.endswith(",none") and "_stderr" not in key and isinstance(value, int | float)
     }
-    _check_agreement(part, metrics, [sample.score for sample in samples])
+    _check_agreement(task, metrics, [sample.score for sample in samples])
     return metrics, samples
 
 
 def _check_complete(
-    part: Task, wanted: int, logged: Sequence[Mapping[str, Any]], records: Sequence[Record]
+    task: Task, wanted: int, logged: Sequence[Mapping[str, Any]], records: Sequence[Record]
 ) -> None:
     """Every row was answered once, and what was scored is what the model said.
 
@@ -284,23 +308,23 @@ def _check_complete(
         DataError: a row or a reply is missing.
     """
     scored = {sample["doc_id"]: sample["filtered_resps"] for sample in logged}
-    said = {record.doc_id: [record.reply] for record in records}
-    if len(logged) != wanted or sorted(scored) != list(range(wanted)) or scored != said:
+    replied = {record.doc_id: [record.reply] for record in records}
+    if len(logged) != wanted or sorted(scored) != list(range(wanted)) or scored != replied:
         rule = f"{len(logged)} of {wanted} samples came back, or not with the model's replies"
-        raise DataError(part.task, None, rule, "call again: finished replies are kept")
+        raise DataError(task.name, None, rule, "call again: finished replies are kept")
 
 
 def _check_agreement(
-    part: Task, metrics: Mapping[str, float], scores: Sequence[SampleScore]
+    task: Task, metrics: Mapping[str, float], scores: Sequence[SampleScore]
 ) -> None:
     """The samples' scores must form lmms-eval's own number.
 
     Raises:
         DataError: they do not; lmms-eval's aggregation is not the one that intervals are made for.
     """
-    theirs, ours = sum(metrics[key] for key in part.metrics), task_score(part, scores)
-    if abs(theirs - ours) > _AGREEMENT * max(1.0, abs(theirs)):
-        rule = f"lmms-eval's aggregate is {theirs}, the samples' scores give {ours}"
+    aggregate, formed = sum(metrics[key] for key in task.metrics), task_score(task, scores)
+    if abs(aggregate - formed) > _AGREEMENT * max(1.0, abs(aggregate)):
+        rule = f"lmms-eval's aggregate is {aggregate}, the samples' scores give {formed}"
         raise DataError(
-            part.task, None, rule, "use lmms-eval 0.7.3, or adapt sf.evaluation.scoring"
+            task.name, None, rule, "use lmms-eval 0.7.3, or adapt sf.evaluation.scoring"
         )

@@ -57,8 +57,8 @@ class Rule:
 
 
 def _mme(document: Mapping[str, Any], metrics: Metrics, _: Any) -> SampleScore:
-    found = metrics.get("mme_perception_score") or metrics["mme_cognition_score"]
-    return SampleScore(found["score"], found["category"], found["question_id"])
+    entry = metrics.get("mme_perception_score") or metrics["mme_cognition_score"]
+    return SampleScore(entry["score"], entry["category"], entry["question_id"])
 
 
 def _mmbench(document: Mapping[str, Any], metrics: Metrics, task: Any) -> SampleScore:
@@ -73,8 +73,8 @@ def _mmbench(document: Mapping[str, Any], metrics: Metrics, task: Any) -> Sample
 
 
 def _mmstar(document: Mapping[str, Any], metrics: Metrics, _: Any) -> SampleScore:
-    found = metrics["average"]
-    return SampleScore(found["score"], found["l2_category"])
+    entry = metrics["average"]
+    return SampleScore(entry["score"], entry["l2_category"])
 
 
 def _plain(key: str) -> Callable[[Mapping[str, Any], Metrics, Any], SampleScore]:
@@ -89,29 +89,29 @@ def _ocrbench(document: Mapping[str, Any], metrics: Metrics, _: Any) -> SampleSc
 
 
 def _mmmu_pro(document: Mapping[str, Any], metrics: Metrics, _: Any) -> SampleScore:
-    found = metrics["mmmu_acc"]
-    return SampleScore(float(found["answer"] == found["parsed_pred"]))
+    entry = metrics["mmmu_acc"]
+    return SampleScore(float(entry["answer"] == entry["parsed_pred"]))
 
 
 def _videomme(document: Mapping[str, Any], metrics: Metrics, _: Any) -> SampleScore:
-    found = metrics["videomme_perception_score"]
-    right = found["pred_answer"] == found["answer"]
+    entry = metrics["videomme_perception_score"]
+    right = entry["pred_answer"] == entry["answer"]
     return SampleScore(float(right), unit=str(document["videoID"]))
 
 
 def _mlvu(document: Mapping[str, Any], metrics: Metrics, _: Any) -> SampleScore:
-    found = metrics["mlvu_percetion_score"]
-    right = found["pred_answer"] == found["answer"]
-    return SampleScore(float(right), found["task_type"], str(document["video_name"]))
+    entry = metrics["mlvu_percetion_score"]
+    right = entry["pred_answer"] == entry["answer"]
+    return SampleScore(float(right), entry["task_type"], str(document["video_name"]))
 
 
 def _video_mmmu(document: Mapping[str, Any], metrics: Metrics, task: Any) -> SampleScore:
     """An empty open answer is taken for an API error and leaves the denominator."""
-    found = metrics["mmmu_acc"]
-    if found["parsed_pred"] == "API Error":
+    entry = metrics["mmmu_acc"]
+    if entry["parsed_pred"] == "API Error":
         return SampleScore(0.0, counted=False)
     evaluate = task.aggregation()["mmmu_acc"].__globals__["evaluate_videommmu"]
-    return SampleScore(float(evaluate([found])[1]["acc"]))
+    return SampleScore(float(evaluate([entry])[1]["acc"]))
 
 
 def _perceptiontest(document: Mapping[str, Any], metrics: Metrics, _: Any) -> SampleScore:
@@ -119,16 +119,16 @@ def _perceptiontest(document: Mapping[str, Any], metrics: Metrics, _: Any) -> Sa
 
 
 def _egoschema(document: Mapping[str, Any], metrics: Metrics, _: Any) -> SampleScore:
-    found = metrics["score"]
-    return SampleScore(float(str(found["ground_truth"]) == str(found["pred"])))
+    entry = metrics["score"]
+    return SampleScore(float(str(entry["ground_truth"]) == str(entry["pred"])))
 
 
 def _tempcompass(document: Mapping[str, Any], metrics: Metrics, _: Any) -> SampleScore:
-    found = metrics["avg_accuracy"]
+    entry = metrics["avg_accuracy"]
     return SampleScore(
-        float(found["rating"] == 1),
+        float(entry["rating"] == 1),
         unit=str(document["video_id"]),
-        matched=bool(found["match_success"]),
+        matched=bool(entry["match_success"]),
     )
 
 

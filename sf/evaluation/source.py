@@ -19,7 +19,7 @@ from sf.evaluation.available import (
     missing_in_hub_cache,
     refuse,
 )
-from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, Benchmark, columns_of
+from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, Benchmark, benchmarks_of
 from sf.evaluation.readable import leave_out, unreadable_rows
 from sf.evaluation.tasks import benchmark_home, build_task
 
@@ -103,46 +103,52 @@ def prepare_source(
         ConfigError: an unknown suite, no such folder, or stand-ins without a number.
         DataError: real data are incomplete.
     """
-    columns = columns_of(suites)
+    benchmarks = benchmarks_of(suites)
     if source == "synthetic":
         if not samples:
             rule = "stand-ins need a number of rows"
             raise ConfigError("benchmark_samples", samples, rule, "give at least 1")
         from sf.mini.benchmarks import write_benchmarks
 
-        replies = write_benchmarks(folder / "home", samples, seed, columns=columns)
+        replies = write_benchmarks(folder / "home", samples, seed, benchmarks=benchmarks)
         rows = {task: len(replies[task]) for task in replies}
         return Source("synthetic", "home", 0, _STAND_IN_TOKENS), rows
     if source == "hub":
-        fetch_from_hub(columns, missing_in_hub_cache(columns), scratch)
-        refuse(source, missing_in(None, columns, scratch / "arrow"), "fetch or repair these files")
-        return _opened(Source("hub", "", samples, 0), None, columns, vision, scratch)
+        fetch_from_hub(benchmarks, missing_in_hub_cache(benchmarks), scratch)
+        refuse(
+            source, missing_in(None, benchmarks, scratch / "arrow"), "fetch or repair these files"
+        )
+        return _opened(Source("hub", "", samples, 0), None, benchmarks, vision, scratch)
     home = Path(source)
     if not home.is_dir():
         rule = "is neither 'synthetic' nor 'hub' nor a folder"
         raise ConfigError("benchmark_source", source, rule, "give a benchmark home")
-    missing = missing_in(home, columns, scratch / "arrow")
+    missing = missing_in(home, benchmarks, scratch / "arrow")
     refuse(source, missing, "bring the files there (docs: the layout of a benchmark home)")
-    found = Source("folder", str(home.resolve()), samples, 0)
-    return _opened(found, home, columns, vision, scratch)
+    prepared = Source("folder", str(home.resolve()), samples, 0)
+    return _opened(prepared, home, benchmarks, vision, scratch)
 
 
 def _opened(
-    source: Source, home: Path | None, columns: Sequence[Benchmark], vision: Vision, scratch: Path
+    source: Source,
+    home: Path | None,
+    benchmarks: Sequence[Benchmark],
+    vision: Vision,
+    scratch: Path,
 ) -> tuple[Source, dict[str, int]]:
     """The source with the rows that cannot be read, and the rows of each task."""
     rows: dict[str, int] = {}
     bad: dict[str, dict[int, str]] = {}
     log = MediaLog(scratch / "media.jsonl")
     with benchmark_home(home, scratch / "arrow"):
-        for part in (part for column in columns for part in column.parts):
-            task = build_task(part, home)
-            rows[part.task] = len(task.eval_docs)
-            unreadable = unreadable_rows(task, part, vision, log, source.limit)
+        for task in (task for benchmark in benchmarks for task in benchmark.tasks):
+            lmms_task = build_task(task, home)
+            rows[task.name] = len(lmms_task.eval_docs)
+            unreadable = unreadable_rows(lmms_task, task, vision, log, source.limit)
             if unreadable:
-                bad[part.task] = unreadable
-                leave_out(task, part, unreadable, source.limit)  # refuses a task without a row
-                warnings.warn(_named(part.task, unreadable), stacklevel=3)
+                bad[task.name] = unreadable
+                leave_out(lmms_task, task, unreadable, source.limit)  # refuses a task without a row
+                warnings.warn(_named(task.name, unreadable), stacklevel=3)
     return replace(source, unreadable=bad), rows
 
 
@@ -153,27 +159,27 @@ def _named(task: str, unreadable: Mapping[int, str]) -> str:
 
 
 def source_table(source: Source, rows: Mapping[str, int]) -> pd.DataFrame:
-    """One line per task: column, task, rows, unreadable and evaluated rows, generation limit.
+    """One line per task: benchmark, task, rows, unreadable and evaluated rows, generation limit.
 
     Args:
         source: where the data lie.
         rows: of each task.
     """
     lines = []
-    for column in (*BENCHMARKS, *EXTRA):
-        for part in (part for part in column.parts if part.task in rows):
-            counted = min(rows[part.task], source.limit or rows[part.task])
-            bad = set(source.unreadable.get(part.task, ()))
-            if part.even:
+    for benchmark in (*BENCHMARKS, *EXTRA):
+        for task in (task for task in benchmark.tasks if task.name in rows):
+            counted = min(rows[task.name], source.limit or rows[task.name])
+            bad = set(source.unreadable.get(task.name, ()))
+            if task.even:
                 counted -= counted % 2
                 bad |= {number ^ 1 for number in bad}
-            limit = min(part.max_new_tokens, source.most_new_tokens or part.max_new_tokens)
+            limit = min(task.max_new_tokens, source.most_new_tokens or task.max_new_tokens)
             lines.append(
                 {
-                    "column": column.name,
-                    "task": part.task,
-                    "rows": rows[part.task],
-                    "unreadable": len(source.unreadable.get(part.task, ())),
+                    "benchmark": benchmark.name,
+                    "task": task.name,
+                    "rows": rows[task.name],
+                    "unreadable": len(source.unreadable.get(task.name, ())),
                     "evaluated": counted - len(bad),
                     "max_new_tokens": limit,
                 }

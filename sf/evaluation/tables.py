@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from sf.atomic_files import write_text
-from sf.evaluation.aggregate import column_draws, column_score, interval
+from sf.evaluation.aggregate import benchmark_draws, benchmark_score, interval
 from sf.evaluation.intervals import bootstrap_mean
-from sf.evaluation.run import ColumnResult, Sample
+from sf.evaluation.run import BenchmarkResult, Sample
 from sf.json_lines import write_json_lines
 from sf.tables import write_csv
 
@@ -25,33 +25,33 @@ if TYPE_CHECKING:
 __all__ = ["layers_table", "scores_table", "tasks_table", "write_results"]
 
 
-def _all(result: ColumnResult) -> list[Sample]:
+def _all(result: BenchmarkResult) -> list[Sample]:
     return [sample for samples in result.samples.values() for sample in samples]
 
 
-def scores_table(results: Sequence[ColumnResult], seed: int) -> pd.DataFrame:
-    """One line per column.
+def scores_table(results: Sequence[BenchmarkResult], seed: int) -> pd.DataFrame:
+    """One line per benchmark.
 
-    Columns: column, title, kind, score, low, high (bootstrap 95 %, in the paper's scale), scale
+    Columns: benchmark, title, kind, score, low, high (bootstrap 95 %, in the paper's scale), scale
     (the best possible score), samples, token_ratio, token_ratio_low, token_ratio_high (mean over
     samples, each the mean over layers), prompt_tokens, new_tokens, kv_bytes (means per sample),
     unmatched (replies that a judge would have been asked about), judge.
     """
     lines = []
     for result in results:
-        column, samples = result.column, _all(result)
-        low, high = interval(column_draws(column, result.scores, seed))
+        benchmark, samples = result.benchmark, _all(result)
+        low, high = interval(benchmark_draws(benchmark, result.scores, seed))
         ratios = [sample.record.token_ratio for sample in samples]
         ratio_low, ratio_high = bootstrap_mean(ratios, seed)
         lines.append(
             {
-                "column": column.name,
-                "title": column.title,
-                "kind": column.kind,
-                "score": column_score(column, result.scores),
+                "benchmark": benchmark.name,
+                "title": benchmark.title,
+                "kind": benchmark.kind,
+                "score": benchmark_score(benchmark, result.scores),
                 "low": low,
                 "high": high,
-                "scale": column.scale,
+                "scale": benchmark.scale,
                 "samples": len(samples),
                 "token_ratio": float(np.mean(ratios)),
                 "token_ratio_low": ratio_low,
@@ -60,17 +60,17 @@ def scores_table(results: Sequence[ColumnResult], seed: int) -> pd.DataFrame:
                 "new_tokens": float(np.mean([s.record.new_tokens for s in samples])),
                 "kv_bytes": float(np.mean([s.record.kv_bytes for s in samples])),
                 "unmatched": sum(not sample.score.matched for sample in samples),
-                "judge": column.judge,
+                "judge": benchmark.judge,
             }
         )
     return pd.DataFrame(lines)
 
 
-def tasks_table(results: Sequence[ColumnResult]) -> pd.DataFrame:
-    """lmms-eval's own metrics in its own scale: column, task, metric, value, samples."""
+def tasks_table(results: Sequence[BenchmarkResult]) -> pd.DataFrame:
+    """lmms-eval's own metrics in its own scale: benchmark, task, metric, value, samples."""
     return pd.DataFrame(
         {
-            "column": result.column.name,
+            "benchmark": result.benchmark.name,
             "task": task,
             "metric": key,
             "value": value,
@@ -82,23 +82,23 @@ def tasks_table(results: Sequence[ColumnResult]) -> pd.DataFrame:
     )
 
 
-def layers_table(results: Sequence[ColumnResult]) -> pd.DataFrame:
-    """Token ratio by layer: column, layer (from 0), token_ratio (mean over samples)."""
+def layers_table(results: Sequence[BenchmarkResult]) -> pd.DataFrame:
+    """Token ratio by layer: benchmark, layer (from 0), token_ratio (mean over samples)."""
     lines = []
     for result in results:
         ratios = np.array([sample.record.layer_ratios for sample in _all(result)])
         lines += [
-            {"column": result.column.name, "layer": layer, "token_ratio": float(ratio)}
+            {"benchmark": result.benchmark.name, "layer": layer, "token_ratio": float(ratio)}
             for layer, ratio in enumerate(ratios.mean(axis=0))
         ]
     return pd.DataFrame(lines)
 
 
-def _sample_lines(results: Sequence[ColumnResult]) -> Iterator[dict[str, Any]]:
+def _sample_lines(results: Sequence[BenchmarkResult]) -> Iterator[dict[str, Any]]:
     for sample in (sample for result in results for sample in _all(result)):
         score = asdict(sample.score)
         yield {
-            "column": sample.column,
+            "benchmark": sample.benchmark,
             **asdict(sample.record),
             "target": sample.target,
             "score": score.pop("value"),
@@ -108,7 +108,7 @@ def _sample_lines(results: Sequence[ColumnResult]) -> Iterator[dict[str, Any]]:
 
 def write_results(
     folder: Path,
-    results: Sequence[ColumnResult],
+    results: Sequence[BenchmarkResult],
     lm: SparseChatModel,
     *,
     seed: int,
@@ -119,14 +119,14 @@ def write_results(
 
     Args:
         folder: the stage's result folder.
-        results: of all columns.
+        results: of all benchmarks.
         lm: the model that answered.
         seed: of the bootstrap.
         model: name of the base model.
         system: name of the row.
 
     Returns:
-        Each column's score and token ratio, and the mean seconds a sample took.
+        Each benchmark's score and token ratio, and the mean seconds a sample took.
     """
     scores = scores_table(results, seed)
     write_csv(scores, folder / "tables" / "scores.csv")
@@ -150,6 +150,6 @@ def write_results(
     samples = [sample for result in results for sample in _all(result)]
     figures = {"seconds_per_sample": float(np.mean([s.record.seconds for s in samples]))}
     for line in summary["scores"]:
-        figures[line["column"]] = line["score"]
-        figures[f"{line['column']}_token_ratio"] = line["token_ratio"]
+        figures[line["benchmark"]] = line["score"]
+        figures[f"{line['benchmark']}_token_ratio"] = line["token_ratio"]
     return figures

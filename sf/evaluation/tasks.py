@@ -28,9 +28,9 @@ __all__ = ["benchmark_home", "build_task", "documents", "repository_folder"]
 _FILES_ONLY = ("submission",)  # metrics that write a file for a server and carry no score
 
 
-def repository_folder(home: Path, part: Task) -> Path:
-    """Where a part's dataset repository lies in a benchmark home."""
-    return home / "hub" / part.repository
+def repository_folder(home: Path, task: Task) -> Path:
+    """Where a task's dataset repository lies in a benchmark home."""
+    return home / "hub" / task.repository
 
 
 @contextmanager
@@ -68,19 +68,19 @@ def benchmark_home(home: Path | None, cache: Path) -> Iterator[None]:
 
 
 def build_task(
-    part: Task,
+    task: Task,
     home: Path | None,
     *,
     most_new_tokens: int = 0,
     judge: bool = False,
     model_name: str = "sf_sparse",
 ) -> Any:
-    """lmms-eval's task object of a part (a `ConfigurableMessagesTask`).
+    """lmms-eval's own object of a task, a `ConfigurableMessagesTask`.
 
     Call it inside `benchmark_home`.
 
     Args:
-        part: which task.
+        task: which task.
         home: a benchmark home, or None for the hub.
         most_new_tokens: upper bound of the generation limit (0: none), for stand-ins whose replies
             are known to be short.
@@ -105,8 +105,8 @@ def build_task(
 
     disable_progress_bars()
     tasks = Path(lmms_eval.__file__).parent / "tasks"
-    config = load_yaml_config(str(tasks / part.config))
-    limit = min(part.max_new_tokens, most_new_tokens or part.max_new_tokens)
+    config = load_yaml_config(str(tasks / task.config))
+    limit = min(task.max_new_tokens, most_new_tokens or task.max_new_tokens)
     config["generation_kwargs"] = {
         **(config.get("generation_kwargs") or {}),
         "max_new_tokens": limit,
@@ -115,10 +115,10 @@ def build_task(
         metric for metric in config["metric_list"] if metric["metric"] not in _FILES_ONLY
     ]
     if home is not None:
-        folder = repository_folder(home, part)
+        folder = repository_folder(home, task)
         if not folder.is_dir():
             rule = "the benchmark's files are not there"
-            raise DataError(part.task, str(folder), rule, "run the benchmarks stage again")
+            raise DataError(task.name, str(folder), rule, "run the benchmarks stage again")
         config["dataset_path"] = str(folder.resolve())
         config["dataset_kwargs"] = {
             key: value
@@ -127,21 +127,21 @@ def build_task(
         }
     try:
         with images_unseen():
-            task = ConfigurableMessagesTask(config=config, model_name=model_name)
+            lmms_task = ConfigurableMessagesTask(config=config, model_name=model_name)
     except KeyError as error:
         rule = f"its rows cannot be read: there is no split {error}"
-        raise DataError(part.task, str(config["dataset_path"]), rule, "check the data") from error
+        raise DataError(task.name, str(config["dataset_path"]), rule, "check the data") from error
     except RetryError as error:  # lmms-eval tries five times, whatever it was
         failure = error.last_attempt.exception()
-        said = str((failure and failure.__cause__) or failure).splitlines()[0]
-        rule, remedy = f"its rows cannot be read: {said}", "check the data, or the connection"
-        raise DataError(part.task, str(config["dataset_path"]), rule, remedy) from failure
+        reason = str((failure and failure.__cause__) or failure).splitlines()[0]
+        rule, remedy = f"its rows cannot be read: {reason}", "check the data, or the connection"
+        raise DataError(task.name, str(config["dataset_path"]), rule, remedy) from failure
     if not judge:
         _without_judge(config["process_results"])
-    if len(task.eval_docs) == 0:
-        raise DataError(part.task, part.split, "the split holds no row", "check the data")
-    decode_by_loader(task)
-    return task
+    if len(lmms_task.eval_docs) == 0:
+        raise DataError(task.name, task.split, "the split holds no row", "check the data")
+    decode_by_loader(lmms_task)
+    return lmms_task
 
 
 def _without_judge(process_results: Any) -> None:
@@ -154,7 +154,7 @@ def _without_judge(process_results: Any) -> None:
         process_results.__globals__["get_eval_result"] = lambda *_, **__: (None, 0)
 
 
-def documents(task: Any) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def documents(lmms_task: Any) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """A task's rows, each with the chat messages that lmms-eval makes of it."""
-    for document in task.eval_docs:
-        yield document, task.doc_to_messages(document)
+    for document in lmms_task.eval_docs:
+        yield document, lmms_task.doc_to_messages(document)

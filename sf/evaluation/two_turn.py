@@ -78,12 +78,12 @@ def pairs_of(rows: Sequence[Row], most: int) -> list[Pair]:
     by_media: dict[str, list[Row]] = {}
     for row in rows:
         by_media.setdefault(str(row.media_path), []).append(row)
-    found = [
+    pairs = [
         Pair(first, second)
         for group in by_media.values()
         for first, second in zip(group[::2], group[1::2], strict=False)
     ]
-    return found[:most]
+    return pairs[:most]
 
 
 def _talk(pair: Pair, template: Template) -> list[dict[str, Any]]:
@@ -111,12 +111,12 @@ def _read(
     talks = [_talk(pair, template) for pair in pairs]
     if anew:
         return [(*part, None) for part in encode_parts(processor, talks, vision, device)]
-    found: list[_Read] = []
+    prompts: list[_Read] = []
     for members, inputs in encode_parts(processor, [talk[:1] for talk in talks], vision, device):
         replies = [pairs[i].first.solution for i in members]
         more = more_of(processor, [talks[i] for i in members], replies, device)
-        found.append((members, inputs, more))
-    return found
+        prompts.append((members, inputs, more))
+    return prompts
 
 
 def _answers(
@@ -129,14 +129,14 @@ def _answers(
     cutoff: float,
 ) -> list[Answer]:
     started = time.perf_counter()
-    found: dict[int, Answer] = {}
+    answers: dict[int, Answer] = {}
     for members, inputs, more in read:
         completions, ratios = greedy(model, inputs, more, policy, limit)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         for at, index in enumerate(members):
             row = pairs[index].second
             reply = processor.decode(completions[at], skip_special_tokens=True)
-            found[index] = Answer(
+            answers[index] = Answer(
                 id=row.id,
                 data_type=row.data_type,
                 problem_type=row.problem_type,
@@ -148,7 +148,7 @@ def _answers(
                 seconds=0.0,
             )
     seconds = (time.perf_counter() - started) / len(pairs)
-    return [replace(found[index], seconds=seconds) for index in range(len(pairs))]
+    return [replace(answers[index], seconds=seconds) for index in range(len(pairs))]
 
 
 def two_turn_answers(
@@ -190,9 +190,9 @@ def two_turn_answers(
     selections = {float(p): _selection(model, float(p)) for p in grid} if pairs else {}
     runs: list[Setting] = [("dense", 1.0), *((arm, float(p)) for p in grid for arm in ARMS[1:])]
 
-    def begin(part: tuple[Pair, ...]) -> Callable[[Setting], list[Answer]]:
+    def begin(members: tuple[Pair, ...]) -> Callable[[Setting], list[Answer]]:
         device = str(model.device)
-        read = functools.cache(partial(_read, processor, part, vision, template, device))
+        read = functools.cache(partial(_read, processor, members, vision, template, device))
 
         def answers(setting: Setting) -> list[Answer]:
             arm, p = setting
@@ -200,7 +200,7 @@ def two_turn_answers(
             if arm != "dense":
                 policy = selections[float(p)].policy(whole_kv=arm == "whole")
             prompts = read(arm == "anew")
-            return _answers(model, processor, part, prompts, policy, max_new_tokens, cutoff)
+            return _answers(model, processor, members, prompts, policy, max_new_tokens, cutoff)
 
         return answers
 

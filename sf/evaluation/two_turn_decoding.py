@@ -50,8 +50,8 @@ def more_of(
     for talk, reply in zip(talks, replies, strict=True):
         first = processor.apply_chat_template(talk[:1], tokenize=False)
         whole = processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-        _, found, rest = whole.removeprefix(first).partition(reply)
-        if not whole.startswith(first) or not found:
+        _, encoded, rest = whole.removeprefix(first).partition(reply)
+        if not whole.startswith(first) or not encoded:
             raise UnsupportedModelError(
                 "chat template",
                 type(processor).__name__,
@@ -59,10 +59,10 @@ def more_of(
                 "leave out the two-turn check: two_turn_pairs 0",
             )
         texts.append(reply + rest)
-    found = processor.tokenizer(
+    encoded = processor.tokenizer(
         texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
     )
-    return More(found["input_ids"].to(device), found["attention_mask"].to(device))
+    return More(encoded["input_ids"].to(device), encoded["attention_mask"].to(device))
 
 
 def positions_of(model: Any, inputs: Any, ids_BL: Tensor, valid_BL: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The columns of table 2: six benchmarks of videos; VideoMME counts twice."""
+"""Table 2: six benchmarks of videos; VideoMME counts twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TEMPCOMPASS_JUDGE = (
 
 def _videomme(task: str, *media_folders: str) -> Task:
     return Task(
-        task=task,
+        name=task,
         config=f"videomme/{task}.yaml",
         metrics=("videomme_perception_score",),
         repository="lmms-eval/Video-MME",
@@ -26,7 +26,7 @@ def _videomme(task: str, *media_folders: str) -> Task:
 
 def _video_mmmu(subset: str) -> Task:
     return Task(
-        task=f"video_mmmu_{subset.lower()}",
+        name=f"video_mmmu_{subset.lower()}",
         config=f"videommmu/{subset.lower()}.yaml",
         metrics=("mmmu_acc",),
         repository="lmms-eval/VideoMMMU",
@@ -39,7 +39,7 @@ def _video_mmmu(subset: str) -> Task:
 
 def _tempcompass(name: str, subset: str, file: str) -> Task:
     return Task(
-        task=f"tempcompass_{name}",
+        name=f"tempcompass_{name}",
         config=f"tempcompass/{file}.yaml",
         metrics=("avg_accuracy",),
         repository="lmms-eval/TempCompass",
@@ -74,7 +74,7 @@ VIDEO: tuple[Benchmark, ...] = (
         "MLVU",
         "video",
         Task(
-            task="mlvu_dev",
+            name="mlvu_dev",
             config="mlvu/mlvu_dev.yaml",
             metrics=("mlvu_percetion_score",),  # lmms-eval's spelling
             repository="sy1998/MLVU_dev",
@@ -90,7 +90,7 @@ VIDEO: tuple[Benchmark, ...] = (
         name="video_mmmu",
         title="VideoMMMU",
         kind="video",
-        parts=tuple(_video_mmmu(s) for s in ("Perception", "Comprehension", "Adaptation")),
+        tasks=tuple(_video_mmmu(s) for s in ("Perception", "Comprehension", "Adaptation")),
         factor=100.0,
         scale=100.0,
         download_gib=20.0,
@@ -101,7 +101,7 @@ VIDEO: tuple[Benchmark, ...] = (
         "PerceptionTest",
         "video",
         Task(
-            task="perceptiontest_val_mc",
+            name="perceptiontest_val_mc",
             config="perceptiontest/val/perceptiontest_mc.yaml",
             metrics=("accuracy",),
             repository="lmms-eval/PerceptionTest_Val",
@@ -118,7 +118,7 @@ VIDEO: tuple[Benchmark, ...] = (
         "EgoSchema",
         "video",
         Task(
-            task="egoschema_subset",
+            name="egoschema_subset",
             config="egoschema/egoschema_subset.yaml",
             metrics=("score",),
             repository="lmms-eval/egoschema",
@@ -134,7 +134,7 @@ VIDEO: tuple[Benchmark, ...] = (
         name="tempcompass",
         title="TempCompass",
         kind="video",
-        parts=(
+        tasks=(
             _tempcompass("multi_choice", "multi-choice", "tempcompass_mc"),
             _tempcompass("yes_no", "yes_no", "tempcompass_yes_no"),
             _tempcompass("caption_matching", "caption_matching", "tempcompass_caption_matching"),

@@ -57,15 +57,15 @@ class Example:
     target: str
 
 
-def _make(part: Task, samples: int, seed: int, size: WorldSize) -> list[Document]:
-    """The part's documents; each benchmark has a random stream of its own."""
-    rng = np.random.default_rng([seed, crc32(part.task.encode())])
+def _make(task: Task, samples: int, seed: int, size: WorldSize) -> list[Document]:
+    """The task's documents; each benchmark has a random stream of its own."""
+    rng = np.random.default_rng([seed, crc32(task.name.encode())])
     supply = Fresh(size)
-    wanted = max(samples, _LEAST.get(part.task, 0))
+    wanted = max(samples, _LEAST.get(task.name, 0))
     made: list[Document] = []
     index = 0
     while len(made) < wanted:
-        made += _maker_of(part.task)(rng, index, supply)
+        made += _maker_of(task.name)(rng, index, supply)
         index += 1
     return made
 
@@ -76,7 +76,7 @@ def _png(document: Document, name: str) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def _write_rows(part: Task, rows: Sequence[Document], folder: Path) -> None:
+def _write_rows(task: Task, rows: Sequence[Document], folder: Path) -> None:
     """One parquet file: OWNER/NAME/[SUBSET/]SPLIT-00000-of-00001.parquet."""
     with extra("eval"):
         from datasets import Dataset, Features, Image, disable_progress_bars
@@ -87,7 +87,7 @@ def _write_rows(part: Task, rows: Sequence[Document], folder: Path) -> None:
     features = Features({**table.features, **{name: Image() for name in pictures}})
     for name in pictures:
         table = table.add_column(name, [_png(row, name) for row in rows])
-    target = folder / (part.subset or "data") / f"{part.split}-00000-of-00001.parquet"
+    target = folder / (task.subset or "data") / f"{task.split}-00000-of-00001.parquet"
     target.parent.mkdir(parents=True, exist_ok=True)
     table.cast(features).to_parquet(target)
 
@@ -122,7 +122,7 @@ def write_benchmarks(
     seed: int,
     *,
     size: WorldSize | None = None,
-    columns: Sequence[Benchmark] = BENCHMARKS,
+    benchmarks: Sequence[Benchmark] = BENCHMARKS,
 ) -> dict[str, list[str]]:
     """Write stand-ins for benchmarks into a benchmark home.
 
@@ -131,7 +131,7 @@ def write_benchmarks(
         samples: rows a task; MME and MLVU get more where their scores need every category.
         seed: of everything; the same arguments give the same rows and pixels.
         size: of pictures and clips; that of the manifests' media by default.
-        columns: which benchmarks.
+        benchmarks: which.
 
     Returns:
         For each lmms-eval task, a reply that scores for each of its rows, in order.
@@ -139,22 +139,22 @@ def write_benchmarks(
     size = size or WorldSize()
     replies: dict[str, list[str]] = {}
     repositories: dict[str, dict[str, str]] = {}
-    for part in (part for column in columns for part in column.parts):
-        twin = _TWINS.get(part.task, part.task)
+    for task in (task for benchmark in benchmarks for task in benchmark.tasks):
+        twin = _TWINS.get(task.name, task.name)
         if twin not in replies:
-            source = part if twin == part.task else _part(twin)
+            source = task if twin == task.name else _task_named(twin)
             rows = _make(source, samples, seed, size)
             _write_rows(source, rows, folder / "hub" / source.repository)
             _write_media(rows, folder, size.fps)
             replies[twin] = [row.reply for row in rows]
-        replies[part.task] = replies[twin]
-        if part.subset:
-            repositories.setdefault(part.repository, {})[part.subset] = part.split
+        replies[task.name] = replies[twin]
+        if task.subset:
+            repositories.setdefault(task.repository, {})[task.subset] = task.split
     for repository, subsets in repositories.items():
         card = folder / "hub" / repository / "README.md"
         card.write_text(_card(list(subsets.items())), encoding="utf-8")
-    wanted = [part.task for column in columns for part in column.parts]
-    return {task: replies[task] for task in wanted}
+    names = [task.name for benchmark in benchmarks for task in benchmark.tasks]
+    return {name: replies[name] for name in names}
 
 
 def _maker_of(task: str) -> Maker:
@@ -162,12 +162,12 @@ def _maker_of(task: str) -> Maker:
     return MAKERS[_TWINS.get(task, task)]
 
 
-def _part(task: str) -> Task:
-    return next(part for column in BENCHMARKS for part in column.parts if part.task == task)
+def _task_named(name: str) -> Task:
+    return next(task for benchmark in BENCHMARKS for task in benchmark.tasks if task.name == name)
 
 
 def training_examples(
-    columns: Sequence[Benchmark],
+    benchmarks: Sequence[Benchmark],
     count: int,
     seed: int,
     folder: Path,
@@ -180,7 +180,7 @@ def training_examples(
     tasks. Give a seed that no benchmark is evaluated with.
 
     Args:
-        columns: which benchmarks.
+        benchmarks: which.
         count: examples in all, spread evenly over their tasks.
         seed: of the stand-ins.
         folder: where they go; the examples' videos stay there.
@@ -191,25 +191,25 @@ def training_examples(
     """
     from sf.evaluation.tasks import benchmark_home, build_task, documents
 
-    parts = [part for column in columns for part in column.parts]
-    each = -(-count // len(parts))
-    replies = write_benchmarks(folder, each, seed, size=size, columns=columns)
+    tasks = [task for benchmark in benchmarks for task in benchmark.tasks]
+    each = -(-count // len(tasks))
+    replies = write_benchmarks(folder, each, seed, size=size, benchmarks=benchmarks)
     made: list[list[Example]] = []
     with tempfile.TemporaryDirectory() as cache, benchmark_home(folder, Path(cache)):
-        for part in parts:
-            task = build_task(part, folder)
-            pairs = zip(documents(task), replies[part.task], strict=True)
+        for task in tasks:
+            lmms_task = build_task(task, folder)
+            pairs = zip(documents(lmms_task), replies[task.name], strict=True)
             made.append(
-                [_example(part, turns, reply) for (_, turns), reply in pairs][:each],
+                [_example(task, turns, reply) for (_, turns), reply in pairs][:each],
             )
     turns = [example for group in zip(*made, strict=True) for example in group]
     return turns[:count]
 
 
-def _example(part: Task, turns: list[dict[str, Any]], target: str) -> Example:
+def _example(task: Task, turns: list[dict[str, Any]], target: str) -> Example:
     content = turns[0]["content"]
     media = next(item for item in content if item["type"] != "text")
     text = "".join(item["text"] for item in content if item["type"] == "text")
     is_video = media["type"] == "video"
     source = Path(media["url"]) if is_video else media["url"]
-    return Example(part.task, source, "video" if is_video else "image", text, target)
+    return Example(task.name, source, "video" if is_video else "image", text, target)

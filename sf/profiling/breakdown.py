@@ -81,13 +81,13 @@ class Parts:
         Args:
             total: milliseconds of the whole prefill, of which "other" is what remains.
         """
-        taken = dict.fromkeys(PARTS, 0.0)
-        taken["other"] = total
+        milliseconds = dict.fromkeys(PARTS, 0.0)
+        milliseconds["other"] = total
         for span in self._spans:
             spent = self.clock.ms(span.begin, span.end)
-            taken[span.name] += spent
-            taken["other" if span.outer is None else self._spans[span.outer].name] -= spent
-        return taken
+            milliseconds[span.name] += spent
+            milliseconds["other" if span.outer is None else self._spans[span.outer].name] -= spent
+        return milliseconds
 
 
 @contextmanager

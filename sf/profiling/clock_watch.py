@@ -74,9 +74,9 @@ def summary(states: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Least, median and most of each figure, and every reason that held the device back."""
     if not states:
         return None
-    found: dict[str, Any] = {}
+    ranges: dict[str, Any] = {}
     for name, title in _FIELDS.items():
         values = [state[name] for state in states if state[name] is not None]
-        found[title] = [min(values), median(values), max(values)] if values else None
+        ranges[title] = [min(values), median(values), max(values)] if values else None
     reasons = {reason for state in states for reason in state["throttled"]}
-    return {**found, "throttled": sorted(reasons), "samples": len(states)}
+    return {**ranges, "throttled": sorted(reasons), "samples": len(states)}

@@ -97,9 +97,9 @@ def run(request: Request) -> Profiled:
         note = f"checkpoint {request.model}"
         return load_checkpoint(name, request.model, request.dtype, request.device, note)
 
-    found = profile([name], load, settings, runtime, state, request.output)
-    write_json(request.output / "figures.json", figures(found))
-    return found
+    profiled = profile([name], load, settings, runtime, state, request.output)
+    write_json(request.output / "figures.json", figures(profiled))
+    return profiled
 
 
 def _settings(request: Request) -> Settings:
@@ -167,16 +167,16 @@ def _ours(folder: Path) -> bool:
     return (folder / POINTS).is_dir()
 
 
-def table(found: Profiled) -> Table:
+def table(profiled: Profiled) -> Table:
     """Full and sparse side by side, a row per length and figure."""
     names = ("prompt", "kept", "dense by", "figure", "full", "sparse", "full / sparse")
-    shown = Table(title=str(found.table["ratio_set_by"].iloc[0]))
+    grid = Table(title=str(profiled.table["ratio_set_by"].iloc[0]))
     for name in names:
-        shown.add_column(name, justify="left" if name in ("dense by", "figure") else "right")
-    metrics = set(found.table["metric"])
-    for length, part in found.table.groupby("length", sort=True):
+        grid.add_column(name, justify="left" if name in ("dense by", "figure") else "right")
+    metrics = set(profiled.table["metric"])
+    for length, part in profiled.table.groupby("length", sort=True):
         cells = {(r["metric"], r["side"]): r for r in part.to_dict("records")}
-        ratios = found.ratios[found.ratios["length"] == length].set_index("metric")
+        ratios = profiled.ratios[profiled.ratios["length"] == length].set_index("metric")
         kept = part[part["side"] == SPARSE]["token_ratio"].dropna()
         kept_share = f"{kept.iloc[0]:.3f}" if len(kept) else ""
         begin = [f"{length:,}", kept_share, str(part["dense"].iloc[0])]
@@ -185,10 +185,10 @@ def table(found: Profiled) -> Table:
                 continue
             ratio = _ratio(ratios.loc[metric]) if metric in ratios.index else ""
             both = [_cell(cells.get((metric, side)), factor) for side in (FULL, SPARSE)]
-            shown.add_row(*begin, title, *both, ratio)
+            grid.add_row(*begin, title, *both, ratio)
             begin = ["", "", ""]
-        shown.add_section()
-    return shown
+        grid.add_section()
+    return grid
 
 
 def _cell(line: Any, factor: float) -> str:
@@ -207,33 +207,33 @@ def _ratio(line: Any) -> str:
     return f"{line['ratio']:.2f}{interval}"
 
 
-def sentences(found: Profiled) -> list[str]:
+def sentences(profiled: Profiled) -> list[str]:
     """Break-even lengths, roofline shares, what fits, and notes about the machine."""
-    named = figures(found)
-    said = []
+    named = figures(profiled)
+    lines = []
     for metric, phrase in (("prefill_ms", "prefill"), ("step_ms", "decoding")):
         tokens = [v for name, v in named.items() if name.endswith(f"{metric}_break_even_tokens")]
         where = f"from {tokens[0]:,.0f} tokens on" if tokens else "at no measured length"
-        said.append(f"Sparse attention is faster in {phrase} {where}.")
-    said += _shares(found)
-    for line in found.fit.to_dict("records"):
+        lines.append(f"Sparse attention is faster in {phrase} {where}.")
+    lines += _shares(profiled)
+    for line in profiled.fit.to_dict("records"):
         what = (
             f"longest prompt at batch {line['batch']}: {line['length']:,} tokens"
             if line["what"] == "length"
             else f"largest batch at {line['length']:,} tokens: {line['batch']}"
         )
         more = " (the search's end: more may fit)" if line["bounded"] else ""
-        said.append(f"{line['side']}, {what}{more}.")
-    limits = found.hardware["ceilings"]
-    said.append(
+        lines.append(f"{line['side']}, {what}{more}.")
+    limits = profiled.hardware["ceilings"]
+    lines.append(
         f"Ceilings in this run: {limits['flops'] / 1e12:.3g} TFLOP/s, "
         f"{limits['bytes'] / 1e9:.3g} GB/s copied."
     )
-    return said + [f"Note: {note}." for note in found.hardware["notes"]]
+    return lines + [f"Note: {note}." for note in profiled.hardware["notes"]]
 
 
-def _shares(found: Profiled) -> Sequence[str]:
-    whole = found.roofline[found.roofline["part"] == "whole"]
+def _shares(profiled: Profiled) -> Sequence[str]:
+    whole = profiled.roofline[profiled.roofline["part"] == "whole"]
     if whole.empty:
         return []
     last = whole[whole["length"] == whole["length"].max()]

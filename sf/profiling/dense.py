@@ -103,15 +103,17 @@ def using(model: Any, path: DensePath) -> Iterator[None]:
 
 def candidates() -> list[DensePath]:
     """PyTorch's kernels one by one, and flash-attn where it is installed; registers the former."""
-    found = []
+    paths = []
     for name, kernel in KERNELS.items():
         # The word "flash" in a name makes transformers look for a package of that name.
         implementation = f"sf_sdpa_{kernel.value}"
         AttentionInterface.register(implementation, _only(kernel))
         AttentionMaskInterface.register(implementation, AttentionMaskInterface()["sdpa"])
-        found.append(DensePath(name, implementation))
-    installed = [(name, own) for name, (own, there) in PACKAGES.items() if there()]
-    return found + [DensePath(name, own) for name, own in installed]
+        paths.append(DensePath(name, implementation))
+    installed = [
+        (name, interface) for name, (interface, is_installed) in PACKAGES.items() if is_installed()
+    ]
+    return paths + [DensePath(name, interface) for name, interface in installed]
 
 
 def _only(kernel: SDPBackend) -> Callable[..., Any]:
@@ -154,8 +156,8 @@ def fastest(
                 end = clock.mark()
                 clock.synchronize()
             times[path.name].append(clock.ms(start, end))
-    found = {name: median(taken) for name, taken in times.items()}
-    return min(paths, key=lambda path: found[path.name]), found
+    medians = {name: median(taken) for name, taken in times.items()}
+    return min(paths, key=lambda path: medians[path.name]), medians
 
 
 def _runs(model: Any, path: DensePath, batch: int, length: int) -> bool:

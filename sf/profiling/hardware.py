@@ -65,7 +65,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
     Call it before the measurements: its notes say in which state they found the machine.
     """
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "device": device.type,
         "host": hardware(),
         "versions": versions(),
@@ -75,23 +75,23 @@ def describe(device: torch.device) -> dict[str, Any]:
         "notes": [],
     }
     if device.type == "cuda":
-        found["gpu"] = _gpu(device)
+        facts["gpu"] = _gpu(device)
         state = gpu_state(device)
-        found["gpu"]["state"] = state
+        facts["gpu"]["state"] = state
         if state is not None and (state["utilization.gpu"] or 0) > BUSY_GPU:
             share = state["utilization.gpu"]
-            found["notes"].append(f"the GPU was busy: {share:g} % before the first measurement")
-        used = found["gpu"]["used_besides_gib"]
+            facts["notes"].append(f"the GPU was busy: {share:g} % before the first measurement")
+        used = facts["gpu"]["used_besides_gib"]
         if used > CONTEXT_GIB:
-            found["notes"].append(f"the GPU was shared: {used:.1f} GiB held besides this process")
+            facts["notes"].append(f"the GPU was shared: {used:.1f} GiB held besides this process")
     else:
-        load, cores = psutil.getloadavg()[0], found["host"]["cores"]
-        found["load_average"] = load
+        load, cores = psutil.getloadavg()[0], facts["host"]["cores"]
+        facts["load_average"] = load
         frequency = psutil.cpu_freq()
-        found["cpu_mhz"] = None if frequency is None else round(frequency.current)
+        facts["cpu_mhz"] = None if frequency is None else round(frequency.current)
         if load / cores > BUSY_LOAD:
-            found["notes"].append(f"the CPU was busy: load average {load:.1f} on {cores} cores")
-    return found
+            facts["notes"].append(f"the CPU was busy: load average {load:.1f} on {cores} cores")
+    return facts
 
 
 def _gpu(device: torch.device) -> dict[str, Any]:

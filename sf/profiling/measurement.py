@@ -169,19 +169,19 @@ def limits_of(subject: Subject, settings: Settings) -> list[dict[str, Any]]:
             return fits(subject.model, sides[side], inputs, 2, limit)
 
         if what == "length":
-            found = largest(fit, shortest, 64 * longest, step=shortest, within=0.02)
-            batch, length = settings.batch, found.value
+            end = largest(fit, shortest, 64 * longest, step=shortest, within=0.02)
+            batch, length = settings.batch, end.value
         else:
-            found = largest(fit, 1, 1024)
-            batch, length = found.value, longest
+            end = largest(fit, 1, 1024)
+            batch, length = end.value, longest
         return {
             "subject": subject.name,
             "side": side,
             "what": what,
             "batch": batch,
             "length": length,
-            "bounded": found.bounded,
-            "tries": found.tries,
+            "bounded": end.bounded,
+            "tries": end.tries,
             "limit_gib": None if limit is None else settings.fit_gib,
             "dense": path.name,
         }

@@ -40,8 +40,8 @@ def _heading(table: pd.DataFrame, subject: str) -> str:
     part = table[table["subject"] == subject]
     kept = part[part["side"] == "sparse"]["token_ratio"].dropna()
     shares = sorted({f"{100 * share:.0f}" for share in (kept.min(), kept.max())}, key=float)
-    told = f", sparse keeps {' to '.join(shares)} % of the tokens" if len(kept) else ""
-    return f"{subject} ({part['weights'].iloc[0]} weights{told})"
+    kept_share = f", sparse keeps {' to '.join(shares)} % of the tokens" if len(kept) else ""
+    return f"{subject} ({part['weights'].iloc[0]} weights{kept_share})"
 
 
 def _length_axis(axes: Axes, lengths: list[int]) -> None:
@@ -227,12 +227,12 @@ def parts_picture(table: pd.DataFrame, where: str) -> Figure | None:
 def _stacks(axes: Axes, table: pd.DataFrame, lengths: list[int], names: dict[str, str]) -> None:
     highest = 100.0
     for at, length in enumerate(lengths):
-        here = table[table["length"] == length]
-        whole = here[here["side"] == "full"]["value"].sum()
+        at_length = table[table["length"] == length]
+        whole = at_length[at_length["side"] == "full"]["value"].sum()
         if not whole:  # the full side did not fit: shares of the sparse side's own time
-            whole = here[here["side"] == "sparse"]["value"].sum()
+            whole = at_length[at_length["side"] == "sparse"]["value"].sum()
         for shift, side in ((-0.2, "full"), (0.2, "sparse")):
-            values = here[here["side"] == side].set_index("metric")["value"]
+            values = at_length[at_length["side"] == side].set_index("metric")["value"]
             if values.empty:
                 axes.annotate(
                     f"{side}: does not fit", (at + shift, 2.0), rotation=90, ha="center", fontsize=8

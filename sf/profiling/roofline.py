@@ -117,11 +117,11 @@ def prefill_work(
         sparse = width < length
         lean = sparse and length >= LEAST_COLUMNS
         probes = min(PROBES, length)
-        asked = batch * (min(width + probes, length) if lean else length)
-        told = batch * (width if lean else length)
-        total["projections"] += s.linear(asked, s.model, s.heads * s.head)
+        query_rows = batch * (min(width + probes, length) if lean else length)
+        output_rows = batch * (width if lean else length)
+        total["projections"] += s.linear(query_rows, s.model, s.heads * s.head)
         total["projections"] += s.linear(batch * length, s.model, 2 * s.groups * s.head)
-        total["projections"] += s.linear(told, s.heads * s.head, s.model)
+        total["projections"] += s.linear(output_rows, s.heads * s.head, s.model)
         total["attention"] += attention_work(s, batch, width * (width + 1) / 2, width, width)
         if sparse:
             scored = attention_work(s, batch, probes * length, probes, length)
@@ -262,19 +262,19 @@ def floored(lines: Sequence[Mapping[str, Any]], limits: Ceilings) -> list[dict[s
         lines: of `roofline_lines`: the parts of a phase, then its whole.
         limits: of the device.
     """
-    found, parts = list[dict[str, object]](), 0.0
+    floored_lines, parts = list[dict[str, object]](), 0.0
     for line in lines:
         part = Work(line["flops"], line["bytes"])
         # Parts run one after the other: the whole's floor is the sum of theirs.
         floor = parts if line["part"] == WHOLE else limits.floor_ms(part)
         parts = 0.0 if line["part"] == WHOLE else parts + floor
-        taken = line["measured_ms"]
-        found.append(
+        measured = line["measured_ms"]
+        floored_lines.append(
             {
                 **line,
                 "floor_ms": floor,
                 "bound": limits.bound(part),
-                "share": floor / taken if taken else None,
+                "share": floor / measured if measured else None,
             }
         )
-    return found
+    return floored_lines

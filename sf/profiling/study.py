@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,10 @@ def profile(
     """
     device = require_device(runtime.device)
     total = len(names) * (len(set(settings.lengths)) + settings.fit)
-    with progress("profile", total) as shown:
-        found = _measured(names, load, settings, device, runtime.dtype, state, shown)
-    write(found, settings, folder)
-    return found
+    with progress("profile", total) as counter:
+        profiled = _measured(names, load, settings, device, runtime.dtype, state, counter)
+    write(profiled, settings, folder)
+    return profiled
 
 
 def _measured(
@@ -91,7 +91,7 @@ def _measured(
     device: torch.device,
     dtype: str,
     state: Path,
-    shown: Any,
+    counter: Any,
 ) -> Profiled:
     hardware = _once(state / "hardware.json", lambda: describe(device))
     limits = Ceilings(
@@ -100,22 +100,18 @@ def _measured(
     points: list[dict[str, Any]] = []
     fit: list[dict[str, Any]] = []
     for name in names:
-        found: list[Subject] = []
-
-        def subject(name: str = name, found: list[Subject] = found) -> Subject:
-            if not found:
-                found.append(load(name))
-            return found[0]
-
+        subject = cache(partial(load, name))  # loaded once, and only if something is to be measured
         stem = name.replace("/", FILLER)
         for length in sorted(set(settings.lengths)):
-            made = partial(_point, subject, length, settings, limits)
-            points.append(_once(state / f"{stem}-{length}.json", made))
-            shown.advance(note=f"{name} at {length}")
+            measured = partial(_of_subject, point, subject, length, settings, limits)
+            points.append(_once(state / f"{stem}-{length}.json", measured))
+            counter.advance(note=f"{name} at {length}")
         if settings.fit:
-            fit += _once(state / f"{stem}-fit.json", lambda: limits_of(subject(), settings))
-            shown.advance(note=f"{name}: what fits")
-        found.clear()
+            fit += _once(
+                state / f"{stem}-fit.json", partial(_of_subject, limits_of, subject, settings)
+            )
+            counter.advance(note=f"{name}: what fits")
+        subject.cache_clear()
     later = ceilings(device, getattr(torch, dtype))
     best = limits.best(later)
     hardware = {**hardware, "dtype": dtype, "ceilings": asdict(best)}
@@ -141,10 +137,9 @@ def _measured(
     )
 
 
-def _point(
-    subject: Callable[[], Subject], length: int, settings: Settings, limits: Ceilings
-) -> dict[str, Any]:
-    return point(subject(), length, settings, limits)
+def _of_subject(measure: Callable[..., Any], subject: Callable[[], Subject], *args: Any) -> Any:
+    """`measure` on a subject that is loaded for it."""
+    return measure(subject(), *args)
 
 
 def _once(file: Path, make: Callable[[], Any]) -> Any:
@@ -155,39 +150,39 @@ def _once(file: Path, make: Callable[[], Any]) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def figures(found: Profiled) -> dict[str, float]:
+def figures(profiled: Profiled) -> dict[str, float]:
     """Ratios and break-even lengths by name."""
     named: dict[str, float] = {}
-    for line in found.ratios.to_dict("records"):
+    for line in profiled.ratios.to_dict("records"):
         named[f"{line['subject']}_{line['metric']}_ratio_at_{line['length']}"] = line["ratio"]
-    for name in dict.fromkeys(found.ratios["subject"]):
+    for name in dict.fromkeys(profiled.ratios["subject"]):
         for metric in TIMES:
-            tokens = break_even(found.ratios[found.ratios["subject"] == name], metric)
+            tokens = break_even(profiled.ratios[profiled.ratios["subject"] == name], metric)
             if tokens is not None:
                 named[f"{name}_{metric}_break_even_tokens"] = float(tokens)
     return named
 
 
-def write(found: Profiled, settings: Settings, folder: Path) -> None:
+def write(profiled: Profiled, settings: Settings, folder: Path) -> None:
     """Tables as CSV (the tidy one as parquet too), `hardware.json` and pictures."""
     from sf.plotting import save
     from sf.profiling.pictures import latency_picture, memory_picture, parts_picture
     from sf.tables import write_csv, write_parquet
 
-    write_csv(found.table, folder / "tables" / "profile.csv")
-    write_parquet(found.table, folder / "tables" / "profile.parquet")
-    write_csv(found.ratios, folder / "tables" / "speedup.csv")
-    write_csv(found.roofline, folder / "tables" / "roofline.csv")
-    write_csv(found.fit, folder / "tables" / "fit.csv")
-    write_csv(found.dense, folder / "tables" / "dense.csv")
-    write_csv(found.layers, folder / "tables" / "layers.csv")
-    write_json(folder / "hardware.json", found.hardware)
-    facts = found.hardware
+    write_csv(profiled.table, folder / "tables" / "profile.csv")
+    write_parquet(profiled.table, folder / "tables" / "profile.parquet")
+    write_csv(profiled.ratios, folder / "tables" / "speedup.csv")
+    write_csv(profiled.roofline, folder / "tables" / "roofline.csv")
+    write_csv(profiled.fit, folder / "tables" / "fit.csv")
+    write_csv(profiled.dense, folder / "tables" / "dense.csv")
+    write_csv(profiled.layers, folder / "tables" / "layers.csv")
+    write_json(folder / "hardware.json", profiled.hardware)
+    facts = profiled.hardware
     name = facts["gpu"]["name"] if "gpu" in facts else facts["host"]["cpu"]
     threads = "" if "gpu" in facts else f", threads: {facts['threads']}"
     where = f"{name}{threads}, {facts['dtype']}, batch {settings.batch}; {settings.ratio_set_by}"
-    save(latency_picture(found.table, found.ratios, where), folder / "figures", "latency")
-    save(memory_picture(found.table, where), folder / "figures", "memory")
-    parts = parts_picture(found.table, where)
+    save(latency_picture(profiled.table, profiled.ratios, where), folder / "figures", "latency")
+    save(memory_picture(profiled.table, where), folder / "figures", "memory")
+    parts = parts_picture(profiled.table, where)
     if parts is not None:
         save(parts, folder / "figures", "parts")

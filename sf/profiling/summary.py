@@ -99,16 +99,16 @@ def tidy(subject: str, length: int, batch: int, runs: Mapping[str, Run]) -> list
         for name, values in times.items():
             if not values:
                 continue
-            found = median(values)
+            middle = median(values)
             lines.append(
                 {
                     **head,
                     "metric": name,
                     "unit": "tokens/s" if name == THROUGHPUT else "ms",
-                    "value": found.value,
-                    "low": found.low,
-                    "high": found.high,
-                    "coverage": found.coverage,
+                    "value": middle.value,
+                    "low": middle.low,
+                    "high": middle.high,
+                    "coverage": middle.coverage,
                     "repeats": len(values),
                     "status": "measured",
                 }
@@ -169,16 +169,16 @@ def speedups(
         if not getattr(full, name) or not getattr(sparse, name):
             continue
         pairs = zip(getattr(full, name), getattr(sparse, name), strict=True)
-        found = median([left / right for left, right in pairs])
-        verdict = "faster" if found.low > 1 else "slower" if found.high < 1 else "no difference"
+        middle = median([left / right for left, right in pairs])
+        verdict = "faster" if middle.low > 1 else "slower" if middle.high < 1 else "no difference"
         lines.append(
             {
                 **head,
                 "metric": name,
-                "ratio": found.value,
-                "low": found.low,
-                "high": found.high,
-                "coverage": found.coverage,
+                "ratio": middle.value,
+                "low": middle.low,
+                "high": middle.high,
+                "coverage": middle.coverage,
                 "verdict": verdict,
             }
         )
@@ -205,9 +205,9 @@ def break_even(table: pd.DataFrame, metric: str) -> int | None:
         The length, or None when the longest measured length is not faster.
     """
     part = table[table["metric"] == metric].sort_values("length", ascending=False)
-    found = None
+    shortest = None
     for length, verdict in zip(part["length"], part["verdict"], strict=True):
         if verdict != "faster":
             break
-        found = int(length)
-    return found
+        shortest = int(length)
+    return shortest

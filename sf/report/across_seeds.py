@@ -85,11 +85,11 @@ def across_seeds(
         chosen = rng.integers(0, len(runs), size=(len(weights), len(runs)))
         chosen[0] = np.arange(len(runs))
         for ratio in ratios:
-            there = np.stack([run.at(ratio) for run in drawn], axis=1)
+            accuracy = np.stack([run.at(ratio) for run in drawn], axis=1)
             line = {"system": system, "seeds": len(runs), "token_ratio": ratio}
-            if not np.isnan(there[0]).any():
-                mean = np.take_along_axis(there, chosen, axis=1).mean(axis=1)
-                line |= {"accuracy": mean[0], "least": there[0].min(), "most": there[0].max()}
+            if not np.isnan(accuracy[0]).any():
+                mean = np.take_along_axis(accuracy, chosen, axis=1).mean(axis=1)
+                line |= {"accuracy": mean[0], "least": accuracy[0].min(), "most": accuracy[0].max()}
                 change = mean - untrained.at(ratio)
                 if not np.isnan(change[0]):
                     low, high = interval(change[1:])
@@ -128,11 +128,11 @@ def across_seeds_picture(points: pd.DataFrame, matched: pd.DataFrame, where: str
     fig, axes = figure(12.0, 4.8, columns=2)
     left, right = axes[0]
     for at, system in enumerate(systems):
-        style, own = look(system, systems), points[points["system"] == system]
-        for _, run in own.groupby("run"):
+        style, points_of_system = look(system, systems), points[points["system"] == system]
+        for _, run in points_of_system.groupby("run"):
             left.plot(run["token_ratio"], run["accuracy"], color=style.colour, alpha=0.3,
                       linewidth=0.8)  # fmt: skip
-        mean = own.groupby("p")[["token_ratio", "accuracy"]].mean()
+        mean = points_of_system.groupby("p")[["token_ratio", "accuracy"]].mean()
         left.plot(mean["token_ratio"], mean["accuracy"], color=style.colour, marker=style.marker,
                   linestyle=style.line, label=title(system))  # fmt: skip
         lines = matched[(matched["system"] == system) & matched["difference"].notna()]
@@ -204,11 +204,11 @@ def across_seeds_section(study: Study, folder: Path) -> Section | None:
 
 
 def _answers(study: Study, model: str, objective: str) -> list[pd.DataFrame]:
-    found = [
+    results = [
         study.result("frontier", model=model, system=objective, seed=str(seed))
         for seed in study.seeds
     ]
-    return [result.table("answers.parquet") for result in found if result is not None]
+    return [result.table("answers.parquet") for result in results if result is not None]
 
 
 def _table(
@@ -218,14 +218,14 @@ def _table(
     largest = points[points["p"] < 1.0]["p"].max()
     rows = []
     for system, lines in matched.groupby("system", sort=False):
-        own = points[points["system"] == system]
+        points_of_system = points[points["system"] == system]
         rows.append(
             [
                 Cell("none" if system == UNTRAINED else str(system)),
                 Cell("" if system in untrained else str(lines["seeds"].iloc[0])),
                 *(_cell(line, bool(system == UNTRAINED)) for line in lines.to_dict("records")),
-                _spread(own[own["p"] == largest]["token_ratio"]),
-                _spread(own[own["p"] == 1.0]["accuracy"]),
+                _spread(points_of_system[points_of_system["p"] == largest]["token_ratio"]),
+                _spread(points_of_system[points_of_system["p"] == 1.0]["accuracy"]),
             ]
         )
     return Table(

@@ -41,7 +41,7 @@ def before_after_sections(study: Study, folder: Path) -> tuple[list[Section], di
         folder: of the report; pictures and `matched.csv` go there.
     """
     p = _inference_p(study)
-    found: list[_Trained] = []
+    comparisons: list[_Trained] = []
     frontier: list[Picture] = []
     curves: list[Picture] = []
     for model in study.models:
@@ -52,17 +52,19 @@ def before_after_sections(study: Study, folder: Path) -> tuple[list[Section], di
         }
         compared = [_compare(model, name, systems, p) for name in study.objectives]
         trained = [entry for entry in compared if entry is not None]
-        found += trained
+        comparisons += trained
         if systems:
             frontier += _frontier_pictures(model, systems, trained, p, folder)
         curves += _curve_pictures(study, model, systems, folder)
-    _write_matched(found, folder)
+    _write_matched(comparisons, folder)
     sections = [
         Section(
             "In short",
-            text=[_headline_text(p)] if found else [],
-            notes=[] if found else ["Not measured: no held-out curve before and after training."],
-            tables=[_headline(entry, p) for entry in found],
+            text=[_headline_text(p)] if comparisons else [],
+            notes=[]
+            if comparisons
+            else ["Not measured: no held-out curve before and after training."],
+            tables=[_headline(entry, p) for entry in comparisons],
         ),
         Section(
             "Accuracy at equal token ratio",
@@ -71,12 +73,12 @@ def before_after_sections(study: Study, folder: Path) -> tuple[list[Section], di
                 "ratio (linear interpolation, nothing is extrapolated). Intervals are bootstrapped "
                 "over questions, paired."
             ],
-            tables=[_matched_table(entry) for entry in found],
+            tables=[_matched_table(entry) for entry in comparisons],
             pictures=frontier,
         ),
         Section("Threshold, token ratio and layers", pictures=curves),
     ]
-    return sections, _figures(found)
+    return sections, _figures(comparisons)
 
 
 def _inference_p(study: Study) -> float:
@@ -219,17 +221,18 @@ def _matched_table(entry: _Trained) -> Table:
     )
 
 
-def _write_matched(found: list[_Trained], folder: Path) -> None:
-    if found:
+def _write_matched(comparisons: list[_Trained], folder: Path) -> None:
+    if comparisons:
         parts = [
-            entry.matched.assign(model=entry.model, objective=entry.objective) for entry in found
+            entry.matched.assign(model=entry.model, objective=entry.objective)
+            for entry in comparisons
         ]
         write_csv(pd.concat(parts), folder / "tables" / "matched.csv")
 
 
-def _figures(found: list[_Trained]) -> dict[str, float]:
+def _figures(comparisons: list[_Trained]) -> dict[str, float]:
     figures: dict[str, float] = {}
-    for entry in found:
+    for entry in comparisons:
         name = f"{entry.model}/{entry.objective}"
         figures[f"{name}/points_above"] = float(points_above(entry.matched))
         for label, group in (("fixed_p", entry.fixed), ("dense", entry.dense)):

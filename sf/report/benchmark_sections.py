@@ -14,8 +14,8 @@ from sf.report.benchmark_tables import (
     RATIO,
     Cell,
     Line,
+    benchmarks_of_kind,
     beyond,
-    columns_of,
     lines,
     measured,
 )
@@ -74,9 +74,9 @@ def benchmark_sections(
 
 
 def _table(kind: str, number: int, rows: Sequence[Line]) -> Table:
-    columns = columns_of(kind)
-    names = [RATIO, *(column.name for column in columns), AVERAGE]
-    titles = [column.title for column in columns]
+    benchmarks = benchmarks_of_kind(kind)
+    names = [RATIO, *(benchmark.name for benchmark in benchmarks), AVERAGE]
+    titles = [benchmark.title for benchmark in benchmarks]
     return Table(
         name=f"table{number}_{kind}",
         caption=f"Table {number}: {kind} benchmarks, 95 % bootstrap intervals over questions",
@@ -97,11 +97,11 @@ def _table(kind: str, number: int, rows: Sequence[Line]) -> Table:
 
 def _overview(rows: Mapping[str, Sequence[Line]]) -> Table:
     """Averages and token ratios of both tables, the measured rows only."""
-    found: dict[tuple[str, str], list[Cell]] = {}
+    cells_of: dict[tuple[str, str], list[Cell]] = {}
     for kind in NUMBERS:
         for row in rows[kind]:
             if row.source == MEASURED:
-                cells = found.setdefault((row.model, row.system), [])
+                cells = cells_of.setdefault((row.model, row.system), [])
                 cells += [row.cells[AVERAGE], row.cells[RATIO]]
     header = ["model", "method"]
     for kind in NUMBERS:
@@ -110,30 +110,30 @@ def _overview(rows: Mapping[str, Sequence[Line]]) -> Table:
         name="overview",
         caption="Benchmarks: averages of tables 1 and 2",
         header=header,
-        rows=[[Cell(model), Cell(system), *cells] for (model, system), cells in found.items()],
+        rows=[[Cell(model), Cell(system), *cells] for (model, system), cells in cells_of.items()],
         keys=2,
     )
 
 
 def _average_text(kind: str) -> str:
-    scaled = "MME/28, OCRBench/10 and the other scores" if kind == "image" else "all columns"
+    scaled = "MME/28, OCRBench/10 and the other scores" if kind == "image" else "all benchmarks"
     return (
-        f"The average is the mean of {scaled}; its interval takes the columns as independent. "
+        f"The average is the mean of {scaled}; its interval takes the benchmarks as independent. "
         "n/p: not published in our sources. The published token ratios are the authors'; the "
-        "measured one is the mean over the columns, each the mean over samples and layers."
+        "measured one is the mean over the benchmarks, each the mean over samples and layers."
     )
 
 
 def _benchmark_pictures(
     study: Study, table: pd.DataFrame, kind: str, folder: Path
 ) -> list[Picture]:
-    found = []
+    pictures = []
     for model in study.models:
         part = table[(table["model"] == model) & (table["kind"] == kind)]
         systems = [*study.methods, *study.objectives]
-        fig = benchmark_picture(part, columns_of(kind), systems, model)
+        fig = benchmark_picture(part, benchmarks_of_kind(kind), systems, model)
         if fig is not None:
             name = f"benchmarks_{kind}_{model}"
             save(fig, folder / "figures", name)
-            found.append(Picture(name, f"{model}: {kind} benchmarks, score and kept tokens."))
-    return found
+            pictures.append(Picture(name, f"{model}: {kind} benchmarks, score and kept tokens."))
+    return pictures

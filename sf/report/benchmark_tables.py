@@ -13,13 +13,13 @@ from sf.report import published
 from sf.report.published import NOT_PUBLISHED
 from sf.report.results import Result, Study
 
-__all__ = ["NOT_MEASURED", "Cell", "Line", "beyond", "columns_of", "lines", "measured"]
+__all__ = ["NOT_MEASURED", "Cell", "Line", "benchmarks_of_kind", "beyond", "lines", "measured"]
 
 NOT_MEASURED = "not measured"
 MEASURED = "measured"
 RATIO = "token_ratio_percent"
 AVERAGE = "average"
-BEYOND = "beyond the paper"  # the kind of columns that are in neither table
+BEYOND = "beyond the paper"  # the kind of benchmarks that are in neither table
 ORIENTATION = "qwen2.5-vl-7b"  # the model whose published rows are the most complete
 
 
@@ -44,57 +44,57 @@ class Line:
     provenance: str = ""
 
 
-def columns_of(kind: str) -> list[Benchmark]:
-    """The columns of table 1 ("image") or 2 ("video")."""
-    return [column for column in BENCHMARKS if column.kind == kind]
+def benchmarks_of_kind(kind: str) -> list[Benchmark]:
+    """Those of table 1 ("image") or 2 ("video")."""
+    return [benchmark for benchmark in BENCHMARKS if benchmark.kind == kind]
 
 
 def measured(study: Study) -> pd.DataFrame:
     """All measured figures, one line each; of several training seeds the first.
 
     Returns:
-        Columns kind, model, system, column, title, score, low, high, scale, samples, token_ratio,
-        token_ratio_low, token_ratio_high, published, published_version, run, commit, seconds;
-        published is "n/p" where our sources have no figure of that model.
+        Columns kind, model, system, benchmark, title, score, low, high, scale, samples,
+        token_ratio, token_ratio_low, token_ratio_high, published, published_version, run, commit,
+        seconds; published is "n/p" where our sources have no figure of that model.
     """
-    found = []
+    measured_lines = []
     for result in study.everything():
         if result.kind == "evaluate" and study.shown(result):
-            scores = _by_column(result.table("scores.csv"))
-            found += [
-                _measured_line(result, column, scores[column.name])
-                for column in (*BENCHMARKS, *EXTRA)
-                if column.name in scores
+            scores = _by_benchmark(result.table("scores.csv"))
+            measured_lines += [
+                _measured_line(result, benchmark, scores[benchmark.name])
+                for benchmark in (*BENCHMARKS, *EXTRA)
+                if benchmark.name in scores
             ]
-    names = ["kind", "model", "system", "column", "title", "score", "low", "high", "scale"]
+    names = ["kind", "model", "system", "benchmark", "title", "score", "low", "high", "scale"]
     names += ["samples", "token_ratio", "token_ratio_low", "token_ratio_high"]
     names += ["published", "published_version", "run", "commit"]
-    return pd.DataFrame(found, columns=[*names, "seconds"])
+    return pd.DataFrame(measured_lines, columns=[*names, "seconds"])
 
 
-def _by_column(table: pd.DataFrame) -> dict[str, Any]:
-    """The lines of a table with a `column` column, by it."""
-    return {line["column"]: line for line in table.to_dict("records")}
+def _by_benchmark(table: pd.DataFrame) -> dict[str, Any]:
+    """The lines of a table by their benchmark."""
+    return {line["benchmark"]: line for line in table.to_dict("records")}
 
 
-def _measured_line(result: Result, column: Benchmark, score: Any) -> dict[str, object]:
+def _measured_line(result: Result, benchmark: Benchmark, score: Any) -> dict[str, object]:
     model, system = result.axes["model"], result.axes["system"]
-    there, version = published.latest(column.kind, model, system, column.name)
+    figure, version = published.latest(benchmark.kind, model, system, benchmark.name)
     return {
-        "kind": BEYOND if column in EXTRA else column.kind,
+        "kind": BEYOND if benchmark in EXTRA else benchmark.kind,
         "model": model,
         "system": system,
-        "column": column.name,
-        "title": column.title,
+        "benchmark": benchmark.name,
+        "title": benchmark.title,
         "score": score["score"],
         "low": score["low"],
         "high": score["high"],
-        "scale": column.scale,
+        "scale": benchmark.scale,
         "samples": score["samples"],
         "token_ratio": score["token_ratio"],
         "token_ratio_low": score["token_ratio_low"],
         "token_ratio_high": score["token_ratio_high"],
-        "published": NOT_PUBLISHED if there is None else there,
+        "published": NOT_PUBLISHED if figure is None else figure,
         "published_version": version,
         "run": result.run,
         "commit": result.commit,
@@ -102,16 +102,16 @@ def _measured_line(result: Result, column: Benchmark, score: Any) -> dict[str, o
     }
 
 
-def _digits(value: float, column: Benchmark) -> str:
-    return f"{value:.0f}" if column.scale > 100 else f"{value:.1f}"
+def _digits(value: float, benchmark: Benchmark) -> str:
+    return f"{value:.0f}" if benchmark.scale > 100 else f"{value:.1f}"
 
 
-def _span(low: float, high: float, column: Benchmark | None = None) -> str:
+def _span(low: float, high: float, benchmark: Benchmark | None = None) -> str:
     if math.isnan(low) or math.isnan(high):
         return ""
-    if column is None:
+    if benchmark is None:
         return f"{low:.1f} to {high:.1f}"
-    return f"{_digits(low, column)} to {_digits(high, column)}"
+    return f"{_digits(low, benchmark)} to {_digits(high, benchmark)}"
 
 
 def _ratio_cell(ratio: float, low: float, high: float) -> Cell:
@@ -121,15 +121,15 @@ def _ratio_cell(ratio: float, low: float, high: float) -> Cell:
 
 def beyond(table: pd.DataFrame) -> list[list[Cell]]:
     """Model, method, benchmark, score and token ratio of what is in neither table."""
-    columns = {column.name: column for column in EXTRA}
+    benchmarks = {benchmark.name: benchmark for benchmark in EXTRA}
     return [
         [
             Cell(line["model"]),
             Cell(line["system"]),
             Cell(line["title"]),
             Cell(
-                _digits(line["score"], columns[line["column"]]),
-                _span(line["low"], line["high"], columns[line["column"]]),
+                _digits(line["score"], benchmarks[line["benchmark"]]),
+                _span(line["low"], line["high"], benchmarks[line["benchmark"]]),
                 f"{line['samples']:.0f} samples, run {line['run']}, commit {line['commit']}",
             ),
             _ratio_cell(line["token_ratio"], line["token_ratio_low"], line["token_ratio_high"]),
@@ -150,59 +150,64 @@ def lines(table: pd.DataFrame, study: Study, kind: str) -> list[Line]:
         kind: "image" or "video".
     """
     systems = [*study.methods, *study.objectives]
-    found = []
+    rows = []
     for model in study.models:
         for system in systems:
-            here = table[
+            scores = table[
                 (table["kind"] == kind) & (table["model"] == model) & (table["system"] == system)
             ]
-            found.append(_measured_row(model, system, here, kind))
+            rows.append(_measured_row(model, system, scores, kind))
             if model in published.models_with(kind, "full"):
-                found += _published_rows(model, system, kind)
+                rows += _published_rows(model, system, kind)
     if not set(study.models) & set(published.models_with(kind, "full")):
         for system in systems:
-            found += _published_rows(ORIENTATION, system, kind)
-    return found
+            rows += _published_rows(ORIENTATION, system, kind)
+    return rows
 
 
-def _measured_row(model: str, system: str, here: pd.DataFrame, kind: str) -> Line:
+def _measured_row(model: str, system: str, scores: pd.DataFrame, kind: str) -> Line:
     line = Line(model, system, MEASURED)
-    by_column = _by_column(here)
-    columns = columns_of(kind)
-    for column in columns:
-        if column.name not in by_column:
-            line.cells[column.name] = Cell(NOT_MEASURED)
+    by_benchmark = _by_benchmark(scores)
+    benchmarks = benchmarks_of_kind(kind)
+    for benchmark in benchmarks:
+        if benchmark.name not in by_benchmark:
+            line.cells[benchmark.name] = Cell(NOT_MEASURED)
             continue
-        score = by_column[column.name]
-        line.cells[column.name] = Cell(
-            _digits(score["score"], column),
-            _span(score["low"], score["high"], column),
+        score = by_benchmark[benchmark.name]
+        line.cells[benchmark.name] = Cell(
+            _digits(score["score"], benchmark),
+            _span(score["low"], score["high"], benchmark),
             f"{score['samples']:.0f} samples, {100 * score['token_ratio']:.1f} % of tokens, "
             f"run {score['run']}, commit {score['commit']}",
         )
     line.cells[AVERAGE] = Cell(NOT_MEASURED)
-    average = published.average({name: each["score"] for name, each in by_column.items()}, columns)
+    average = published.average(
+        {name: each["score"] for name, each in by_benchmark.items()}, benchmarks
+    )
     if average is not None:
         line.values[AVERAGE] = average
-        line.cells[AVERAGE] = Cell(f"{average:.1f}", _average_span(average, by_column, columns))
-    if len(here):
-        line.values[RATIO] = 100 * float(here["token_ratio"].mean())
-        # As of the average: the columns' intervals, as if they were independent.
-        halves = (here["token_ratio_high"] - here["token_ratio_low"]) / 2
-        half, mean = math.sqrt(float((halves**2).sum())) / len(here), here["token_ratio"].mean()
+        line.cells[AVERAGE] = Cell(
+            f"{average:.1f}", _average_span(average, by_benchmark, benchmarks)
+        )
+    if len(scores):
+        line.values[RATIO] = 100 * float(scores["token_ratio"].mean())
+        # As of the average: the benchmarks' intervals, as if they were independent.
+        halves = (scores["token_ratio_high"] - scores["token_ratio_low"]) / 2
+        half, mean = math.sqrt(float((halves**2).sum())) / len(scores), scores["token_ratio"].mean()
         line.cells[RATIO] = _ratio_cell(mean, mean - half, min(mean + half, 1.0))
-        runs, commits = sorted(set(here["run"])), sorted(set(here["commit"]))
-        samples = int(here["samples"].sum())
+        runs, commits = sorted(set(scores["run"])), sorted(set(scores["commit"]))
+        samples = int(scores["samples"].sum())
         line.provenance = f"{samples} samples; run {', '.join(runs)}; commit {', '.join(commits)}"
     else:
         line.cells[RATIO] = Cell(NOT_MEASURED)
     return line
 
 
-def _average_span(value: float, by_column: dict[str, Any], columns: list[Benchmark]) -> str:
-    """The average's interval from the columns' widths, as if they were independent."""
+def _average_span(value: float, by_benchmark: dict[str, Any], benchmarks: list[Benchmark]) -> str:
+    """The average's interval from the benchmarks' widths, as if they were independent."""
     halves = [
-        (by_column[c.name]["high"] - by_column[c.name]["low"]) / 2 * 100 / c.scale for c in columns
+        (by_benchmark[b.name]["high"] - by_benchmark[b.name]["low"]) / 2 * 100 / b.scale
+        for b in benchmarks
     ]
     half = math.sqrt(sum(width**2 for width in halves)) / len(halves)
     if math.isnan(half):
@@ -212,17 +217,17 @@ def _average_span(value: float, by_column: dict[str, Any], columns: list[Benchma
 
 def _published_rows(model: str, system: str, kind: str) -> list[Line]:
     """The published row; two rows where the final version gives less than the first one."""
-    columns = columns_of(kind)
+    benchmarks = benchmarks_of_kind(kind)
     rows = []
     for version in published.VERSIONS:
         scores = {
-            name: there
-            for name in [RATIO, *(column.name for column in columns), f"{kind}_average"]
-            if (there := published.figure(kind, model, system, name, version)) is not None
+            name: figure
+            for name in [RATIO, *(benchmark.name for benchmark in benchmarks), f"{kind}_average"]
+            if (figure := published.figure(kind, model, system, name, version)) is not None
         }
         if scores:
             rows.append(_published_row(model, system, kind, version, scores))
-        if all(column.name in scores for column in columns):
+        if all(benchmark.name in scores for benchmark in benchmarks):
             break
     return rows or [_published_row(model, system, kind, "", {})]
 
@@ -230,14 +235,14 @@ def _published_rows(model: str, system: str, kind: str) -> list[Line]:
 def _published_row(
     model: str, system: str, kind: str, version: str, scores: dict[str, float]
 ) -> Line:
-    columns = columns_of(kind)
+    benchmarks = benchmarks_of_kind(kind)
     line = Line(model, system, f"published ({version})" if version else "published")
     line.cells[RATIO] = Cell(f"{scores[RATIO]:g}" if RATIO in scores else NOT_PUBLISHED)
-    for column in columns:
-        there = scores.get(column.name)
-        text = NOT_PUBLISHED if there is None else _digits(there, column)
-        line.cells[column.name] = Cell(text)
-    stated, formed = scores.get(f"{kind}_average"), published.average(scores, columns)
+    for benchmark in benchmarks:
+        figure = scores.get(benchmark.name)
+        text = NOT_PUBLISHED if figure is None else _digits(figure, benchmark)
+        line.cells[benchmark.name] = Cell(text)
+    stated, formed = scores.get(f"{kind}_average"), published.average(scores, benchmarks)
     if stated is not None:
         line.cells[AVERAGE] = Cell(f"{stated:.1f}")
     elif formed is not None:

@@ -54,16 +54,16 @@ def equal_cost_sections(study: Study, rows: Mapping[str, Sequence[Line]]) -> lis
     return [Section("Methods at matched ratio", text=[_TEXT], notes=notes, tables=[table])]
 
 
-def _line(key: tuple[str, str], found: pd.Series, rows: Mapping[str, Sequence[Line]]) -> list[Cell]:
-    tried = f"{found['measurements']} measurements on {found['rows']} rows"
-    reached = Cell(f"{100 * found['token_ratio']:.1f}", note="" if found["reached"] else tried)
+def _line(key: tuple[str, str], match: pd.Series, rows: Mapping[str, Sequence[Line]]) -> list[Cell]:
+    tried = f"{match['measurements']} measurements on {match['rows']} rows"
+    reached = Cell(f"{100 * match['token_ratio']:.1f}", note="" if match["reached"] else tried)
     cells = [
         Cell(key[0]),
         Cell(key[1]),
-        Cell(f"{found['hyperparameter']} = {found['value']:.4g}"),
-        Cell(f"{100 * found['asked']:.1f}"),
+        Cell(f"{match['hyperparameter']} = {match['value']:.4g}"),
+        Cell(f"{100 * match['asked']:.1f}"),
         reached,
-        Cell(f"{100 * found['accuracy']:.1f}"),
+        Cell(f"{100 * match['accuracy']:.1f}"),
     ]
     for lines in rows.values():
         line = next((x for x in lines if (x.model, x.system) == key and x.source == MEASURED), None)

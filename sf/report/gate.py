@@ -44,34 +44,34 @@ def gate(table: pd.DataFrame, study: Study, kind: str, stand_ins: bool) -> list[
         return [STAND_INS]
     notes = []
     for model in study.models:
-        here = table[(table["kind"] == kind) & (table["model"] == model)]
-        if here.empty:
+        scores = table[(table["kind"] == kind) & (table["model"] == model)]
+        if scores.empty:
             continue
-        notes += _of_model(here, study, model, kind)
+        notes += _of_model(scores, study, model, kind)
     return notes or ["No score was measured."]
 
 
-def _of_model(here: pd.DataFrame, study: Study, model: str, kind: str) -> list[str]:
+def _of_model(scores: pd.DataFrame, study: Study, model: str, kind: str) -> list[str]:
     settings = {
         str(system): _settings(study, model, str(system), kind)
-        for system in here["system"].unique()
+        for system in scores["system"].unique()
     }
     notes = [
         f"{model}: {system} was measured with other settings than {DENSE}: {difference}."
         for system, found in settings.items()
         if (difference := _differences(settings.get(DENSE, found), found))
     ]
-    dense = here[(here["system"] == DENSE) & (here["published"] != NOT_PUBLISHED)]
+    dense = scores[(scores["system"] == DENSE) & (scores["published"] != NOT_PUBLISHED)]
     if dense.empty:
         return [f"{model}: no dense score to hold against a published one.", *notes]
-    unheld = [str(title) for title in here["title"].unique() if title not in set(dense["title"])]
+    unheld = [str(title) for title in scores["title"].unique() if title not in set(dense["title"])]
     if unheld:
         notes.append(f"{model}: no dense score to hold against a published one in {_list(unheld)}.")
     gaps = 100 * (dense["score"] - dense["published"].astype(float)) / dense["scale"]
     far = gaps.abs() > GATE_POINTS
     if not far.any():
         within = f"{model}: the dense row lies within {GATE_POINTS} points of the published one in "
-        return [f"{within}all {len(dense)} columns that have both.", *notes]
+        return [f"{within}all {len(dense)} benchmarks that have both.", *notes]
     named = [f"{t} ({g:+.1f})" for t, g in zip(dense["title"][far], gaps[far], strict=True)]
     return [
         f"{model}: the dense row differs from the published one by more than {GATE_POINTS} points "
@@ -81,9 +81,9 @@ def _of_model(here: pd.DataFrame, study: Study, model: str, kind: str) -> list[s
     ]
 
 
-def _what_differs(ours: Mapping[str, str], kind: str) -> str:
+def _what_differs(settings: Mapping[str, str], kind: str) -> str:
     """Settings that can make the difference: the authors published none of them."""
-    listed = "; ".join(f"{name}: {value}" for name, value in ours.items())
+    listed = "; ".join(f"{name}: {value}" for name, value in settings.items())
     changed = [c.title for c in BENCHMARKS if c.kind == kind and c.parser_changed]
     return (
         f"What may differ, as the paper states none of it: {listed}; prompts and parsers: that "
@@ -94,13 +94,13 @@ def _what_differs(ours: Mapping[str, str], kind: str) -> str:
 def _settings(study: Study, model: str, system: str, kind: str) -> dict[str, str]:
     """Frames, pixels, numbers and versions of a row, over the jobs that measured it."""
     jobs = [study.result("evaluate", model=model, system=system, suite=s) for s in study.suites]
-    found = [_of_job(job, kind) for job in jobs if job is not None]
-    names = list(dict.fromkeys(name for one in found for name in one))
+    settings = [_of_job(job, kind) for job in jobs if job is not None]
+    names = list(dict.fromkeys(name for one in settings for name in one))
     source = study.result("benchmarks")
     limit = source.parameters.get("benchmark_samples", 0) if source is not None else 0
     rows = f"the first {limit} of each task" if limit else "all"
     values = {
-        name: " or ".join(dict.fromkeys(one[name] for one in found if name in one))
+        name: " or ".join(dict.fromkeys(one[name] for one in settings if name in one))
         for name in names
     }
     return {**values, "questions": rows}
@@ -112,12 +112,12 @@ def _of_job(job: Result, kind: str) -> dict[str, str]:
 
     versions: Mapping[str, str] = job.stamp.get("versions", {})
     bounds = f"{given(f'{kind}_min_pixels')} to {given(f'{kind}_max_pixels')}"
-    found = {"pixels of an image" if kind == "image" else "pixels of a frame": bounds}
+    settings = {"pixels of an image" if kind == "image" else "pixels of a frame": bounds}
     if kind == "video":
-        found["frames"] = f"at most {given('video_max_frames')} at {given('video_fps')} a second"
-    found["numbers"] = str(given("dtype"))
-    found["versions"] = ", ".join(f"{name} {versions.get(name, UNKNOWN)}" for name in PACKAGES)
-    return found
+        settings["frames"] = f"at most {given('video_max_frames')} at {given('video_fps')} a second"
+    settings["numbers"] = str(given("dtype"))
+    settings["versions"] = ", ".join(f"{name} {versions.get(name, UNKNOWN)}" for name in PACKAGES)
+    return settings
 
 
 def _differences(dense: Mapping[str, str], other: Mapping[str, str]) -> str:

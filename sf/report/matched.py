@@ -118,22 +118,22 @@ def at_matched_ratio(base: pd.DataFrame, trained: pd.DataFrame, seed: int) -> pd
     for at, p in enumerate(after.p):
         if p >= 1.0:
             continue
-        there = np.array(
+        base_accuracy = np.array(
             [
                 interpolated(ratio[draw, at], base_ratio[draw], base_right[draw])
                 for draw in range(len(weights))
             ]
         )
         line = {"p": p, "token_ratio": ratio[0, at], "accuracy": right[0, at]}
-        if np.isnan(there[0]):
+        if np.isnan(base_accuracy[0]):
             lines.append({**line, "verdict": "outside"})
             continue
-        low, high = interval(right[1:, at] - there[1:])
+        low, high = interval(right[1:, at] - base_accuracy[1:])
         lines.append(
             {
                 **line,
-                "base_accuracy": there[0],
-                "difference": right[0, at] - there[0],
+                "base_accuracy": base_accuracy[0],
+                "difference": right[0, at] - base_accuracy[0],
                 "low": low,
                 "high": high,
                 "verdict": "above" if low > 0 else "below" if high < 0 else "no difference",
@@ -168,12 +168,14 @@ def at_fixed_p(
         return None
     left, right = (int(place[0]) for place in places)
     weights = row_weights(before.ratio.shape[1], seed)
-    found = {}
+    differences = {}
     for name, old, new in (
         ("token_ratio", before.ratio[left], after.ratio[right]),
         ("accuracy", before.correct[left], after.correct[right]),
     ):
         draws = weights @ (new - old)
         low, high = interval(draws[1:])
-        found[name] = Difference(float(old.mean()), float(new.mean()), float(draws[0]), low, high)
-    return found
+        differences[name] = Difference(
+            float(old.mean()), float(new.mean()), float(draws[0]), low, high
+        )
+    return differences

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from sf.errors import DataError
-from sf.evaluation.benchmarks import column
+from sf.evaluation.benchmarks import benchmark_named
 from sf.evaluation.compare import holm, paired_table
 from sf.report.benchmark_tables import Cell
 from sf.report.gate import DENSE
@@ -62,36 +62,36 @@ def paired_lines(study: Study) -> tuple[pd.DataFrame, list[str]]:
                 except DataError as error:
                     notes.append(f"{model}, {first} and {second}: {error}")
             if parts:
-                found = pd.concat(parts, ignore_index=True)
-                found["p_holm"] = holm(found["p_value"].tolist())
-                found.insert(0, "model", model)
-                found.insert(1, "first_system", first)
-                found.insert(2, "second_system", second)
-                tables.append(found)
+                comparison = pd.concat(parts, ignore_index=True)
+                comparison["p_holm"] = holm(comparison["p_value"].tolist())
+                comparison.insert(0, "model", model)
+                comparison.insert(1, "first_system", first)
+                comparison.insert(2, "second_system", second)
+                tables.append(comparison)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), notes
 
 
 def paired_sections(study: Study, folder: Path) -> list[Section]:
     """One section with a line per pair and benchmark; `tables/paired_tests.csv` has all figures."""
-    found, notes = paired_lines(study)
-    if found.empty:
+    comparisons, notes = paired_lines(study)
+    if comparisons.empty:
         return [Section("Paired comparisons", notes=notes)] if notes else []
-    write_csv(found, folder / "tables" / "paired_tests.csv")
-    rows = [_line(line) for line in found.to_dict("records")]
+    write_csv(comparisons, folder / "tables" / "paired_tests.csv")
+    rows = [_line(line) for line in comparisons.to_dict("records")]
     table = Table("paired", "Differences on the same questions", _HEADER, rows, keys=4)
     return [Section("Paired comparisons", text=[_TEXT], notes=notes, tables=[table])]
 
 
 def _line(line: dict[Hashable, Any]) -> list[Cell]:
-    there = column(str(line["column"]))
-    digits = 0 if there.scale > 100 else 1
+    benchmark = benchmark_named(str(line["benchmark"]))
+    digits = 0 if benchmark.scale > 100 else 1
     low, high = line["low"], line["high"]
     span = "" if low != low else f"{low:+.{digits}f} to {high:+.{digits}f}"
     return [
         Cell(str(line["model"])),
         Cell(str(line["first_system"])),
         Cell(str(line["second_system"])),
-        Cell(there.title),
+        Cell(benchmark.title),
         Cell(f"{line['first']:.{digits}f}"),
         Cell(f"{line['second']:.{digits}f}", note=f"{line['samples']} samples"),
         Cell(f"{line['difference']:+.{digits}f}", span),

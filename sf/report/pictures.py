@@ -117,37 +117,37 @@ def layers_picture(layers: Mapping[str, pd.DataFrame], p: float, where: str) -> 
 
 @in_style
 def benchmark_picture(
-    table: pd.DataFrame, columns: Sequence[Benchmark], systems: Sequence[str], where: str
+    table: pd.DataFrame, benchmarks: Sequence[Benchmark], systems: Sequence[str], where: str
 ) -> Figure | None:
     """Score and token ratio of every benchmark, one mark per system; None without figures.
 
     Args:
         table: of `sf.report.benchmark_tables.measured`, one model.
-        columns: in the order of the axis.
+        benchmarks: in the order of the axis.
         systems: in the order of the legend.
         where: the model and what the data are.
     """
-    shown = [column for column in columns if column.name in set(table["column"])]
+    shown = [benchmark for benchmark in benchmarks if benchmark.name in set(table["benchmark"])]
     if not shown:
         return None
     fig, axes = figure(12.0, 5.8, rows=2)
     score, ratio = axes[:, 0]
     for at, system in enumerate(systems):
         lines = {
-            line["column"]: line for line in table[table["system"] == system].to_dict("records")
+            line["benchmark"]: line for line in table[table["system"] == system].to_dict("records")
         }
-        here = [(place, c, lines[c.name]) for place, c in enumerate(shown) if c.name in lines]
-        if not here:
+        measured = [(place, c, lines[c.name]) for place, c in enumerate(shown) if c.name in lines]
+        if not measured:
             continue
         style = look(system, list(systems))
-        places = [place + 0.22 * (at - (len(systems) - 1) / 2) for place, _, _ in here]
-        values = [100 * line["score"] / c.scale for _, c, line in here]
+        places = [place + 0.22 * (at - (len(systems) - 1) / 2) for place, _, _ in measured]
+        values = [100 * line["score"] / c.scale for _, c, line in measured]
         score.errorbar(
             places,
             values,
             yerr=[
-                [100 * (line["score"] - line["low"]) / c.scale for _, c, line in here],
-                [100 * (line["high"] - line["score"]) / c.scale for _, c, line in here],
+                [100 * (line["score"] - line["low"]) / c.scale for _, c, line in measured],
+                [100 * (line["high"] - line["score"]) / c.scale for _, c, line in measured],
             ],
             color=style.colour,
             marker=style.marker,
@@ -158,7 +158,7 @@ def benchmark_picture(
         )
         ratio.bar(
             places,
-            [100 * line["token_ratio"] for _, _, line in here],
+            [100 * line["token_ratio"] for _, _, line in measured],
             width=0.2,
             color=style.colour,
             edgecolor="white",

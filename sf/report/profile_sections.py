@@ -116,10 +116,10 @@ def beside_the_paper(result: Result, model: str) -> Table:
         ):
             value, owner = published.at_200k(name)
             part = table[(table["subject"] == subject) & (table["metric"] == metric)]
-            there = part[part["length"] >= PAPER_LENGTH].to_dict("records") if on_gpu else []
+            at_200k = part[part["length"] >= PAPER_LENGTH].to_dict("records") if on_gpu else []
             longest = part[part["length"] == part["length"].max()].to_dict("records")
             row = [Cell(subject), Cell(title), Cell(f"{value:g}", note=f"{owner}, figure 4")]
-            row.append(_ratio(there[-1]) if there else Cell(NOT_MEASURED))
+            row.append(_ratio(at_200k[-1]) if at_200k else Cell(NOT_MEASURED))
             row.append(Cell(f"{longest[0]['length']:,}" if longest else ""))
             row.append(_ratio(longest[0]) if longest else Cell(NOT_MEASURED))
             rows.append(row)
@@ -147,7 +147,7 @@ def _tables(result: Result, model: str) -> list[Table]:
     for line in ratios:
         points[str(line["subject"]), int(line["length"])][str(line["metric"]), RATIO] = line
     setting = ratios[0]["ratio_set_by"] if ratios else "nothing that fitted"
-    found = []
+    tables = []
     for name, metrics in METRICS.items():
         header = ["subject", "prompt", "dense by"]
         for title, _ in metrics.values():
@@ -159,7 +159,7 @@ def _tables(result: Result, model: str) -> list[Table]:
                 row += [_measure(point.get((metric, side)), unit) for side in ("full", "sparse")]
                 row.append(_ratio(point.get((metric, RATIO))))
             rows.append(row)
-        found.append(
+        tables.append(
             Table(
                 name=f"{name}_{model}",
                 caption=f"{model}, {name}: kept tokens set by {setting} (run {result.run})",
@@ -168,7 +168,7 @@ def _tables(result: Result, model: str) -> list[Table]:
                 keys=3,
             )
         )
-    return found
+    return tables
 
 
 def _dense(point: dict[tuple[str, str], Any]) -> str:
@@ -204,7 +204,7 @@ def _break_even(result: Result) -> list[str]:
     """One sentence per subject: from which prompt length on sparse attention is faster."""
     table = result.table("profile.csv")
     figures = json.loads((result.folder / "metrics.json").read_text(encoding="utf-8"))
-    found = []
+    sentences = []
     for subject in dict.fromkeys(table["subject"]):
         words = []
         for metric, phrase in (("prefill_ms", "prefill"), ("step_ms", "decoding")):
@@ -214,8 +214,8 @@ def _break_even(result: Result) -> list[str]:
                 if tokens is not None
                 else f"{phrase} at no measured length"
             )
-        found.append(f"{subject}: sparse attention is faster in {', in '.join(words)}.")
-    return found + _plain_transformers(table)
+        sentences.append(f"{subject}: sparse attention is faster in {', in '.join(words)}.")
+    return sentences + _plain_transformers(table)
 
 
 def _plain_transformers(table: pd.DataFrame) -> list[str]:

@@ -41,7 +41,7 @@ def figure(kind: str, model: str, system: str, metric: str, version: str) -> flo
         kind: "image" or "video".
         model: as the paper's file spells it, e.g. "qwen2.5-vl-7b".
         system: full, zipvl, sparsity_forcing, ...
-        metric: a column's name, "token_ratio_percent", "image_average" or "video_average".
+        metric: a benchmark's name, "token_ratio_percent", "image_average" or "video_average".
         version: one of `VERSIONS`.
     """
     return _figures().get((version, TABLES[kind], model, system, metric))
@@ -50,9 +50,9 @@ def figure(kind: str, model: str, system: str, metric: str, version: str) -> flo
 def latest(kind: str, model: str, system: str, metric: str) -> tuple[float | None, str]:
     """The final version's figure, else the first one's, and the version; (None, "") if neither."""
     for version in VERSIONS:
-        there = figure(kind, model, system, metric, version)
-        if there is not None:
-            return there, version
+        value = figure(kind, model, system, metric, version)
+        if value is not None:
+            return value, version
     return None, ""
 
 
@@ -63,32 +63,32 @@ def at_200k(metric: str) -> tuple[float, str]:
         metric: "decode_speedup" or "memory_ratio".
     """
     name = f"{metric}_at_200k"
-    (found,) = [(v, key[2]) for key, v in _figures().items() if key[1::3] == ("figure4", name)]
-    return found
+    (ratio,) = [(v, key[2]) for key, v in _figures().items() if key[1::3] == ("figure4", name)]
+    return ratio
 
 
 def models_with(kind: str, system: str) -> list[str]:
     """Models for which table 1 or 2 has at least one score of a system, in the file's order."""
-    names = {column.name for column in BENCHMARKS} | {f"{kind}_average"}
-    found = [
+    names = {benchmark.name for benchmark in BENCHMARKS} | {f"{kind}_average"}
+    models = [
         model
         for _, table, model, method, metric in _figures()
         if table == TABLES[kind] and method == system and metric in names
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(models))
 
 
-def average(scores: dict[str, float], columns: list[Benchmark]) -> float | None:
-    """The mean of a table's columns in percent of their scales; None unless all are there.
+def average(scores: dict[str, float], benchmarks: list[Benchmark]) -> float | None:
+    """The mean of a table's benchmarks in percent of their scales; None unless all are there.
 
     MME counts as its share of 2800 and OCRBench of 1000, which reproduces the published image
     averages (73.8, 69.9, 72.9, 73.6).
 
     Args:
-        scores: by column name, in the paper's scale.
-        columns: of the table.
+        scores: by benchmark name, in the paper's scale.
+        benchmarks: of the table.
     """
-    if any(column.name not in scores for column in columns):
+    if any(benchmark.name not in scores for benchmark in benchmarks):
         return None
-    shares = [100.0 * scores[column.name] / column.scale for column in columns]
+    shares = [100.0 * scores[benchmark.name] / benchmark.scale for benchmark in benchmarks]
     return sum(shares) / len(shares)

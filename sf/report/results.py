@@ -36,8 +36,8 @@ class Result:
     @property
     def parameters(self) -> dict[str, Any]:
         """The values that the stage ran with."""
-        found: dict[str, Any] = self.stamp["parameters"]
-        return found
+        parameters: dict[str, Any] = self.stamp["parameters"]
+        return parameters
 
     @property
     def run(self) -> str:
@@ -128,5 +128,5 @@ class Study:
                 for suite in self.suites
             ]
             wanted.append(("profile", named))
-        found = [self.result(kind, **axes) for kind, axes in wanted]
-        return [result for result in found if result is not None]
+        results = [self.result(kind, **axes) for kind, axes in wanted]
+        return [result for result in results if result is not None]

@@ -33,8 +33,8 @@ def two_turn_sections(study: Study) -> list[Section]:
     rows = []
     for result in study.everything():
         if result.kind == "frontier" and study.shown(result):
-            found = result.table("two_turn.csv")
-            rows += [_line(result.axes, line) for _, line in found.iterrows()]
+            second_questions = result.table("two_turn.csv")
+            rows += [_line(result.axes, line) for _, line in second_questions.iterrows()]
     if not rows:
         return []
     header = [*_HEADER, "pruned - whole", "pruned - dense", "pairs"]

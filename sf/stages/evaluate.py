@@ -26,7 +26,7 @@ class Parameters(Vision, Runtime, Answering, Evaluate):
         method: attention method (a key of `sf.baselines.METHODS`).
         value: of the hyperparameter. By default `inference_p` for zipvl, which models trained with
             top-p run under, else what the checkpoint records, else the method's own default.
-        suite: a column's name, or "image", "video", "all".
+        suite: a benchmark's name, or "image", "video", "all".
         seed: of the bootstrap and of the parsers' random guesses.
         checkpoint: folder of the model.
         benchmarks: result of the `benchmarks` stage.
@@ -49,7 +49,7 @@ class Parameters(Vision, Runtime, Answering, Evaluate):
 def run(p: Parameters, job: Job) -> None:
     """Evaluate the suite with lmms-eval's own prompts, parsers and aggregation.
 
-    Writes `results.json`, `samples.jsonl`, `tables/scores.csv` (a line per column),
+    Writes `results.json`, `samples.jsonl`, `tables/scores.csv` (a line per benchmark),
     `tables/tasks.csv` (lmms-eval's own metrics) and `tables/layers.csv` (token ratio by layer).
     With `match_ratio`, for a method that has a hyperparameter, also `tables/matched.csv` (in
     one line) and `tables/match_probes.csv` (every value tried).
@@ -68,7 +68,7 @@ def run(p: Parameters, job: Job) -> None:
     from sf.evaluation.benchmarks import suite
     from sf.evaluation.source import read_source
 
-    columns = suite(p.suite)
+    benchmarks = suite(p.suite)
     attention = resolve(p.checkpoint, p.method, p.value, p.inference_p)
     matching = p.match_ratio > 0 and attention.hyperparameter is not None
     if matching and p.value is not None:
@@ -77,7 +77,7 @@ def run(p: Parameters, job: Job) -> None:
     source = read_source(p.benchmarks)
 
     from sf.evaluation.model import SparseChatModel
-    from sf.evaluation.run import evaluate_columns
+    from sf.evaluation.run import evaluate_benchmarks
     from sf.evaluation.tables import write_results
     from sf.result_key.contents import input_digest
 
@@ -99,9 +99,9 @@ def run(p: Parameters, job: Job) -> None:
     )
     if matching:
         lm.set_value(agreed(_match(p, job, lm) if rank() == 0 else None))
-    results = evaluate_columns(
+    results = evaluate_benchmarks(
         lm,
-        columns,
+        benchmarks,
         source.home_path(p.benchmarks),
         job.state,
         limit=source.limit,

@@ -67,12 +67,12 @@ def last_sealed(folder: Path) -> Path | None:
     Args:
         folder: holds `checkpoint-STEP` folders.
     """
-    found = sorted(
+    checkpoints = sorted(
         folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"),
         key=lambda path: int(path.name.rpartition("-")[2]),
         reverse=True,
     )
-    for path in found:
+    for path in checkpoints:
         damage = _damage(path)
         if damage is None:
             return path

@@ -112,8 +112,8 @@ class Monitor(TrainerCallback):
             "log-probabilities of rollout and training differ": values.get("logp_gap", 0.0)
             > self.max_logp_gap,
         }
-        for cause, there in troubles.items():
-            if not there:
+        for cause, lasts in troubles.items():
+            if not lasts:
                 self._bad_since.pop(cause, None)
             elif step - self._bad_since.setdefault(cause, step) >= self.patience:
                 warnings.warn(f"step {step}, for {self.patience} steps: {cause}", stacklevel=2)

@@ -40,12 +40,12 @@ def clear_faults(trainer: Any, folder: Path) -> Iterator[None]:
         remedy = "find out who can write there and delete the folder; the same command starts over"
         raise DataError("checkpoint", str(folder), rule, remedy) from error
     except Exception as error:
-        said = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0]
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise EnvironmentFault(
                 "memory",
                 None,
-                f"was not enough at step {trainer.state.global_step + 1}: {said}",
+                f"was not enough at step {trainer.state.global_step + 1}: {reason}",
                 f"lower rollouts_per_forward, or set gradient_checkpointing; {AGAIN}",
             ) from error
         if getattr(error, "errno", None) == errno.ENOSPC or any(

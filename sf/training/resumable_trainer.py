@@ -58,11 +58,11 @@ class ResumableTrainer(Trainer):
         if hasattr(self.model, "peft_config"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        folder, own = Path(resume_from_checkpoint), cast(Any, self.model)
+        folder, policy = Path(resume_from_checkpoint), cast(Any, self.model)
         if self.sharded:
-            load_weights(own, load_model(folder).state_dict() if self.args.should_save else {})
+            load_weights(policy, load_model(folder).state_dict() if self.args.should_save else {})
         else:
-            own.load_state_dict(load_model(folder).state_dict())
+            policy.load_state_dict(load_model(folder).state_dict())
 
     def whole_weights(self) -> dict[str, Any] | None:
         """Weights that were divided, on the first rank; None if they were not. For all ranks."""

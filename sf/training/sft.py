@@ -194,7 +194,7 @@ class SparseSFTTrainer(ResumableTrainer):
         if self.samples is None or skip or not self.is_world_process_zero():
             return
         self._shown = step
-        own = [at for at in range(len(rows)) if rows[at] == rows[0]]
+        of_first_question = [at for at in range(len(rows)) if rows[at] == rows[0]]
         self.samples(
             step,
             [
@@ -206,7 +206,7 @@ class SparseSFTTrainer(ResumableTrainer):
                     "loss": round(float(nll[at].detach()), 6),
                     "solution": self.encoder.rows[rows[at]].solution,
                 }
-                for at in own
+                for at in of_first_question
             ],
         )
 

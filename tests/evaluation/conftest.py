@@ -14,9 +14,9 @@ SAMPLES, SEED = 4, 3
 
 @pytest.fixture(scope="session")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
-    """A benchmark home of all columns, and the replies that score."""
+    """A benchmark home of all benchmarks, and the replies that score."""
     home = tmp_path_factory.mktemp("home")
-    return home, write_benchmarks(home, SAMPLES, SEED, columns=(*BENCHMARKS, *EXTRA))
+    return home, write_benchmarks(home, SAMPLES, SEED, benchmarks=(*BENCHMARKS, *EXTRA))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The table of columns against lmms-eval's packaged YAMLs and the published figures."""
+"""The table of benchmarks against lmms-eval's packaged YAMLs and the published figures."""
 
 from __future__ import annotations
 
@@ -12,31 +12,39 @@ import pytest
 from lmms_eval.utils import load_yaml_config
 
 from sf.errors import ConfigError
-from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, SUITES, Task, column, columns_of, suite
+from sf.evaluation.benchmarks import (
+    BENCHMARKS,
+    EXTRA,
+    SUITES,
+    Task,
+    benchmark_named,
+    benchmarks_of,
+    suite,
+)
 from sf.evaluation.scoring import RULES
 
-PARTS = [part for col in (*BENCHMARKS, *EXTRA) for part in col.parts]
+PARTS = [task for col in (*BENCHMARKS, *EXTRA) for task in col.tasks]
 TASKS = Path(lmms_eval.__file__).parent / "tasks"
 
 
-def _packaged(part: Task, home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def _packaged(task: Task, home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("HF_HOME", str(home))
-    return load_yaml_config(str(TASKS / part.config))
+    return load_yaml_config(str(TASKS / task.config))
 
 
-@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.task)
+@pytest.mark.parametrize("task", PARTS, ids=lambda task: task.name)
 def test_part_agrees_with_packaged_task(
-    part: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packaged = _packaged(part, tmp_path, monkeypatch)
-    assert packaged["task"] == part.task
-    assert packaged["dataset_path"] == part.repository
-    assert packaged.get("dataset_name", "") == part.subset
-    assert packaged.get("validation_split", packaged["test_split"]) == part.split
-    assert (packaged.get("dataset_kwargs") or {}).get("cache_dir", "") == part.media
-    assert set(part.metrics) <= {metric["metric"] for metric in packaged["metric_list"]}
+    packaged = _packaged(task, tmp_path, monkeypatch)
+    assert packaged["task"] == task.name
+    assert packaged["dataset_path"] == task.repository
+    assert packaged.get("dataset_name", "") == task.subset
+    assert packaged.get("validation_split", packaged["test_split"]) == task.split
+    assert (packaged.get("dataset_kwargs") or {}).get("cache_dir", "") == task.media
+    assert set(task.metrics) <= {metric["metric"] for metric in packaged["metric_list"]}
     own = (packaged.get("generation_kwargs") or {}).get("max_new_tokens")
-    assert own in (None, part.max_new_tokens)
+    assert own in (None, task.max_new_tokens)
     assert packaged.get("process_docs") is None
 
 
@@ -44,14 +52,17 @@ def test_fourteen_columns_of_thirteen_benchmarks() -> None:
     assert len(BENCHMARKS) == 14
     assert len({col.name.removesuffix("_w_subtitle") for col in BENCHMARKS}) == 13
     assert [len(SUITES[name]) for name in ("image", "video", "all")] == [7, 7, 14]
-    assert len({part.task for part in PARTS}) == len(PARTS) == len(RULES)
+    assert len({task.name for task in PARTS}) == len(PARTS) == len(RULES)
 
 
 def test_suite_finds_groups_and_single_columns() -> None:
-    assert suite("image")[0] is column("mme")
-    assert suite("egoschema") == (column("egoschema"),)
-    assert suite("robustness") == (column("pope"),)
-    assert [c.name for c in columns_of(["pope", "chartqa", "image"])][-2:] == ["mmmu_pro", "pope"]
+    assert suite("image")[0] is benchmark_named("mme")
+    assert suite("egoschema") == (benchmark_named("egoschema"),)
+    assert suite("robustness") == (benchmark_named("pope"),)
+    assert [c.name for c in benchmarks_of(["pope", "chartqa", "image"])][-2:] == [
+        "mmmu_pro",
+        "pope",
+    ]
 
 
 @pytest.mark.parametrize(("wrong", "offered"), [("mmstr", "mmstar"), ("vidoemme", "videomme")])
@@ -59,7 +70,7 @@ def test_unknown_suite_offers_near_names(wrong: str, offered: str) -> None:
     with pytest.raises(ConfigError, match=f"did you mean .*{offered}"):
         suite(wrong)
     with pytest.raises(ConfigError, match=offered):
-        column(wrong)
+        benchmark_named(wrong)
 
 
 def test_columns_are_those_of_the_published_tables() -> None:

@@ -12,11 +12,11 @@ import torch
 from scripted import BOUNDS
 
 from sf.errors import ConfigError, UnsupportedModelError
-from sf.evaluation.benchmarks import column
+from sf.evaluation.benchmarks import benchmark_named
 from sf.evaluation.model import SparseChatModel
 from sf.evaluation.records import record_log
 from sf.evaluation.registry import MODEL_NAME
-from sf.evaluation.run import evaluate_columns
+from sf.evaluation.run import evaluate_benchmarks
 
 MIXED = ("mmstar", "ocrbench", "videomme_w_subtitle")
 
@@ -28,8 +28,8 @@ def _model(checkpoint: Path, **changed: Any) -> SparseChatModel:
 def _records(
     lm: SparseChatModel, home: Path, work: Path, names: tuple[str, ...] = MIXED
 ) -> dict[tuple[str, int], Any]:
-    columns = [column(name) for name in names]
-    results = evaluate_columns(lm, columns, home, work, most_new_tokens=6)
+    benchmarks = [benchmark_named(name) for name in names]
+    results = evaluate_benchmarks(lm, benchmarks, home, work, most_new_tokens=6)
     found = [s.record for r in results for samples in r.samples.values() for s in samples]
     return {(record.task, record.doc_id): record for record in found}
 
@@ -65,8 +65,8 @@ def test_full_equals_lmms_evals_own_class(
         max_num_frames=4,
     )
     theirs._model.float().load_state_dict(ours.model.state_dict())
-    columns = [column(name) for name in MIXED]
-    own = evaluate_columns(ours, columns, home, tmp_path / "own", most_new_tokens=6)
+    benchmarks = [benchmark_named(name) for name in MIXED]
+    own = evaluate_benchmarks(ours, benchmarks, home, tmp_path / "own", most_new_tokens=6)
     replies = {
         task: [sample.record.reply for sample in samples]
         for result in own
@@ -81,7 +81,7 @@ def test_full_equals_lmms_evals_own_class(
         return found
 
     theirs.generate_until = listen  # type: ignore[method-assign]
-    builtin = evaluate_columns(theirs, columns, home, tmp_path / "theirs", most_new_tokens=6)  # type: ignore[arg-type]
+    builtin = evaluate_benchmarks(theirs, benchmarks, home, tmp_path / "theirs", most_new_tokens=6)  # type: ignore[arg-type]
     assert heard == replies
     assert len({reply for some in heard.values() for reply in some}) > 3  # not all alike
     assert [result.metrics for result in builtin] == [result.metrics for result in own]
@@ -184,7 +184,7 @@ def test_a_record_answers_only_the_same_question(
     """Another pixel, prompt or limit is another question."""
     lm = _model(checkpoints["qwen2_5_vl"], records=str(tmp_path / "records"))
     first = _records(lm, home, tmp_path, ("mmstar",))
-    evaluate_columns(lm, [column("mmstar")], home, tmp_path, most_new_tokens=2)
+    evaluate_benchmarks(lm, [benchmark_named("mmstar")], home, tmp_path, most_new_tokens=2)
     assert {record.new_tokens for record in lm.answered("mmstar")} != {
         record.new_tokens for record in first.values()
     }

@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import binomtest
 
 from sf.errors import DataError
-from sf.evaluation.aggregate import column_score, unit_values
-from sf.evaluation.benchmarks import BENCHMARKS, Task, column
+from sf.evaluation.aggregate import benchmark_score, unit_values
+from sf.evaluation.benchmarks import BENCHMARKS, Task, benchmark_named
 from sf.evaluation.compare import holm, paired, paired_table, read_scores
 from sf.evaluation.scoring import RULES, SampleScore
 
@@ -21,9 +21,9 @@ def _scores(values: list[float]) -> dict[str, list[SampleScore]]:
     return {"chartqa": [SampleScore(value) for value in values]}
 
 
-def _random(part: Task, rng: np.random.Generator) -> list[SampleScore]:
-    groups = ("a", "b", "c") if RULES[part.task].groups != "one" else ("",)
-    pairs = RULES[part.task].pairs
+def _random(task: Task, rng: np.random.Generator) -> list[SampleScore]:
+    groups = ("a", "b", "c") if RULES[task.name].groups != "one" else ("",)
+    pairs = RULES[task.name].pairs
     return [
         SampleScore(float(rng.random() < 0.6), group, f"{group}{n // 2}" if pairs else "")
         for group in groups
@@ -35,7 +35,9 @@ def test_sign_flips_agree_with_mcnemars_exact_test() -> None:
     """30 questions that both get right; 11 that only the second does, 3 that only the first."""
     first = [1.0] * 30 + [0.0] * 11 + [1.0] * 3
     second = [1.0] * 30 + [1.0] * 11 + [0.0] * 3
-    found = paired(column("chartqa"), _scores(first), _scores(second), seed=0, draws=20_000)
+    found = paired(
+        benchmark_named("chartqa"), _scores(first), _scores(second), seed=0, draws=20_000
+    )
     assert found.difference == pytest.approx(100 * 8 / 44)
     assert found.p_value == pytest.approx(binomtest(3, 14).pvalue, abs=0.006)
     assert found.low < found.difference < found.high
@@ -46,31 +48,33 @@ def test_pairing_narrows_the_interval() -> None:
     first = (rng.random(200) < 0.5).astype(float)
     second = first.copy()
     second[:6] = 1.0
-    found = paired(column("chartqa"), _scores(first.tolist()), _scores(second.tolist()), seed=0)
+    found = paired(
+        benchmark_named("chartqa"), _scores(first.tolist()), _scores(second.tolist()), seed=0
+    )
     assert found.high - found.low < 5  # unpaired: about 20
 
 
 def test_a_system_does_not_differ_from_itself() -> None:
     scores = _scores([0.0, 1.0, 1.0])
-    found = paired(column("chartqa"), scores, scores, seed=0)
+    found = paired(benchmark_named("chartqa"), scores, scores, seed=0)
     assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
 
 
 def test_a_sample_that_one_side_leaves_out_stays_paired() -> None:
     """VideoMMMU leaves an empty open answer out: it counts as wrong, on its own question."""
-    tasks = [part.task for part in column("video_mmmu").parts]
+    tasks = [task.name for task in benchmark_named("video_mmmu").tasks]
     right = {task: [SampleScore(1.0)] * 3 for task in tasks}
     for at in range(3):
         scores = [SampleScore(1.0), SampleScore(1.0), SampleScore(1.0)]
         scores[at] = SampleScore(0.0, counted=False)
         partly = dict.fromkeys(tasks, scores)
-        forward = paired(column("video_mmmu"), right, partly, seed=0)
-        back = paired(column("video_mmmu"), partly, right, seed=0)
+        forward = paired(benchmark_named("video_mmmu"), right, partly, seed=0)
+        back = paired(benchmark_named("video_mmmu"), partly, right, seed=0)
         assert forward.p_value == back.p_value < 1
         assert forward.difference == back.difference == 0  # over those that count all are right
         changes = [
-            unit_values(part, partly[part.task]) - unit_values(part, right[part.task])
-            for part in column("video_mmmu").parts
+            unit_values(task, partly[task.name]) - unit_values(task, right[task.name])
+            for task in benchmark_named("video_mmmu").tasks
         ]
         for change in changes:
             assert change.tolist() == pytest.approx([-1 / 3 if n == at else 0 for n in range(3)])
@@ -79,10 +83,10 @@ def test_a_sample_that_one_side_leaves_out_stays_paired() -> None:
 @pytest.mark.parametrize("name", [col.name for col in BENCHMARKS])
 def test_units_add_up_to_the_figure(name: str) -> None:
     rng = np.random.default_rng(1)
-    col = column(name)
-    scores = {part.task: _random(part, rng) for part in col.parts}
-    summed = [unit_values(part, scores[part.task]).sum() for part in col.parts]
-    assert col.factor * np.mean(summed) == pytest.approx(column_score(col, scores))
+    col = benchmark_named(name)
+    scores = {task.name: _random(task, rng) for task in col.tasks}
+    summed = [unit_values(task, scores[task.name]).sum() for task in col.tasks]
+    assert col.factor * np.mean(summed) == pytest.approx(benchmark_score(col, scores))
 
 
 def test_holm_adjusts_stepwise() -> None:
@@ -95,7 +99,7 @@ def _write(folder: Path, values: list[float], source: str = "s") -> Path:
     lines = []
     for number, value in enumerate(values):
         score = asdict(SampleScore(value))
-        line = {"column": "chartqa", "task": "chartqa", "source": f"{source}{number}"}
+        line = {"benchmark": "chartqa", "task": "chartqa", "source": f"{source}{number}"}
         lines.append(json.dumps({**line, "score": score.pop("value"), **score}))
     (folder / "samples.jsonl").write_text("\n".join(lines) + "\n")
     return folder

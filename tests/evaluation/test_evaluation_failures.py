@@ -11,9 +11,9 @@ import pytest
 from scripted import BOUNDS, Scripted
 
 from sf.errors import DataError, EnvironmentFault, EvaluationFailed
-from sf.evaluation.benchmarks import BENCHMARKS, column
+from sf.evaluation.benchmarks import BENCHMARKS, benchmark_named
 from sf.evaluation.model import SparseChatModel
-from sf.evaluation.run import evaluate_columns
+from sf.evaluation.run import evaluate_benchmarks
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def test_a_failed_benchmark_does_not_take_the_others_with_it(
             tried.append(requests[0].args[4])
             return super().generate_until(requests)
 
-    columns = [column(name) for name in ("mmstar", "egoschema", "chartqa")]
+    benchmarks = [benchmark_named(name) for name in ("mmstar", "egoschema", "chartqa")]
     with pytest.raises(EvaluationFailed, match="2 of 3 benchmarks failed") as caught:
-        evaluate_columns(Noting(stand_ins[1]), columns, copy, tmp_path / "work")  # type: ignore[arg-type]
+        evaluate_benchmarks(Noting(stand_ins[1]), benchmarks, copy, tmp_path / "work")  # type: ignore[arg-type]
     text = "\n".join(str(error) for error in caught.value.exceptions)
     assert "files are not there" in text
     assert videos[2].name in text
@@ -62,13 +62,15 @@ def test_a_damaged_video_in_the_middle_keeps_what_was_answered(
     videos[3].write_bytes(videos[3].read_bytes()[:300])
     lm = _model(checkpoints, tmp_path / "records")
     with pytest.raises(EvaluationFailed) as caught:
-        evaluate_columns(lm, [column("egoschema")], copy, tmp_path, most_new_tokens=2)
+        evaluate_benchmarks(lm, [benchmark_named("egoschema")], copy, tmp_path, most_new_tokens=2)
     (failure,) = caught.value.exceptions
     assert isinstance(failure, DataError)
     assert videos[3].name in str(failure)
     assert len(lm.log) == 2  # the first batch
     shutil.copy(videos[0], videos[3])
-    results = evaluate_columns(lm, [column("egoschema")], copy, tmp_path, most_new_tokens=2)
+    results = evaluate_benchmarks(
+        lm, [benchmark_named("egoschema")], copy, tmp_path, most_new_tokens=2
+    )
     assert len(results[0].samples["egoschema_subset"]) == 4
 
 
@@ -80,7 +82,7 @@ def test_a_full_disk_ends_the_run(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(EnvironmentFault, match="finished replies are kept"):
-        evaluate_columns(Full(stand_ins[1]), BENCHMARKS, home, tmp_path)  # type: ignore[arg-type]
+        evaluate_benchmarks(Full(stand_ins[1]), BENCHMARKS, home, tmp_path)  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
@@ -90,17 +92,19 @@ def test_no_space_for_samples_ends_the_run_and_what_was_done_stays(
     """The records' file turns into a device that is always full."""
     records, kept = tmp_path / "records" / "rank0.jsonl", tmp_path / "kept.jsonl"
     lm = _model(checkpoints, records.parent)
-    (task,) = column("chartqa").parts
-    evaluate_columns(lm, [column("chartqa")], home, tmp_path, limit=2, most_new_tokens=2)
+    (task,) = benchmark_named("chartqa").tasks
+    evaluate_benchmarks(
+        lm, [benchmark_named("chartqa")], home, tmp_path, limit=2, most_new_tokens=2
+    )
     records.rename(kept)
     records.symlink_to("/dev/full")
     with pytest.raises(EnvironmentFault, match=r"is full.*finished replies are kept"):
-        evaluate_columns(lm, BENCHMARKS, home, tmp_path, most_new_tokens=2)
+        evaluate_benchmarks(lm, BENCHMARKS, home, tmp_path, most_new_tokens=2)
     records.unlink()
     kept.rename(records)
     lm = _model(checkpoints, records.parent)
     assert len(lm.log) == 2
-    evaluate_columns(lm, [column("chartqa")], home, tmp_path, most_new_tokens=2)
+    evaluate_benchmarks(lm, [benchmark_named("chartqa")], home, tmp_path, most_new_tokens=2)
     assert len(lm.answered(task.task)) == len(lm.log) == 4
 
 
@@ -114,7 +118,7 @@ def test_lost_samples_are_noticed(
             return super().generate_until(requests)[:-1]
 
     with pytest.raises(EvaluationFailed) as caught:
-        evaluate_columns(Losing(stand_ins[1]), [column("chartqa")], home, tmp_path)  # type: ignore[arg-type]
+        evaluate_benchmarks(Losing(stand_ins[1]), [benchmark_named("chartqa")], home, tmp_path)  # type: ignore[arg-type]
     assert "not with the model's replies" in str(caught.value.exceptions[0])
 
 
@@ -122,5 +126,5 @@ def test_a_limit_takes_whole_pairs_of_mme(
     home: Path, stand_ins: tuple[Path, dict[str, list[str]]], tmp_path: Path
 ) -> None:
     lm = Scripted(stand_ins[1])
-    (result,) = evaluate_columns(lm, [column("mme")], home, tmp_path, limit=23)  # type: ignore[arg-type]
+    (result,) = evaluate_benchmarks(lm, [benchmark_named("mme")], home, tmp_path, limit=23)  # type: ignore[arg-type]
     assert len(result.samples["mme"]) == 22

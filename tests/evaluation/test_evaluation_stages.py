@@ -19,7 +19,7 @@ from scripted import BOUNDS
 
 from sf.data.manifest import write_manifest
 from sf.errors import ConfigError
-from sf.evaluation.benchmarks import BENCHMARKS, column
+from sf.evaluation.benchmarks import BENCHMARKS, benchmark_named
 from sf.evaluation.source import read_source
 from sf.jobs import Job
 from sf.mini.scenes import render, sample_scene
@@ -78,7 +78,7 @@ def _arguments(checkpoint: Path, source: Path, output: Path, **changed: Any) -> 
 
 def test_benchmarks_stage_states_what_there_is(source: Path) -> None:
     table = pd.read_csv(source / "tables" / "benchmarks.csv")
-    assert list(table["column"].unique()) == [col.name for col in BENCHMARKS]
+    assert list(table["benchmark"].unique()) == [col.name for col in BENCHMARKS]
     assert dict(zip(table["task"], table["rows"], strict=True))["mme"] == 56
     assert set(table["max_new_tokens"]) == {8}
     assert read_source(source).home_path(source) == source / "home"
@@ -90,7 +90,7 @@ def test_only_what_the_suites_need_is_prepared(tmp_path: Path) -> None:
     suites = ["chartqa", "tempcompass"]
     benchmarks.run(benchmarks.Parameters(**BOUNDS, **values, suites=suites, output=job.out), job)
     table = pd.read_csv(job.out / "tables" / "benchmarks.csv")
-    assert list(table["column"].unique()) == suites
+    assert list(table["benchmark"].unique()) == suites
     assert {path.name for path in (job.out / "home").iterdir()} == {"hub", "tempcompass"}
 
 
@@ -155,20 +155,20 @@ def test_killed_and_called_again_it_ends_with_the_same_tables(
         assert (resumed.out / path).read_bytes() == (whole.out / path).read_bytes()
 
     scores = pd.read_csv(whole.out / "tables" / "scores.csv")
-    assert list(scores["column"]) == [c.name for c in BENCHMARKS if c.kind == "image"]
+    assert list(scores["benchmark"]) == [c.name for c in BENCHMARKS if c.kind == "image"]
     single = scores["low"].isna()  # so few samples that categories have one each
-    assert list(scores["column"][single]) == ["mmstar"]
+    assert list(scores["benchmark"][single]) == ["mmstar"]
     spans = scores[~single]
     assert ((spans["low"] <= spans["score"]) & (spans["score"] <= spans["high"])).all()
     assert ((scores["token_ratio"] > 0) & (scores["token_ratio"] < 1)).all()
     layers = pd.read_csv(whole.out / "tables" / "layers.csv")
-    means = layers.groupby("column", sort=False)["token_ratio"].mean().to_numpy()
+    means = layers.groupby("benchmark", sort=False)["token_ratio"].mean().to_numpy()
     assert means == pytest.approx(scores["token_ratio"].to_numpy(), abs=1e-5)
     samples = [json.loads(line) for line in (whole.out / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == scores["samples"].sum()
     facts = json.loads((whole.out / "results.json").read_text())
     assert (facts["value"], facts["lmms_eval"]) == (0.9, "0.7.3")
-    assert facts["scores"][0]["scale"] == column("mme").scale
+    assert facts["scores"][0]["scale"] == benchmark_named("mme").scale
 
 
 def test_a_method_is_evaluated_at_the_value_that_gives_the_asked_ratio(

@@ -1,4 +1,4 @@
-"""What a judge would change: asked by no column unless it is let, and then by those that say so."""
+"""What a judge would change: no benchmark asks one unless it may, and then those that say so."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ def test_only_the_columns_that_say_so_ask_a_judge(
     monkeypatch.setattr(time, "sleep", lambda _: None)
     monkeypatch.setattr(run, "build_task", partial(run.build_task, judge=judge))
     lm = Scripted({task: ["?!"] * len(said) for task, said in replies.items()})
-    for column in ALL:
-        current.append(column)
-        run.evaluate_columns(lm, [column], home, tmp_path)  # type: ignore[arg-type]
-    assert asked == ({column.name for column in ALL if column.judge} if judge else set())
+    for benchmark in ALL:
+        current.append(benchmark)
+        run.evaluate_benchmarks(lm, [benchmark], home, tmp_path)  # type: ignore[arg-type]
+    assert asked == ({benchmark.name for benchmark in ALL if benchmark.judge} if judge else set())
 
 
 def test_the_documentation_states_each_column_as_it_is() -> None:
     lines = DOCS.read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
-    start = next(at for at, row in enumerate(rows) if row[0] == "column")
-    for column, row in zip(ALL, rows[start + 2 :], strict=False):
+    start = next(at for at, row in enumerate(rows) if row[0] == "benchmark")
+    for benchmark, row in zip(ALL, rows[start + 2 :], strict=False):
         title, tasks, metrics, factor, tokens, judge = row
-        assert title.startswith(column.title)
-        assert tasks == ", ".join(part.task for part in column.parts)
-        keys = dict.fromkeys(" + ".join(part.metrics) for part in column.parts)
+        assert title.startswith(benchmark.title)
+        assert tasks == ", ".join(task.name for task in benchmark.tasks)
+        keys = dict.fromkeys(" + ".join(task.metrics) for task in benchmark.tasks)
         assert metrics.split(" (")[0] == ", ".join(keys)
-        assert factor == f"{column.factor:g}"
-        assert tokens.split(" (")[0] == str(column.parts[0].max_new_tokens)
-        assert judge == (column.judge or "nothing")
+        assert factor == f"{benchmark.factor:g}"
+        assert tokens.split(" (")[0] == str(benchmark.tasks[0].max_new_tokens)
+        assert judge == (benchmark.judge or "nothing")

@@ -22,10 +22,10 @@ from sf.config import BaseModelSpec, Vision, validated
 from sf.data.llava import load_own_size
 from sf.data.vision import encode, encode_parts
 from sf.errors import ConfigError, DataError, UnsupportedModelError
-from sf.evaluation.benchmarks import column
+from sf.evaluation.benchmarks import benchmark_named
 from sf.evaluation.model import SparseChatModel
 from sf.evaluation.question import Question
-from sf.evaluation.run import evaluate_columns
+from sf.evaluation.run import evaluate_benchmarks
 from sf.mini.scenes import render, sample_clip, sample_scene, write_video
 from sf.models.load import load_config, load_model, load_processor
 
@@ -53,7 +53,9 @@ def loaded(request: pytest.FixtureRequest, saved: dict[str, Path]) -> tuple[Any,
 
 
 def _evaluated(lm: Any, home: Path, work: Path, names: tuple[str, ...]) -> list[Any]:
-    return evaluate_columns(lm, [column(n) for n in names], home, work, most_new_tokens=6)
+    return evaluate_benchmarks(
+        lm, [benchmark_named(n) for n in names], home, work, most_new_tokens=6
+    )
 
 
 def _replies(results: list[Any]) -> dict[str, list[str]]:

@@ -12,9 +12,9 @@ from scripted import BOUNDS
 from sf.attention.blocks import MobaAttention, NsaAttention
 from sf.attention.trained import note_trained
 from sf.baselines import METHODS, method_class
-from sf.evaluation.benchmarks import column
+from sf.evaluation.benchmarks import benchmark_named
 from sf.evaluation.model import SparseChatModel
-from sf.evaluation.run import evaluate_columns
+from sf.evaluation.run import evaluate_benchmarks
 from sf.jobs import Job
 from sf.models import load_model, load_processor
 from sf.stages import benchmarks, evaluate
@@ -33,8 +33,8 @@ def _records(checkpoint: Path, home: Path, work: Path, name: str, size: int) -> 
         batch_size=size,
         **BOUNDS,  # type: ignore[arg-type]
     )
-    columns = [column(task) for task in ("mmstar", "videomme")]
-    results = evaluate_columns(lm, columns, home, work, most_new_tokens=4)
+    benchmarks = [benchmark_named(task) for task in ("mmstar", "videomme")]
+    results = evaluate_benchmarks(lm, benchmarks, home, work, most_new_tokens=4)
     found = [s.record for r in results for samples in r.samples.values() for s in samples]
     return {(record.task, record.doc_id): record for record in found}
 

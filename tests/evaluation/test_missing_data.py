@@ -16,10 +16,10 @@ from scripted import VISION
 from sf.errors import ConfigError, DataError, EnvironmentFault
 from sf.evaluation import available
 from sf.evaluation.available import fetch_from_hub, missing_in, missing_in_hub_cache
-from sf.evaluation.benchmarks import BENCHMARKS, column
+from sf.evaluation.benchmarks import BENCHMARKS, benchmark_named
 from sf.evaluation.source import prepare_source
 
-REPOSITORIES = {part.repository: col.download_gib for col in BENCHMARKS for part in col.parts}
+REPOSITORIES = {task.repository: col.download_gib for col in BENCHMARKS for task in col.tasks}
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_all_fourteen_columns_are_named_with_their_sizes(
         for col in BENCHMARKS:
             line = next(x for x in text.splitlines() if x.startswith(f"  {col.name}: "))
             assert line.rstrip(". ").endswith(
-                f"(hub: {col.parts[0].repository}, perhaps {col.download_gib:g} GiB)"
+                f"(hub: {col.tasks[0].repository}, perhaps {col.download_gib:g} GiB)"
             )
     assert "the hub cannot be reached" in text
 
@@ -113,10 +113,10 @@ def _reachable(monkeypatch: pytest.MonkeyPatch, home: Path, gib: float) -> list[
             siblings=[SimpleNamespace(size=int(gib * 2**30)), SimpleNamespace(size=None)]
         )
 
-    def fetching(part: Any, source: Path | None) -> Any:
+    def fetching(task: Any, source: Path | None) -> Any:
         assert source is None
-        built.append(part.task)
-        return build(part, home)
+        built.append(task.name)
+        return build(task, home)
 
     monkeypatch.setattr(HfApi, "dataset_info", info)
     monkeypatch.setattr(available, "build_task", fetching)
@@ -128,7 +128,7 @@ def test_what_the_hub_has_is_said_with_its_own_sizes_before_it_is_fetched(
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
     built = _reachable(monkeypatch, home, 0.25)
-    wanted = [column("chartqa"), column("mmmu_pro"), column("mmstar")]
+    wanted = [benchmark_named("chartqa"), benchmark_named("mmmu_pro"), benchmark_named("mmstar")]
     missing = missing_in_hub_cache(wanted)
     fetch_from_hub(wanted, missing, tmp_path)
     assert built == ["chartqa", "mmmu_pro_standard", "mmmu_pro_vision", "mmstar"]

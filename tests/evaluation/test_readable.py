@@ -16,8 +16,8 @@ import pytest
 from scripted import VISION, Scripted
 
 from sf.errors import DataError
-from sf.evaluation.benchmarks import column
-from sf.evaluation.run import evaluate_columns
+from sf.evaluation.benchmarks import benchmark_named
+from sf.evaluation.run import evaluate_benchmarks
 from sf.evaluation.source import prepare_source, read_source, source_table
 from sf.evaluation.tasks import benchmark_home, build_task, documents
 
@@ -56,15 +56,15 @@ def evaluated(home: Path, names: list[str], replies: Any, work: Path, samples: i
         task: [reply for at, reply in enumerate(given) if at not in source.unreadable.get(task, {})]
         for task, given in replies.items()
     }
-    results = evaluate_columns(
+    results = evaluate_benchmarks(
         Scripted(left),  # type: ignore[arg-type]
-        [column(name) for name in names],
+        [benchmark_named(name) for name in names],
         home,
         work,
         limit=source.limit,
         unreadable=source.unreadable,
     )
-    return source, source_table(source, rows).set_index("column"), results
+    return source, source_table(source, rows).set_index("benchmark"), results
 
 
 @pytest.mark.parametrize("number", [0, 2])
@@ -77,7 +77,7 @@ def test_one_damaged_image_costs_one_row(copy, stand_ins, tmp_path, number) -> N
     assert reason.startswith("image: it cannot be decoded")
     assert table.loc["chartqa", ["rows", "unreadable", "evaluated"]].tolist() == [4, 1, 3]
     assert table.loc["mmstar", ["rows", "unreadable", "evaluated"]].tolist() == [4, 0, 4]
-    assert [len(result.samples[result.column.parts[0].task]) for result in results] == [3, 4]
+    assert [len(result.samples[result.benchmark.tasks[0].name]) for result in results] == [3, 4]
     assert results[0].metrics["chartqa"]["relaxed_overall"] == 1.0
 
 
@@ -89,9 +89,9 @@ def test_a_damaged_image_of_a_pair_costs_the_pair(copy, stand_ins, tmp_path) -> 
     assert table["unreadable"].tolist() == [1]
     assert table["evaluated"].tolist() == [table["rows"][0] - 2]
     left = [reply for at, reply in enumerate(stand_ins[1]["mme"]) if at not in (4, 5)]
-    (result,) = evaluate_columns(
+    (result,) = evaluate_benchmarks(
         Scripted({"mme": left}),  # type: ignore[arg-type]
-        [column("mme")],
+        [benchmark_named("mme")],
         copy,
         tmp_path,
         unreadable=source.unreadable,
@@ -131,9 +131,9 @@ def test_images_of_a_table_are_decoded_by_the_one_loader(copy, tmp_path) -> None
         return buffer.getvalue()
 
     damage(copy, "chartqa", gray16, 0)
-    (part,) = column("chartqa").parts
+    (task,) = benchmark_named("chartqa").tasks
     with benchmark_home(copy, tmp_path):
-        _, turns = next(documents(build_task(part, copy)))
+        _, turns = next(documents(build_task(task, copy)))
     picture = next(item["url"] for item in turns[0]["content"] if item["type"] == "image")
     values = np.asarray(picture.convert("RGB")).astype(int)
     assert np.abs(values[..., 0] - np.rint(ramp / 257)).max() <= 1

@@ -16,9 +16,9 @@ from sf.config import Vision
 from sf.data.budget import frame_indices
 from sf.data.manifest import Row
 from sf.evaluation.answer import encode_rows
-from sf.evaluation.benchmarks import column
+from sf.evaluation.benchmarks import benchmark_named
 from sf.evaluation.model import SparseChatModel
-from sf.evaluation.run import evaluate_columns
+from sf.evaluation.run import evaluate_benchmarks
 from sf.training.encoding import Encoder, backbone
 
 NUM_FRAMES, RATE = 51, 12
@@ -57,7 +57,7 @@ def evaluated(lm: SparseChatModel, clips: Path, work: Path) -> list[dict[str, An
         return generate(**inputs)
 
     lm.model.generate = listen
-    evaluate_columns(lm, [column("videomme")], clips, work, most_new_tokens=2)
+    evaluate_benchmarks(lm, [benchmark_named("videomme")], clips, work, most_new_tokens=2)
     assert heard
     return heard
 

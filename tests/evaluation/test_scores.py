@@ -10,22 +10,22 @@ import pytest
 from scripted import Scripted
 
 from sf.errors import DataError, EvaluationFailed
-from sf.evaluation.aggregate import column_score
-from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, column
-from sf.evaluation.run import ColumnResult, evaluate_columns
+from sf.evaluation.aggregate import benchmark_score
+from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, benchmark_named
+from sf.evaluation.run import BenchmarkResult, evaluate_benchmarks
 from sf.evaluation.scoring import RULES, Rule
 
 ALL = (*BENCHMARKS, *EXTRA)
 Replies = dict[str, list[str]]
-Evaluated = Callable[[Replies], dict[str, ColumnResult]]
+Evaluated = Callable[[Replies], dict[str, BenchmarkResult]]
 
 
 @pytest.fixture
 def evaluated(home: Path, tmp_path: Path) -> Evaluated:
-    def evaluate(replies: Replies) -> dict[str, ColumnResult]:
-        columns = [c for c in ALL if all(part.task in replies for part in c.parts)]
-        found = evaluate_columns(Scripted(replies), columns, home, tmp_path)  # type: ignore[arg-type]
-        return {result.column.name: result for result in found}
+    def evaluate(replies: Replies) -> dict[str, BenchmarkResult]:
+        benchmarks = [c for c in ALL if all(task.name in replies for task in c.tasks)]
+        found = evaluate_benchmarks(Scripted(replies), benchmarks, home, tmp_path)  # type: ignore[arg-type]
+        return {result.benchmark.name: result for result in found}
 
     return evaluate
 
@@ -34,7 +34,7 @@ def test_right_replies_reach_the_full_scale(
     stand_ins: tuple[Path, Replies], evaluated: Evaluated
 ) -> None:
     results = evaluated(stand_ins[1])
-    scores = {name: column_score(r.column, r.scores) for name, r in results.items()}
+    scores = {name: benchmark_score(r.benchmark, r.scores) for name, r in results.items()}
     assert scores == pytest.approx({col.name: col.scale for col in ALL})
     assert results["pope"].metrics["pope"]["pope_f1_score"] == 1.0  # lmms-eval's further metrics
     assert results["mmstar"].metrics["mmstar"]["coarse perception"] == 1.0
@@ -49,7 +49,7 @@ def test_wrong_replies_score_nothing(stand_ins: tuple[Path, Replies], evaluated:
     guessing = {"mmmu_pro_standard", "egoschema_subset"}  # guess when nothing can be parsed
     wrong |= {task: ["A" if r != "A" else "B" for r in stand_ins[1][task]] for task in guessing}
     results = evaluated(wrong)
-    assert {name: column_score(r.column, r.scores) for name, r in results.items()} == {
+    assert {name: benchmark_score(r.benchmark, r.scores) for name, r in results.items()} == {
         col.name: 0.0 for col in ALL
     }
     matched = [s.score.matched for s in results["tempcompass"].samples["tempcompass_multi_choice"]]
@@ -59,7 +59,7 @@ def test_wrong_replies_score_nothing(stand_ins: tuple[Path, Replies], evaluated:
 def test_mixed_replies_agree_with_lmms_eval(
     stand_ins: tuple[Path, Replies], evaluated: Evaluated
 ) -> None:
-    """evaluate_columns itself compares; here the mix is such that no category is all or nothing."""
+    """`evaluate_benchmarks` compares; the mix is such that no category is all or nothing."""
     rng = np.random.default_rng(0)
     mixed = {
         task: [reply if rng.random() < 0.5 else "B" for reply in replies]
@@ -67,9 +67,11 @@ def test_mixed_replies_agree_with_lmms_eval(
     }
     mixed["video_mmmu_adaptation"][0] = ""  # taken for an API error: leaves the denominator
     results = evaluated(mixed)
-    scores = {name: column_score(r.column, r.scores) for name, r in results.items()}
+    scores = {name: benchmark_score(r.benchmark, r.scores) for name, r in results.items()}
     assert all(0 <= scores[col.name] <= col.scale for col in ALL)
-    assert len({round(score / column(name).scale, 3) for name, score in scores.items()}) > 3
+    assert (
+        len({round(score / benchmark_named(name).scale, 3) for name, score in scores.items()}) > 3
+    )
     adaptation = results["video_mmmu"].scores["video_mmmu_adaptation"]
     assert [score.counted for score in adaptation] == [False, True, True, True]
 

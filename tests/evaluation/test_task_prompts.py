@@ -19,7 +19,7 @@ from sf.evaluation.scoring import sample_score
 from sf.evaluation.tasks import benchmark_home, build_task, documents
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
-PARTS = [part for col in (*BENCHMARKS, *EXTRA) for part in col.parts]
+PARTS = [task for col in (*BENCHMARKS, *EXTRA) for task in col.tasks]
 
 
 def _forms(reply: str) -> list[str]:
@@ -50,7 +50,7 @@ def _read(name: str, found: dict[str, Any] | None = None) -> Any:
 @pytest.fixture(scope="module")
 def tasks(home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with benchmark_home(home, tmp_path_factory.mktemp("arrow")):
-        return {part.task: build_task(part, home) for part in PARTS}
+        return {task.name: build_task(task, home) for task in PARTS}
 
 
 def test_prompts(tasks: dict[str, Any]) -> None:
@@ -77,19 +77,19 @@ def test_parsers(tasks: dict[str, Any]) -> None:
 
 
 def test_media_come_before_the_text(tasks: dict[str, Any]) -> None:
-    for part in PARTS:
-        _, turns = next(documents(tasks[part.task]))
+    for task in PARTS:
+        _, turns = next(documents(tasks[task.name]))
         assert [turn["role"] for turn in turns] == ["user"]
         kinds = [item["type"] for item in turns[0]["content"]]
-        assert kinds == ["video" if part.media else "image", "text"]
+        assert kinds == ["video" if task.media else "image", "text"]
 
 
 def test_videos_are_named_by_absolute_paths_in_the_home(tasks: dict[str, Any], home: Path) -> None:
-    for part in PARTS:
-        _, turns = next(documents(tasks[part.task]))
+    for task in PARTS:
+        _, turns = next(documents(tasks[task.name]))
         media = turns[0]["content"][0]
-        if part.media:
-            assert Path(media["url"]).is_relative_to(home / part.media)
+        if task.media:
+            assert Path(media["url"]).is_relative_to(home / task.media)
         else:
             assert media["url"].mode == "RGB"
 
@@ -112,6 +112,6 @@ def test_environment_is_as_before(home: Path, tmp_path: Path) -> None:
 def test_nothing_is_written_into_the_home(home: Path, tmp_path: Path) -> None:
     before = sorted(home.rglob("*"))
     with benchmark_home(home, tmp_path):
-        for part in PARTS:
-            list(documents(build_task(part, home)))
+        for task in PARTS:
+            list(documents(build_task(task, home)))
     assert sorted(home.rglob("*")) == before

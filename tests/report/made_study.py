@@ -88,21 +88,21 @@ def write_curve(folder: Path, stage: str, table: pd.DataFrame, split: str) -> No
 
 
 def write_scores(folder: Path, share: float, ratio: float) -> None:
-    """A finished evaluation of all columns, each at the same share of its scale."""
+    """A finished evaluation of all benchmarks, each at the same share of its scale."""
     stamp(folder, "evaluate", inference_p=0.975)
     lines = [
         {
-            "column": column.name,
-            "score": share * column.scale,
-            "low": (share - 0.1) * column.scale,
-            "high": (share + 0.1) * column.scale,
-            "scale": column.scale,
+            "benchmark": benchmark.name,
+            "score": share * benchmark.scale,
+            "low": (share - 0.1) * benchmark.scale,
+            "high": (share + 0.1) * benchmark.scale,
+            "scale": benchmark.scale,
             "samples": 24,
             "token_ratio": ratio,
             "token_ratio_low": ratio - (0.05 if ratio < 1 else 0.0),
             "token_ratio_high": ratio + (0.05 if ratio < 1 else 0.0),
         }
-        for column in BENCHMARKS
+        for benchmark in BENCHMARKS
     ]
     write_csv(pd.DataFrame(lines), folder / "tables/scores.csv")
 

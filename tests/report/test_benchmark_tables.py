@@ -10,7 +10,7 @@ import pytest
 
 from sf.evaluation.benchmarks import BENCHMARKS
 from sf.report import published
-from sf.report.benchmark_tables import AVERAGE, RATIO, beyond, columns_of, lines, measured
+from sf.report.benchmark_tables import AVERAGE, RATIO, benchmarks_of_kind, beyond, lines, measured
 from sf.report.results import Study
 
 
@@ -19,18 +19,18 @@ from sf.report.results import Study
     [("full", 73.8), ("fastv", 69.9), ("zipvl", 72.9), ("sparsity_forcing", 73.6)],
 )
 def test_the_average_reproduces_the_published_one(system: str, average: float) -> None:
-    columns = columns_of("image")
+    benchmarks = benchmarks_of_kind("image")
     scores = {
-        column.name: published.figure("image", "qwen2.5-vl-7b", system, column.name, "final")
-        for column in columns
+        benchmark.name: published.figure("image", "qwen2.5-vl-7b", system, benchmark.name, "final")
+        for benchmark in benchmarks
     }
     assert None not in scores.values()
     there = {name: value for name, value in scores.items() if value is not None}
-    found = published.average(there, columns)
+    found = published.average(there, benchmarks)
     assert found == pytest.approx(average, abs=0.06)  # FastV: 69.848
     assert published.figure("image", "qwen2.5-vl-7b", system, "image_average", "final") == average
     del there["mme"]
-    assert published.average(there, columns) is None
+    assert published.average(there, benchmarks) is None
 
 
 def test_the_final_version_is_asked_first() -> None:
@@ -40,7 +40,7 @@ def test_the_final_version_is_asked_first() -> None:
 
 
 def test_every_published_metric_is_a_known_column() -> None:
-    known = {column.name for column in BENCHMARKS} | {RATIO, "image_average", "video_average"}
+    known = {benchmark.name for benchmark in BENCHMARKS} | {RATIO, "image_average", "video_average"}
     tables = set(published.TABLES.values())
     assert {key[4] for key in published._figures() if key[1] in tables} <= known
 

@@ -46,11 +46,15 @@ def write(root: Path, shift: dict[str, float], *, rows: int = 0, **zipvl: object
         scores = pd.read_csv(
             folder / "tables/scores.csv", dtype=dict.fromkeys(["score", "low", "high"], float)
         )
-        scores = scores.set_index("column")
+        scores = scores.set_index("benchmark")
         for line in there.to_dict("records"):
-            moved = shift.get(line["column"], 0.0) * line["scale"] / 100
+            moved = shift.get(line["benchmark"], 0.0) * line["scale"] / 100
             score, half = float(line["published"]) + moved, line["scale"] / 20
-            scores.loc[line["column"], ["score", "low", "high"]] = score, score - half, score + half
+            scores.loc[line["benchmark"], ["score", "low", "high"]] = (
+                score,
+                score - half,
+                score + half,
+            )
         scores.reset_index().to_csv(folder / "tables/scores.csv", index=False)
     return study
 
@@ -62,8 +66,8 @@ def notes(study: Study, kind: str = "image") -> list[str]:
 def test_a_dense_row_within_the_tolerance_passes(tmp_path: Path) -> None:
     (note,) = notes(write(tmp_path, {"mmstar": 1.4, "mme": -1.4}))
     assert note == (
-        f"{MODEL}: the dense row lies within 1.5 points of the published one in all 7 columns that "
-        "have both."
+        f"{MODEL}: the dense row lies within 1.5 points of the published one in all 7 benchmarks "
+        "that have both."
     )
 
 
@@ -103,7 +107,7 @@ def test_columns_without_a_dense_score_are_named(tmp_path: Path) -> None:
     path = tmp_path / f"evaluate/{MODEL}/full/all/tables/scores.csv"
     path.write_text("".join(line for line in path.open() if not line.startswith("chartqa")))
     first, second = notes(study)
-    assert "in all 6 columns" in first
+    assert "in all 6 benchmarks" in first
     assert second == f"{MODEL}: no dense score to hold against a published one in ChartQA."
     (path.parent.parent / "stage.json").unlink()
     assert notes(study) == [f"{MODEL}: no dense score to hold against a published one."]

@@ -16,12 +16,12 @@ SUITES = ("chartqa", "textvqa_val")
 
 
 def write(folder: Path, right: dict[str, int], *, source: str = "q") -> None:
-    """A finished evaluation: 60 questions a column, of which the first so many are right."""
+    """A finished evaluation: 60 questions a benchmark, of which the first so many are right."""
     made_study.write_scores(folder, 0.5, 1.0)
     for suite, count in right.items():
         lines = [
             {
-                "column": suite,
+                "benchmark": suite,
                 "task": suite,
                 "source": f"{source}{at}",
                 "score": float(at < count),
@@ -38,7 +38,7 @@ def write(folder: Path, right: dict[str, int], *, source: str = "q") -> None:
 
 @pytest.fixture
 def study(tmp_path: Path):
-    """Two suites of one column each; training wins in one of them."""
+    """Two suites of one benchmark each; training wins in one of them."""
     made = made_study.write_study(tmp_path)
     made = made_study.Study(made.root, made.models, made.methods, made.objectives, SUITES)
     right = {"full": (50, 50), "zipvl": (30, 49), "sparsity_forcing/seed0": (50, 49)}
@@ -57,12 +57,14 @@ def test_systems_are_tested_against_dense_and_trained_against_untrained(study) -
         ("full", "sparsity_forcing"),
         ("zipvl", "sparsity_forcing"),
     ]
-    line = found[(found["second_system"] == "zipvl") & (found["column"] == "chartqa")].iloc[0]
+    line = found[(found["second_system"] == "zipvl") & (found["benchmark"] == "chartqa")].iloc[0]
     assert line["difference"] == pytest.approx(-100 * 20 / 60)
     assert line["low"] < line["difference"] < line["high"] < 0
     assert line["p_value"] < line["p_holm"] < 0.01
     assert line["p_holm"] == pytest.approx(2 * line["p_value"])
-    same = found[(found["second_system"] == "zipvl") & (found["column"] == "textvqa_val")].iloc[0]
+    same = found[(found["second_system"] == "zipvl") & (found["benchmark"] == "textvqa_val")].iloc[
+        0
+    ]
     assert same["p_holm"] == 1.0
 
 
