@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sf.atomic_files import write_text
+
 HEAD = "| what | {} | 95 % interval | unit | target |\n|---|---:|---|---|---|"
 
 
@@ -55,10 +57,7 @@ def interval(values: Sequence[float], draws: int = 2000) -> tuple[float, float, 
 
 def write_rows(file: Path, rows: Sequence[Row]) -> None:
     """Rows as JSON; the file is whole at any time."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.part")
-    beside.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    os.replace(beside, file)
+    write_text(file, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 class Report:

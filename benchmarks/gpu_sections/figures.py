@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 from collections.abc import Mapping
 from io import StringIO
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_sections.journal import ROWS
+from sf.atomic_files import write_text
 
 __all__ = ["carry", "csv_text", "measured", "readme_table"]
 
@@ -65,8 +65,8 @@ def carry(root: Path) -> None:
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{readme}: one {BEGIN} and one {END} are needed")
     before, rest = text.split(BEGIN)
-    _write(readme, f"{before}{BEGIN}\n{readme_table(found)}\n{END}{rest.split(END)[1]}")
-    _write(root / "sf" / "report" / "gpu.csv", csv_text(found))
+    write_text(readme, f"{before}{BEGIN}\n{readme_table(found)}\n{END}{rest.split(END)[1]}")
+    write_text(root / "sf" / "report" / "gpu.csv", csv_text(found))
 
 
 def measured(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -119,9 +119,3 @@ def csv_text(found: Mapping[str, list[dict[str, Any]]]) -> str:
                 values = [row[name] for name in ("value", "low", "high", "unit", "commit", "date")]
                 writer.writerow([device, metric, fits[2], fits[1], *values])
     return out.getvalue()
-
-
-def _write(file: Path, text: str) -> None:
-    beside = file.with_name(f".{file.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from table import Row
+
+from sf.atomic_files import write_text
 
 __all__ = ["ROWS", "STEPS", "Journal"]
 
@@ -58,7 +59,7 @@ class Journal:
         old = [row for row in self.rows if (row["section"], row["step"]) != (section, step)]
         new = [{**asdict(row), "section": section, "step": step, **facts} for row in rows]
         lines = ",\n".join(json.dumps(row, sort_keys=True) for row in [*old, *new])
-        _write(self.folder / ROWS, f"[\n{lines}\n]\n" if lines else "[]\n")
+        write_text(self.folder / ROWS, f"[\n{lines}\n]\n" if lines else "[]\n")
         self._note(section, step, status=DONE, seconds=round(seconds, 2))
 
     def note(self, section: str, step: str, status: str, reason: str) -> None:
@@ -78,14 +79,8 @@ class Journal:
 
     def _note(self, section: str, step: str, **facts: Any) -> None:
         steps = {**self.steps, f"{section}: {step}": {**facts, "at": time.time()}}
-        _write(self.folder / STEPS, json.dumps(steps, indent=1, sort_keys=True) + "\n")
+        write_text(self.folder / STEPS, json.dumps(steps, indent=1, sort_keys=True) + "\n")
 
 
 def _read(file: Path, empty: Any) -> Any:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else empty
-
-
-def _write(file: Path, text: str) -> None:
-    beside = file.with_name(f".{file.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, file)

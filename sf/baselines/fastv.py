@@ -34,6 +34,7 @@ class FastV(Method):
         after_layer: K, counted from 1.
     """
 
+    name: ClassVar[str] = "fastv"
     text: ClassVar[str] = "after layer K = 2, the visual tokens that the last token attends to most"
     paper: ClassVar[str] = "2403.06764 section 4.1"
     counts: ClassVar[str] = "tokens of a layer, the K dense layers as 1; dropped ones leave its KV"

@@ -19,6 +19,7 @@ __all__ = ["Full"]
 class Full(Method):
     """The model's own attention; the trace counts every token in every layer."""
 
+    name: ClassVar[str] = "full"
     text: ClassVar[str] = "dense attention"
     paper: ClassVar[str] = "the model's own"
     counts: ClassVar[str] = "1 by definition"

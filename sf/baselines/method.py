@@ -68,12 +68,14 @@ class Method(ABC):
     """A way to run a model's attention: a frozen dataclass that has the hyperparameter's field.
 
     Attributes:
+        name: the key of `sf.baselines.METHODS`.
         text: what it does, one line.
         paper: arXiv id and where in it, or "ours".
         counts: what its token ratio counts, one line.
         hyperparameter: None for a method without one.
     """
 
+    name: ClassVar[str]
     text: ClassVar[str]
     paper: ClassVar[str]
     counts: ClassVar[str]
@@ -97,14 +99,6 @@ class Method(ABC):
                 "value", value, f"{cls.__name__} has no hyperparameter", "leave it out"
             )
         return cls(**{cls.hyperparameter.name: cls.hyperparameter.check(value)})
-
-    @property
-    def name(self) -> str:
-        """The key of `METHODS`."""
-        from sf.baselines.registry import METHODS
-
-        path = f"{type(self).__module__}:{type(self).__name__}"
-        return next(name for name, line in METHODS.items() if line == path)
 
     @property
     def value(self) -> float | None:

@@ -51,6 +51,7 @@ class MInference(Method):
         share: of the prompt's length that a query may read, in (0, 1]. The default is ours.
     """
 
+    name: ClassVar[str] = "minference"
     text: ClassVar[str] = "per head, a vertical-slash, A-shape or block-sparse part at prefill"
     paper: ClassVar[str] = "2407.02490 algorithms 2 and 3 (sizes: ours)"
     counts: ClassVar[str] = "tokens whose dense attention reads as many pairs at prefill; KV whole"

@@ -28,6 +28,7 @@ class MoBA(Method):
         share: in place of their number, of the blocks that begin at or before the query; 0: none.
     """
 
+    name: ClassVar[str] = "moba"
     text: ClassVar[str] = "each query reads the blocks of keys whose mean is closest to it"
     paper: ClassVar[str] = "2502.13189 eqs. (2)-(6)"
     counts: ClassVar[str] = "tokens whose dense attention reads as many keys as the queries do"

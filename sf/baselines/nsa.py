@@ -28,6 +28,7 @@ class NSA(Method):
         share: in place of their number, of the blocks that begin at or before the query; 0: none.
     """
 
+    name: ClassVar[str] = "nsa"
     text: ClassVar[str] = "compressed, selected and sliding-window attention under learnt gates"
     paper: ClassVar[str] = "2502.11089 eqs. (5)-(12)"
     counts: ClassVar[str] = (

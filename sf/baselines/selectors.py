@@ -40,6 +40,7 @@ class ZipVL(Selection):
         p: share of the probes' attention that the kept tokens hold, in (0, 1].
     """
 
+    name: ClassVar[str] = "zipvl"
     text: ClassVar[str] = "per layer, the tokens that hold a share p of the attention"
     paper: ClassVar[str] = "2410.08584; 2504.18579 eq. (3)"
     hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("p", 0.975, dense=1.0)
@@ -58,6 +59,7 @@ class TopKTokens(Selection):
         ratio: share of the prompt that each layer keeps, in (0, 1]; 0.25 is Table 4's.
     """
 
+    name: ClassVar[str] = "top_k"
     text: ClassVar[str] = "per layer, a fixed share of the tokens"
     paper: ClassVar[str] = "2504.18579 table 4"
     hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("ratio", 0.25, dense=1.0)
@@ -80,6 +82,7 @@ class ThresholdTokens(Selection):
         threshold: least mean attention weight of a kept token, in [0, 1]. The default is ours.
     """
 
+    name: ClassVar[str] = "threshold"
     text: ClassVar[str] = "per layer, the tokens whose mean attention weight is large enough"
     paper: ClassVar[str] = "2504.18579 table 4 (formula: ours)"
     hyperparameter: ClassVar[Hyperparameter] = Hyperparameter(

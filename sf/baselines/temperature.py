@@ -28,6 +28,7 @@ class Temperature(Method):
         p: of `ZipVL`.
     """
 
+    name: ClassVar[str] = "temperature"
     text: ClassVar[str] = "attention logits divided by T < 1, then ZipVL at p = 0.975"
     paper: ClassVar[str] = "2504.18579 table 8 (T: ours)"
     counts: ClassVar[str] = (

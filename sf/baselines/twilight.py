@@ -48,6 +48,7 @@ class Twilight(Method):
         dense_layers: layers, from the first, that decode densely.
     """
 
+    name: ClassVar[str] = "twilight"
     text: ClassVar[str] = "dense prefill; each decoded token reads the top-p of pre-selected keys"
     paper: ClassVar[str] = "2502.02770 section 4"
     counts: ClassVar[str] = (

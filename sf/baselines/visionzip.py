@@ -47,6 +47,7 @@ class VisionZip(Method):
         contextual: share of contextual tokens among those that are left.
     """
 
+    name: ClassVar[str] = "visionzip"
     text: ClassVar[str] = "visual tokens picked and merged by the vision tower's own attention"
     paper: ClassVar[str] = "2412.04467 section 3 (adapted to Qwen's towers)"
     counts: ClassVar[str] = "text and the visual tokens left, the same in every layer and its KV"

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sf.atomic_files import write_text
 from sf.data.manifest import Row, manifest_schema
 
 __all__ = ["write_dataset_record"]
@@ -36,6 +37,4 @@ def write_dataset_record(folder: Path, source: str, splits: Mapping[str, Sequenc
         "schema": json.dumps({"mlflow_colspec": schema}),
         "profile": json.dumps({f"num_{split}": len(rows) for split, rows in splits.items()}),
     }
-    beside = folder / "dataset.json.partial"
-    beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    beside.replace(folder / "dataset.json")
+    write_text(folder / "dataset.json", json.dumps(record, indent=1) + "\n")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sf.atomic_files import write_text
 from sf.data.archives import archive_stem, is_archive
 from sf.errors import ConfigError, EnvironmentFault
 
@@ -57,9 +58,7 @@ def parse_hub(source: str) -> HubSource:
 
 def record_commit(folder: Path, source: str, commit: str) -> None:
     """Write `origin.json`: the commit that the revision of a source stands for from now on."""
-    beside = folder / f"{ORIGIN}.partial"
-    beside.write_text(json.dumps({"source": source, "commit": commit}) + "\n", encoding="utf-8")
-    beside.replace(folder / ORIGIN)
+    write_text(folder / ORIGIN, json.dumps({"source": source, "commit": commit}) + "\n")
 
 
 def recorded_commit(source: str, folders: Iterable[Path]) -> str | None:

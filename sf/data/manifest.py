@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sf.atomic_files import replacing
 from sf.errors import DataError
 
 if TYPE_CHECKING:
@@ -124,9 +125,8 @@ def write_manifest(path: Path, rows: Iterable[Row], data_root: Path) -> None:
     here, root = path.parent.resolve(), data_root.resolve()
     stored = os.path.relpath(root, here) if root.is_relative_to(here) else str(root)
     table = pa.table(columns, schema=schema.with_metadata({_ROOT_KEY: stored.encode()}))
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial, compression="zstd")
-    partial.replace(path)
+    with replacing(path) as part:
+        pq.write_table(table, part, compression="zstd")
 
 
 def read_manifest(path: Path) -> list[Row]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sf.atomic_files import write_text
 from sf.mini.drawing import render, write_video
 from sf.mini.question_templates import RowQuestion, sample_questions, sample_subject
 from sf.mini.world import CELL, Clip, Scene
@@ -100,7 +101,5 @@ def write_dataset(folder: Path, rows: int, seed: int, vision: Vision) -> Path:
         for row_question in sample_questions(subject, rng, QUESTIONS_PER_MEDIA):
             records.append(_record(len(records), row_question, data_type, path))
     target = folder / ANNOTATIONS
-    partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(records[:rows], indent=1), encoding="utf-8")
-    partial.replace(target)
+    write_text(target, json.dumps(records[:rows], indent=1))
     return target

@@ -14,7 +14,7 @@ from sf.models.load import load_model, load_processor
 from sf.tables import write_csv, write_parquet
 
 if TYPE_CHECKING:
-    from sf.stages.base import Parameters
+    from sf.scratch.config import FromScratch
 
 __all__ = ["accuracy_table", "measure_heldout"]
 
@@ -39,11 +39,11 @@ def accuracy_table(answers: list[Answer]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=names)
 
 
-def measure_heldout(p: Parameters, folder: Path) -> dict[str, float]:
+def measure_heldout(p: FromScratch, folder: Path) -> dict[str, float]:
     """Answer the held-out split densely and write the tables.
 
     Args:
-        p: the stage's parameters.
+        p: the parameters.
         folder: of the checkpoint; `tables/` is written into it.
 
     Returns:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sf.atomic_files import replacing
 from sf.data.manifest import read_manifest
 from sf.data.prompts import question_text
 from sf.mini.grid_labels import WORDS
@@ -18,13 +19,13 @@ from sf.mini.training_examples import CURRICULUM, benchmark_examples, prompt_of,
 from sf.models.tiny import build_tiny
 from sf.scratch.curriculum import Curriculum, world_media
 from sf.scratch.tower_pretraining import pretrain_tower
-from sf.scratch.training_loop import Tokens, TrainingSchedule, save_atomically, train_from_scratch
+from sf.scratch.training_loop import Tokens, TrainingSchedule, train_from_scratch
 
 if TYPE_CHECKING:
     from sf.data.manifest import Row
     from sf.jobs import Job
     from sf.mini.benchmarks import Example
-    from sf.stages.base import Parameters
+    from sf.scratch.config import FromScratch
 
 __all__ = ["corpus", "train_base"]
 
@@ -49,7 +50,7 @@ def corpus(rows: Iterable[Row], examples: Iterable[Example], seed: int, template
     return texts + ["<|im_start|>user\nassistant\nsystem\nYou are a helpful assistant."] * 3
 
 
-def _examples(p: Parameters, folder: Path) -> list[Example]:
+def _examples(p: FromScratch, folder: Path) -> list[Example]:
     if p.base_examples == 0:
         return []
     from sf.evaluation.benchmarks import BENCHMARKS
@@ -58,7 +59,7 @@ def _examples(p: Parameters, folder: Path) -> list[Example]:
     return training_examples(BENCHMARKS, p.base_examples, p.seed + _EXAMPLE_SEED, folder)
 
 
-def train_base(p: Parameters, job: Job) -> None:
+def train_base(p: FromScratch, job: Job) -> None:
     """Train a tiny model of the family and save it with its processor into `job.out`.
 
     The tower is saved once it is aligned; the language model's training is resumed from its last
@@ -97,7 +98,7 @@ def train_base(p: Parameters, job: Job) -> None:
 
 
 def _load_or_pretrain_tower(
-    model: Any, processor: Any, p: Parameters, size: WorldSize, saved: Path
+    model: Any, processor: Any, p: FromScratch, size: WorldSize, saved: Path
 ) -> None:
     """Pretrain the tower, or load it as an earlier, killed call left it."""
     tower = model.model.visual
@@ -113,4 +114,5 @@ def _load_or_pretrain_tower(
         side=size.side,
         frames=size.frames,
     )
-    save_atomically(tower.state_dict(), saved)
+    with replacing(saved) as part:
+        torch.save(tower.state_dict(), part)

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sf.atomic_files import replacing
 from sf.progress import progress
 from sf.scratch.optimizers import hybrid_optimizers, scale_rates, step_all
 from sf.scratch.sequence_packing import Branch, pack, packed_loss
 from sf.scratch.vision_features import Prefix
 
-__all__ = ["Tokens", "TrainingSchedule", "save_atomically", "train_from_scratch"]
+__all__ = ["Tokens", "TrainingSchedule", "train_from_scratch"]
 
 SAVE_SECONDS = 20.0
 _WARMUP_STEPS, _DECAY_SHARE = 30, 0.4
@@ -71,13 +72,6 @@ class Tokens:
         return Branch(self._ids(prompt + self._end), self._ids(reply + "<|im_end|>"))
 
 
-def save_atomically(state: Any, path: Path) -> None:
-    """`torch.save` beside the target, then renamed: a kill leaves the old or the new file."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
 def _rate_share(step: int, steps: int) -> float:
     """Linear warm-up, a plateau, linear decay to a fiftieth."""
     warm = min(1.0, (step + 1) / min(_WARMUP_STEPS, steps))
@@ -121,7 +115,8 @@ def train_from_scratch(model: Any, pad: int, schedule: TrainingSchedule, checkpo
             if time.monotonic() - saved > SAVE_SECONDS:
                 states = [optimizer.state_dict() for optimizer in optimizers]
                 state = {"model": model.state_dict(), "optimizers": states, "step": step + 1}
-                save_atomically(state, checkpoint)
+                with replacing(checkpoint) as part:
+                    torch.save(state, part)
                 saved = time.monotonic()
             shown.advance(note=f"loss {loss.item():.3f}")
     model.eval()

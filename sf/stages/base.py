@@ -6,25 +6,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sf.atomic_files import write_json
-from sf.sections import Answering, BaseModelSpec, Runtime, Vision
+from sf.scratch.config import FromScratch
 
 if TYPE_CHECKING:
     from sf.jobs import Job
 
 
-class Parameters(Vision, Runtime, Answering, BaseModelSpec):
+class Parameters(FromScratch):
     """One base model.
 
     Attributes:
-        seed: of weights, examples and their order.
         model: its name in the study.
-        data: folder of the manifests.
         output: results folder.
     """
 
-    seed: int
     model: str
-    data: Path
     output: Path
 
 

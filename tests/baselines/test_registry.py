@@ -58,6 +58,7 @@ def test_names_are_known_without_torch() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_says_what_it_is(name: str) -> None:
     method = method_class(name)
+    assert method.name == name
     assert method.text
     assert method.paper
     assert method.counts

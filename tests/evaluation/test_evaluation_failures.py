@@ -105,7 +105,7 @@ def test_no_space_for_samples_ends_the_run_and_what_was_done_stays(
     lm = _model(checkpoints, records.parent)
     assert len(lm.log) == 2
     evaluate_benchmarks(lm, [benchmark_named("chartqa")], home, tmp_path, most_new_tokens=2)
-    assert len(lm.answered(task.task)) == len(lm.log) == 4
+    assert len(lm.answered(task.name)) == len(lm.log) == 4
 
 
 def test_lost_samples_are_noticed(

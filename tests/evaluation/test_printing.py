@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import lmms_eval.evaluator  # noqa: F401  (its import takes all handlers away)
 import pytest
 from loguru import logger
 
