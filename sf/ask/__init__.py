@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from sf.ask.answer import AskResult, answer, overlay
-from sf.ask.media import FPS, MAX_FRAMES, Media, bounds, chosen, load_media
+from sf.ask.media import FPS, MAX_FRAMES, Media, bounds, check_decodable, chosen, load_media
 from sf.baselines import check_policy
 from sf.config import validated
+from sf.data.control_tokens import check_text
 from sf.data.llava import is_llava
 from sf.errors import ConfigError, EnvironmentFault
 from sf.sections import Runtime
@@ -84,9 +85,12 @@ def ask(
     if max_new_tokens < 1:
         raise ConfigError("max_new_tokens", max_new_tokens, "a reply has at least one token")
     kind, path = chosen(image, video)
-    media = load_media(kind, path, bounds(kind, max_pixels, max_frames, fps))
+    vision = bounds(kind, max_pixels, max_frames, fps)
+    check_decodable(kind, path, vision)
+    media = load_media(kind, path, vision)
     check_policy(load_config(model, revision), policy)
     processor = load_processor(model, revision=revision)
+    check_text(processor, question, "question")
     network = load_model(model, dtype=runtime.dtype, device=runtime.device, revision=revision)
     if is_llava(processor):
         media = load_media(kind, path, media.vision, llava=True)

@@ -17,7 +17,16 @@ from sf.data.video import load_own_size, load_video
 from sf.errors import ConfigError, DataError
 from sf.sections import Vision
 
-__all__ = ["FPS", "MAX_FRAMES", "MAX_PIXELS", "Media", "bounds", "chosen", "load_media"]
+__all__ = [
+    "FPS",
+    "MAX_FRAMES",
+    "MAX_PIXELS",
+    "Media",
+    "bounds",
+    "check_decodable",
+    "chosen",
+    "load_media",
+]
 
 MIN_PIXELS = 4 * 28 * 28
 MAX_PIXELS = {"image": 512 * 28 * 28, "video": 256 * 28 * 28}  # Video-R1's; a video's per frame
@@ -85,6 +94,19 @@ def bounds(
         for end in ("min", "max")
     }
     return validated(Vision, {**pixels, "video_max_frames": max_frames, "video_fps": fps})
+
+
+def check_decodable(kind: Kind, path: str | Path, vision: Vision) -> None:
+    """Decode the media once in a process of its own, which a decoder may crash.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
+    from sf.data.check import check_one
+
+    error = check_one(path, kind, vision)
+    if error:
+        raise DataError(kind, str(path), error, "fetch the file again or leave it out")
 
 
 def load_media(kind: Kind, path: str | Path, vision: Vision, *, llava: bool = False) -> Media:

@@ -28,7 +28,7 @@ from sf.progress import progress
 if TYPE_CHECKING:
     from sf.sections import Vision
 
-__all__ = ["MediaLog", "apply_facts", "check_media"]
+__all__ = ["MediaLog", "apply_facts", "check_media", "check_one"]
 
 TIME_LIMIT_S = 120.0
 _BYTES_PER_S = 2**20  # a file may take so much longer than that
@@ -104,6 +104,12 @@ def _in_parallel(
             yield MediaFacts(*todo[index], key, error=facts.reason)
         else:
             yield facts
+
+
+def check_one(path: Path | str, data_type: str, vision: Vision) -> str:
+    """Why one image or video cannot be used; "" if it can."""
+    (facts,) = _in_parallel(Path("/"), [(str(Path(path).absolute()), data_type)], vision, 1)
+    return facts.error
 
 
 def check_media(

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from sf.data.control_tokens import check_turns
 from sf.data.images import load_rgb
 from sf.data.media import num_decoders
 from sf.data.video import load_own_size
@@ -107,8 +108,9 @@ def encode_llava(
         `image_sizes` [M, 2]; for videos `pixel_values_videos` [M, T, 3, S, S].
 
     Raises:
-        DataError: unreadable media, or videos of several numbers of frames: transformers' classes
-            take one number in a forward. `encode_llava_parts` makes batches that they take.
+        DataError: unreadable media, a text with a control token, or videos of several numbers of
+            frames: transformers' classes take one number in a forward. `encode_llava_parts` makes
+            batches that they take.
         ConfigError: a loaded video that was resized.
     """
     return _encode(processor, _loaded(conversations, vision), device)
@@ -140,6 +142,7 @@ def encode_llava_parts(
 
 
 def _encode(processor: Any, loaded: Sequence[Conversation], device: str) -> BatchFeature:
+    check_turns(processor, loaded)
     counts = sorted(set().union(*(_frames(conversation) for conversation in loaded)))
     if len(counts) > 1:
         raise DataError(

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from sf.data.answers import parse_solution
+from sf.data.control_tokens import QWEN
 from sf.data.manifest import DATA_TYPES, PROBLEM_TYPES, Row
 from sf.errors import DataError
 
@@ -21,7 +22,6 @@ _REQUIRED = (
     "path",
     "data_source",
 )
-_CONTROL = re.compile(r"<\|[a-z_]+\|>")  # Qwen's special tokens would break the prompt
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _LONGEST_PATH = 1024
@@ -114,10 +114,9 @@ def parse_record(record: Any) -> Row:
     problem_type = _one_of(record, "problem_type", PROBLEM_TYPES, "unknown problem type")
     problem, solution = _text(record, "problem"), _text(record, "solution")
     options = _options(record, problem_type)
-    if found := _CONTROL.search("\n".join((problem, *options))):
-        raise RowError(
-            "control token", "problem", found.group(), "a question must not hold a model's tokens"
-        )
+    if control := QWEN.search("\n".join((problem, *options, solution))):
+        rule = "question and answer must not hold a model's control tokens"
+        raise RowError("control token", "row", control.group(), rule)
     try:
         answer = parse_solution(problem_type, solution, options)
     except DataError as error:

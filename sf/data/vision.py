@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from sf.data.budget import FACTOR, TEMPORAL_PATCH, pixel_bounds, resized_size
+from sf.data.control_tokens import check_turns
 from sf.data.frame_cache import FrameCache
 from sf.data.images import load_image, load_rgb
 from sf.data.llava import encode_llava, encode_llava_parts, is_llava
@@ -122,11 +123,12 @@ def encode(
         Qwen2.5-VL, `second_per_grid_ts` [M] in seconds.
 
     Raises:
-        DataError: unreadable media.
+        DataError: unreadable media, or a text with a control token of the model.
         UnsupportedModelError: the processor makes another grid than the bounds say.
     """
     if is_llava(processor):
         return encode_llava(processor, conversations, vision, device)
+    check_turns(processor, conversations)
     images, videos, metadata = _media(conversations, vision)
     texts = [
         processor.apply_chat_template(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from sf.data.control_tokens import check_turns
+
 if TYPE_CHECKING:
     from transformers import BatchFeature
 
@@ -35,6 +37,7 @@ def encode_as_lmms_eval(
     """
     from qwen_vl_utils import process_vision_info
 
+    check_turns(processor, conversations)
     talks = [
         [{**turn, "content": [_part(part, vision) for part in turn["content"]]} for turn in talk]
         for talk in conversations

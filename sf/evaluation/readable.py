@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sf.data.check import TIME_LIMIT_S, MediaLog, check_media
+from sf.data.control_tokens import QWEN
 from sf.data.images import as_rgb, decode_image
 from sf.data.media import num_decoders
 from sf.errors import DataError
@@ -102,7 +103,7 @@ def _tables(lmms_task: Any) -> list[Any]:
 def unreadable_rows(
     lmms_task: Any, task: Task, vision: Vision, log: MediaLog, limit: int = 0
 ) -> dict[int, str]:
-    """Rows whose images or videos cannot be used, with the reason.
+    """Rows whose text, images or videos cannot be used, with the reason.
 
     Args:
         lmms_task: of `sf.evaluation.tasks.build_task`; its videos are there.
@@ -114,11 +115,12 @@ def unreadable_rows(
     count = min(limit or len(lmms_task.eval_docs), len(lmms_task.eval_docs))
     bad = dict(_bad_pictures(lmms_task.dataset[task.split].select(range(count)), vision))
     videos: dict[int, list[str]] = {}
-    if task.media:
-        for number, row in enumerate(lmms_task.eval_docs_no_media.select(range(count))):
-            videos[number] = [
-                path for path in lmms_task.doc_to_visual(row) if isinstance(path, str)
-            ]
+    for number, row in enumerate(lmms_task.eval_docs_no_media.select(range(count))):
+        if control := QWEN.search(str(lmms_task.doc_to_text(row))):
+            bad.setdefault(number, f"its text holds {control.group()}, a control token of models")
+        if task.media:
+            visuals = lmms_task.doc_to_visual(row)
+            videos[number] = [path for path in visuals if isinstance(path, str)]
     pairs = [(path, "video") for paths in videos.values() for path in paths]
     facts = check_media(Path("/"), pairs, vision, log, num_decoders()) if pairs else {}
     for number, paths in videos.items():

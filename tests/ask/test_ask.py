@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import crashing_decoders
 import numpy as np
 import PIL.Image
 import pytest
@@ -16,6 +17,7 @@ import sf.cli
 from sf.ask import AskResult, answer, ask, choose_policy, load_media, overlay
 from sf.ask.media import bounds
 from sf.ask.text import render
+from sf.data import check, inspection
 from sf.errors import ConfigError, DataError, EnvironmentFault, SparsityForcingError
 from sf.mini.scenes import render as draw
 from sf.mini.scenes import sample_clip, sample_scene, write_video
@@ -186,6 +188,28 @@ def test_the_picture_goes_where_it_is_asked_for(files, tmp_path):
     place = tmp_path / "new" / "a.svg"
     ask(files / "model", QUESTION, image=files / "scene.png", max_new_tokens=1, picture=place)
     assert place.read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize("token", ["<|image_pad|>", "<|im_end|>", "<|vision_start|>"])
+def test_a_control_token_in_the_question_is_refused(tiny, files, capsys, monkeypatch, token):
+    status, out, err = run(
+        files, capsys, monkeypatch, "--image", "scene.png", "--question", f"What is {token}?"
+    )
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: question = '{token}'. it is a control token of the model")
+    with pytest.raises(DataError, match="control token"):
+        answer(*tiny, media(files, "image"), f"What is {token}?")
+
+
+@pytest.mark.parametrize(("name", "reason"), [("abort.png", "SIGABRT"), ("hang.png", "within 1 s")])
+def test_a_decoder_that_crashes_is_one_line(files, capsys, monkeypatch, name, reason):
+    monkeypatch.setattr(inspection, "inspect", crashing_decoders.inspect)
+    monkeypatch.setattr(check, "TIME_LIMIT_S", 1.0)
+    (files / name).write_bytes((files / "scene.png").read_bytes())
+    status, out, err = run(files, capsys, monkeypatch, "--image", name)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert name in err
+    assert reason in err
 
 
 BAD = [

@@ -34,16 +34,25 @@ def copy(home: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(home, tmp_path / "copy"))
 
 
-def damage(home: Path, name: str, change: Callable[[bytes], bytes], *numbers: int) -> None:
-    """Change the images of some rows of a table."""
+def change_column(home: Path, name: str, column: str, change: Callable[[list[Any]], Any]) -> None:
+    """Change the values of a table's column."""
     (file,) = (home / "hub" / REPOSITORIES[name]).rglob("*.parquet")
     table = pq.read_table(file)
-    pictures = table.column("image").to_pylist()
-    for number in numbers:
-        pictures[number]["bytes"] = change(pictures[number]["bytes"])
-    place = table.column_names.index("image")
-    kind = table.schema.field("image")
-    pq.write_table(table.set_column(place, kind, pa.array(pictures, kind.type)), file)
+    values = table.column(column).to_pylist()
+    change(values)
+    kind = table.schema.field(column)
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, kind, pa.array(values, kind.type)), file)
+
+
+def damage(home: Path, name: str, change: Callable[[bytes], bytes], *numbers: int) -> None:
+    """Change the images of some rows of a table."""
+
+    def change_some(pictures: list[Any]) -> None:
+        for number in numbers:
+            pictures[number]["bytes"] = change(pictures[number]["bytes"])
+
+    change_column(home, name, "image", change_some)
 
 
 def evaluated(home: Path, names: list[str], replies: Any, work: Path, samples: int = 0) -> Any:
@@ -106,6 +115,16 @@ def test_a_damaged_video_costs_its_rows(copy, stand_ins, tmp_path) -> None:
     (reason,) = source.unreadable["egoschema_subset"].values()
     assert str(video) in reason
     assert table.loc["egoschema", "evaluated"] == 3
+
+
+def test_a_control_token_in_a_question_costs_its_row(copy, stand_ins, tmp_path) -> None:
+    def ask_for_an_image(questions: list[Any]) -> None:
+        questions[1] += " <|image_pad|>"
+
+    change_column(copy, "chartqa", "question", ask_for_an_image)
+    source, table, _ = evaluated(copy, ["chartqa"], stand_ins[1], tmp_path)
+    assert "<|image_pad|>" in source.unreadable["chartqa"][1]
+    assert table.loc["chartqa", "evaluated"] == 3
 
 
 def test_a_limit_is_of_rows_that_were_opened(copy, stand_ins, tmp_path) -> None:
