@@ -67,10 +67,6 @@ def archive_stem(archive: str) -> str:
     return name
 
 
-def _unreadable(archive: str, error: Exception) -> DataError:
-    return DataError("archive", archive, f"it cannot be read: {error}", "fetch it again")
-
-
 def _decoded(raw: bytes) -> list[str]:
     """What a name that is not known to be UTF-8 can stand for."""
     names = []
@@ -94,12 +90,14 @@ class ArchiveIndex:
     Args:
         root: the data root.
 
-    Raises:
-        DataError: an archive cannot be read.
+    Attributes:
+        damaged: archives that cannot be read, or not to their end, with the reason. What lies
+            before the damage of a tar is used.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.damaged: dict[str, str] = {}
         self.archives = find_archives(root)
         self._zipped: dict[str, str] = {}
         self._guessed: dict[str, str] = {}  # by names in another encoding than the zip states
@@ -120,7 +118,8 @@ class ArchiveIndex:
             with zipfile.ZipFile(self.root / archive) as opened:
                 members = [info for info in opened.infolist() if not info.is_dir()]
         except ARCHIVE_DAMAGE as error:
-            raise _unreadable(archive, error) from error
+            self.damaged[archive] = str(error)
+            return
         for info in members:
             reference = f"{archive}{MEMBER}{clean_member(info.filename)}"
             self._sizes[reference] = info.file_size
@@ -152,7 +151,7 @@ class ArchiveIndex:
             and media path -> reason, for members that are not unpacked.
 
         Raises:
-            DataError: an archive is damaged, or its folder cannot be written.
+            DataError: an archive's folder cannot be written.
         """
         forms = {_composed(media): media for media in wanted}
         found: dict[str, str] = {}
@@ -172,22 +171,21 @@ class ArchiveIndex:
         stamp = [state.st_size, state.st_mtime_ns]
         members = folder.recorded(stamp)
         places = self._match(archive, members, wanted)
+        refused: dict[str, str] = {}
         if not members or not all(folder.holds(name) for name in places.values()):
+            members = []
             try:
                 folder.make()
-                members, refused = self._pass_over(archive, source, folder, wanted)
+                for name in self._pass_over(archive, source, folder, wanted, refused):
+                    members.append(name)
                 folder.record(stamp, members)
-            except OSError as error:
-                if error.errno not in _UNWRITABLE:
-                    raise _unreadable(archive, error) from error
-                rule = f"it cannot be unpacked beside itself: {error.strerror}"
-                remedy = "make room and writing possible there, or unpack it by hand"
-                raise DataError("archive", archive, rule, remedy) from error
             except ARCHIVE_DAMAGE as error:
-                raise _unreadable(archive, error) from error
+                if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+                    rule = f"it cannot be unpacked beside itself: {error.strerror}"
+                    remedy = "make room and writing possible there, or unpack it by hand"
+                    raise DataError("archive", archive, rule, remedy) from error
+                self.damaged[archive] = str(error)
             places = self._match(archive, members, wanted)
-        else:
-            refused = {}
         return {media: f"{archive}{UNPACKED}/{name}" for media, name in places.items()}, refused
 
     def _match(self, archive: str, members: Iterable[str], wanted: Set[str]) -> dict[str, str]:
@@ -203,15 +201,22 @@ class ArchiveIndex:
         return {**guesses, **found}
 
     def _pass_over(
-        self, archive: str, source: Path, folder: UnpackFolder, wanted: Set[str]
-    ) -> tuple[list[str], dict[str, str]]:
+        self,
+        archive: str,
+        source: Path,
+        folder: UnpackFolder,
+        wanted: Set[str],
+        refused: dict[str, str],
+    ) -> Iterator[str]:
         """Read a tar once; unpack wanted members that are not out yet.
 
-        Returns:
-            All members that are out or can be, and the reasons against others that are wanted.
+        Args:
+            archive, source, folder, wanted: of `_unpack`.
+            refused: gets the reasons against wanted members.
+
+        Yields:
+            The members that are out or can be.
         """
-        members: list[str] = []
-        refused: dict[str, str] = {}
         with tarfile.open(source, "r|*", encoding="utf-8", errors="surrogateescape") as opened:
             for info in opened:
                 places = self._match(archive, [info.name], wanted)
@@ -221,10 +226,9 @@ class ArchiveIndex:
                     assert content is not None, "a regular file has content"
                     rule = folder.write(disk_name(info.name), content)
                 if not rule:
-                    members.append(info.name)
+                    yield info.name
                 else:
                     refused.update(dict.fromkeys(places, f"its member of {archive} {rule}"))
-        return members, refused
 
 
 def _member_names(member: str) -> list[str]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import zipfile
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sf.atomic_files import replacing
 from sf.data.media import split_reference
 from sf.errors import ConfigError
 
@@ -99,10 +99,8 @@ class FrameCache:
         place = self._place(path, vision)
         if place is None or self._used + frames.nbytes > self.max_bytes:
             return
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=place.parent, suffix=".part", delete=False) as file:
+        with replacing(place, shared=True) as part, part.open("wb") as file:
             np.savez(file, frames=frames, details=np.array(json.dumps(details)))
-        os.replace(file.name, place)
         self._used += frames.nbytes
 
 

@@ -152,10 +152,7 @@ class Repository:
                 info = self._api.dataset_info(source.name, revision=known or source.revision)
             self.commit = str(info.sha)
             self.files = sorted(sibling.rfilename for sibling in info.siblings or ())
-            parent.mkdir(parents=True, exist_ok=True)
-            beside = parent / f"{self.commit}.partial"
-            beside.write_text(json.dumps(self.files), encoding="utf-8")
-            beside.replace(parent / f"{self.commit}.json")
+            write_text(parent / f"{self.commit}.json", json.dumps(self.files))
         self.root = parent / self.commit
 
     def fetch(self, names: Iterable[str]) -> None:

@@ -135,5 +135,7 @@ def _in_archives(pending: Sequence[str], root: MediaRoot) -> dict[str, str | Row
             places[media] = RowError("unsafe archive member", "path", media, refused[media])
         else:
             rule = f"there is no such file or archive member below {root.root.name}/"
-            places[media] = RowError("missing media", "path", media, rule)
+            damaged = (f"{name} ({why})" for name, why in archives.damaged.items())
+            unread = f"; damaged archives: {', '.join(damaged)}" if archives.damaged else ""
+            places[media] = RowError("missing media", "path", media, rule + unread)
     return places

@@ -1,7 +1,8 @@
 """A folder that members of an archive are unpacked into, and nothing outside it.
 
 The archive and what lies beside it come from other people: the folder may already be there and hold
-links that lead elsewhere. No link is followed, neither for reading nor for writing.
+links that lead elsewhere. No link is followed, neither for reading nor for writing; hence files are
+not replaced by `sf.atomic_files`, which writes to whatever its part's name leads to.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tarfile
 import zipfile
@@ -107,8 +108,31 @@ def test_damaged_archives_and_members(tmp_path):
     assert "CRC" in reasons(out)["1"]
     assert set(used(out)) == {"0"}
     (root / "more.zip").write_bytes(b"no archive")
-    with pytest.raises(DataError, match=r"more\.zip"):
-        prepared(root, tmp_path)
+    out, _ = prepared(root, tmp_path)
+    assert re.search(r"damaged archives: more\.zip \(.*zip", reasons(out)["1"])
+    assert set(used(out)) == {"0"}
+
+
+@pytest.mark.parametrize("kind", ["w", "w:gz", "w:xz"])
+def test_a_tar_gives_what_lies_before_its_damage(tmp_path, kind):
+    root = tmp_path / "data"
+    for number in range(6):
+        write_picture(root / f"pictures/{number}.png", (200, 200), shade=number)
+    write_source(root, [record(number) for number in range(6)])
+    name = "all.tar" + kind[1:].replace(":", ".")
+    with tarfile.open(root / name, kind) as archive:
+        for number in range(6):
+            archive.add(root / f"pictures/{number}.png", f"pictures/{number}.png")
+    shutil.rmtree(root / "pictures")
+    whole = (root / name).read_bytes()
+    (root / name).write_bytes(whole[: len(whole) * 6 // 10])
+    out, _ = prepared(root, tmp_path)
+    assert {"0", "1"} <= used(out).keys() <= {"0", "1", "2", "3"}
+    assert used(out).keys() | reasons(out).keys() == {str(number) for number in range(6)}
+    assert all(f"damaged archives: {name} (" in reason for reason in reasons(out).values())
+    (root / name).write_bytes(whole)
+    out, _ = prepared(root, tmp_path)
+    assert used(out).keys() == {str(number) for number in range(6)}
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC])
