@@ -25,7 +25,8 @@ if workflow.is_main_process:
 
 # `sf` is found beside the Python that runs Snakemake, also in jobs on other nodes.
 BIN = shlex.quote(str(Path(sys.executable).parent)).replace("{", "{{").replace("}", "}}")
-shell.prefix(f"set -euo pipefail; export PATH={BIN}:$PATH; ")
+# The shell and tee outlive the signals that tell a stage to write its checkpoint.
+shell.prefix(f"set -euo pipefail; trap '' USR1 TERM; export PATH={BIN}:$PATH; ")
 
 
 rule all:
@@ -59,4 +60,5 @@ for job in JOBS:
             nodes=1,  # torchrun starts its processes on one
             cpus_per_task=given.cpus,  # `threads` is cut to the submitting machine's cores
         shell:
+            "if [ -s {log} ]; then mv {log} {log}.$(date -r {log} +%Y%m%dT%H%M%S); fi; "
             "{params.launch} {params.cmd} 2>&1 | tee {log}"

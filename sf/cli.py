@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import shutil
+import signal
 import sys
 import traceback
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -19,9 +20,10 @@ from rich.table import Table
 
 import sf
 from sf import ranks
-from sf.errors import ConfigError, SparsityForcingError
+from sf.errors import ConfigError, EnvironmentFault, SparsityForcingError
 from sf.escaping import printable
 from sf.extras import extra_of, missing
+from sf.interruption import LIMIT, STATUS, JobInterrupted, requeue
 from sf.redaction import RedactedStream, redact
 
 app = typer.Typer(
@@ -31,6 +33,7 @@ app = typer.Typer(
 )
 _stdout = Console(soft_wrap=True)
 _PLAIN = warnings.formatwarning
+_USER_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 
 
 def _stages() -> list[str]:
@@ -131,7 +134,7 @@ def use_command(
 def status_command(
     as_json: Annotated[bool, typer.Option("--json", help="plain values for programs")] = False,
 ) -> None:
-    """Say of each result of params.yaml's study whether it holds, and why or why not."""
+    """Say of each job of params.yaml's study whether its result holds, runs, waits or failed."""
     from workflow import status
     from workflow.jobs import jobs, load_params
 
@@ -140,8 +143,7 @@ def status_command(
         _stdout.print_json(data=status.as_json(listed))
         return
     _stdout.print(status.as_table(listed))
-    counts = Counter(entry.status for entry in listed)
-    _stdout.print(", ".join(f"{count} {name}" for name, count in counts.items()))
+    _stdout.print(status.totals(listed))
 
 
 @app.command("ask")
@@ -285,12 +287,21 @@ def main() -> None:
     Nothing that any library prints shows a secret of the environment, and no traceback an escape
     sequence of a terminal.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an engine's shell may have it ignored
     sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
     warnings.formatwarning = _one_line
     try:
         app()
     except SparsityForcingError as error:
         _stop(error)
+    except JobInterrupted as interruption:
+        again = interruption.cause == LIMIT and requeue()
+        print(f"{interruption}{': Slurm starts it again' if again else ''}", file=sys.stderr)
+        sys.exit(STATUS)
+    except OSError as error:
+        if error.errno not in _USER_ERRORS:
+            _crash()
+        _stop(_as_fault(error))
     except ModuleNotFoundError as error:
         name = extra_of(error.name or "")
         if name is None:
@@ -298,6 +309,13 @@ def main() -> None:
         _stop(missing(error.name or "", name))
     except Exception:  # noqa: BLE001 - shown in full, and the process ends
         _crash()
+
+
+def _as_fault(error: OSError) -> EnvironmentFault:
+    place = error.filename2 or error.filename
+    rule = f"cannot be written or read: {error.strerror}"
+    remedy = "work in a folder of your own, on a file system with room that may be written"
+    return EnvironmentFault("file", None if place is None else str(place), rule, remedy)
 
 
 def _crash() -> NoReturn:

@@ -16,7 +16,7 @@ import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +28,7 @@ from pydantic import BaseModel
 from sf import provenance, ranks, reuse
 from sf.config import validated
 from sf.errors import ConfigError, EnvironmentFault
+from sf.interruption import listening
 from sf.layout import work_folder
 from sf.redaction import redact
 from sf.result_key.contents import digest_of, file_digests
@@ -97,6 +98,7 @@ def run_stage(stage: str, values: Mapping[str, Any], study: str, command: str = 
 
     Raises:
         SparsityForcingError: before any work where that is possible.
+        JobInterrupted: the job was told to stop before its work was done.
     """
     module = stage_module(stage)
     parameters = validated(module.Parameters, values)
@@ -122,7 +124,7 @@ def run_stage(stage: str, values: Mapping[str, Any], study: str, command: str = 
         tracker = Tracker.start(stage, parameters, identity, work, study)
         job = Job(out=work / "out", state=work / "state", tracker=tracker)
         ranks.agreed(RUN)
-        with tracker, _no_space(output):
+        with tracker, _no_space(output), _listening(module):
             module.run(parameters, job)
             ranks.meet()
         tracker.write_summary()
@@ -158,10 +160,15 @@ def _follow(module: ModuleType, parameters: BaseModel, work: Path) -> str:
     said: str = ranks.agreed()
     if said == RUN:
         tracker = SilentTracker(work)
-        module.run(parameters, Job(out=work / "out", state=work / "state", tracker=tracker))
+        with _listening(module):
+            module.run(parameters, Job(out=work / "out", state=work / "state", tracker=tracker))
         ranks.meet()
         said = DONE
     return said
+
+
+def _listening(module: ModuleType) -> AbstractContextManager[None]:
+    return listening(at_once=not getattr(module, "ENDS_STEPS", False))
 
 
 def _check_disk(output: Path) -> None:

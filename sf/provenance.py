@@ -14,8 +14,13 @@ PACKAGES = ("torch", "transformers", "trl", "lmms_eval", "accelerate", "datasets
 
 
 def commit() -> dict[str, Any]:
-    """{"commit": hash or "unknown", "dirty": whether tracked files were changed}."""
+    """{"commit": hash or "unknown", "dirty": whether tracked files were changed}.
+
+    Unknown, too, where this package lies inside a repository of something else.
+    """
     try:
+        if Path(_git("rev-parse", "--show-toplevel")).resolve() != ROOT.resolve():
+            return {"commit": "unknown", "dirty": None}
         head = _git("rev-parse", "HEAD")
         return {"commit": head, "dirty": bool(_git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.CalledProcessError):

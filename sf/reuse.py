@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from sf import attempts
 from sf.atomic_files import write_json, write_text
 from sf.errors import OutputConflictError
 from sf.layout import STAMP
@@ -26,7 +27,7 @@ LOCK_SECONDS = 1.0
 
 @contextmanager
 def exclusive(work: Path, output: Path) -> Iterator[None]:
-    """Hold the lock of an output.
+    """Hold the lock of an output; `attempts` notes who holds it and how that ended.
 
     Raises:
         OutputConflictError: another process holds it.
@@ -35,11 +36,14 @@ def exclusive(work: Path, output: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
-        raise OutputConflictError(
-            "output", str(output), "is being written by another process", "wait for it to end"
-        ) from None
+        holder = attempts.last_attempt(work)
+        rule = f"is being written by another process{f', {holder.where}' if holder else ''}"
+        # Where a file system has no flock, the file itself is the lock and survives its process.
+        remedy = f"wait for it to end; if it no longer runs, delete {work / LOCK}"
+        raise OutputConflictError("output", str(output), rule, remedy) from None
     try:
-        yield
+        with attempts.noted(work):
+            yield
     finally:
         lock.release()
 

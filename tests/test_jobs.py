@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,20 +12,28 @@ import sys
 import threading
 import warnings
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from sf import jobs
+from sf import cli, jobs, provenance
+from sf.atomic_files import write_json
+from sf.attempts import Attempt, last_attempt
 from sf.errors import ConfigError, DataError, EnvironmentFault, OutputConflictError
+from sf.interruption import JobInterrupted
 from sf.jobs import read_config, run_stage, stage_module
 from sf.layout import STAMP, work_folder
 from sf.result_key import packages
 from sf.tracking import log_all
 
+ROOT = Path(__file__).parent.parent
 STAGE = """
 import errno
+import os
+import signal
 from pathlib import Path
 from sf.fields import Section
 
@@ -43,6 +52,8 @@ def run(p, job):
         job.tracker.log(step, {"value": float(step)})
         if (Path("stop_at").is_file() and step + 1 == int(Path("stop_at").read_text())):
             raise KeyboardInterrupt
+    if Path("signal").is_file():
+        os.kill(os.getpid(), signal.SIGUSR1)
     if Path("full").is_file():
         raise OSError(errno.ENOSPC, "No space left on device", str(job.out / "calls.txt"))
     (job.out / "calls.txt").write_text(str(p.times - before))
@@ -99,6 +110,86 @@ def test_a_full_disk_is_an_error_that_says_so_and_the_work_stays(stage: Path) ->
     (stage / "full").unlink()
     assert run(times=2) == "done"
     assert (stage / "results/test/counting/calls.txt").read_text() == "0"
+
+
+def test_the_last_attempt_says_how_it_ended(stage: Path) -> None:
+    work = stage / "results/test/.counting.work"
+    (stage / "full").touch()
+    with pytest.raises(EnvironmentFault):
+        run(times=2)
+    attempt = last_attempt(work)
+    assert attempt is not None
+    assert (attempt.outcome, attempt.pid) == ("failed", os.getpid())
+    assert "is full" in attempt.reason
+    (stage / "full").unlink()
+    (stage / "signal").touch()
+    with pytest.raises(JobInterrupted):
+        run(times=2)
+    attempt = last_attempt(work)
+    assert attempt is not None
+    assert attempt.outcome == "stopped"
+    assert "SIGUSR1" in attempt.reason
+    (stage / "signal").unlink()
+    assert run(times=2) == "done"
+    attempt = last_attempt(work)
+    assert attempt is not None
+    assert (attempt.outcome, attempt.reason) == ("done", "")
+    assert attempt.ended is not None
+    assert (stage / "results/test/counting/calls.txt").read_text() == "0"
+
+
+def test_a_held_lock_names_its_holder_and_its_file(stage: Path) -> None:
+    """Also a dead one of another host, where the file system has no flock."""
+    work = stage / "results/test/.counting.work"
+    work.mkdir(parents=True)
+    holder = Attempt("node17", 4711, "99", 1.0)
+    write_json(work / "attempt.json", asdict(holder))
+    with (
+        FileLock(work / "lock"),
+        pytest.raises(
+            OutputConflictError, match=r"process 4711 on node17, Slurm job 99.*delete .*lock"
+        ),
+    ):
+        run()
+    (work / "attempt.json").write_text("{")
+    with FileLock(work / "lock"), pytest.raises(OutputConflictError, match="another process"):
+        run()
+
+
+def test_a_package_inside_another_repository_has_no_commit(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@t"]
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init", "-q")
+    git("commit", "--allow-empty", "-qm", "first")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sf.provenance.ROOT", tmp_path)
+        assert provenance.commit()["dirty"] is False
+        (tmp_path / "unpacked").mkdir()
+        patch.setattr("sf.provenance.ROOT", tmp_path / "unpacked")
+        assert provenance.commit() == {"commit": "unknown", "dirty": None}
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
+def test_a_place_that_cannot_be_written_is_one_clear_error(
+    stage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    """`sf use` in a checkout that belongs to someone else."""
+    shutil.copytree(ROOT / "params", stage / "params")
+
+    def refuse(*paths: object) -> None:
+        raise OSError(number, os.strerror(number), "params.yaml")
+
+    monkeypatch.setattr("os.replace", refuse)
+    monkeypatch.setattr("sys.argv", ["sf", "use", "smoke"])
+    monkeypatch.setattr("warnings.formatwarning", warnings.formatwarning)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    shown = capsys.readouterr().err
+    assert f"params.yaml'. cannot be written or read: {os.strerror(number)}" in shown
+    assert "Traceback" not in shown
 
 
 def test_changed_code_is_run_again(stage: Path) -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from sf.errors import EnvironmentFault
 
-__all__ = ["QueuedJob", "check", "grow", "jobs_of", "minutes", "wait_for_jobs"]
+__all__ = ["QueuedJob", "check", "end_of", "grow", "jobs_of", "minutes", "wait_for_jobs"]
 
-POLL_SECONDS = 15.0
+POLL_SECONDS = 5.0
 LEAST_JOB_AGE = 120
 """Seconds that a finished job must stay visible to squeue: three of the plugin's status checks."""
 GROWTH = 0.5
@@ -131,6 +131,21 @@ def jobs_of(folder: Path) -> list[QueuedJob]:
         if rule != comment and Path(place) == folder:
             queued.append(QueuedJob(number, state, rule))
     return queued
+
+
+def end_of(job: str) -> str | None:
+    """How a job ended, by Slurm's queue or accounts, such as "TIMEOUT"; None if unknown."""
+    for words in (
+        ["squeue", "--noheader", "--states=all", "--jobs", job, "--format", "%T"],
+        ["sacct", "--noheader", "--allocations", "--parsable2", "--jobs", job, "--format", "State"],
+    ):
+        try:
+            lines = _output(words).splitlines()
+        except EnvironmentFault:  # the job is too old, or there are no accounts
+            continue
+        if lines and lines[-1].strip():
+            return lines[-1].strip()
+    return None
 
 
 def wait_for_jobs(folder: Path) -> None:

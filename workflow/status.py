@@ -1,10 +1,13 @@
-"""The state of each job of a study: whether its result holds, and why or why not."""
+"""The state of each job of a study: whether its result holds, why or why not, and what runs."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable
+import shutil
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,20 +16,32 @@ from pydantic import BaseModel
 from rich.markup import escape
 from rich.table import Table
 
+from sf.attempts import FAILED, STOPPED, Attempt, last_attempt
 from sf.config import validated
-from sf.errors import DataError
+from sf.errors import DataError, EnvironmentFault
+from sf.escaping import printable
 from sf.jobs import stage_module
 from sf.layout import STAMP, work_folder
 from sf.result_key.contents import input_digest
 from sf.result_key.key import RECORD, Change, State, input_paths, key_of, state_of
 from sf.result_key.stamp import read_stamp
 from sf.reuse import LOCK
+from workflow import slurm
 from workflow.jobs import JobSpec
 
-__all__ = ["JobStatus", "as_json", "as_table", "stale_jobs", "study_status"]
+__all__ = ["JobStatus", "as_json", "as_table", "log_file", "stale_jobs", "study_status", "totals"]
 
-Status = Literal["holds", "running", "stale", "missing"]
-COLOURS: dict[str, str] = {"holds": "green", "running": "blue", "stale": "yellow", "missing": "red"}
+Status = Literal["holds", "running", "queued", "failed", "stopped", "stale", "missing"]
+COLOURS: dict[str, str] = {
+    "holds": "green",
+    "running": "blue",
+    "queued": "blue",
+    "failed": "bold red",
+    "stopped": "yellow",
+    "stale": "yellow",
+    "missing": "red",
+}
+TAIL_BYTES = 4096
 MOST_REASONS = 6  # in the table; --json has all
 
 
@@ -36,10 +51,13 @@ class JobStatus:
 
     Attributes:
         job: of the study.
-        status: of its result; "running" while a process works on it.
+        status: of its result; "running" while a process works on it, "queued" while Slurm holds
+            it, "failed" and "stopped" after the last attempt ended so without a result that holds.
         changes: why the result is stale.
         waits_for: names of the jobs whose results it reads and that do not hold.
         stamp: the record of the result; empty without one.
+        attempt: the last call of the stage.
+        slurm_jobs: what Slurm runs or will run for it.
     """
 
     job: JobSpec
@@ -47,11 +65,13 @@ class JobStatus:
     changes: tuple[Change, ...] = ()
     waits_for: tuple[str, ...] = ()
     stamp: dict[str, Any] = field(default_factory=dict)
+    attempt: Attempt | None = None
+    slurm_jobs: tuple[slurm.QueuedJob, ...] = ()
 
     @property
     def reasons(self) -> list[str]:
         """Why the result has its status, a sentence each."""
-        reasons = [str(change) for change in self.changes]
+        reasons = [*self._attempt(), *(str(change) for change in self.changes)]
         if self.waits_for and self.status != "missing":
             names = ", ".join(self.waits_for)
             reasons.append(f"reads {names}, which does not hold")
@@ -64,22 +84,119 @@ class JobStatus:
             )
         return reasons
 
+    def _attempt(self) -> list[str]:
+        """What runs, or how the last attempt ended, with the log's last line."""
+        lines = [f"Slurm job {job.id}: {job.state}" for job in self.slurm_jobs]
+        if self.status not in ("running", "failed", "stopped"):
+            return lines
+        if self.attempt is not None:
+            lines.append(self.attempt.where)
+        if self.status != "running" and self.attempt is not None:
+            lines.append(self.attempt.reason or _killed(self.attempt))
+        last = log_tail(log_file(self.job))
+        return [*lines, f"{log_file(self.job)}: {last}"] if last else lines
+
 
 def study_status(specs: Iterable[JobSpec]) -> list[JobStatus]:
     """The status of each job, in the study's order; nothing is run or written but caches."""
-    reader = _Inputs()
+    reader, queued = _Inputs(), _queued()
     listed: list[JobStatus] = []
     failing: dict[str, str] = {}
     for job in specs:
         state = _state(job, reader)
         waits_for = tuple(failing[stamp] for stamp in job.inputs if stamp in failing)
         status: Status = "stale" if state.status == "holds" and waits_for else state.status
-        if _is_locked(Path(job.output)):
-            status = "running"
+        jobs = tuple(entry for entry in queued if entry.rule == job.name)
+        attempt = last_attempt(work_folder(Path(job.output)))
+        status = _progress(job, status, attempt, jobs)
         if status != "holds":
             failing[job.stamp] = job.name
-        listed.append(JobStatus(job, status, state.changes, waits_for, dict(state.stamp)))
+        entry = JobStatus(job, status, state.changes, waits_for, dict(state.stamp), attempt, jobs)
+        listed.append(entry)
     return listed
+
+
+def _progress(
+    job: JobSpec, status: Status, attempt: Attempt | None, jobs: tuple[slurm.QueuedJob, ...]
+) -> Status:
+    """The status of a result, or what becomes of a job whose result does not hold."""
+    if _is_locked(Path(job.output)) or any(entry.state == "RUNNING" for entry in jobs):
+        return "running"
+    if status == "holds":
+        return status
+    if jobs:
+        return "queued"
+    if attempt is not None and attempt.outcome == FAILED:
+        return "failed"
+    if attempt is not None and attempt.outcome in (STOPPED, ""):
+        return "stopped"
+    return status
+
+
+def _queued() -> list[slurm.QueuedJob]:
+    """Slurm's jobs of this checkout; none where there is no Slurm or it does not answer."""
+    if shutil.which("squeue") is None:
+        return []
+    try:
+        return slurm.jobs_of(Path.cwd())
+    except EnvironmentFault:
+        return []
+
+
+def _killed(attempt: Attempt) -> str:
+    """Why an attempt left no word."""
+    state = slurm.end_of(attempt.slurm_job) if attempt.slurm_job else None
+    if state:
+        return f"ended without a word; Slurm: {state}"
+    return "ended without a word: killed, out of memory, or the machine went down"
+
+
+def log_file(job: JobSpec) -> Path:
+    """Where both engines' calls of a job are logged by Snakemake."""
+    return Path("logs") / str(job.names["scale"]) / f"{job.name}.log"
+
+
+def log_tail(path: Path) -> str:
+    """The last line of a log that says something; "" without one."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(path.stat().st_size - TAIL_BYTES, 0))
+            lines = stream.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((printable(line.strip()) for line in reversed(lines) if line.strip()), "")
+
+
+def totals(listed: Iterable[JobStatus]) -> str:
+    """How many jobs have which status, and the hours that are left where that is known.
+
+    A job takes as long as it did before, or as the median of the same rule's finished jobs.
+    """
+    listed = list(listed)
+    counts = Counter(entry.status for entry in listed)
+    text = ", ".join(f"{count} {name}" for name, count in counts.items())
+    left = [entry for entry in listed if entry.status != "holds"]
+    if not left:
+        return text
+    spent: dict[str, list[float]] = {}
+    for entry in listed:
+        if entry.stamp.get("seconds"):
+            spent.setdefault(entry.job.stage.name, []).append(float(entry.stamp["seconds"]))
+    known = [_seconds(entry, spent) for entry in left]
+    hours = sum(filter(None, known)) / 3600
+    unknown = known.count(None)
+    text += f"; about {hours:.2g} h of work left" if unknown < len(left) else "; work left unknown"
+    return (
+        f"{text}, {unknown} jobs of unknown length not counted" if 0 < unknown < len(left) else text
+    )
+
+
+def _seconds(entry: JobStatus, spent: Mapping[str, list[float]]) -> float | None:
+    own = entry.stamp.get("seconds")
+    if own:
+        return float(own)
+    others = spent.get(entry.job.stage.name)
+    return statistics.median(others) if others else None
 
 
 def stale_jobs(specs: Iterable[JobSpec]) -> list[JobStatus]:
@@ -161,6 +278,8 @@ def as_json(listed: Iterable[JobStatus]) -> list[dict[str, Any]]:
             "reasons": status.reasons,
             "changes": [asdict(change) for change in status.changes],
             "waits_for": list(status.waits_for),
+            "attempt": asdict(status.attempt) if status.attempt else None,
+            "slurm_jobs": [asdict(entry) for entry in status.slurm_jobs],
         }
         for status in listed
     ]

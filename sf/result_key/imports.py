@@ -27,12 +27,14 @@ __all__ = ["RUNNER", "Code", "code_of", "module_file", "stage_code"]
 
 PACKAGE = Path(sf.__file__).parent
 RUNNER: dict[str, str] = {
+    "sf.attempts": "records",
     "sf.atomic_files": "writes the bytes that it is given",
     "sf.config": "reads and checks parameters, whose values count",
     "sf.errors": "an error ends a stage",
     "sf.evaluation.registry": "names our model to lmms-eval's command line",
     "sf.extras": "an error ends a stage",
     "sf.fields": "checks parameters, whose values count",
+    "sf.interruption": "stops a stage",
     "sf.jobs": "starts a stage",
     "sf.mlflow_runs": "records",
     "sf.mlflow_store": "records",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 RANKS = True
+ENDS_STEPS = True  # told to stop, it finishes its step and writes a checkpoint
 
 
 class Parameters(RunParameters):

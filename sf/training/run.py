@@ -16,6 +16,7 @@ from sf.attention.trained import TrainedAttention, note_trained, trained_attenti
 from sf.errors import ConfigError
 from sf.extras import extra
 from sf.fields import flat
+from sf.interruption import JobInterrupted
 from sf.models import load_model, load_processor
 from sf.progress import progress
 from sf.ranks import agreed, rank, world_size
@@ -39,6 +40,7 @@ from sf.training.sft import SparseSFTTrainer
 from sf.training.sharding import shard
 from sf.training.sharpness import KINDS
 from sf.training.sparsity_weight import PathwiseWeight
+from sf.training.time_limit import TimeLimit
 from sf.training.trainer import SparsityForcingTrainer
 from sf.training.trainer_config import Grpo
 
@@ -57,6 +59,7 @@ class Training:
         processor: of the model.
         monitor: holds the latest figures.
         sealing: saves and restores what transformers does not know of.
+        time_limit: stops the loop before the job ends.
         checkpoints: folder of the checkpoints.
     """
 
@@ -64,6 +67,7 @@ class Training:
     processor: Any
     monitor: Monitor
     sealing: SealCheckpoints
+    time_limit: TimeLimit
     checkpoints: Path
 
 
@@ -121,10 +125,10 @@ def assemble(
     monitor, watch = Monitor(tracker, counter, cost), CollapseWatch(p)
     pathwise = PathwiseWeight.of(p) if isinstance(p.objective, Pathwise) else None
     parts = {"collapse": watch} | ({"pathwise": pathwise} if pathwise else {})
-    sealing = SealCheckpoints(parts)
+    sealing, time_limit = SealCheckpoints(parts), TimeLimit()
     common: dict[str, Any] = {
         "samples": samples.add if samples else None,
-        "callbacks": [cost, monitor, watch, sealing, FiniteGradients()],
+        "callbacks": [cost, monitor, watch, sealing, FiniteGradients(), time_limit],
     }
     trainer: ResumableTrainer
     if sampled:
@@ -133,7 +137,7 @@ def assemble(
         common["replacement"] = replacement
         trainer = _sft(p, model, processor, encoder, checkpoints, **common)
     trainer.remove_callback(PrinterCallback)
-    return Training(trainer, processor, monitor, sealing, checkpoints)
+    return Training(trainer, processor, monitor, sealing, time_limit, checkpoints)
 
 
 def _grpo(
@@ -271,6 +275,7 @@ def train(
         TrainingCollapse: the loss or a gradient is not finite, or a figure collapsed
             (`sf.training.collapse`).
         EnvironmentFault: no room for the checkpoints, a full disk or too little memory.
+        JobInterrupted: the job is about to end; a checkpoint of the last step is written.
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
     # One rank looks: it also removes what is broken.
@@ -283,6 +288,9 @@ def train(
             training.sealing.restore(resumed)
         with clear_faults(training.trainer, checkpoints):
             training.trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    if training.time_limit.cause is not None:
+        step = training.trainer.state.global_step
+        raise JobInterrupted(training.time_limit.cause, f"after step {step} of {p.train.steps}")
     figures = _last_figures(training)
     weights = training.trainer.whole_weights()
     if training.trainer.is_world_process_zero():

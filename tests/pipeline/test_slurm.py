@@ -1,14 +1,20 @@
-"""The documented command under a real Slurm: `snakemake --cores all --profile slurm`."""
+"""The documented command under a real Slurm: `snakemake --cores all --profile slurm`.
+
+One node, no accounting, more CPUs than the machine has. One study of one job goes through what
+happens on clusters, as the start of Snakemake takes most of the time.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -71,22 +77,47 @@ def test_only_jobs_of_this_checkout_are_waited_for(monkeypatch: pytest.MonkeyPat
 
 # Under a real Slurm
 
+LIMITED = """# A stage that its first job has no time for.
+import os, sys, time
+from pathlib import Path
+from types import ModuleType
+import sf.cli, sf.jobs
+from sf.fields import Section
+
+class Parameters(Section):
+    output: Path
+
+def run(parameters, job):
+    with (job.state / "calls").open("a") as calls:
+        print(os.environ["SLURM_JOB_ID"], file=calls)
+    if "SLURM_RESTART_COUNT" not in os.environ:
+        time.sleep(600)
+    (job.out / "calls").write_text((job.state / "calls").read_text())
+
+if "SLURM_RESTART_COUNT" not in os.environ:
+    os.environ["SLURM_JOB_END_TIME"] = str(int(time.time()) + 8)
+module = ModuleType("limited")
+module.Parameters, module.run, module.__file__ = Parameters, run, sf.jobs.__file__
+module.input_paths = lambda parameters: {}
+sf.jobs.stage_module = lambda name: module
+sf.cli.main()
+"""
+
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A checkout at the smoke scale in a path with a space, and a running Slurm."""
     reason = slurm_cluster.missing()
     if reason is not None:
         pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("slurm") / "checkout"
-    listed = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
-    for name in listed:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, folder / name)
-    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    folder = tmp_path_factory.mktemp("slurm") / "check out"
+    words = ["git", "ls-files", "-co", "--exclude-standard"]
+    for name in subprocess.check_output(words, cwd=ROOT, text=True).splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    shutil.copy2(folder / "params/smoke.yaml", folder / "params.yaml")
     with slurm_cluster.slurm(folder.parent / "daemons"):
-        subprocess.run(
-            ["sf", "use", "smoke", "--force"], cwd=folder, env=environment(folder), check=True
-        )
         yield folder
 
 
@@ -103,75 +134,90 @@ def submit(folder: Path, *targets: str) -> subprocess.Popen[str]:
         [BIN / "snakemake", "--cores", "all", "--profile", "slurm", *words],
         cwd=folder,
         env=environment(folder),
-        stdout=subprocess.PIPE,
+        stdout=(folder / "submitter.log").open("w"),
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
 
 
+def sbatch(folder: Path, *words: str) -> str:
+    """Submit a script of one line; returns the job's id."""
+    call = ["sbatch", "--parsable", "--requeue", "--chdir", str(folder), *words]
+    return subprocess.check_output(call, env=environment(folder), text=True).strip()
+
+
 def queue(*options: str) -> list[list[str]]:
-    words = ["squeue", "--noheader", "--states=all", "--format", "%i|%T|%k|%C|%l", *options]
+    words = ["squeue", "--noheader", "--states=all", "--format", "%i|%T|%k|%C|%m", *options]
     return [line.split("|") for line in subprocess.check_output(words, text=True).splitlines()]
 
 
-def wait_for(state: str, rule: str) -> str:
-    """The id of the first job of a rule that is in a state."""
+def wait_for(state: str, rule: str, other_than: str = "") -> str:
+    """The id of a job of a rule that is in a state."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         for number, now, comment, *_ in queue():
-            if (now, comment) == (state, f"rule_{rule}"):
+            if (now, comment) == (state, f"rule_{rule}") and number != other_than:
                 return number
         time.sleep(0.5)
     raise AssertionError(f"no {state} {rule}: {queue()}")
 
 
-def end(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, output[-4000:]
-    return output
+def node(state: str) -> None:
+    name = f"NodeName={socket.gethostname().split('.')[0]}"
+    subprocess.run(["scontrol", "update", name, f"State={state}", "Reason=test"], check=True)
 
 
 @real
 @pytest.mark.timeout(900)
-def test_a_killed_submitter_waits_for_its_running_jobs(checkout: Path) -> None:
-    first = submit(checkout, "benchmarks")
+def test_a_study_survives_what_happens_on_a_cluster(checkout: Path) -> None:
+    """A killed submitter's job, a drained node, a job cancelled, a job at its time limit."""
+    params = checkout / "params.yaml"
+    text = params.read_text()
+    assert "  default: {cpus: 1," in text
+    params.write_text(text.replace("  default: {cpus: 1,", "  default: {cpus: 7,"))
+    limited = checkout.parent / "limited.py"
+    limited.write_text(LIMITED)
+    (checkout / "limited.json").write_text(json.dumps({"output": "results/own/limited"}))
+    call = shlex.join(
+        [str(BIN / "python"), str(limited), "run", "report", "--config", "limited.json"]
+    )
+    told = sbatch(checkout, "--output", "limited.log", "--time", "5", "--wrap", call)
+
+    wait_until(lambda: "Slurm starts it again" in read(checkout / "limited.log"))
+    subprocess.run(["scontrol", "update", f"JobId={told}", "StartTime=now"], check=False)
+    node("DRAIN")
+    left = sbatch(checkout, "--comment", "rule_benchmarks", "--wrap", "sleep 600")
+    assert slurm.jobs_of(checkout)[-1] == slurm.QueuedJob(left, "PENDING", "benchmarks")
+    process = submit(checkout, "benchmarks")
+    try:
+        wait_until(
+            lambda: f"Slurm job {left} of an earlier call" in read(checkout / "submitter.log")
+        )
+        subprocess.run(["scancel", left], check=True)
+        waiting = wait_for("PENDING", "benchmarks", other_than=left)  # the node is drained
+    finally:
+        node("RESUME")
     wait_for("RUNNING", "benchmarks")
-    os.killpg(first.pid, signal.SIGKILL)
-    output = end(submit(checkout, "benchmarks"))
-    assert "waiting for benchmarks, Slurm job" in output
-    assert [line[2] for line in queue()] == ["rule_benchmarks"]
+    subprocess.run(["scancel", waiting], check=True)
+    assert process.wait(timeout=400) == 0, read(checkout / "submitter.log")[-4000:]
+    tries = [line for line in queue() if line[2] == "rule_benchmarks" and line[0] != left]
+    assert len(tries) == 2
+    assert {line[3] for line in tries} == {"7"}  # the machine has fewer
+    assert sorted(line[4] for line in tries) == ["2G", "3G"]
     assert (checkout / "results/smoke/benchmarks/stage.json").is_file()
 
-
-@real
-@pytest.mark.timeout(900)
-def test_a_job_gets_the_cores_it_asks_for_and_goes_on_after_scancel(checkout: Path) -> None:
-    """More cores than the submitting machine has; a cancelled job is tried again."""
-    params = checkout / "params.yaml"
-    params.write_text(params.read_text().replace("  default: {cpus: 1,", "  default: {cpus: 7,"))
-    process = submit(checkout, "prepare")
-    cancelled = wait_for("RUNNING", "prepare")
-    subprocess.run(["scancel", cancelled], check=True)
-    end(process)
-    tries = [line for line in queue() if line[2] == "rule_prepare"]
-    assert len(tries) == 2
-    assert {line[3] for line in tries} == {"7"}
-    assert (checkout / "results/smoke/prepare/stage.json").is_file()
+    result = checkout / "results/own/limited/calls"
+    wait_until(result.is_file)
+    assert set(result.read_text().split()) == {told}
+    assert "report: done" in read(checkout / "limited.log")
 
 
-@real
-@pytest.mark.timeout(900)
-def test_a_drained_node_delays_a_study_and_does_not_fail_it(checkout: Path) -> None:
-    import socket
+def read(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
 
-    node = f"NodeName={socket.gethostname().split('.')[0]}"
-    drain = ["scontrol", "update", node, "State=DRAIN", "Reason=test"]
-    subprocess.run(drain, check=True)
-    process = submit(checkout, "base__tiny-qwen2.5-vl")
-    try:
-        wait_for("PENDING", "base__tiny-qwen2.5-vl")
-    finally:
-        subprocess.run(["scontrol", "update", node, "State=RESUME"], check=True)
-    end(process)
-    assert (checkout / "results/smoke/base/tiny-qwen2.5-vl/stage.json").is_file()
+
+def wait_until(holds: Callable[[], bool], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)

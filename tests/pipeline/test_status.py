@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from sf.atomic_files import write_json
+from sf.attempts import Attempt
 from sf.cli import app
 from sf.config import Params, read_yaml, validated
 from sf.jobs import stage_module
@@ -19,7 +21,8 @@ from sf.layout import work_folder
 from sf.result_key.contents import file_digests
 from sf.result_key.key import key_of
 from workflow.jobs import JobSpec, jobs
-from workflow.status import JobStatus, stale_jobs, study_status
+from workflow.slurm import QueuedJob
+from workflow.status import JobStatus, log_file, stale_jobs, study_status, totals
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -131,6 +134,64 @@ def test_a_job_at_work_is_running(study: list[JobSpec]) -> None:
     with FileLock(work_folder(Path(job.output)) / "lock"):
         assert by_status(study_status(study))["running"] == ["profile"]
     assert by_status(study_status(study)) == {}
+
+
+ATTEMPT = Attempt("node7", 12, "31", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "queue", "status", "reasons"),
+    [
+        (replace(ATTEMPT, ended=2.0, outcome="failed", reason="disk is full"), [], "failed",
+         ["process 12 on node7, Slurm job 31", "disk is full", "log: the last line"]),
+        (replace(ATTEMPT, ended=2.0, outcome="stopped", reason="stopped by SIGTERM"), [], "stopped",
+         ["stopped by SIGTERM"]),
+        (ATTEMPT, [], "stopped", ["ended without a word; Slurm: TIMEOUT"]),
+        (replace(ATTEMPT, slurm_job=""), [], "stopped", ["killed, out of memory"]),
+        (ATTEMPT, [QueuedJob("31", "RUNNING", "report")], "running",
+         ["Slurm job 31: RUNNING", "node7", "log: the last line"]),
+        (None, [QueuedJob("32", "PENDING", "report")], "queued", ["Slurm job 32: PENDING"]),
+        (None, [QueuedJob("33", "PENDING", "prepare")], "missing", []),
+    ],
+)  # fmt: skip
+def test_a_job_without_a_result_says_what_became_of_it(
+    study: list[JobSpec],
+    monkeypatch: pytest.MonkeyPatch,
+    attempt: Attempt | None,
+    queue: list[QueuedJob],
+    status: str,
+    reasons: list[str],
+) -> None:
+    job = study[-1]
+    Path(job.stamp).unlink()
+    if attempt is not None:
+        write_json(work_folder(Path(job.output)) / "attempt.json", asdict(attempt))
+    log = log_file(job)
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b"first\n\x1b[31mred \xff\nlog: the last line\n\n")
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr("workflow.slurm.jobs_of", lambda folder: queue)
+    monkeypatch.setattr("workflow.slurm.end_of", lambda job: "TIMEOUT" if job == "31" else None)
+    entry = study_status(study)[-1]
+    assert entry.status == status
+    text = "\n".join(entry.reasons)
+    for reason in reasons:
+        assert reason in text
+    assert "\x1b" not in text
+
+
+def test_hours_left_are_those_that_the_same_jobs_took(study: list[JobSpec]) -> None:
+    assert "left" not in totals(study_status(study))
+    trained = [job for job in study if job.stage.name == "evaluate_base"]
+    for job, seconds in zip(trained, (3600.0, 7200.0, 9000.0), strict=False):
+        stamp = json.loads(Path(job.stamp).read_text())
+        write_json(Path(job.stamp), {**stamp, "seconds": seconds})
+    (work_folder(Path(trained[0].output)) / "record.json").unlink(missing_ok=True)
+    Path(trained[0].stamp).unlink()
+    text = totals(study_status(study))
+    others = [7200.0, 9000.0][: len(trained) - 1]
+    assert f"about {sum(others) / len(others) / 3600:.2g} h of work left" in text
+    assert "1 jobs of unknown length" in text  # the report
 
 
 def test_the_command_prints_a_table_and_plain_values(study: list[JobSpec]) -> None:

@@ -23,6 +23,7 @@ from sf.attention.trained import SPARSITY_FILE, TrainedAttention, record_of
 from sf.data.manifest import Row
 from sf.data.prompts import Template, question_text
 from sf.errors import DataError
+from sf.interruption import JobInterrupted, listening
 from sf.models import load_model, load_processor
 from sf.training.checkpoints import SEAL, seal
 from sf.training.dataset import question_order, templates_of, training_set
@@ -77,6 +78,45 @@ def test_killed_run_goes_on_to_the_same_weights(
     shown = pd.read_csv(tables[0], keep_default_na=False)
     assert list(shown["step"]) == [step for step in (1, 2, 3, 4) for _ in range(4)]
     assert list(shown["retention_p"][:4]) == [0.5, 0.7, 0.9, 1.0]
+
+
+class WarnedLog(Log):
+    """The time limit of the job is near, behind a checkpoint and before the next."""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        super().log(step, values)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("near", ["signal", "limit"])
+def test_a_job_near_its_limit_checkpoints_its_step_and_the_next_goes_on(
+    base: Path,
+    rows: list[Row],
+    tmp_path: Path,
+    objective: str,
+    uninterrupted: tuple[Path, dict],
+    near: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    p, note = parameters(objective=objective), {"model": "tiny", "objective": objective}
+    given = p, base, rows, tmp_path / "state", tmp_path / "out"
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    if near == "limit":
+        monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 5))
+    with (
+        listening(at_once=False),
+        pytest.raises(JobInterrupted, match=r"after step \d of 4") as told,
+    ):
+        train(*given, WarnedLog() if near == "signal" else Log(), note)
+    assert told.value.cause == "SIGUSR1"
+    step = 3 if near == "signal" else 1  # step 2 is logged after its end
+    assert (tmp_path / "state" / f"checkpoint-{step}" / SEAL).is_file()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    resumed = run(base, rows, tmp_path, objective)
+    _, whole = uninterrupted
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
 class Interruption(Exception):

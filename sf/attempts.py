@@ -1,0 +1,86 @@
+"""The last attempt at a job: where it ran and how it ended, for messages and `sf status`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from sf.atomic_files import read_json, write_json
+from sf.escaping import printable
+from sf.interruption import JobInterrupted
+from sf.redaction import redact
+
+__all__ = ["Attempt", "last_attempt", "noted"]
+
+FILE = "attempt.json"
+DONE, FAILED, STOPPED = "done", "failed", "stopped"
+_LONGEST = 500
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One call of a stage that held the lock of its output.
+
+    Attributes:
+        host: its name.
+        pid: of the process.
+        slurm_job: Slurm's id; "" outside Slurm.
+        began, ended: seconds since 1970; `ended` is None while it runs and after a kill.
+        outcome: "done", "failed", "stopped" or, while it runs and after a kill, "".
+        reason: why it failed or stopped.
+    """
+
+    host: str
+    pid: int
+    slurm_job: str
+    began: float
+    ended: float | None = None
+    outcome: str = ""
+    reason: str = ""
+
+    @property
+    def where(self) -> str:
+        """The process, in words."""
+        job = f", Slurm job {self.slurm_job}" if self.slurm_job else ""
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.began))
+        return f"process {self.pid} on {self.host}{job}, since {began}"
+
+
+def last_attempt(work: Path) -> Attempt | None:
+    """What is noted in a work folder; None where nothing readable is."""
+    try:
+        return Attempt(**read_json(work / FILE))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+@contextmanager
+def noted(work: Path) -> Iterator[None]:
+    """Note an attempt when it begins and when it ends."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    attempt = Attempt(socket.gethostname(), os.getpid(), job, time.time())
+    write_json(work / FILE, asdict(attempt))
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, JobInterrupted | KeyboardInterrupt)
+        text = str(error).strip() or type(error).__name__
+        reason = printable(redact(text))[:_LONGEST]
+        _end(work, attempt, STOPPED if stopped else FAILED, reason)
+        raise
+    _end(work, attempt, DONE)
+
+
+def _end(work: Path, attempt: Attempt, outcome: str, reason: str = "") -> None:
+    """The note is no result: a disk that is full by now must not hide why the attempt failed."""
+    try:
+        ended = replace(attempt, ended=time.time(), outcome=outcome, reason=reason)
+        write_json(work / FILE, asdict(ended))
+    except OSError as error:
+        warnings.warn(f"the end of this attempt is not noted: {error}", stacklevel=3)

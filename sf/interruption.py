@@ -1,0 +1,116 @@
+"""Jobs that end before their work does: warned by a signal, they go on in the next job.
+
+A scheduler ends a job at its time limit, when the job is preempted, or when its node is drained.
+Under Slurm a job sends itself SIGUSR1 before its limit; anyone may send SIGUSR1 or SIGTERM. What
+follows depends on the stage: training finishes its step and writes a checkpoint, every other stage
+stops at once, as its partial results survive any kill. The process ends with status 75 ("try again
+later"); near its limit it also has Slurm put the job back into the queue, under the same job id, so
+a training of any length runs in jobs of any length.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["STATUS", "JobInterrupted", "listening", "remaining_seconds", "requested", "requeue"]
+
+STATUS = 75  # EX_TEMPFAIL of sysexits.h
+WARNING_SECONDS = 120.0
+"""How long before its time limit a job is told, and at most a fifth of its time."""
+LIMIT, TERM = "SIGUSR1", "SIGTERM"
+_requested: str | None = None
+
+
+class JobInterrupted(BaseException):
+    """The job was told to stop, and what it has done is kept; no error that a stage may catch.
+
+    Attributes:
+        cause: name of the signal.
+    """
+
+    def __init__(self, cause: str, done: str = "") -> None:
+        self.cause = cause
+        what = f" {done}" if done else ""
+        super().__init__(f"stopped by {cause}{what}; the same command goes on from here")
+
+
+def requested() -> str | None:
+    """The signal that told this process to stop; None if there was none."""
+    return _requested
+
+
+def remaining_seconds() -> float | None:
+    """The time until Slurm ends this job; None without a limit or outside Slurm."""
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    return float(end) - time.time() if end.isdigit() else None
+
+
+@contextmanager
+def listening(at_once: bool) -> Iterator[None]:
+    """Take SIGUSR1 and SIGTERM, and send the first before the job's time limit.
+
+    Args:
+        at_once: raise where the process stands; otherwise `requested` tells.
+
+    Raises:
+        JobInterrupted: a signal came, and `at_once`.
+    """
+    global _requested
+
+    def note(number: int, frame: FrameType | None) -> None:
+        global _requested
+        _requested = signal.Signals(number).name
+        if at_once:
+            raise JobInterrupted(_requested)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python handles signals in the main thread only
+        return
+    _requested = None
+    before = {number: signal.signal(number, note) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    timer = _timer()
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _timer() -> threading.Timer | None:
+    remaining = remaining_seconds()
+    if remaining is None:
+        return None
+    delay = max(remaining - min(WARNING_SECONDS, 0.2 * remaining), 0.0)
+    timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def requeue() -> bool:
+    """Have Slurm run this job once more; whether it will. False outside Slurm."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return False
+    try:
+        done = subprocess.run(
+            ["scontrol", "requeue", job], capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = str(error)
+    else:
+        if done.returncode == 0:
+            return True
+        reason = done.stderr.strip()
+    print(f"Slurm does not requeue job {job}: {reason}", file=sys.stderr, flush=True)
+    return False
