@@ -94,29 +94,31 @@ def write_source(root: Path, num_rows: int) -> float:
 
 def prepare(root: Path, out: Path, results: Any) -> None:
     """One repeat, in a process of its own: seconds, CPU seconds, peak GiB, rows."""
+    from sf.sections import Prepare, Vision
     from sf.stages.prepare import Parameters, write_manifests
 
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(list(os.sched_getaffinity(0))[:CORES]))
     parameters = Parameters(
-        source=str(root),
         output=out,
         seed=0,
-        image_min_pixels=3136,
-        image_max_pixels=401_408,
-        video_min_pixels=3136,
-        video_max_pixels=100_352,
-        video_max_frames=16,
-        video_fps=2.0,
-        synthetic_rows=1,
-        data_sources=[],
-        sample_rows=0,
-        calibration_share=0.005,
-        heldout_share=0.01,
-        calibration_rows=512,
-        heldout_rows=2048,
-        media_check=False,
-        max_reject_share=0.05,
+        vision=Vision(
+            image_min_pixels=3136,
+            image_max_pixels=401_408,
+            video_min_pixels=3136,
+            video_max_pixels=100_352,
+            video_max_frames=16,
+            video_fps=2.0,
+        ),
+        prepare=Prepare(
+            source=str(root),
+            calibration_share=0.005,
+            heldout_share=0.01,
+            calibration_rows=512,
+            heldout_rows=2048,
+            media_check=False,
+            max_reject_share=0.05,
+        ),
     )
     began, began_cpu = time.perf_counter(), time.process_time()
     done = write_manifests(parameters, out)

@@ -9,7 +9,7 @@ which other programs disturb less. Memory is a process's peak above what it held
 The model is random: four layers of a quarter of Qwen2.5-VL-3B's width (heads of 128). In the 3B
 model a visual token costs 0.92 times as much in the tower as in the language model (four patches
 through 630 M parameters, one through a merger of 37 M, against 2.77 G); here it is 0.89. 144 of
-some 200 tokens are visual, as 512 of some 750 are with the pixel bounds of `params/paper.yaml`.
+some 200 tokens are visual, as 512 of some 750 are with the pixel bounds of the scale `paper`.
 Stock TRL attends to everything; ours runs each rollout at its published threshold, from 0.94 to
 0.975. A random model's attention is nearly even, so most tokens are kept: what is saved here is
 work done twice, not attention.
@@ -128,10 +128,11 @@ def base_model(
 
 def settings(arguments: argparse.Namespace, steps: int) -> Any:
     """The paper's settings, at this size."""
-    from sf.config import Runtime, Vision, load_params
+    from sf.config import Runtime, Vision
+    from sf.scales import load_scale
     from sf.training.parameters import RunParameters
 
-    params = load_params(Path(__file__).parent.parent / "params" / "paper.yaml")
+    params = load_scale("paper", Path(__file__).parent.parent / "params")
     row, pixels = params.trained["sparsity_forcing"], (CELL * arguments.cells) ** 2
     common = {
         "steps": steps, "questions_per_step": arguments.questions, "rollouts_per_forward": GROUP,

@@ -1,4 +1,4 @@
-"""What training settings do: one changed at a time, all else as in `params/compare.yaml`.
+"""What training settings do: one changed at a time, all else as in the scale `compare`.
 
 Each setting is trained from one base model over training seeds, measured on held-out questions at
 equal token ratios and, since training may cost the answers' form, on the benchmarks' stand-ins. The
@@ -28,7 +28,7 @@ import sf  # noqa: F401  (before transformers: it lets torchvision import beside
 import pandas as pd
 from table import Row, write_rows
 
-from sf.config import Params, read_yaml, validated
+from sf.config import Params, merged, validated
 from sf.errors import TrainingCollapse
 from sf.evaluation.benchmarks import suite
 from sf.jobs import run_stage
@@ -36,6 +36,7 @@ from sf.layout import STAMP, folder
 from sf.provenance import ROOT
 from sf.report.across_seeds import across_seeds
 from sf.report.published import average
+from sf.scales import scale_values
 
 MODEL = "tiny-qwen2.5-vl"
 RESULTS = Path("results/settings")
@@ -92,8 +93,8 @@ SETTINGS: dict[str, Setting] = {
     "short_50": Setting("half asked for bare answers", {"train": {"short_share": 0.5}}),
     "target_25": Setting("pathwise, target 25 %", target(0.25)),
     "target_50": Setting("pathwise, target 50 %", target(0.5)),
-    "moba": Setting("MoBA", {"objective": "moba"}, curve={"calibrate_p": BLOCKS}),
-    "nsa": Setting("NSA", {"objective": "nsa"}, curve={"calibrate_p": BLOCKS}),
+    "moba": Setting("MoBA", {"objective": "moba"}, curve={"retention_p": BLOCKS}),
+    "nsa": Setting("NSA", {"objective": "nsa"}, curve={"retention_p": BLOCKS}),
 }
 
 
@@ -107,7 +108,7 @@ class Sweep:
     """
 
     def __init__(self, study: str, samples: int, only_finished: bool) -> None:
-        values = read_yaml(ROOT / "params" / "compare.yaml")
+        values = scale_values("compare", ROOT / "params")
         values["objectives"] = {
             name: {"objective": "sparsity_forcing", **setting.row}
             for name, setting in SETTINGS.items()
@@ -119,12 +120,9 @@ class Sweep:
         self.samples, self.only_finished = samples, only_finished
 
     def sections(self, *names: str, **changes: Any) -> dict[str, Any]:
-        """The values of parameter sections, some of them changed."""
-        values: dict[str, Any] = {}
-        for name in names:
-            values |= getattr(self.params, name).model_dump(mode="json")
-        assert changes.keys() <= values.keys(), "a setting names a parameter that is not there"
-        return values | changes
+        """Parameter sections; with one name, some of its values changed."""
+        values = {name: getattr(self.params, name).model_dump(mode="json") for name in names}
+        return merged(values, {names[0]: changes})
 
     def stage(self, name: str, output: Path, **values: Any) -> Path:
         """`sf run NAME`; returns its folder."""
@@ -134,7 +132,7 @@ class Sweep:
 
     def stand_ins(self) -> None:
         """The benchmarks' stand-ins, the same for all runs."""
-        values = self.sections("benchmarks", suites=["all"], benchmark_samples=self.samples)
+        values = self.sections("benchmarks", suites=["all"], samples=self.samples)
         self.stage("benchmarks", self.home, **values, seed=self.params.seed)
 
     def measured(
@@ -144,7 +142,7 @@ class Sweep:
         common = {"model": MODEL, "system": system, "checkpoint": checkpoint, "data": self.data,
                   "seed": self.params.seed,
                   **self.sections("answering", "vision", "runtime")}  # fmt: skip
-        own = self.sections("calibrate", two_turn_pairs=0, **curve)
+        own = self.sections("calibrate", two_turn={"pairs": 0}, **curve)
         frontier = self.stage("calibrate", into / "frontier", **common, **own, split="heldout")
         own = {"method": method, "suite": "all", "benchmarks": self.home}
         own |= self.sections("evaluate")
@@ -160,8 +158,7 @@ class Sweep:
         if self.only_finished and not (into / "evaluate" / STAMP).is_file():
             return None
         row = self.params.trained[name]
-        given = {section: getattr(self.params, section).model_dump(mode="json")
-                 for section in ("answering", "vision", "runtime")}  # fmt: skip
+        given = self.sections("answering", "vision", "runtime")
         try:
             model = self.stage(
                 "train", into / "train", model=MODEL, row=name, seed=seed, base=self.base,

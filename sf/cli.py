@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
 import shlex
-import shutil
 import signal
 import sys
 import traceback
@@ -43,7 +41,9 @@ def _stages() -> list[str]:
 
 
 def _scales() -> list[str]:
-    return sorted(path.stem for path in Path("params").glob("*.yaml"))
+    from sf.scales import scale_names
+
+    return scale_names()
 
 
 def _methods() -> list[str]:
@@ -90,36 +90,16 @@ def use_command(
     scale: Annotated[
         str,
         typer.Argument(
-            help="a file in params/: smoke, mini, compare, single_gpu, paper",
+            help="smoke, mini, compare, single_gpu, paper, or another file in params/",
             autocompletion=_scales,
         ),
     ],
     force: Annotated[bool, typer.Option(help="overwrite an edited params.yaml")] = False,
 ) -> None:
-    """Switch params.yaml to a named scale and print what changed."""
-    from sf.config import field_differences, load_params, read_yaml
+    """Write params.yaml from the defaults and a scale's changes; print what changed."""
+    from sf.scales import use_scale
 
-    scales = {path.stem: path for path in sorted(Path("params").glob("*.yaml"))}
-    if scale not in scales:
-        known = ", ".join(scales) or "none: run this in the checkout"
-        raise ConfigError("scale", scale, "has no file in params/", f"choose one of: {known}")
-    load_params(scales[scale])
-    current = Path("params.yaml")
-    old = read_yaml(current) if current.is_file() else {}
-    edited = current.is_file() and all(
-        current.read_bytes() != path.read_bytes() for path in scales.values()
-    )
-    if edited and not force:
-        raise ConfigError(
-            "params.yaml",
-            None,
-            "holds changes that no named scale has",
-            "keep them as params/NAME.yaml, or drop them with --force",
-        )
-    beside = current.with_name(".params.yaml.tmp")
-    shutil.copyfile(scales[scale], beside)
-    os.replace(beside, current)
-    changes = field_differences(old, read_yaml(current))
+    changes = use_scale(scale, force)
     table = Table()
     for title in ("parameter", "before", "now"):
         table.add_column(title, overflow="fold")  # nothing is cut where the terminal is narrow

@@ -36,6 +36,7 @@ from sf.sections import (
     Prepare,
     Profile,
     Runtime,
+    Scratch,
     Vision,
 )
 from sf.training.block_config import MobaSettings, NsaSettings
@@ -75,6 +76,7 @@ class Params(Section):
     answering: Answering
     prepare: Prepare
     base: Annotated[dict[Name, BaseModelSpec], Field(min_length=1)]
+    scratch: Scratch | None = Field(None, description="of base models with source 'scratch'")
     calibrate: Calibrate
     train: Train
     rollouts: Rollouts
@@ -130,6 +132,17 @@ class Params(Section):
         return validated(TrainedRow, values, f"objectives.{name}: ")
 
     @model_validator(mode="after")
+    def _trained_from_scratch(self) -> Params:
+        from_scratch = [model for model, spec in self.base.items() if spec.source == "scratch"]
+        if from_scratch and self.scratch is None:
+            rule = f"is required: {', '.join(from_scratch)} has source 'scratch'"
+            raise ConfigError("scratch", None, rule, "add the section; params/mini.yaml has one")
+        if self.scratch is not None and not from_scratch:
+            rule = "is of no use: no base model has source 'scratch'"
+            raise ConfigError("scratch", None, rule, "remove the section")
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> Params:
         untrained = [
             model for model, spec in self.base.items() if spec.family in ANSWERING_FAMILIES
@@ -183,7 +196,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except YAMLError as error:
         raise ConfigError(str(path), None, f"is not valid YAML: {error}", "correct it") from error
     if not isinstance(content, dict):
-        raise ConfigError(str(path), None, "must hold a mapping", "see params/mini.yaml")
+        raise ConfigError(str(path), None, "must hold a mapping", "see params/defaults.yaml")
     return content
 
 
@@ -235,7 +248,7 @@ def _one_error(model: type[BaseModel], entry: Any, where: str) -> ConfigError:
         remedy = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
         return ConfigError(f"{where}{field}", value, "is not a known parameter", remedy)
     if entry["type"] == "missing":
-        remedy = "add it; params/mini.yaml has an example"
+        remedy = "add it; params/defaults.yaml has an example"
         return ConfigError(f"{where}{field}", None, "is required", remedy)
     rule = entry["msg"].removeprefix("Value error, ")
     return ConfigError(f"{where}{field}", value, rule, "correct it")

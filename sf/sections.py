@@ -67,12 +67,12 @@ SCRATCH_FAMILIES = ("qwen2_vl", "qwen2_5_vl")  # of which a tiny model can be tr
 class Vision(Section):
     """How images and videos become visual tokens, the same in every stage."""
 
-    image_min_pixels: Positive
-    image_max_pixels: Positive
-    video_min_pixels: Positive = Field(description="per frame")
-    video_max_pixels: Positive = Field(description="per frame")
-    video_max_frames: Positive
-    video_fps: Annotated[float, Field(gt=0)]
+    image_min_pixels: Positive = Field(description="smaller images are enlarged")
+    image_max_pixels: Positive = Field(description="larger images are shrunk")
+    video_min_pixels: Positive = Field(description="of a frame; smaller ones are enlarged")
+    video_max_pixels: Positive = Field(description="of a frame; larger ones are shrunk")
+    video_max_frames: Positive = Field(description="frames of a video at most")
+    video_fps: Annotated[float, Field(gt=0)] = Field(description="frames sampled a second")
 
     @model_validator(mode="after")
     def _ordered(self) -> Vision:
@@ -86,15 +86,17 @@ class Vision(Section):
 class Runtime(Section):
     """Where the numbers are computed."""
 
-    device: Literal["cpu", "cuda"]
-    dtype: Literal["float32", "bfloat16", "float16"]
+    device: Literal["cpu", "cuda"] = Field(description="of models and their inputs")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(description="of weights")
 
 
 class Answering(Section):
     """How questions of the manifests are put and replies judged: the same in every stage."""
 
-    prompt_template: Literal["answer", "think_answer"]
-    max_completion_tokens: Positive
+    prompt_template: Literal["answer", "think_answer"] = Field(
+        description="the answer in <answer> tags, without or after reasoning in <think> tags"
+    )
+    max_completion_tokens: Positive = Field(description="length limit of a reply")
     correctness_cutoff: Annotated[float, Field(gt=0, le=1)] = Field(
         description="fractional scores at or above it are right"
     )
@@ -104,30 +106,35 @@ class Prepare(Section):
     """From rows of Video-R1-260k's schema to manifests."""
 
     source: str = Field(description="'synthetic', a local folder, or 'hub:OWNER/NAME@REVISION'")
-    synthetic_rows: Positive
+    synthetic_rows: Positive | None = Field(
+        None, description="rows that are made; of source 'synthetic' only"
+    )
     data_sources: list[str] = Field(
         default_factory=list, description="data_source or top media folder; empty: all"
     )
-    sample_rows: Annotated[int, Field(ge=0, description="a stratified sample; 0: all rows")]
+    sample_rows: Annotated[int, Field(ge=0)] = Field(
+        0, description="a stratified sample; 0: all rows"
+    )
     calibration_share: Fraction = Field(description="of the media, by hash")
     heldout_share: Fraction = Field(description="of the media, by hash")
     calibration_rows: Positive = Field(description="of its share, at most")
     heldout_rows: Positive = Field(description="of its share, at most")
     media_check: bool = Field(description="open every image and video once")
-    max_reject_share: Fraction
+    max_reject_share: Fraction = Field(description="of the rows; more rejected ones are an error")
+
+    @model_validator(mode="after")
+    def _rows_of_a_synthetic_source(self) -> Prepare:
+        if (self.source == "synthetic") != (self.synthetic_rows is not None):
+            wanted = "needs" if self.source == "synthetic" else "has no use for"
+            raise ValueError(f"source {self.source!r} {wanted} synthetic_rows; correct one of them")
+        return self
 
 
 class BaseModelSpec(Section):
     """One base model: trained from scratch here, or pinned on a hub, or a local folder."""
 
-    family: Family
+    family: Family = Field(description="model class")
     source: str = Field(description="'scratch', a local folder, or 'hub:OWNER/NAME@REVISION'")
-    base_steps: Annotated[int, Field(ge=0, description="training steps when source is scratch")]
-    base_batch: Positive = Field(description="questions a step")
-    base_learning_rate: Annotated[float, Field(gt=0)]
-    base_align_steps: Annotated[int, Field(ge=0, description="of the vision tower alone")]
-    base_media: Annotated[int, Field(ge=0, description="fresh scenes and clips")]
-    base_examples: Annotated[int, Field(ge=0, description="in the benchmarks' formats")]
 
     @model_validator(mode="after")
     def _trainable(self) -> BaseModelSpec:
@@ -139,66 +146,96 @@ class BaseModelSpec(Section):
         return self
 
 
+class Scratch(Section):
+    """How base models with source 'scratch' are trained."""
+
+    align_steps: Annotated[int, Field(ge=0)] = Field(description="of the vision tower alone")
+    steps: Positive = Field(description="of the whole model")
+    batch: Positive = Field(description="questions a step")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        description="of AdamW; Muon's is ten times as large"
+    )
+    media: Annotated[int, Field(ge=0)] = Field(description="fresh scenes and clips")
+    examples: Annotated[int, Field(ge=0)] = Field(description="in the benchmarks' formats")
+
+
+class TwoTurn(Section):
+    """Second questions, answered from a cache that the first one pruned."""
+
+    retention_p: list[RetentionP] = Field(min_length=1, description="thresholds of the first turn")
+    pairs: Annotated[int, Field(ge=0)] = Field(description="second questions at most; 0: none")
+
+
 class Calibrate(Section):
     """The p -> token ratio and accuracy curve."""
 
-    calibrate_p: list[RetentionP] = Field(min_length=1)
-    calibrate_batch: Positive
-    two_turn_p: list[RetentionP] = Field(min_length=1)
-    two_turn_pairs: Annotated[int, Field(ge=0, description="second questions at most; 0: none")]
+    retention_p: list[RetentionP] = Field(
+        min_length=1, description="thresholds of the curve; full attention is added"
+    )
+    batch: Positive = Field(description="questions answered at once")
+    two_turn: TwoTurn
 
 
 class Benchmarks(Section):
     """Where the thirteen benchmarks' data come from."""
 
-    benchmark_source: str = Field(description="'synthetic', 'hub', or a local folder")
-    benchmark_samples: Annotated[int, Field(ge=0, description="0: all; synthetic: how many")]
+    source: str = Field(description="'synthetic', 'hub', or a local folder")
+    samples: Annotated[int, Field(ge=0)] = Field(
+        description="of each task, the first ones; 0: all; synthetic: how many are made"
+    )
     suites: Annotated[list[Suite], Field(min_length=1), AfterValidator(_apart)] = Field(
         description="one evaluation job each: columns, or groups such as 'all' (one process)"
     )
 
 
+class Match(Section):
+    """The token ratio that each method's hyperparameter is set for."""
+
+    token_ratio: RetentionP = Field(description="share of the calibration rows' tokens to keep")
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = Field(description="of that share")
+
+
 class Evaluate(Section):
     """The thirteen benchmarks."""
 
-    inference_p: RetentionP
-    evaluate_batch: Positive
-    match_ratio: Fraction = Field(
-        description="set each method's hyperparameter so that it keeps this share of the "
-        "calibration rows' tokens; 0: the methods' own values"
+    retention_p: RetentionP = Field(description="of ZipVL, and of models trained with top-p")
+    batch: Positive = Field(description="questions answered at once")
+    match: Match | None = Field(
+        None, description="methods at equal token ratio; absent: each at its own value"
     )
-    match_tolerance: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Profile(Section):
     """Latency and memory against sequence length."""
 
-    profile_subjects: list[str] = Field(
+    subjects: list[str] = Field(
         description="'checkpoint', or a key of sf.profiling.models.SHAPES (random weights)"
     )
-    profile_lengths: list[Positive] = Field(min_length=1)
-    profile_ratio: Fraction
-    profile_layer_shares: list[RetentionP] = Field(
+    lengths: list[Positive] = Field(min_length=1, description="tokens of the prompts")
+    token_ratio: Fraction = Field(description="share of the tokens that each layer keeps")
+    layer_shares: list[RetentionP] = Field(
         default_factory=list,
         description="shares of kept tokens, one per layer of a recorded run, stretched over the "
-        "subject's layers; empty: profile_ratio in every layer",
+        "subject's layers; empty: token_ratio in every layer",
     )
-    profile_repeats: Annotated[int, Field(ge=3)]
-    profile_decode_tokens: Positive
-    profile_batch: Positive = Field(description="rows of a prompt's batch")
-    profile_prompts: Literal["text", "video"] = Field(
+    repeats: Annotated[int, Field(ge=3)] = Field(
+        description="of each measurement; 6 are the fewest for 95 % intervals"
+    )
+    decode_tokens: Positive = Field(description="generated after the first one")
+    batch: Positive = Field(description="rows of a prompt's batch")
+    prompts: Literal["text", "video"] = Field(
         description="random text, or a video of growing length through processor and vision tower"
     )
-    profile_fit: bool = Field(description="search the largest batch and the longest prompt")
-    profile_fit_gib: Annotated[float, Field(ge=0)] = Field(
-        description="memory limit of that search on a CPU; a GPU's own memory is its limit"
+    fit: bool = Field(description="search the largest batch and the longest prompt")
+    fit_gib: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="memory limit of that search on a CPU; a GPU's own memory is its limit"
     )
 
 
 class Axes(Section):
     """What the stages are repeated over."""
 
-    methods: list[Method] = Field(min_length=1)
+    methods: list[Method] = Field(min_length=1, description="rows of the tables without training")
     curve_methods: list[CurveMethod] = Field(
         default_factory=list, description="methods beside ZipVL whose curve over p is measured"
     )

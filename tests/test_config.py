@@ -1,62 +1,34 @@
-"""Parameters: labels, scales, errors that say field, value, rule and remedy."""
+"""Parameters: errors that say field, value, rule and remedy; rows; differences."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
-from sf.config import Params, field_differences, load_params, merged, read_yaml, validated
+from sf.config import Params, field_differences, load_params, merged, validated
 from sf.errors import ConfigError
+from sf.scales import render_scale, scale_values
 
 ROOT = Path(__file__).parent.parent
-SCALES = sorted((ROOT / "params").glob("*.yaml"))
 
 
 def with_change(tmp_path: Path, old: str, new: str) -> Path:
-    text = (ROOT / "params" / "mini.yaml").read_text()
+    text = render_scale("mini", ROOT / "params")
     assert old in text
     path = tmp_path / "params.yaml"
     path.write_text(text.replace(old, new, 1))
     return path
 
 
-@pytest.mark.parametrize("path", SCALES, ids=lambda path: path.stem)
-def test_a_named_scale_is_valid_and_names_itself(path: Path) -> None:
-    assert load_params(path).scale == path.stem
-
-
-def test_the_scales_of_the_documentation_exist() -> None:
-    assert {path.stem for path in SCALES} == {"smoke", "mini", "compare", "single_gpu", "paper"}
-
-
-@pytest.mark.parametrize("path", SCALES, ids=lambda path: path.stem)
-def test_every_value_says_where_it_comes_from(path: Path) -> None:
-    for line in path.read_text().splitlines():
-        is_leaf = re.match(r"\s*[\w.\-]+: *[^#\s]", line)
-        if is_leaf:
-            assert re.search(r"# (published|assumed|ours)\b", line), line
-
-
-def test_the_default_parameters_are_the_mini_scale() -> None:
-    assert (ROOT / "params.yaml").read_bytes() == (ROOT / "params" / "mini.yaml").read_bytes()
-
-
-@pytest.mark.parametrize("path", SCALES, ids=lambda path: path.stem)
-def test_all_scales_have_the_same_sections_and_fields(path: Path) -> None:
-    mini, other = read_yaml(ROOT / "params" / "mini.yaml"), read_yaml(path)
-    for name, section in mini.items():
-        if isinstance(section, dict) and name not in ("base", "objectives", "resources"):
-            optional = {"collapse"} if name == "train" else set()
-            assert set(section) - optional == set(other[name]) - optional, name
-
-
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
-        ("inference_p: 0.975", "inference_p: 1.5", ("evaluate.inference_p", "1.5", "less than")),
+        (
+            "  retention_p: 0.975",
+            "  retention_p: 1.5",
+            ("evaluate.retention_p", "1.5", "less than"),
+        ),
         ("beta:", "betta:", ("grpo.betta", "not a known parameter", "did you mean beta")),
         ("seed: 0", "seed: none", ("seed", "'none'", "integer")),
         (
@@ -100,6 +72,16 @@ def test_all_scales_have_the_same_sections_and_fields(path: Path) -> None:
             ("axes.methods with tiny-qwen2.5-vl", "nsa has weights of its own", "objective nsa"),
         ),
         ("scale: mini", "scale: [mini", ("not valid YAML", "params.yaml")),
+        (
+            "    source: scratch",
+            "    source: /models/tiny",
+            ("scratch", "is of no use: no base model has source 'scratch'", "remove the section"),
+        ),
+        (
+            "source: synthetic",
+            "source: /data",
+            ("prepare", "source '/data' has no use for synthetic_rows"),
+        ),
     ],
 )
 def test_an_error_names_field_value_rule_and_remedy(
@@ -112,11 +94,14 @@ def test_an_error_names_field_value_rule_and_remedy(
 
 
 def test_a_method_that_cannot_run_on_a_model_is_refused_before_any_job() -> None:
-    values = read_yaml(ROOT / "params" / "mini.yaml")
+    values = scale_values("mini", ROOT / "params")
     (spec,) = values["base"].values()
     values["axes"]["methods"] = ["full", "visionzip"]
     validated(Params, values)
     spec |= {"family": "llava_onevision", "source": "hub:OWNER/NAME@main"}
+    with pytest.raises(ConfigError, match=r"scratch\. is of no use: no base model has source"):
+        validated(Params, values)
+    del values["scratch"]
     with pytest.raises(ConfigError, match="not trained; give them a study with objectives:"):
         validated(Params, values)
     values["objectives"] = {}
@@ -135,7 +120,7 @@ def test_a_missing_file_and_a_list_are_errors(tmp_path: Path) -> None:
 
 
 def test_every_offending_field_is_listed() -> None:
-    values = YAML(typ="safe").load((ROOT / "params" / "mini.yaml").read_text())
+    values = scale_values("mini", ROOT / "params")
     del values["seed"], values["scale"]
     values["train"] |= {"learning_rate": -1, "learning_rte": 1}
     with pytest.raises(ConfigError) as caught:
@@ -147,7 +132,7 @@ def test_every_offending_field_is_listed() -> None:
 
 
 def test_rows_of_one_objective_may_differ_in_their_settings() -> None:
-    values = read_yaml(ROOT / "params" / "mini.yaml")
+    values = scale_values("mini", ROOT / "params")
     values["objectives"] = {
         "plain": {"objective": "sparsity_forcing"},
         "top_k": {"objective": "sparsity_forcing", "rollout_selector": "top_k"},

@@ -141,11 +141,14 @@ def _parameters(stage: Stage, names: Mapping[str, Any], params: Params) -> dict[
     for section in stage.sections:
         if section == "row":
             values |= dict(params.trained[names["objective"]])
-        elif section in model.model_fields:
-            values[section] = getattr(params, section)
+        elif section == "base":
+            base = params.base[names["model"]]
+            values |= {
+                "base": base,
+                "scratch": params.scratch if base.source == "scratch" else None,
+            }
         else:
-            given = params.base[names["model"]] if section == "base" else getattr(params, section)
-            values |= dict(given)
+            values[section] = getattr(params, section)
     return validated(model, values, f"stage {stage.name}: ").model_dump(mode="json")
 
 

@@ -28,8 +28,9 @@ class Stage:
         axes: axis name -> dotted path of a list (or of a mapping, whose keys are used) in params.
         folder_axes: what `output`'s placeholders are, where they differ from the axes' names.
         values: parameters with fixed text or placeholders.
-        sections: parameter sections that the stage is given; "base" is the section of the model at
-            hand, "row" are objective and settings of the row that is trained.
+        sections: parameter sections that the stage is given; "base" is the model at hand and, for
+            one trained from scratch, its training; "row" are objective and settings of the row
+            that is trained.
         inputs: parameter -> (kind, placeholders) of the results that are read.
         gather: kinds of results of which everything is read (the report).
         ranks: can run in several processes, one a GPU.

@@ -53,7 +53,7 @@ def refuse(source: str, missing: Sequence[Missing], remedy: str) -> None:
         lines = list(dict.fromkeys(item.line() for item in missing))  # tasks may share a repository
         number = f"{len(lines)} things are" if len(lines) > 1 else "1 thing is"
         head = f"{number} missing, perhaps {size:.1f} GiB in all (sizes are rough guesses):"
-        raise DataError("benchmark_source", source, "\n".join([head, *lines]), f"\n{remedy}")
+        raise DataError("benchmarks.source", source, "\n".join([head, *lines]), f"\n{remedy}")
 
 
 def missing_in(home: Path | None, benchmarks: Sequence[Benchmark], cache: Path) -> list[Missing]:

@@ -74,9 +74,11 @@ def find_value(
         ConfigError: `asked` or `tolerance` is out of range.
     """
     if not 0 < asked <= 1:
-        raise ConfigError("match_ratio", asked, "a token ratio lies in (0, 1]", "give such a share")
+        raise ConfigError(
+            "evaluate.match.token_ratio", asked, "a token ratio lies in (0, 1]", "give such a share"
+        )
     if not 0 < tolerance < 1:
-        raise ConfigError("match_tolerance", tolerance, "must lie in (0, 1)", "use 0.01")
+        raise ConfigError("evaluate.match.tolerance", tolerance, "must lie in (0, 1)", "use 0.01")
     known = {} if hyperparameter.dense is None else {hyperparameter.dense: 1.0}
     probes: dict[float, float] = {}
     following: float | None = hyperparameter.default or (

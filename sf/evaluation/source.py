@@ -107,7 +107,7 @@ def prepare_source(
     if source == "synthetic":
         if not samples:
             rule = "stand-ins need a number of rows"
-            raise ConfigError("benchmark_samples", samples, rule, "give at least 1")
+            raise ConfigError("benchmarks.samples", samples, rule, "give at least 1")
         from sf.mini.benchmarks import write_benchmarks
 
         replies = write_benchmarks(folder / "home", samples, seed, benchmarks=benchmarks)
@@ -122,7 +122,7 @@ def prepare_source(
     home = Path(source)
     if not home.is_dir():
         rule = "is neither 'synthetic' nor 'hub' nor a folder"
-        raise ConfigError("benchmark_source", source, rule, "give a benchmark home")
+        raise ConfigError("benchmarks.source", source, rule, "give a benchmark home")
     missing = missing_in(home, benchmarks, scratch / "arrow")
     refuse(source, missing, "bring the files there (docs: the layout of a benchmark home)")
     prepared = Source("folder", str(home.resolve()), samples, 0)

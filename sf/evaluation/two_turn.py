@@ -215,7 +215,7 @@ def _selection(model: Any, retention_p: float) -> Selection:
     attention = resolve_point(model, retention_p)
     if not isinstance(attention, Selection):
         rule = "it keeps the whole cache, so a second question misses nothing"
-        remedy = "leave out the two-turn check: two_turn_pairs 0"
+        remedy = "leave out the two-turn check: calibrate.two_turn.pairs 0"
         raise UnsupportedModelError("method", attention.name, rule, remedy)
     return attention
 

@@ -56,7 +56,7 @@ def more_of(
                 "chat template",
                 type(processor).__name__,
                 "it changes the first turns when a further one follows, so no cache can be kept",
-                "leave out the two-turn check: two_turn_pairs 0",
+                "leave out the two-turn check: calibrate.two_turn.pairs 0",
             )
         texts.append(reply + rest)
     encoded = processor.tokenizer(

@@ -113,7 +113,7 @@ def load_subject(name: str, checkpoint: Path, dtype: str, device: str, seed: int
         return load_checkpoint(name, checkpoint, dtype, device)
     if name not in SHAPES:
         known = ", ".join([CHECKPOINT, *SHAPES])
-        raise ConfigError("profile_subjects", name, "is unknown", f"choose among: {known}")
+        raise ConfigError("profile.subjects", name, "is unknown", f"choose among: {known}")
     shape = SHAPES[name]
     return Subject(name, _build(shape, dtype, device, seed), "random", shape.note)
 

@@ -88,7 +88,7 @@ def video_encoder(
     if processor is None:
         if file is not None or not hasattr(model.config, "vision_start_token_id"):
             raise ConfigError(
-                "profile_prompts",
+                "prompts",
                 "video" if file is None else str(file),
                 "without a processor only the Qwen2-VL line reads a video, and no file",
                 "profile a checkpoint, or use text prompts",

@@ -40,7 +40,7 @@ def before_after_sections(study: Study, folder: Path) -> tuple[list[Section], di
         study: its results.
         folder: of the report; pictures and `matched.csv` go there.
     """
-    p = _inference_p(study)
+    p = _evaluated_p(study)
     comparisons: list[_Trained] = []
     frontier: list[Picture] = []
     curves: list[Picture] = []
@@ -81,10 +81,10 @@ def before_after_sections(study: Study, folder: Path) -> tuple[list[Section], di
     return sections, _figures(comparisons)
 
 
-def _inference_p(study: Study) -> float:
+def _evaluated_p(study: Study) -> float:
     for result in study.everything():
         if result.kind == "evaluate":
-            return float(result.parameters["inference_p"])
+            return float(result.parameters["evaluate.retention_p"])
     return PUBLISHED_P
 
 

@@ -62,7 +62,7 @@ def build_report(study: Study, scale: str, folder: Path) -> dict[str, float]:
 
 def _stand_ins(study: Study) -> bool:
     source = study.result("benchmarks")
-    return source is not None and source.parameters["benchmark_source"] == "synthetic"
+    return source is not None and source.parameters["benchmarks.source"] == "synthetic"
 
 
 def _training_sections(study: Study, folder: Path) -> list[Section]:

@@ -32,7 +32,8 @@ def equal_cost_sections(study: Study, rows: Mapping[str, Sequence[Line]]) -> lis
         key = result.axes.get("model", ""), result.axes.get("system", "")
         if result.kind != "evaluate" or key in lines or not study.shown(result):
             continue
-        if result.parameters.get("match_ratio") and (result.folder / "tables/matched.csv").exists():
+        asked = result.parameters.get("evaluate.match.token_ratio")
+        if asked is not None and (result.folder / "tables/matched.csv").exists():
             lines[key] = _line(key, result.table("matched.csv").iloc[0], rows)
     if not lines:
         return []

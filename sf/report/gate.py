@@ -97,7 +97,7 @@ def _settings(study: Study, model: str, system: str, kind: str) -> dict[str, str
     settings = [_of_job(job, kind) for job in jobs if job is not None]
     names = list(dict.fromkeys(name for one in settings for name in one))
     source = study.result("benchmarks")
-    limit = source.parameters.get("benchmark_samples", 0) if source is not None else 0
+    limit = source.parameters.get("benchmarks.samples", 0) if source is not None else 0
     rows = f"the first {limit} of each task" if limit else "all"
     values = {
         name: " or ".join(dict.fromkeys(one[name] for one in settings if name in one))
@@ -111,11 +111,13 @@ def _of_job(job: Result, kind: str) -> dict[str, str]:
         return job.parameters.get(name, UNKNOWN)
 
     versions: Mapping[str, str] = job.stamp.get("versions", {})
-    bounds = f"{given(f'{kind}_min_pixels')} to {given(f'{kind}_max_pixels')}"
+    bounds = f"{given(f'vision.{kind}_min_pixels')} to {given(f'vision.{kind}_max_pixels')}"
     settings = {"pixels of an image" if kind == "image" else "pixels of a frame": bounds}
     if kind == "video":
-        settings["frames"] = f"at most {given('video_max_frames')} at {given('video_fps')} a second"
-    settings["numbers"] = str(given("dtype"))
+        settings["frames"] = (
+            f"at most {given('vision.video_max_frames')} at {given('vision.video_fps')} a second"
+        )
+    settings["numbers"] = str(given("runtime.dtype"))
     settings["versions"] = ", ".join(f"{name} {versions.get(name, UNKNOWN)}" for name in PACKAGES)
     return settings
 

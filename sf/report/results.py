@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sf.errors import DataError
+from sf.fields import flat
 from sf.history import history_table
 from sf.layout import FOLDERS, STAMP, TRAINED
 from sf.result_key.stamp import read_stamp
@@ -35,9 +36,8 @@ class Result:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The values that the stage ran with."""
-        parameters: dict[str, Any] = self.stamp["parameters"]
-        return parameters
+        """The values that the stage ran with, by dotted names."""
+        return flat(self.stamp["parameters"])
 
     @property
     def run(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from sf.fields import flat
 from sf.layout import STAMP, work_folder
 from sf.result_key.contents import damaged, digest_of, input_digest
 from sf.result_key.imports import Code, code_of
@@ -142,10 +143,13 @@ def state_of(output: Path, key: Key) -> State:
 
 
 def used_parameters(parameters: BaseModel) -> dict[str, Any]:
-    """The values of a stage's parameters, without paths: what lies there counts by content."""
+    """The values of a stage's parameters by dotted names.
+
+    Paths are left out: what lies there counts by content.
+    """
     values = json.loads(parameters.model_dump_json())
     paths = {name for name, value in parameters if isinstance(value, Path)}
-    return {name: value for name, value in values.items() if name not in paths}
+    return flat({name: value for name, value in values.items() if name not in paths})
 
 
 def input_paths(module: ModuleType, parameters: BaseModel) -> dict[str, Path]:

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sf.sections import Answering, BaseModelSpec, Runtime, Vision
+from pydantic import Field, model_validator
 
-__all__ = ["FromScratch"]
+from sf.fields import Section
+from sf.sections import Answering, BaseModelSpec, Runtime, Scratch, Vision
+
+__all__ = ["BaseModelParameters"]
 
 
-class FromScratch(Vision, Runtime, Answering, BaseModelSpec):
-    """What training a base model needs.
+class BaseModelParameters(Section):
+    """What makes a base model."""
 
-    Attributes:
-        seed: of weights, examples and their order.
-        data: folder of the manifests.
-    """
+    seed: int = Field(description="of weights, examples and their order")
+    base: BaseModelSpec
+    scratch: Scratch | None = Field(None, description="of source 'scratch': its training")
+    answering: Answering
+    vision: Vision
+    runtime: Runtime
+    data: Path = Field(description="folder of the manifests")
 
-    seed: int
-    data: Path
+    @model_validator(mode="after")
+    def _trained_from_scratch(self) -> BaseModelParameters:
+        if (self.base.source == "scratch") != (self.scratch is not None):
+            wanted = "needs" if self.scratch is None else "has no use for"
+            raise ValueError(f"base.source {self.base.source!r} {wanted} the section scratch")
+        return self

@@ -14,7 +14,7 @@ from sf.models.load import load_model, load_processor
 from sf.tables import write_csv, write_parquet
 
 if TYPE_CHECKING:
-    from sf.scratch.config import FromScratch
+    from sf.scratch.config import BaseModelParameters
 
 __all__ = ["accuracy_table", "measure_heldout"]
 
@@ -39,7 +39,7 @@ def accuracy_table(answers: list[Answer]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=names)
 
 
-def measure_heldout(p: FromScratch, folder: Path) -> dict[str, float]:
+def measure_heldout(p: BaseModelParameters, folder: Path) -> dict[str, float]:
     """Answer the held-out split densely and write the tables.
 
     Args:
@@ -51,14 +51,14 @@ def measure_heldout(p: FromScratch, folder: Path) -> dict[str, float]:
     """
     rows = read_manifest(p.data / "heldout.parquet")
     answers = answer_rows(
-        load_model(folder, dtype=p.dtype, device=p.device),
+        load_model(folder, dtype=p.runtime.dtype, device=p.runtime.device),
         load_processor(folder),
         rows,
-        p,
+        p.vision,
         batch=_BATCH,
-        max_new_tokens=p.max_completion_tokens,
-        template=p.prompt_template,
-        cutoff=p.correctness_cutoff,
+        max_new_tokens=p.answering.max_completion_tokens,
+        template=p.answering.prompt_template,
+        cutoff=p.answering.correctness_cutoff,
     )
     table = accuracy_table(answers)
     write_csv(table, folder / "tables" / "heldout.csv")

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from sf.data.manifest import Row
     from sf.jobs import Job
     from sf.mini.benchmarks import Example
-    from sf.scratch.config import FromScratch
+    from sf.scratch.config import BaseModelParameters
+    from sf.sections import Scratch
 
 __all__ = ["corpus", "train_base"]
 
@@ -50,16 +51,16 @@ def corpus(rows: Iterable[Row], examples: Iterable[Example], seed: int, template
     return texts + ["<|im_start|>user\nassistant\nsystem\nYou are a helpful assistant."] * 3
 
 
-def _examples(p: FromScratch, folder: Path) -> list[Example]:
-    if p.base_examples == 0:
+def _examples(number: int, seed: int, folder: Path) -> list[Example]:
+    if number == 0:
         return []
     from sf.evaluation.benchmarks import BENCHMARKS
     from sf.mini.benchmarks import training_examples
 
-    return training_examples(BENCHMARKS, p.base_examples, p.seed + _EXAMPLE_SEED, folder)
+    return training_examples(BENCHMARKS, number, seed, folder)
 
 
-def train_base(p: FromScratch, job: Job) -> None:
+def train_base(p: BaseModelParameters, training: Scratch, job: Job) -> None:
     """Train a tiny model of the family and save it with its processor into `job.out`.
 
     The tower is saved once it is aligned; the language model's training is resumed from its last
@@ -67,6 +68,7 @@ def train_base(p: FromScratch, job: Job) -> None:
 
     Args:
         p: the stage's parameters.
+        training: their section `scratch`.
         job: folders and tracker.
 
     Raises:
@@ -74,22 +76,24 @@ def train_base(p: FromScratch, job: Job) -> None:
     """
     job.state.mkdir(parents=True, exist_ok=True)
     rows = read_manifest(p.data / "train.parquet")
-    examples = _examples(p, job.state / "examples")
-    texts = corpus(rows, examples, p.seed, p.prompt_template)
-    model, processor = build_tiny(p.family, texts, p.seed)
-    size = WorldSize.within(p)
-    _load_or_pretrain_tower(model, processor, p, size, job.state / "tower.pt")
+    template, vision, fresh_seed = p.answering.prompt_template, p.vision, p.seed + _EXAMPLE_SEED
+    examples = _examples(training.examples, fresh_seed, job.state / "examples")
+    texts = corpus(rows, examples, p.seed, template)
+    model, processor = build_tiny(p.base.family, texts, p.seed)
+    size = WorldSize.within(vision)
+    tower = job.state / "tower.pt"
+    _load_or_pretrain_tower(model, processor, training, fresh_seed, size, tower)
     tokens = Tokens(processor.tokenizer)
     curriculum = Curriculum(
-        tokens, p.seed, p.base_steps, p.base_batch, p.prompt_template, curriculum=CURRICULUM
+        tokens, p.seed, training.steps, training.batch, template, curriculum=CURRICULUM
     )
-    world = world_media(p.seed + _EXAMPLE_SEED, p.base_media, size)
-    curriculum.add("world", world, model, processor, p)
-    curriculum.add("rows", row_examples(rows, p, p.prompt_template), model, processor, p)
+    world = world_media(fresh_seed, training.media, size)
+    curriculum.add("world", world, model, processor, vision)
+    curriculum.add("rows", row_examples(rows, vision, template), model, processor, vision)
     if examples:
-        curriculum.add("benchmarks", benchmark_examples(examples, p), model, processor, p)
+        curriculum.add("benchmarks", benchmark_examples(examples, vision), model, processor, vision)
     schedule = TrainingSchedule(
-        p.base_steps, p.base_learning_rate, curriculum.batch_at, job.tracker.log
+        training.steps, training.learning_rate, curriculum.batch_at, job.tracker.log
     )
     train_from_scratch(model, tokens.pad, schedule, job.state / "checkpoint.pt")
     model.requires_grad_(True)
@@ -98,7 +102,7 @@ def train_base(p: FromScratch, job: Job) -> None:
 
 
 def _load_or_pretrain_tower(
-    model: Any, processor: Any, p: FromScratch, size: WorldSize, saved: Path
+    model: Any, processor: Any, training: Scratch, seed: int, size: WorldSize, saved: Path
 ) -> None:
     """Pretrain the tower, or load it as an earlier, killed call left it."""
     tower = model.model.visual
@@ -108,9 +112,9 @@ def _load_or_pretrain_tower(
     pretrain_tower(
         model,
         processor,
-        steps=p.base_align_steps,
-        rate=p.base_learning_rate,
-        seed=p.seed + _EXAMPLE_SEED,
+        steps=training.align_steps,
+        rate=training.learning_rate,
+        seed=seed,
         side=size.side,
         frames=size.frames,
     )

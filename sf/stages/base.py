@@ -5,23 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from sf.atomic_files import write_json
-from sf.scratch.config import FromScratch
+from sf.scratch.config import BaseModelParameters
 
 if TYPE_CHECKING:
     from sf.jobs import Job
 
 
-class Parameters(FromScratch):
-    """One base model.
+class Parameters(BaseModelParameters):
+    """One base model."""
 
-    Attributes:
-        model: its name in the study.
-        output: results folder.
-    """
-
-    model: str
-    output: Path
+    model: str = Field(description="its name in the study")
+    output: Path = Field(description="results folder")
 
 
 def run(p: Parameters, job: Job) -> None:
@@ -37,15 +34,15 @@ def run(p: Parameters, job: Job) -> None:
             `sf.models.fetch.fetch_checkpoint` and `sf.scratch.train_base.train_base`.
     """
     job.out.mkdir(parents=True, exist_ok=True)
-    if p.source == "scratch":
+    if p.scratch is not None:
         from sf.scratch.heldout import measure_heldout
         from sf.scratch.train_base import train_base
 
-        train_base(p, job)
-        origin = {"source": "scratch", "family": p.family}
+        train_base(p, p.scratch, job)
+        origin = {"source": "scratch", "family": p.base.family}
         job.tracker.summary(measure_heldout(p, job.out))
     else:
         from sf.models.fetch import fetch_checkpoint
 
-        origin = fetch_checkpoint(p.source, p.family, job.out)
+        origin = fetch_checkpoint(p.base.source, p.base.family, job.out)
     write_json(job.out / "base.json", origin)

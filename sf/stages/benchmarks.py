@@ -5,17 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
+from sf.fields import Section
 from sf.sections import Benchmarks, Vision
 
 if TYPE_CHECKING:
     from sf.jobs import Job
 
 
-class Parameters(Vision, Benchmarks):
+class Parameters(Section):
     """Where the benchmarks come from; only the data of the `suites` must be there."""
 
-    seed: int
-    output: Path
+    seed: int = Field(description="of the stand-ins")
+    benchmarks: Benchmarks
+    vision: Vision
+    output: Path = Field(description="results folder")
 
 
 def run(p: Parameters, job: Job) -> None:
@@ -30,8 +35,9 @@ def run(p: Parameters, job: Job) -> None:
     from sf.evaluation.source import prepare_source, source_table
     from sf.tables import write_csv
 
+    given = p.benchmarks
     source, rows = prepare_source(
-        p.benchmark_source, p.benchmark_samples, p.seed, p.suites, p, job.out, job.state
+        given.source, given.samples, p.seed, given.suites, p.vision, job.out, job.state
     )
     source.write(job.out)
     table = source_table(source, rows)

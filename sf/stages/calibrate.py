@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
+from sf.fields import Section
 from sf.sections import Answering, Calibrate, CurveMethod, Runtime, Vision
 
 if TYPE_CHECKING:
     from sf.jobs import Job
 
 
-class Parameters(Vision, Runtime, Answering, Calibrate):
-    """One checkpoint on one split.
+class Parameters(Section):
+    """One checkpoint on one split."""
 
-    Attributes:
-        model: name of the base model.
-        system: whose curve it is: base, an objective or a method.
-        method: attention method with a threshold p; "trained": what the checkpoint records, ZipVL
-            for a base model.
-        split: manifest to measure on.
-        checkpoint: folder of the checkpoint.
-        data: folder of the manifests.
-    """
-
-    seed: int
-    model: str
-    system: str = "base"
-    method: CurveMethod = "trained"
-    split: str = "calibration"
-    checkpoint: Path
-    data: Path
-    output: Path
+    model: str = Field(description="name of the base model")
+    system: str = Field("base", description="whose curve it is: base, an objective or a method")
+    method: CurveMethod = Field(
+        "trained",
+        description="attention method with a threshold p; trained: what the checkpoint records, "
+        "ZipVL for a base model",
+    )
+    split: Literal["calibration", "heldout"] = Field(
+        "calibration", description="manifest to measure on"
+    )
+    seed: int = Field(description="of the intervals")
+    calibrate: Calibrate
+    answering: Answering
+    vision: Vision
+    runtime: Runtime
+    checkpoint: Path = Field(description="folder of the model")
+    data: Path = Field(description="folder of the manifests")
+    output: Path = Field(description="results folder")
 
 
 def run(p: Parameters, job: Job) -> None:
@@ -56,22 +59,26 @@ def run(p: Parameters, job: Job) -> None:
     from sf.tables import write_csv, write_parquet
 
     rows = read_manifest(p.data / f"{p.split}.parquet")
-    model = load_model(p.checkpoint, dtype=p.dtype, device=p.device)
+    model = load_model(p.checkpoint, dtype=p.runtime.dtype, device=p.runtime.device)
     processor = load_processor(p.checkpoint)
     settings: dict[str, Any] = {
-        "batch": p.calibrate_batch,
-        "max_new_tokens": p.max_completion_tokens,
-        "template": p.prompt_template,
-        "cutoff": p.correctness_cutoff,
+        "batch": p.calibrate.batch,
+        "max_new_tokens": p.answering.max_completion_tokens,
+        "template": p.answering.prompt_template,
+        "cutoff": p.answering.correctness_cutoff,
     }
-    log, grid = ResumableLog(Answer, job.state / "answers.jsonl"), grid_with_dense(p.calibrate_p)
-    answers = answers_at(model, processor, rows, p, grid, log, **settings, method=p.method)
+    log = ResumableLog(Answer, job.state / "answers.jsonl")
+    grid = grid_with_dense(p.calibrate.retention_p)
+    answers = answers_at(model, processor, rows, p.vision, grid, log, **settings, method=p.method)
     # Whether the rest of a prompt is missed is asked of pruned caches only.
     own = resolve(model)
     pruned = isinstance(own, Selection) and p.method in (TRAINED, own.name)
-    pairs = pairs_of(rows, p.two_turn_pairs if pruned else 0)
+    two_turn = p.calibrate.two_turn
+    pairs = pairs_of(rows, two_turn.pairs if pruned else 0)
     log = ResumableLog(Answer, job.state / "second.jsonl")
-    second = two_turn_answers(model, processor, pairs, p, p.two_turn_p, log, **settings)
+    second = two_turn_answers(
+        model, processor, pairs, p.vision, two_turn.retention_p, log, **settings
+    )
     curve, layers = curve_table(answers, p.seed), layer_table(answers, p.seed)
     write_parquet(answers, job.out / "tables" / "answers.parquet")
     write_csv(curve, job.out / "tables" / "curve.csv")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
+from sf.fields import Section
 from sf.sections import Prepare, Vision
 
 if TYPE_CHECKING:
@@ -12,27 +15,26 @@ if TYPE_CHECKING:
     from sf.jobs import Job
 
 
-class Parameters(Vision, Prepare):
-    """What to prepare.
+class Parameters(Section):
+    """What to prepare."""
 
-    Attributes:
-        seed: of the generator, of sampling and of the split.
-        benchmarks: folder with the benchmarks' data, whose media names are looked for in the rows.
-        output: results folder.
-    """
-
-    seed: int
-    benchmarks: Path | None = None
-    output: Path
+    seed: int = Field(description="of the generator, of sampling and of the split")
+    prepare: Prepare
+    vision: Vision
+    benchmarks: Path | None = Field(
+        None, description="the benchmarks' data, whose media names are looked for in the rows"
+    )
+    output: Path = Field(description="results folder")
 
 
 def inputs(p: Parameters) -> dict[str, Path]:
     """What the stage reads: the annotation files of a local source and the benchmarks' data."""
     from sf.data.collect import annotation_files
 
-    local = p.source != "synthetic" and not p.source.startswith("hub:")
-    files = annotation_files(Path(p.source)) if local else []
-    named = {f"source/{file.relative_to(p.source).as_posix()}": file for file in files}
+    source = p.prepare.source
+    local = source != "synthetic" and not source.startswith("hub:")
+    files = annotation_files(Path(source)) if local else []
+    named = {f"source/{file.relative_to(source).as_posix()}": file for file in files}
     return named | ({"benchmarks": p.benchmarks} if p.benchmarks else {})
 
 
@@ -52,7 +54,7 @@ def run(p: Parameters, job: Job) -> None:
     from sf.data.dataset_record import write_dataset_record
 
     done = write_manifests(p, job.out)
-    write_card(job.out, done, p, p.seed)
+    write_card(job.out, done, p.vision, p.seed)
     write_dataset_record(job.out, done.source.origin, done.splits)
     job.tracker.summary(summary(done))
 
@@ -66,20 +68,27 @@ def write_manifests(p: Parameters, out: Path) -> Prepared:
     from sf.data.split import Plan, split_rows
     from sf.tables import write_csv, write_parquet
 
-    plan = Plan(p.seed, p.calibration_share, p.heldout_share, p.calibration_rows, p.heldout_rows)
-    selection = preparation.Selection(p.data_sources, p.sample_rows, p.seed)
+    given = p.prepare
+    plan = Plan(
+        p.seed,
+        given.calibration_share,
+        given.heldout_share,
+        given.calibration_rows,
+        given.heldout_rows,
+    )
+    selection = preparation.Selection(given.data_sources, given.sample_rows, p.seed)
     source = preparation.open_source(
-        p.source, selection, p.synthetic_rows, p, out=out, earlier=p.output
+        given.source, selection, given.synthetic_rows or 0, p.vision, out=out, earlier=p.output
     )
     log = MediaLog(out / "media.jsonl", earlier=p.output / "media.jsonl")
-    preparation.use_media(source, p, check=p.media_check, log=log)
+    preparation.use_media(source, p.vision, check=given.media_check, log=log)
     leaks, leakage = preparation.drop_leaks(source.found, p.benchmarks)
     rejects = reject_table(source.found.rejects)
     write_parquet(rejects, out / "rejects.parquet")
     write_csv(rejects, out / "tables" / "rejects.csv")
-    refuse_many(source.found, p.max_reject_share, out / "rejects.parquet")
+    refuse_many(source.found, given.max_reject_share, out / "rejects.parquet")
     splits = split_rows(source.found.rows, plan, source.found.groups)
     reserve = splits.pop("reserve")
     for split, rows in splits.items():
         write_manifest(out / f"{split}.parquet", rows, source.root)
-    return preparation.Prepared(source, splits, reserve, leaks, leakage, p.media_check)
+    return preparation.Prepared(source, splits, reserve, leaks, leakage, given.media_check)

@@ -5,19 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
+from sf.fields import Section
 from sf.sections import Profile, Runtime
 
 if TYPE_CHECKING:
     from sf.jobs import Job
 
 
-class Parameters(Runtime, Profile):
+class Parameters(Section):
     """One model on one device."""
 
-    seed: int
-    model: str
-    checkpoint: Path
-    output: Path
+    model: str = Field(description="name of the base model")
+    seed: int = Field(description="of random weights and prompts")
+    profile: Profile
+    runtime: Runtime
+    checkpoint: Path = Field(description="folder of the model")
+    output: Path = Field(description="results folder")
 
 
 def run(p: Parameters, job: Job) -> None:
@@ -32,22 +37,23 @@ def run(p: Parameters, job: Job) -> None:
     from sf.profiling.study import figures, profile
     from sf.selection import TopK
 
-    shares = tuple(p.profile_layer_shares)
-    ratio = f"top-k {p.profile_ratio:g}"
+    given = p.profile
+    shares = tuple(given.layer_shares)
+    ratio = f"top-k {given.token_ratio:g}"
     settings = Settings(
-        lengths=tuple(p.profile_lengths),
-        sparse=Replay(shares) if shares else TopK(ratio=p.profile_ratio),
+        lengths=tuple(given.lengths),
+        sparse=Replay(shares) if shares else TopK(ratio=given.token_ratio),
         ratio_set_by=replayed(shares, "the parameters") if shares else ratio,
-        repeats=p.profile_repeats,
-        decode_tokens=p.profile_decode_tokens,
-        batch=p.profile_batch,
-        prompts=p.profile_prompts,
-        fit=p.profile_fit,
-        fit_gib=p.profile_fit_gib,
+        repeats=given.repeats,
+        decode_tokens=given.decode_tokens,
+        batch=given.batch,
+        prompts=given.prompts,
+        fit=given.fit,
+        fit_gib=given.fit_gib,
     )
 
     def load(name: str) -> Subject:
-        return load_subject(name, p.checkpoint, p.dtype, p.device, p.seed)
+        return load_subject(name, p.checkpoint, p.runtime.dtype, p.runtime.device, p.seed)
 
-    found = profile(p.profile_subjects, load, settings, p, job.state, job.out)
+    found = profile(given.subjects, load, settings, p.runtime, job.state, job.out)
     job.tracker.summary(figures(found))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
+from sf.fields import Section
 from sf.report.results import Study
 from sf.sections import Axes, Benchmarks
 
@@ -12,21 +15,16 @@ if TYPE_CHECKING:
     from sf.jobs import Job
 
 
-class Parameters(Axes, Benchmarks):
-    """One study.
+class Parameters(Section):
+    """One study."""
 
-    Attributes:
-        scale: name of the study.
-        models: names of the base models.
-        objectives: names of the rows with training.
-        results: the folder that holds its results.
-    """
-
-    scale: str
-    models: list[str]
-    objectives: list[str]
-    results: Path
-    output: Path
+    scale: str = Field(description="name of the study")
+    models: list[str] = Field(description="names of the base models")
+    objectives: list[str] = Field(description="names of the rows with training")
+    axes: Axes
+    benchmarks: Benchmarks
+    results: Path = Field(description="folder of the study's results")
+    output: Path = Field(description="folder of the report")
 
 
 def study_of(p: Parameters) -> Study:
@@ -34,11 +32,11 @@ def study_of(p: Parameters) -> Study:
     return Study(
         p.results,
         tuple(p.models),
-        tuple(p.methods),
+        tuple(p.axes.methods),
         tuple(p.objectives),
-        tuple(p.suites),
-        tuple(p.seeds),
-        tuple(p.curve_methods),
+        tuple(p.benchmarks.suites),
+        tuple(p.axes.seeds),
+        tuple(p.axes.curve_methods),
     )
 
 

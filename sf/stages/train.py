@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from sf.ranks import rank
 from sf.training.parameters import RunParameters
 
@@ -17,16 +19,11 @@ ENDS_STEPS = True  # told to stop, it finishes its step and writes a checkpoint
 
 
 class Parameters(RunParameters):
-    """One training run.
+    """One training run."""
 
-    Attributes:
-        base: folder of the base checkpoint, also the reference.
-        data: folder of the manifests.
-    """
-
-    base: Path
-    data: Path
-    output: Path
+    base: Path = Field(description="folder of the base model, also the reference")
+    data: Path = Field(description="folder of the manifests")
+    output: Path = Field(description="results folder")
 
 
 def run(p: Parameters, job: Job) -> None:

@@ -12,30 +12,29 @@ from sf.data.card import summary
 from sf.data.manifest import SPLITS, Row, read_manifest
 from sf.stages import prepare
 
-FIELDS = {
+VISION = {
     "image_min_pixels": 784,
     "image_max_pixels": 12544,
     "video_min_pixels": 784,
     "video_max_pixels": 12544,
     "video_max_frames": 4,
     "video_fps": 2.0,
-    "synthetic_rows": 50,
-    "data_sources": [],
-    "sample_rows": 0,
+}
+FIELDS = {
     "calibration_share": 0.2,
     "heldout_share": 0.2,
     "calibration_rows": 1000,
     "heldout_rows": 1000,
     "media_check": True,
     "max_reject_share": 1.0,
-    "seed": 0,
 }
 
 
 def parameters(source: Path | str, folder: Path, **changes) -> prepare.Parameters:
-    """Of the stage, with small bounds."""
-    values = {**FIELDS, "source": str(source), "output": folder / "result", **changes}
-    return prepare.Parameters(**values)
+    """Of the stage, with small bounds; `changes` of its own section, or `benchmarks`."""
+    paths = {"output": folder / "result", "benchmarks": changes.pop("benchmarks", None)}
+    own = {**FIELDS, "source": str(source), **changes}
+    return prepare.Parameters(seed=0, prepare=own, vision=VISION, **paths)
 
 
 def prepared(source: Path | str, folder: Path, **changes) -> tuple[Path, dict[str, float]]:

@@ -19,6 +19,7 @@ from sf.data import check, media_facts
 from sf.data.inspection import inspect
 from sf.data.manifest import SPLITS, read_manifest
 from sf.data.media_facts import media_key
+from sf.sections import Prepare
 from sf.stages import prepare
 
 NUM_MEDIA = 200
@@ -53,19 +54,18 @@ def test_killed_pass_ends_with_the_same_manifests(tmp_path, vision, monkeypatch)
         os.link(picture, root / f"pictures/{number}.png")
     (root / "Video-R1-260k.json").write_text(json.dumps([record(n) for n in range(NUM_MEDIA)]))
     p = prepare.Parameters(
-        **vision.model_dump(),
-        source=str(root),
+        vision=vision,
         output=tmp_path / "result",
         seed=0,
-        synthetic_rows=1,
-        data_sources=[],
-        sample_rows=0,
-        calibration_share=0.2,
-        heldout_share=0.2,
-        calibration_rows=30,
-        heldout_rows=30,
-        media_check=True,
-        max_reject_share=0.0,
+        prepare=Prepare(
+            source=str(root),
+            calibration_share=0.2,
+            heldout_share=0.2,
+            calibration_rows=30,
+            heldout_rows=30,
+            media_check=True,
+            max_reject_share=0.0,
+        ),
     )
     out = tmp_path / "out"
     out.mkdir()

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from clips import record, write_clip, write_picture
 from markdown_it import MarkdownIt
-from sources import FIELDS, parameters, prepared, reasons, used, write_source
+from sources import VISION, parameters, prepared, reasons, used, write_source
 
 from sf.data.budget import visual_tokens
 from sf.data.manifest import SPLITS, read_manifest
@@ -42,7 +42,7 @@ def test_good_rows_all_arrive_with_their_facts(good_source, tmp_path, vision):
     assert clip.fps == pytest.approx(10)
     assert clip.duration_s == pytest.approx(1.2)
     assert clip.answer == "1234"
-    bounds = vision.model_copy(update={key: FIELDS[key] for key in type(vision).model_fields})
+    bounds = vision.model_copy(update=VISION)
     assert clip.visual_tokens == visual_tokens("video", 64, 48, 12, 10.0, bounds)
     assert clip.media_path == good_source / "clips/4.mp4"
     assert not list(out.rglob("*.mp4"))  # no media are copied

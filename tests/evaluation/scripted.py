@@ -11,6 +11,7 @@ from lmms_eval.api.model import lmms
 from sf.evaluation.records import Record
 from sf.sections import Vision
 
+ANSWERING = {"prompt_template": "answer", "max_completion_tokens": 2, "correctness_cutoff": 0.99}
 BOUNDS = {
     "image_min_pixels": 784,
     "image_max_pixels": 50176,

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from scripted import BOUNDS, VISION
+from scripted import ANSWERING, BOUNDS, VISION
 
 from sf.evaluation.source import prepare_source
 from sf.layout import STAMP
@@ -41,9 +41,9 @@ def _start(checkpoint: Path, source: Path, folder: Path, *launch: str) -> subpro
     values = {
         **{"model": "tiny", "system": "zipvl", "method": "zipvl", "seed": 0},
         **{"suite": "video", "checkpoint": checkpoint, "benchmarks": source, "data": source},
-        **{"output": folder / "result", "inference_p": 0.8, "evaluate_batch": 2, "match_ratio": 0},
-        **{"match_tolerance": 0.1, "prompt_template": "answer", "max_completion_tokens": 2},
-        **{"correctness_cutoff": 0.99, "device": "cpu", "dtype": "float32", **BOUNDS},
+        **{"output": folder / "result", "evaluate": {"retention_p": 0.8, "batch": 2}},
+        **{"answering": ANSWERING, "vision": BOUNDS},
+        "runtime": {"device": "cpu", "dtype": "float32"},
     }
     (folder / "job.json").write_text(json.dumps(values, default=str))
     environment = {

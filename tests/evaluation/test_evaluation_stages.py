@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from picture_rows import picture_row
-from scripted import BOUNDS
+from scripted import ANSWERING, BOUNDS, VISION
 
 from sf.data.manifest import write_manifest
 from sf.errors import ConfigError
@@ -23,6 +23,7 @@ from sf.evaluation.benchmarks import BENCHMARKS, benchmark_named
 from sf.evaluation.source import read_source
 from sf.jobs import Job
 from sf.mini.scenes import render, sample_scene
+from sf.sections import Benchmarks
 from sf.stages import benchmarks, evaluate
 from sf.tracking import Tracker
 
@@ -40,10 +41,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The result of the `benchmarks` stage."""
     job = _job(tmp_path_factory.mktemp("benchmarks"))
     parameters = benchmarks.Parameters(
-        **BOUNDS,  # type: ignore[arg-type]
-        benchmark_source="synthetic",
-        benchmark_samples=2,
-        suites=["all"],
+        benchmarks=Benchmarks(source="synthetic", samples=2, suites=["all"]),
+        vision=VISION,
         seed=0,
         output=job.out,
     )
@@ -53,16 +52,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _arguments(checkpoint: Path, source: Path, output: Path, **changed: Any) -> dict[str, Any]:
     return {
-        **BOUNDS,
-        "device": "cpu",
-        "dtype": "float32",
-        "inference_p": 0.9,
-        "evaluate_batch": 1,
-        "match_ratio": 0.0,
-        "match_tolerance": 0.02,
-        "prompt_template": "answer",
-        "max_completion_tokens": 2,
-        "correctness_cutoff": 0.99,
+        "vision": BOUNDS,
+        "runtime": {"device": "cpu", "dtype": "float32"},
+        "evaluate": {"retention_p": 0.9, "batch": 1},
+        "answering": ANSWERING,
         "data": str(output.parent / "data"),
         "model": "tiny",
         "system": "zipvl",
@@ -86,9 +79,11 @@ def test_benchmarks_stage_states_what_there_is(source: Path) -> None:
 
 def test_only_what_the_suites_need_is_prepared(tmp_path: Path) -> None:
     job = _job(tmp_path)
-    values = {"benchmark_source": "synthetic", "benchmark_samples": 2, "seed": 0}
     suites = ["chartqa", "tempcompass"]
-    benchmarks.run(benchmarks.Parameters(**BOUNDS, **values, suites=suites, output=job.out), job)
+    given = Benchmarks(source="synthetic", samples=2, suites=suites)
+    benchmarks.run(
+        benchmarks.Parameters(benchmarks=given, vision=VISION, seed=0, output=job.out), job
+    )
     table = pd.read_csv(job.out / "tables" / "benchmarks.csv")
     assert list(table["benchmark"].unique()) == suites
     assert {path.name for path in (job.out / "home").iterdir()} == {"hub", "tempcompass"}
@@ -98,10 +93,8 @@ def test_stand_ins_of_a_seed_are_the_same_bytes(source: Path, tmp_path: Path) ->
     job = _job(tmp_path)
     benchmarks.run(
         benchmarks.Parameters(
-            **BOUNDS,  # type: ignore[arg-type]
-            benchmark_source="synthetic",
-            benchmark_samples=2,
-            suites=["all"],
+            benchmarks=Benchmarks(source="synthetic", samples=2, suites=["all"]),
+            vision=VISION,
             seed=0,
             output=job.out,
         ),
@@ -183,8 +176,9 @@ def test_a_method_is_evaluated_at_the_value_that_gives_the_asked_ratio(
     write_manifest(data / "calibration.parquet", rows, data)
     job = _job(tmp_path)
     changed = {"method": "threshold", "system": "threshold", "suite": "chartqa"}
+    own = {"retention_p": 0.9, "batch": 1, "match": {"token_ratio": 0.7, "tolerance": 0.02}}
     values = _arguments(
-        checkpoints["qwen2_5_vl"], source, tmp_path / "result", match_ratio=0.7, **changed
+        checkpoints["qwen2_5_vl"], source, tmp_path / "result", evaluate=own, **changed
     )
     evaluate.run(evaluate.Parameters(**values), job)
     (line,) = pd.read_csv(job.out / "tables" / "matched.csv").to_dict("records")
@@ -200,5 +194,5 @@ def test_a_method_is_evaluated_at_the_value_that_gives_the_asked_ratio(
     assert facts["value"] != 0.001  # the default
     probes = pd.read_csv(job.out / "tables" / "match_probes.csv")
     assert len(probes) == line["measurements"]
-    with pytest.raises(ConfigError, match="match_ratio searches the value itself"):
+    with pytest.raises(ConfigError, match=r"evaluate\.match searches the value itself"):
         evaluate.run(evaluate.Parameters(**{**values, "value": 0.5}), _job(tmp_path / "both"))

@@ -277,16 +277,7 @@ def test_a_checkpoint_of_the_original_code_is_refused_with_the_way_out(tmp_path:
 
 
 def test_llava_is_not_trained_from_scratch() -> None:
-    values = {
-        "family": "llava_onevision",
-        "source": "scratch",
-        "base_steps": 1,
-        "base_batch": 1,
-        "base_learning_rate": 1e-3,
-        "base_align_steps": 0,
-        "base_media": 1,
-        "base_examples": 0,
-    }
+    values = {"family": "llava_onevision", "source": "scratch"}
     with pytest.raises(ConfigError, match="needs a family of"):
         validated(BaseModelSpec, values)
     assert validated(BaseModelSpec, {**values, "source": "/models/llava"}).family

@@ -97,7 +97,8 @@ def test_dense_is_not_searched_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "tolerance", "field"), [(0.0, 0.01, "match_ratio"), (0.5, 0.0, "match_tolerance")]
+    ("asked", "tolerance", "field"),
+    [(0.0, 0.01, "match.token_ratio"), (0.5, 0.0, "match.tolerance")],
 )
 def test_bad_demands_are_refused(asked: float, tolerance: float, field: str) -> None:
     with pytest.raises(ConfigError, match=field):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import BOUNDS
+from scripted import ANSWERING, BOUNDS, VISION
 
 from sf.attention.blocks import MobaAttention, NsaAttention
 from sf.attention.trained import note_trained
@@ -17,6 +17,7 @@ from sf.evaluation.model import SparseChatModel
 from sf.evaluation.run import evaluate_benchmarks
 from sf.jobs import Job
 from sf.models import load_model, load_processor
+from sf.sections import Answering, Benchmarks, Evaluate, Runtime
 from sf.stages import benchmarks, evaluate
 from sf.tracking import Tracker
 
@@ -96,10 +97,8 @@ def test_a_stage_runs_a_method_at_its_default_or_at_a_value(
     source = job("benchmarks")
     benchmarks.run(
         benchmarks.Parameters(
-            **BOUNDS,  # type: ignore[arg-type]
-            benchmark_source="synthetic",
-            benchmark_samples=2,
-            suites=["mmstar"],
+            benchmarks=Benchmarks(source="synthetic", samples=2, suites=["mmstar"]),
+            vision=VISION,
             seed=0,
             output=source.out,
         ),
@@ -110,17 +109,11 @@ def test_a_stage_runs_a_method_at_its_default_or_at_a_value(
         target = job(f"{name}{value}")
         evaluate.run(
             evaluate.Parameters(
-                **BOUNDS,  # type: ignore[arg-type]
-                device="cpu",
-                dtype="float32",
-                inference_p=0.9,
-                match_ratio=0.0,
-                match_tolerance=0.01,
-                prompt_template="answer",
-                max_completion_tokens=2,
-                correctness_cutoff=0.99,
+                vision=VISION,
+                runtime=Runtime(device="cpu", dtype="float32"),
+                evaluate=Evaluate(retention_p=0.9, batch=2),
+                answering=Answering(**ANSWERING),  # type: ignore[arg-type]
                 data=tmp_path,
-                evaluate_batch=2,
                 model="tiny",
                 system=name,
                 method=name,

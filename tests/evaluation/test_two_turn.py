@@ -185,7 +185,7 @@ def test_a_template_that_rewrites_a_turn_is_refused(
     processor.chat_template = "{{ messages | length }}" + template
     pair = pairs_of(rows, 1)[0]
     talk = _talk(pair, "answer")
-    with pytest.raises(UnsupportedModelError, match="two_turn_pairs 0"):
+    with pytest.raises(UnsupportedModelError, match=r"two_turn\.pairs 0"):
         more_of(processor, [talk], [pair.first.solution], "cpu")
 
 

@@ -35,20 +35,13 @@ def job(folder) -> SimpleNamespace:
 
 def parameters(vision, folder, **changes) -> Parameters:
     values = {
-        **vision.model_dump(),
-        "device": "cpu",
-        "dtype": "float32",
-        "prompt_template": "answer",
-        "max_completion_tokens": 4,
-        "correctness_cutoff": 0.99,
-        "family": "qwen2_5_vl",
-        "source": "scratch",
-        "base_steps": 2,
-        "base_batch": 4,
-        "base_learning_rate": 1e-3,
-        "base_align_steps": 1,
-        "base_media": 4,
-        "base_examples": 0,
+        "vision": vision,
+        "runtime": {"device": "cpu", "dtype": "float32"},
+        "answering": {
+            "prompt_template": "answer",
+            "max_completion_tokens": 4,
+            "correctness_cutoff": 0.99,
+        },
         "seed": 0,
         "model": "tiny",
         "data": folder / "data",
@@ -60,7 +53,8 @@ def parameters(vision, folder, **changes) -> Parameters:
 def test_a_local_checkpoint_arrives_unchanged(tiny, checkpoint, tmp_path, vision):
     family = tiny[0].config.model_type
     work = job(tmp_path)
-    run(parameters(vision, tmp_path, source=str(checkpoint), family=family), work)
+    base = {"source": str(checkpoint), "family": family}
+    run(parameters(vision, tmp_path, base=base), work)
     again = load_model(work.out)
     for name, value in tiny[0].state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
@@ -103,7 +97,12 @@ def test_the_stage_trains_saves_and_measures(family, vision, tmp_path):
     write_manifest(data / "train.parquet", rows[:20], data)
     write_manifest(data / "heldout.parquet", rows[20:], data)
     work = job(tmp_path)
-    run(parameters(small, tmp_path, family=family), work)
+    scratch = {
+        **{"align_steps": 1, "steps": 2, "batch": 4, "learning_rate": 1e-3},
+        **{"media": 4, "examples": 0},
+    }
+    base = {"family": family, "source": "scratch"}
+    run(parameters(small, tmp_path, base=base, scratch=scratch), work)
     assert load_model(work.out).config.model_type == family
     assert 0.0 <= work.figures["heldout_accuracy"] <= 1.0
     assert (work.out / "tables" / "heldout.csv").is_file()

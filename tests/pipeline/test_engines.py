@@ -163,9 +163,9 @@ def test_a_parameter_reruns_exactly_the_stages_that_use_it(checkout: Path) -> No
     before = (checkout / "params.yaml").read_text()
     expected = {
         "window: 8": ("window: 4", set()),  # of an objective that the study does not train
-        "inference_p: 0.975": ("inference_p: 0.9", {"evaluate_base", "evaluate_trained"}),
+        "  retention_p: 0.975": ("  retention_p: 0.9", {"evaluate_base", "evaluate_trained"}),
         "beta: ": ("beta: 1", {"train"}),
-        "profile_ratio: 0.25": ("profile_ratio: 0.5", {"profile"}),
+        "  token_ratio: 0.25": ("  token_ratio: 0.5", {"profile"}),
         "default: {cpus: 1": ("default: {cpus: 2", set()),
     }
     for old, (new, stages) in expected.items():
@@ -188,18 +188,18 @@ def test_snakemake_notices_what_its_records_do_not_say(checkout: Path) -> None:
     shutil.rmtree(checkout / ".snakemake")
     assert planned(checkout) == set()
     before = (checkout / "params.yaml").read_text()
-    set_value(checkout, "profile_ratio: 0.25", "profile_ratio: 0.5")
+    set_value(checkout, "  token_ratio: 0.25", "  token_ratio: 0.5")
     output = run(checkout, "snakemake", "-n", "--cores", "2")
     (checkout / "params.yaml").write_text(before)
     lines = [line for line in output.splitlines() if line.startswith("does not hold: ")]
     assert lines
     for line in lines:
         assert line.startswith("does not hold: profile__")
-        assert line.endswith(": parameter profile_ratio: 0.25 → 0.5")
+        assert line.endswith(": parameter profile.token_ratio: 0.25 → 0.5")
 
     stamp = next((checkout / "results/smoke/profile").rglob("stage.json"))
     text = stamp.read_text()
-    stamp.write_text(text.replace('"profile_ratio": 0.25', '"profile_ratio": 0.5'))
+    stamp.write_text(text.replace('"profile.token_ratio": 0.25', '"profile.token_ratio": 0.5'))
     assert stamp.read_text() != text
     output = run(checkout, "snakemake", "--cores", "2")
     assert "profile: up to date" in output  # called again, verified and restored, not computed

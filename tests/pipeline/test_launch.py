@@ -16,9 +16,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from sf.atomic_files import write_json
-from sf.config import Params, Resources, read_yaml, validated
+from sf.config import Params, Resources, validated
 from sf.layout import STAMP, work_folder
 from sf.result_key.contents import file_digests
+from sf.scales import scale_values
 from sf.training.checkpoints import SEAL
 from workflow.jobs import JobSpec, jobs, launcher, write_configs
 
@@ -48,7 +49,7 @@ def test_only_stages_that_can_are_started_in_several_processes() -> None:
 
 def params(processes: int, **row: Any) -> dict[str, Any]:
     """The smoke scale with another number of processes of one stage."""
-    given = read_yaml(ROOT / "params" / "smoke.yaml")
+    given = scale_values("smoke", ROOT / "params")
     del given["base"]["tiny-qwen2-vl"]
     given["train"] |= {"steps": 4, "save_every": 2}
     given["grpo"]["reward_gate"] = False

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from sf.config import Params, read_yaml, validated
+from sf.config import Params, validated
 from sf.jobs import read_config, stage_module
+from sf.scales import load_scale, render_scale, scale_values
 from workflow import dvc_yaml
 from workflow.dvc_yaml import CODE
 from workflow.jobs import (
     JobSpec,
     jobs,
-    load_params,
     write_configs,
 )
 from workflow.stages import STAGES
@@ -26,7 +26,7 @@ SCALES = ("smoke", "mini", "compare", "single_gpu", "paper")
 
 
 def specs(scale: str) -> list[JobSpec]:
-    return jobs(load_params(ROOT / "params" / f"{scale}.yaml"))
+    return jobs(load_scale(scale, ROOT / "params"))
 
 
 def test_dvc_yaml_is_rendered_from_the_table() -> None:
@@ -52,7 +52,7 @@ def test_a_file_is_written_when_its_content_changes_and_removed_with_its_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    values = read_yaml(ROOT / "params" / "mini.yaml")
+    values = scale_values("mini", ROOT / "params")
     write_configs(jobs(validated(Params, values)))
     assert write_configs(jobs(validated(Params, values))) == []
     row = {"objective": "sparsity_forcing"}
@@ -85,7 +85,7 @@ def test_jobs_are_listed_after_what_they_read_and_write_apart(scale: str) -> Non
 
 
 def test_a_study_without_training_has_all_other_jobs() -> None:
-    params = read_yaml(ROOT / "params" / "mini.yaml")
+    params = scale_values("mini", ROOT / "params")
     params["objectives"] = {}
     found = jobs(validated(Params, params))
     assert {job.stage.name for job in found} == {
@@ -99,7 +99,7 @@ def test_both_engines_run_the_same_commands(tmp_path: Path) -> None:
     for scale in SCALES:
         subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
         subprocess.run(["cp", "-r", ROOT / ".dvc", ROOT / "dvc.yaml", tmp_path], check=True)
-        (tmp_path / "params.yaml").write_bytes((ROOT / "params" / f"{scale}.yaml").read_bytes())
+        (tmp_path / "params.yaml").write_text(render_scale(scale, ROOT / "params"))
         with Repo(str(tmp_path)) as repo:
             dvc_commands = sorted(stage.cmd for stage in repo.index.stages)
             read = {dep.def_path for stage in repo.index.stages for dep in stage.deps}

@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 from sf.atomic_files import write_json
 from sf.attempts import Attempt
 from sf.cli import app
-from sf.config import Params, read_yaml, validated
+from sf.config import Params, validated
 from sf.jobs import stage_module
 from sf.layout import work_folder
 from sf.result_key.contents import file_digests
 from sf.result_key.key import key_of
+from sf.scales import scale_values
 from workflow.jobs import JobSpec, jobs
 from workflow.slurm import QueuedJob
 from workflow.status import JobStatus, log_file, stale_jobs, study_status, totals
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def specs(**changes: dict[str, Any]) -> list[JobSpec]:
-    values = read_yaml(ROOT / "params" / "mini.yaml")
+    values = scale_values("mini", ROOT / "params")
     for section, change in changes.items():
         values[section] |= change
     return jobs(validated(Params, values))
@@ -75,12 +76,12 @@ def test_a_finished_study_holds_and_says_why(study: list[JobSpec]) -> None:
 
 
 def test_a_changed_parameter_is_named_with_both_values(study: list[JobSpec]) -> None:
-    listed = study_status(specs(evaluate={"inference_p": 0.9}))
+    listed = study_status(specs(evaluate={"retention_p": 0.9}))
     assert by_status(listed) == {
         "stale": ["evaluate_base", "evaluate_base", "evaluate_trained", "report"]
     }
     own = [entry for entry in listed if entry.changes]
-    assert [entry.reasons for entry in own] == [["parameter inference_p: 0.975 → 0.9"]] * 3
+    assert [entry.reasons for entry in own] == [["parameter evaluate.retention_p: 0.975 → 0.9"]] * 3
     assert "reads evaluate_base__" in listed[-1].reasons[0]
 
 
@@ -195,8 +196,8 @@ def test_hours_left_are_those_that_the_same_jobs_took(study: list[JobSpec]) -> N
 
 
 def test_the_command_prints_a_table_and_plain_values(study: list[JobSpec]) -> None:
-    values = read_yaml(ROOT / "params" / "mini.yaml")
-    values["profile"]["profile_ratio"] = 0.5
+    values = scale_values("mini", ROOT / "params")
+    values["profile"]["token_ratio"] = 0.5
     with Path("params.yaml").open("w") as stream:
         YAML().dump(values, stream)
     result = CliRunner().invoke(app, ["status", "--json"], catch_exceptions=False)
@@ -206,7 +207,9 @@ def test_the_command_prints_a_table_and_plain_values(study: list[JobSpec]) -> No
         "report": "stale",
     }
     changes = [change for entry in listed for change in entry["changes"]]
-    assert changes == [{"kind": "parameter", "name": "profile_ratio", "old": 0.25, "new": 0.5}]
+    assert changes == [
+        {"kind": "parameter", "name": "profile.token_ratio", "old": 0.25, "new": 0.5}
+    ]
     table = CliRunner().invoke(app, ["status"], catch_exceptions=False)
     assert table.exit_code == 0
     assert "2 stale" in table.output

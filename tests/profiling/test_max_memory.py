@@ -83,7 +83,7 @@ def test_a_stated_limit_bounds_a_cpu() -> None:
     assert fits(model, KeepAll(), inputs, 1, weights + 20e6)
     assert not fits(model, KeepAll(), inputs, 1, weights + 0.1e6)  # its KV alone is 0.13 MB
     assert fits(model, KeepAll(), inputs, 1, None)
-    with pytest.raises(ConfigError, match="profile_fit_gib"):
+    with pytest.raises(ConfigError, match="fit_gib"):
         memory_of(torch.device("cpu"), 0.0)
     with pytest.raises(ConfigError, match="what is free"):
         memory_of(torch.device("cpu"), 1e9)

@@ -177,26 +177,26 @@ def test_an_unknown_subject_is_named() -> None:
 def test_the_stage_writes_its_files_and_goes_on_after_a_kill(
     subject: Subject, tmp_path: Path
 ) -> None:
+    from sf.sections import Profile, Runtime
     from sf.stages.profile import Parameters, run
 
     subject.model.save_pretrained(tmp_path / "checkpoint")
     parameters = Parameters(
-        device="cpu",
-        dtype="float32",
+        runtime=Runtime(device="cpu", dtype="float32"),
         seed=0,
         model="tiny",
         checkpoint=tmp_path / "checkpoint",
         output=tmp_path / "never",
-        profile_subjects=["checkpoint"],
-        profile_lengths=[128, 64],
-        profile_ratio=0.25,
-        profile_layer_shares=[],
-        profile_repeats=3,
-        profile_decode_tokens=2,
-        profile_batch=2,
-        profile_prompts="text",
-        profile_fit=False,
-        profile_fit_gib=0.0,
+        profile=Profile(
+            subjects=["checkpoint"],
+            lengths=[128, 64],
+            token_ratio=0.25,
+            repeats=3,
+            decode_tokens=2,
+            batch=2,
+            prompts="text",
+            fit=False,
+        ),
     )
     figures: dict[str, float] = {}
     job: Any = SimpleNamespace(

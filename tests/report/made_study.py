@@ -89,7 +89,7 @@ def write_curve(folder: Path, stage: str, table: pd.DataFrame, split: str) -> No
 
 def write_scores(folder: Path, share: float, ratio: float) -> None:
     """A finished evaluation of all benchmarks, each at the same share of its scale."""
-    stamp(folder, "evaluate", inference_p=0.975)
+    stamp(folder, "evaluate", evaluate={"retention_p": 0.975})
     lines = [
         {
             "benchmark": benchmark.name,
@@ -141,7 +141,7 @@ def write_study(root: Path) -> Study:
     """All results of a small study."""
     study = study_at(root)
     stamp(root / "prepare", "prepare")
-    stamp(root / "benchmarks", "benchmarks", benchmark_source="synthetic")
+    stamp(root / "benchmarks", "benchmarks", benchmarks={"source": "synthetic"})
     write_curve(root / f"calibrate/{MODEL}", "calibrate", BEFORE, "calibration")
     write_curve(root / f"frontier/{MODEL}/base", "calibrate", BEFORE, "heldout")
     write_curve(root / f"frontier/{MODEL}/sparsity_forcing/seed0", "calibrate", AFTER, "heldout")

@@ -113,17 +113,15 @@ def test_text_is_escaped(tmp_path: Path) -> None:
 
 
 def test_the_stage_reads_what_is_finished_and_nothing_else(tmp_path: Path) -> None:
+    from sf.sections import Axes, Benchmarks
     from sf.stages.report import Parameters, inputs
 
     made_study.write_study(tmp_path / "results/mini")
     parameters = Parameters(
         models=["tiny"],
-        methods=["full", "zipvl"],
         objectives=["sparsity_forcing"],
-        seeds=[0],
-        suites=["all"],
-        benchmark_source="synthetic",
-        benchmark_samples=24,
+        axes=Axes(methods=["full", "zipvl"], seeds=[0]),
+        benchmarks=Benchmarks(source="synthetic", samples=24, suites=["all"]),
         scale="mini",
         results=tmp_path / "results/mini",
         output=tmp_path / "reports/mini",

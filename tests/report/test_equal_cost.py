@@ -19,7 +19,11 @@ def test_matched_methods_stand_beside_their_averages(tmp_path: Path) -> None:
     assert equal_cost_sections(study, rows) == []
     for system, found, reached in (("zipvl", 0.504, True), ("sparsity_forcing", 0.61, False)):
         folder = study.folder("evaluate", model="tiny", system=system, suite="all")
-        made_study.stamp(folder, "evaluate", inference_p=0.975, match_ratio=0.5)
+        made_study.stamp(
+            folder,
+            "evaluate",
+            evaluate={"retention_p": 0.975, "match": {"token_ratio": 0.5, "tolerance": 0.01}},
+        )
         line = {
             "method": "zipvl",
             "hyperparameter": "p",

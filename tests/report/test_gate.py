@@ -22,22 +22,20 @@ VISION = {
     "video_max_pixels": 200704,
     "video_max_frames": 32,
     "video_fps": 2.0,
-    "dtype": "bfloat16",
-    "inference_p": 0.975,
 }
 
 
 def write(root: Path, shift: dict[str, float], *, rows: int = 0, **zipvl: object) -> Study:
     """Real data; the dense row is the published one, but for `shift` (points of 100)."""
     study = Study(root, (MODEL,), ("full", "zipvl"), (), ("all",))
-    made_study.stamp(
-        root / "benchmarks", "benchmarks", benchmark_source="hub", benchmark_samples=rows
-    )
+    given = {"source": "hub", "samples": rows}
+    made_study.stamp(root / "benchmarks", "benchmarks", benchmarks=given)
     for system in study.methods:
         folder = root / f"evaluate/{MODEL}/{system}/all"
         made_study.write_scores(folder, 0.5, 1.0)
-        changed = {**VISION, **(zipvl if system == "zipvl" else {})}
-        made_study.stamp(folder, "evaluate", **changed)
+        vision = {**VISION, **(zipvl if system == "zipvl" else {})}
+        runtime, own = {"dtype": "bfloat16"}, {"retention_p": 0.975}
+        made_study.stamp(folder, "evaluate", vision=vision, runtime=runtime, evaluate=own)
         stamp = json.loads((folder / "stage.json").read_text())
         stamp["versions"]["lmms_eval"] = "0.7.3"
         (folder / "stage.json").write_text(json.dumps(stamp))
