@@ -20,6 +20,7 @@ from sf.training.encoding import Prompts, encoder_outputs
 from sf.training.padding import length_buckets
 from sf.training.pathwise import Measure, SparsityTerm, effective_ratio
 from sf.training.rollout import PromptPass
+from sf.training.token_scores import TokenScores, scored, scores_of
 
 __all__ = ["Forced", "PolicyForward"]
 
@@ -51,8 +52,6 @@ class PolicyForward:
         bare: the same, unwrapped.
         forced: the completions; rows are indices into it.
         temperature: of the sampling.
-        fused: let TRL's kernel compute log-probabilities without logits; worth it where it scores
-            the completion's positions only (Triton), elsewhere it scores the prompt's too.
         coefficient: (all R of `forced`,) weight of each rollout's effective ratio in the loss, for
             the pathwise objective (`sf.training.pathwise`).
         shares: (J,) each layer's part of it; needed with `coefficient`.
@@ -70,7 +69,6 @@ class PolicyForward:
     bare: Any
     forced: Forced
     temperature: float
-    fused: bool
     bucketed: bool
     coefficient: torch.Tensor | None = None
     shares: torch.Tensor | None = None
@@ -128,8 +126,14 @@ class PolicyForward:
         with sparsify(self.bare, self.forced.policy(part.rows, part.start)):
             logps, entropies = self._head(inputs, width - 1)
         self.ratios.append((part.rows, part.layer_ratios))
-        first = self._of_logits(part.logits[:, None], ids[:, :1])
-        return torch.cat([first[0], logps], dim=1), torch.cat([first[1], entropies], dim=1)
+        first = scores_of(
+            part.logits[:, None], ids[:, :1], self.temperature,
+            entropy_gradient=self.entropy_gradient,
+        )  # fmt: skip
+        return (
+            torch.cat([first.logps, logps], dim=1),
+            torch.cat([first.entropies, entropies], dim=1),
+        )
 
     def _forward(
         self, rows: torch.Tensor, start: int, ids: torch.Tensor, mask: torch.Tensor, width: int
@@ -163,27 +167,12 @@ class PolicyForward:
 
     def _head(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the last `width` tokens of the input, from 0 to all but the first."""
-        return self._fused(inputs, width) if self.fused else self._plain(inputs, width)
+        scores = self._scores(inputs, width)
+        return scores.logps, scores.entropies
 
-    def _fused(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        mask = inputs["attention_mask"][:, -inputs["input_ids"].shape[1] :]
-        labels = inputs["input_ids"].masked_fill(mask == 0, -100)
-        first = labels.shape[1] - width
-        labels[:, :first] = -100
-        output = self.model(**inputs, labels=labels, fused_lm_head=True)
-        # TRL's results begin with the second token's.
-        return output.log_probs[:, first - 1 :], output.entropy[:, first - 1 :]
-
-    def _plain(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self.model(**inputs, logits_to_keep=width + 1).logits[:, :-1]
+    def _scores(self, inputs: dict[str, Any], width: int) -> TokenScores:
         ids = inputs["input_ids"]
-        return self._of_logits(logits, ids[:, ids.shape[1] - width :])
-
-    def _of_logits(
-        self, logits: torch.Tensor, ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (R, C, vocabulary) and the tokens (R, C) that followed."""
-        every = torch.log_softmax(logits.float() / self.temperature, dim=-1)
-        with torch.set_grad_enabled(self.entropy_gradient and torch.is_grad_enabled()):
-            entropy = -(every.exp() * every).sum(-1)
-        return every.gather(2, ids[:, :, None]).squeeze(2), entropy
+        targets = ids[:, ids.shape[1] - width :]
+        entropy_gradient = self.entropy_gradient
+        with scored(self.bare, targets, self.temperature, entropy_gradient=entropy_gradient):
+            return TokenScores.of(self.model(**inputs, logits_to_keep=width + 1))

@@ -8,6 +8,7 @@ import torch
 
 from sf.training.encoding import encoder_outputs
 from sf.training.rollout import Rollout
+from sf.training.token_scores import TokenScores, scored
 
 __all__ = ["reference_logps"]
 
@@ -84,19 +85,20 @@ def _group_logps(
         use_cache=True,
         logits_to_keep=1,
     )
-    logits = first.logits[back]
+    answers = input_ids[:, -completion_width:]
+    every = torch.log_softmax(first.logits[:, -1].float() / temperature, dim=-1)
+    logps = every[back[:, None], answers[:, :1]]
     if completion_width > 1:
         cache = first.past_key_values
         cache.batch_select_indices(back)
         start = prompts.input_ids.shape[1]
-        rest = model(
-            input_ids=input_ids[:, start:-1],
-            attention_mask=attention_mask[:, :-1],
-            position_ids=prompts.positions_with(owner, completion_width)[:, :, start:-1],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = torch.cat([logits, rest.logits], dim=1)
-    targets = input_ids[:, -completion_width:, None]
-    logps = torch.log_softmax(logits.float() / temperature, dim=-1)
-    return logps.gather(2, targets).squeeze(2)
+        with scored(model, answers[:, 1:], temperature):
+            output = model(
+                input_ids=input_ids[:, start:-1],
+                attention_mask=attention_mask[:, :-1],
+                position_ids=prompts.positions_with(owner, completion_width)[:, :, start:-1],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        logps = torch.cat([logps, TokenScores.of(output).logps], dim=1)
+    return logps

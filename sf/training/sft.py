@@ -57,10 +57,8 @@ class AnswerForward(PolicyForward):
         return nullcontext(self.replacement.trace)
 
     def _head(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self.model(**inputs, logits_to_keep=width + 1).logits[:, :-1].float()
-        target = inputs["input_ids"][:, -width:]
-        logps = torch.log_softmax(logits, dim=-1).gather(2, target[..., None]).squeeze(2)
-        return logps, (logits.argmax(-1) == target).float()
+        scores = self._scores(inputs, width)
+        return scores.logps, scores.likeliest
 
 
 class SparseSFTTrainer(ResumableTrainer):
@@ -177,7 +175,6 @@ class SparseSFTTrainer(ResumableTrainer):
             bare=bare,
             forced=answers,
             temperature=1.0,
-            fused=False,
             bucketed=self.accelerator.num_processes == 1,
             coefficient=coefficient,
             shares=shares,

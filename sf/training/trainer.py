@@ -168,8 +168,6 @@ class SparsityForcingTrainer(RolloutGeneration, GRPOTrainer):
             bare=self.accelerator.unwrap_model(model),
             forced=generation.rollout,
             temperature=self.temperature,
-            # The fused head reads its weights itself, whole or not.
-            fused=input_ids.is_cuda and not self.sharded,
             bucketed=self.accelerator.num_processes == 1,
             coefficient=generation.coefficient,
             shares=generation.shares,

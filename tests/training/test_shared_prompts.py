@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny_world import VISION, Log, parameters
-from trl.trainer.utils import add_fused_lm_head
 
 from sf import TopP
 from sf.data.manifest import Row
 from sf.progress import Progress
+from sf.training import token_scores
 from sf.training.encoding import Encoder, Prompts
 from sf.training.logps import PolicyForward
 from sf.training.rollout import Rollout, Sampler
@@ -60,7 +59,7 @@ def rollouts(
 
 
 def learnt(
-    model: Any, rollout: Rollout, bucketed: bool = True, fused: bool = False
+    model: Any, rollout: Rollout, bucketed: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Log-probabilities and entropies of the rollouts, backwards order; gradients of a loss."""
     width = max(len(ids) for ids in rollout.completion_ids)
@@ -69,9 +68,7 @@ def learnt(
     ids = torch.cat([rollout.prompts.input_ids[rollout.owner], tail], dim=1)
     mask = torch.cat([rollout.prompts.attention_mask[rollout.owner], valid], dim=1)
     order = torch.arange(len(rollout.owner)).flip(0)
-    forward = PolicyForward(
-        model, model, rollout, 0.8, fused=fused, bucketed=bucketed, passes=rollout.passes
-    )
+    forward = PolicyForward(model, model, rollout, 0.8, bucketed=bucketed, passes=rollout.passes)
     logps, entropies = forward(order, ids[order], mask[order], width)
     weight = torch.linspace(-1, 1, logps.numel()).view_as(logps) * valid[order]
     model.zero_grad()
@@ -140,18 +137,24 @@ def test_gradient_under_autocast(built: tuple[Any, Any], rows: list[Row]) -> Non
 
 
 @pytest.mark.parametrize("tokens", [5, 1])
-def test_same_without_logits(built: tuple[Any, Any], rows: list[Row], tokens: int) -> None:
-    """With TRL's head that makes no logits, which is what GPUs use."""
+def test_same_in_blocks(
+    built: tuple[Any, Any], rows: list[Row], tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head over blocks of two tokens, whose logits are made again for the gradient."""
     rollout = rollouts(built, rows, [0.4, 1.0], tokens, shared=False)
-    logps, entropies, plain = learnt(built[0], rollout)
-    model = deepcopy(built[0])
-    add_fused_lm_head(model, temperature=0.8, outputs=("log_probs", "entropy"))
+    logps, entropies, whole = learnt(built[0], rollout)
+    head = built[0].get_output_embeddings()
+    monkeypatch.setattr(token_scores, "BLOCK_LOGITS", 2 * head.weight.shape[0])
+    own, widths = head.forward, []
+    monkeypatch.setattr(head, "forward", lambda x: (widths.append(x.shape[:-1].numel()), own(x))[1])
     for shared in (False, True):
-        rollout = rollouts((model, built[1]), rows, [0.4, 1.0], tokens, shared=shared)
-        ours, own_entropies, gradients = learnt(model, rollout, fused=True)
-        assert torch.allclose(ours, logps, atol=1e-5)
-        assert torch.allclose(own_entropies, entropies, atol=1e-5)
-        for name, expected in plain.items():
+        rollout = rollouts(built, rows, [0.4, 1.0], tokens, shared=shared)
+        widths.clear()
+        ours, own_entropies, gradients = learnt(built[0], rollout)
+        assert max(widths) <= 2 or tokens == 1
+        assert torch.allclose(ours, logps, atol=1e-6)
+        assert torch.allclose(own_entropies, entropies, atol=1e-6)
+        for name, expected in whole.items():
             assert torch.allclose(gradients[name], expected, atol=1e-5), name
 
 
@@ -169,7 +172,7 @@ def test_passes_are_used_once_and_by_a_forward_that_learns(
             [rollout.prompts.attention_mask[rollout.owner], torch.ones_like(tail)], dim=1
         )
         every = torch.arange(len(ids))
-        PolicyForward(model, model, rollout, 0.8, False, True, passes=rollout.passes)(
+        PolicyForward(model, model, rollout, 0.8, True, passes=rollout.passes)(
             every, ids, mask, width
         )
     assert len(rollout.passes) == 2

@@ -76,7 +76,7 @@ def supported(model: Any) -> Any:
     name = type(model).__name__
     decoder = unwrapped(model).get_decoder()
     layers = getattr(decoder, "layers", ())
-    if not layers or any(type(layer) not in _LAYERS for layer in layers):
+    if not layers or not all(isinstance(layer, _LAYERS) for layer in layers):
         raise UnsupportedModelError(
             "model", name, "the decode loop knows Qwen2's and Qwen2-VL's layers", "use generate"
         )

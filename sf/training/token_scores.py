@@ -1,0 +1,110 @@
+"""Log-probabilities of given tokens in place of a model's logits.
+
+A vocabulary has 152,000 entries: the logits of eight answers of 1,024 tokens take 5 GB in float32,
+and their backward pass as much again. The head runs here over blocks of tokens. Where there is more
+than one, a block's logits are made anew in the backward pass (torch's checkpoint), so the memory is
+that of one block, however many rollouts there are.
+
+Shapes: R rollouts, C tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from sf.attention.decoder_hooks import unwrapped
+
+__all__ = ["TokenScores", "scored", "scores_of"]
+
+BLOCK_LOGITS = 1 << 26
+"""Logits of one block at most: 256 MiB in float32."""
+
+
+class TokenScores(NamedTuple):
+    """Each (R, C) float32.
+
+    Attributes:
+        logps: log-probabilities of the tokens.
+        entropies: of the distributions that they were drawn from.
+        likeliest: 1 where the token is the likeliest one, else 0.
+    """
+
+    logps: Tensor
+    entropies: Tensor
+    likeliest: Tensor
+
+    @classmethod
+    def of(cls, output: Any) -> TokenScores:
+        """From what a model's forward returned under `scored`."""
+        return cls(*output.logits.unbind(-1))
+
+
+def scores_of(
+    logits: Tensor, targets: Tensor, temperature: float, *, entropy_gradient: bool = False
+) -> TokenScores:
+    """Scores from logits (..., V) of the tokens (...) that followed them.
+
+    Args:
+        temperature: the logits are divided by it.
+        entropy_gradient: entropies have a gradient.
+    """
+    every = torch.log_softmax(logits.float() / temperature, dim=-1)
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        entropies = -(every.exp() * every).sum(-1)
+    likeliest = (every.argmax(-1) == targets).float()
+    return TokenScores(every.gather(-1, targets[..., None]).squeeze(-1), entropies, likeliest)
+
+
+@contextmanager
+def scored(
+    model: Any, targets: Tensor, temperature: float = 1.0, *, entropy_gradient: bool = False
+) -> Iterator[None]:
+    """A forward in which the head gives scores instead of logits; `TokenScores.of` reads them.
+
+    They are the forward's output, so that wrappers which watch a model's outputs see them.
+
+    Args:
+        model: a causal language model, within PEFT or not. Its forward is to be asked for the
+            logits of at least C positions (`logits_to_keep`); the first C are scored.
+        targets: (R, C) long, the tokens that follow the positions.
+        temperature: the logits are divided by it.
+        entropy_gradient: entropies have a gradient.
+    """
+    head: Any = unwrapped(model).get_output_embeddings()
+    own, held = head.forward, vars(head).get("forward")
+
+    def forward(hidden: Tensor) -> Tensor:
+        def block(part: Tensor, tokens: Tensor) -> Tensor:
+            scores = scores_of(own(part), tokens, temperature, entropy_gradient=entropy_gradient)
+            return torch.stack(scores, dim=-1)
+
+        return _in_blocks(block, hidden[:, : targets.shape[1]], targets, head.weight.shape[0])
+
+    vars(head)["forward"] = forward
+    try:
+        yield
+    finally:
+        vars(head).pop("forward")
+        if held is not None:
+            vars(head)["forward"] = held
+
+
+def _in_blocks(
+    block: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, targets: Tensor, vocabulary: int
+) -> Tensor:
+    """(R, C, 3) float32, the scores side by side."""
+    tokens = max(1, BLOCK_LOGITS // vocabulary)
+    if targets.numel() <= tokens:
+        return block(hidden, targets)
+    parts = zip(hidden.flatten(0, 1).split(tokens), targets.flatten().split(tokens), strict=True)
+    if torch.is_grad_enabled():
+        done = [checkpoint(block, part, own, use_reentrant=False) for part, own in parts]
+    else:
+        done = [block(part, own) for part, own in parts]
+    return torch.cat(done).view(*targets.shape, 3)
