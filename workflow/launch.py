@@ -1,10 +1,11 @@
-"""Starts `sf run` in as many processes as the stage's resources ask for.
+"""Starts `sf run` on the GPUs that the stage's resources ask for, a process each.
 
     python -m workflow.launch sf run train --study mini …
 
-With more than one GPU the command runs under torchrun on this machine, else as it is. The number of
-processes is read from params.yaml when the job starts: it is no part of the command, so changing it
-reruns nothing.
+With more than one GPU the command of a stage that can use them runs under torchrun on this machine,
+else as it is. On a machine without a scheduler the job first waits for free GPUs
+(`workflow.devices`). The number is read from params.yaml when the job starts: it is no part of the
+command, so changing it reruns nothing.
 """
 
 from __future__ import annotations
@@ -13,18 +14,28 @@ import os
 import sys
 from pathlib import Path
 
+from sf.errors import SparsityForcingError
+from workflow import devices
 from workflow.jobs import launcher, load_params
 
 
 def main(words: list[str]) -> None:
     """Replace this process by the job."""
     assert words[:2] == ["sf", "run"], "usage: python -m workflow.launch sf run STAGE …"
-    resources = load_params(Path("params.yaml")).resources
-    prefix = launcher(words[2], resources)
+    stage = words[2]
+    params = load_params(Path("params.yaml"))
+    name = stage if stage in params.resources else "default"
+    gpus = params.resources[name].gpus
+    prefix = launcher(stage, params.resources)
+    if params.runtime.device == "cuda" and gpus and "SLURM_JOB_ID" not in os.environ:
+        devices.claim(gpus, f"resources.{name}.gpus")
     if prefix:
         words = [sys.executable, *prefix, "-m", "sf.cli", *words[1:]]
     os.execvp(words[0], words)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except SparsityForcingError as error:
+        sys.exit(f"error: {error}")

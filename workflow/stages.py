@@ -49,8 +49,8 @@ class Stage:
 
     @property
     def launch(self) -> str:
-        """What stands before the stage's command: `workflow.launch` counts the processes."""
-        return "python -m workflow.launch" if self.ranks else ""
+        """What stands before the command of a stage that can use GPUs (`workflow.launch`)."""
+        return "python -m workflow.launch" if "runtime" in self.sections else ""
 
     def output_folder(self, names: Mapping[str, str]) -> str:
         placeholders = {**{axis: names[axis] for axis in self.axes}, "scale": names["scale"]}

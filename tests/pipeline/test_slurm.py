@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -15,10 +16,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import slurm_cluster
+from ruamel.yaml import YAML
 
 from sf.errors import EnvironmentFault
 from workflow import slurm
@@ -73,6 +76,21 @@ def test_only_jobs_of_this_checkout_are_waited_for(monkeypatch: pytest.MonkeyPat
     lines = ["1|RUNNING|rule_prepare|/a", "2|PENDING|rule_base__m|/b", "3|RUNNING|(null)|/a"]
     answers(monkeypatch, "\n".join(lines) + "\n")
     assert slurm.jobs_of(Path("/a")) == [slurm.QueuedJob("1", "RUNNING", "prepare")]
+
+
+def test_what_a_cluster_wants_is_uncommented_in_one_place() -> None:
+    """Each commented line of the profile is a setting that the Slurm plugin knows."""
+    text = (ROOT / "slurm/profile.yaml").read_text()
+    before, after = (YAML(typ="safe").load(t) for t in (text, re.sub("(?m)^# (?= |def)", "", text)))
+    given = after.pop("default-resources")
+    assert after == before
+    assert set(given) == {"slurm_account", "slurm_partition", "qos", "gpu_model", "slurm_extra"}
+    plugin = find_spec("snakemake_executor_plugin_slurm")
+    assert plugin is not None
+    assert plugin.origin is not None
+    source = "".join(path.read_text() for path in Path(plugin.origin).parent.glob("*.py"))
+    for name in given:
+        assert re.search(rf"[\"'.]{name}\b", source), name
 
 
 # Under a real Slurm
