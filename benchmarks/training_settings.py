@@ -37,6 +37,7 @@ from sf.provenance import ROOT
 from sf.report.across_seeds import across_seeds
 from sf.report.published import average
 from sf.scales import scale_values
+from sf.tables import rows_at
 
 MODEL = "tiny-qwen2.5-vl"
 RESULTS = Path("results/settings")
@@ -202,7 +203,7 @@ class Measured:
 
     def at(self, p: float, column: str) -> float:
         """Mean of a column of the answers at a threshold, in percent."""
-        return 100 * float(self.answers[self.answers["p"] == p][column].mean())
+        return 100 * float(rows_at(self.answers, "p", p)[column].mean())
 
     def figures(self) -> dict[str, float]:
         """The columns of the table that need no other checkpoint."""

@@ -121,7 +121,7 @@ def run_stage(stage: str, values: Mapping[str, Any], study: str, command: str = 
         _check_disk(output)
         reuse.reset_if_changed(work, key)
         identity = _identity(stage, module, parameters, key)
-        tracker = Tracker.start(stage, parameters, identity, work, study)
+        tracker = Tracker.start(stage, identity, work, study)
         job = Job(out=work / "out", state=work / "state", tracker=tracker)
         ranks.agreed(RUN)
         with tracker, _no_space(output), _listening(module):

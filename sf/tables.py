@@ -12,7 +12,7 @@ import pandas as pd
 from sf.atomic_files import replacing
 from sf.escaping import encodable, printable
 
-__all__ = ["table_of", "write_csv", "write_parquet"]
+__all__ = ["rows_at", "table_of", "write_csv", "write_parquet"]
 
 
 def table_of(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -24,6 +24,17 @@ def table_of(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         }
         for record in records
     )
+
+
+def rows_at(table: pd.DataFrame, name: str, value: float) -> pd.DataFrame:
+    """The rows of a table with a number, to the six significant digits that a CSV holds.
+
+    Args:
+        table: from a file or in memory.
+        name: of the column.
+        value: what its number is to be.
+    """
+    return table[np.isclose(table[name], value, rtol=1e-5, atol=0.0)]
 
 
 def write_csv(table: pd.DataFrame, path: Path, float_format: str | None = "%.6g") -> None:

@@ -21,7 +21,6 @@ from types import TracebackType
 from typing import Any
 
 from filelock import FileLock
-from pydantic import BaseModel
 
 from sf.atomic_files import read_json, write_json, write_text
 from sf.history import append_step, read_history
@@ -56,9 +55,7 @@ class Tracker:
     _began: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def start(
-        cls, stage: str, parameters: BaseModel, identity: dict[str, Any], work: Path, study: str
-    ) -> Tracker:
+    def start(cls, stage: str, identity: dict[str, Any], work: Path, study: str) -> Tracker:
         """Open the stage's MLflow run, or continue that of a killed call, if MLflow answers."""
         with best_effort("a new run"):
             run_id = _run_of(work) or _noted_run(stage, identity, work, study)

@@ -21,7 +21,18 @@ import torch
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu_session.py"
 ABSENT = (
-    *("pydantic", "ruamel", "loguru", "nltk", "tenacity", "trl", "datasets", "av", "mlflow"),
+    *(
+        "pydantic",
+        "ruamel",
+        "loguru",
+        "rouge_score",
+        "jiwer",
+        "tenacity",
+        "trl",
+        "datasets",
+        "av",
+        "mlflow",
+    ),
     *("flash_attn", "lmms_eval", "hypothesis", "pytest_timeout", "xdist", "dvc", "snakemake"),
 )
 HIDE = """

@@ -16,7 +16,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from pydantic import BaseModel
 
 from sf import mlflow_store, tracking
 from sf.atomic_files import write_json
@@ -24,11 +23,6 @@ from sf.history import append_step, read_history
 from sf.mlflow_store import EXPERIMENT, client_of_store, finished_runs, store_name
 from sf.tables import write_csv
 from sf.tracking import Tracker, log_all
-
-
-class Values(BaseModel):
-    """Parameters of a stage."""
-
 
 IDENTITY: dict[str, Any] = {
     "stage": "calibrate",
@@ -158,7 +152,7 @@ def artifact(run: Any, name: str) -> Path:
 def test_figures_that_were_not_sent_are_sent_at_the_end(place: Path) -> None:
     """A killed call loses what waited; the history holds it."""
     work = finished()
-    tracker = Tracker.start("calibrate", Values(), IDENTITY, work, "test")
+    tracker = Tracker.start("calibrate", IDENTITY, work, "test")
     tracking.log_metrics(client_of_store(), tracker.run_id or "", [(1, {"loss": 0.5})])
     assert log_all(Path("results")) == 1
     assert steps(the_run(), "loss") == [(1, 0.5), (3, 0.25)]
@@ -172,7 +166,7 @@ def job(place: Path) -> Path:
 
 def test_what_waits_is_sent_when_a_job_ends(place: Path) -> None:
     work = job(place)
-    with Tracker.start("calibrate", Values(), IDENTITY, work, "test") as tracker:
+    with Tracker.start("calibrate", IDENTITY, work, "test") as tracker:
         for step in range(3):
             tracker.log(step, {"loss": 1.0 / (step + 1)})
         assert steps(the_run(), "loss") == []
@@ -183,14 +177,14 @@ def test_a_killed_job_goes_on_in_its_run_and_a_failed_one_says_so(place: Path) -
     work = job(place)
 
     def fails() -> None:
-        with Tracker.start("calibrate", Values(), IDENTITY, work, "test"):
+        with Tracker.start("calibrate", IDENTITY, work, "test"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fails()
     first = the_run()
     assert first.info.status == "FAILED"
-    with Tracker.start("calibrate", Values(), IDENTITY, work, "test") as tracker:
+    with Tracker.start("calibrate", IDENTITY, work, "test") as tracker:
         assert tracker.run_id == first.info.run_id
         assert the_run().info.status == "RUNNING"
 
@@ -295,7 +289,7 @@ def test_a_deleted_experiment_is_there_again(place: Path) -> None:
 
 def test_a_run_that_is_deleted_while_its_job_runs_is_made_again(place: Path) -> None:
     work = job(place)
-    with Tracker.start("calibrate", Values(), IDENTITY, work, "test") as tracker:
+    with Tracker.start("calibrate", IDENTITY, work, "test") as tracker:
         client_of_store().delete_run(tracker.run_id)
         tracker.log(1, {"loss": 0.5})
         with pytest.warns(UserWarning, match="did not take figures"):
@@ -342,7 +336,7 @@ def test_nothing_that_mlflow_raises_ends_a_stage(
     monkeypatch.setattr("mlflow.tracking.MlflowClient", broken)
     work = job(place)
     with pytest.warns(UserWarning, match="the result is safe"):
-        tracker = Tracker.start("calibrate", Values(), IDENTITY, work, "test")
+        tracker = Tracker.start("calibrate", IDENTITY, work, "test")
     with tracker:
         tracker.log(1, {"loss": 1.0})
     assert read_history(work / "out") == {1: {"loss": 1.0}}

@@ -16,19 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sf.evaluation.benchmarks import Benchmark, Task
+from sf.evaluation.intervals import DRAWS
 from sf.evaluation.scoring import RULES, Rule, SampleScore
 
 __all__ = [
-    "DRAWS",
     "Group",
     "benchmark_draws",
     "benchmark_score",
-    "interval",
     "task_score",
     "unit_values",
 ]
 
-DRAWS = 2000
 _CHUNK = 1_000_000  # indices drawn at a time: bounds the memory of large benchmarks
 
 
@@ -158,10 +156,3 @@ def unit_values(task: Task, scores: Sequence[SampleScore]) -> NDArray[np.float64
     share = 1 / (rule.num_groups or len(groups)) if rule.groups == "mean" else 1.0
     parts = [group.sums / group.counts.sum() for group in groups.values()]
     return rule.factor * share * np.concatenate(parts)
-
-
-def interval(draws: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap replicates; NaN where a category has a single unit."""
-    tail = (1 - level) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return float(low), float(high)

@@ -17,8 +17,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sf.errors import DataError
-from sf.evaluation.aggregate import DRAWS, benchmark_draws, benchmark_score, interval, unit_values
+from sf.evaluation.aggregate import benchmark_draws, benchmark_score, unit_values
 from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, Benchmark
+from sf.evaluation.intervals import DRAWS, interval
 from sf.evaluation.scoring import SampleScore
 
 __all__ = ["Paired", "holm", "paired", "paired_table", "read_scores"]

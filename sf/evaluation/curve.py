@@ -29,8 +29,11 @@ DENSE = 1.0
 
 
 def grid_with_dense(grid: Sequence[float]) -> list[float]:
-    """The thresholds in ascending order without repeats; dense (p = 1) is always among them."""
-    return sorted({*map(float, grid), DENSE})
+    """The thresholds in ascending order without repeats; dense (p = 1) is always among them.
+
+    They are rounded to the six significant digits that a CSV holds: what looks the same is.
+    """
+    return sorted({*(float(f"{p:.6g}") for p in grid), DENSE})
 
 
 def answers_at(

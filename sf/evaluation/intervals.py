@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "DRAWS",
     "bootstrap_clusters",
     "bootstrap_mean",
     "bootstrap_median",
+    "interval",
     "resamples",
     "wilson",
 ]
@@ -23,7 +24,7 @@ def wilson(successes: float, count: int, level: float = 0.95) -> tuple[float, fl
     """Wilson score interval of a share.
 
     Args:
-        successes: how many of `count` were right.
+        successes: how many of `count` were right, a whole number.
         count: samples; 0 gives (0, 1), nothing being known.
         level: coverage.
 
@@ -34,14 +35,10 @@ def wilson(successes: float, count: int, level: float = 0.95) -> tuple[float, fl
         raise ValueError(f"successes = {successes}. Must lie in [0, {count}].")
     if count == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    share = successes / count
-    centre = share + z * z / (2 * count)
-    half = z * float(np.sqrt(share * (1 - share) / count + z * z / (4 * count * count)))
-    scale = 1 + z * z / count
-    low = 0.0 if successes == 0 else (centre - half) / scale  # exactly: rounding leaves 1e-18
-    high = 1.0 if successes == count else (centre + half) / scale
-    return low, high
+    from scipy.stats import binomtest
+
+    bounds = binomtest(round(successes), count).proportion_ci(level, method="wilson")
+    return float(bounds.low), float(bounds.high)
 
 
 def resamples(count: int, seed: int, draws: int = DRAWS) -> NDArray[np.int64]:
@@ -49,7 +46,8 @@ def resamples(count: int, seed: int, draws: int = DRAWS) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(0, count, size=(draws, count))
 
 
-def _bounds(draws: NDArray[np.float64], level: float) -> tuple[float, float]:
+def interval(draws: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap replicates (draws,); NaN where one of them is."""
     tail = (1 - level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
@@ -69,7 +67,7 @@ def bootstrap_mean(values: ArrayLike, seed: int, level: float = 0.95) -> tuple[f
     data = np.asarray(values, dtype=np.float64)
     if data.size < 2:
         return float("nan"), float("nan")
-    return _bounds(data[resamples(data.size, seed)].mean(axis=1), level)
+    return interval(data[resamples(data.size, seed)].mean(axis=1), level)
 
 
 def bootstrap_median(
@@ -79,7 +77,7 @@ def bootstrap_median(
     data = np.asarray(values, dtype=np.float64)
     if data.size < 2:
         return float("nan"), float("nan")
-    return _bounds(np.median(data[resamples(data.size, seed)], axis=1), level)
+    return interval(np.median(data[resamples(data.size, seed)], axis=1), level)
 
 
 def bootstrap_clusters(
@@ -103,4 +101,4 @@ def bootstrap_clusters(
         return float("nan"), float("nan")
     sums = np.bincount(owner, weights=data)
     drawn = resamples(len(counts), seed)
-    return _bounds(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), level)
+    return interval(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), level)

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from sf.atomic_files import write_text
-from sf.evaluation.aggregate import benchmark_draws, benchmark_score, interval
-from sf.evaluation.intervals import bootstrap_mean
+from sf.evaluation.aggregate import benchmark_draws, benchmark_score
+from sf.evaluation.intervals import bootstrap_mean, interval
 from sf.evaluation.run import BenchmarkResult, Sample
 from sf.json_lines import write_json_lines
 from sf.tables import write_csv

@@ -237,18 +237,19 @@ def two_turn_table(answers: pd.DataFrame, seed: int) -> pd.DataFrame:
     names += [f"{name}{end}" for name in ("cost", "gap") for end in ("", "_low", "_high")]
     if answers.empty:
         return pd.DataFrame(columns=names)
-    right = {run: part.set_index("id")["correct"] for run, part in answers.groupby(["arm", "p"])}
-    dense = right["dense", 1.0]
+    runs = {run: part.set_index("id") for run, part in answers.groupby(["arm", "p"])}
+    dense = runs["dense", 1.0]["correct"]
     media = answers.drop_duplicates("id").set_index("id")["media"].loc[dense.index].to_numpy()
     lines = []
     for p in sorted(answers.loc[answers["arm"] != "dense", "p"].unique()):
-        arms = {"dense": dense} | {arm: right[arm, p].loc[dense.index] for arm in ARMS[1:]}
-        pruned = answers[(answers["arm"] == "pruned") & (answers["p"] == p)]
+        arms = {"dense": dense} | {
+            arm: runs[arm, p]["correct"].loc[dense.index] for arm in ARMS[1:]
+        }
         line: dict[str, object] = {
             "p": p,
             "pairs": len(dense),
             "media": len(set(media)),
-            "token_ratio": pruned["token_ratio"].mean(),
+            "token_ratio": runs["pruned", p]["token_ratio"].mean(),
             **{arm: values.mean() for arm, values in arms.items()},
         }
         for name, other in (("cost", "whole"), ("gap", "dense")):

@@ -19,6 +19,7 @@ import pandas as pd
 from sf.attention import Trace, sparsify
 from sf.errors import ConfigError, DataError
 from sf.selection import LayerShares
+from sf.tables import rows_at
 
 __all__ = ["Replay", "read_shares", "replayed", "stretched"]
 
@@ -82,9 +83,9 @@ def read_shares(file: Path, p: float | None = None) -> tuple[float, ...]:
         known = sorted(table["p"].unique())
         if p is None and len(known) == 1:
             p = known[0]
-        if p is None or not np.isclose(known, p).any():
+        if p is None or rows_at(table, "p", p).empty:
             raise ConfigError("value", p, f"{file} has p = {', '.join(f'{v:g}' for v in known)}")
-        table = table[np.isclose(table["p"], p)]
+        table = rows_at(table, "p", p)
     elif p is not None:
         raise ConfigError("value", p, f"{file} has no column p to choose in", "leave it away")
     table = table.sort_values("layer")

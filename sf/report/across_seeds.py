@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from sf.evaluation.intervals import interval
 from sf.plotting import figure, in_style, look, note, percent, save
 from sf.report.benchmark_tables import Cell
 from sf.report.curves import title
-from sf.report.matched import Array, Curve, both_curves, interpolated, interval, row_weights
+from sf.report.matched import Array, Curve, both_curves, interpolated, row_weights
 from sf.report.page import Picture, Section, Table
 from sf.report.results import Study
-from sf.tables import write_csv
+from sf.tables import rows_at, write_csv
 
 __all__ = ["across_seeds", "across_seeds_picture", "across_seeds_section"]
 
@@ -92,7 +93,7 @@ def across_seeds(
                 line |= {"accuracy": mean[0], "least": accuracy[0].min(), "most": accuracy[0].max()}
                 change = mean - untrained.at(ratio)
                 if not np.isnan(change[0]):
-                    low, high = interval(change[1:])
+                    low, high = interval(change[1:][~np.isnan(change[1:])])
                     line |= {"difference": change[0], "low": low, "high": high}
             lines.append(line)
     names = ["system", "seeds", "token_ratio", "accuracy", "least", "most", "difference"]
@@ -224,8 +225,8 @@ def _table(
                 Cell("none" if system == UNTRAINED else str(system)),
                 Cell("" if system in untrained else str(lines["seeds"].iloc[0])),
                 *(_cell(line, bool(system == UNTRAINED)) for line in lines.to_dict("records")),
-                _spread(points_of_system[points_of_system["p"] == largest]["token_ratio"]),
-                _spread(points_of_system[points_of_system["p"] == 1.0]["accuracy"]),
+                _spread(rows_at(points_of_system, "p", largest)["token_ratio"]),
+                _spread(rows_at(points_of_system, "p", 1.0)["accuracy"]),
             ]
         )
     return Table(

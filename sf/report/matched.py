@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sf.errors import DataError
-from sf.evaluation.intervals import resamples
+from sf.evaluation.intervals import interval, resamples
 
 __all__ = [
     "Curve",
@@ -23,7 +23,6 @@ __all__ = [
     "at_matched_ratio",
     "both_curves",
     "interpolated",
-    "interval",
     "points_above",
     "row_weights",
 ]
@@ -87,12 +86,6 @@ def row_weights(rows: int, seed: int) -> Array:
     return counts / rows
 
 
-def interval(draws: Array) -> tuple[float, float]:
-    """The middle 95 % of bootstrap draws."""
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def at_matched_ratio(base: pd.DataFrame, trained: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Compare every sparse point of the trained model with the base curve at its ratio.
 
@@ -128,7 +121,8 @@ def at_matched_ratio(base: pd.DataFrame, trained: pd.DataFrame, seed: int) -> pd
         if np.isnan(base_accuracy[0]):
             lines.append({**line, "verdict": "outside"})
             continue
-        low, high = interval(right[1:, at] - base_accuracy[1:])
+        draws = right[1:, at] - base_accuracy[1:]
+        low, high = interval(draws[~np.isnan(draws)])  # some draws leave the base curve
         lines.append(
             {
                 **line,

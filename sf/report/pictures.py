@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from sf.evaluation.benchmarks import Benchmark
 from sf.plotting import figure, in_style, look, note, percent
 from sf.report.curves import title
+from sf.tables import rows_at
 
 __all__ = ["benchmark_picture", "frontier_picture", "layers_picture"]
 
@@ -85,7 +86,7 @@ def layers_picture(layers: Mapping[str, pd.DataFrame], p: float, where: str) -> 
         p: retention threshold.
         where: what was measured on.
     """
-    parts = {name: table[(table["p"] - p).abs() < 1e-9] for name, table in layers.items()}
+    parts = {name: rows_at(table, "p", p) for name, table in layers.items()}
     parts = {name: part for name, part in parts.items() if len(part)}
     if not parts:
         return None

@@ -128,7 +128,8 @@ class RolloutGeneration(ResumableTrainer):
         if self.pathwise is None:
             return
         generation = self._generations["train"]
-        step, densest = self.state.global_step, self.schedule.densest
+        step, grid = self.state.global_step, self.schedule.grid
+        densest = self.schedule.densest if grid else None
         weight, ratio, shares = self.pathwise.of_step(step, generation.by_rank, densest)
         # The loss is a mean over rollouts, of a micro-batch and then of the micro-batches.
         correct = torch.tensor(self._scored.correct, device=self.accelerator.device)

@@ -41,7 +41,8 @@ class PathwiseWeight:
         schedule: "constant", "rising" (linear, full at the last step) or "falling" (from full at
             the first step).
         total_steps: of the run.
-        target: token ratio of the rollouts at the densest `retention_p`; 0: none.
+        target: token ratio of the rollouts at the densest `retention_p` (of all, where each draws
+            its own); 0: none.
         dual_rate: see above.
         dual: the dual variable; saved with each checkpoint.
     """
@@ -69,21 +70,23 @@ class PathwiseWeight:
         return weight
 
     def of_step(
-        self, step: int, rollouts: Mapping[str, Tensor], densest: float
+        self, step: int, rollouts: Mapping[str, Tensor], densest: float | None
     ) -> tuple[float, float, Tensor]:
         """The weight of a step; called once a step.
 
         Args:
             step: steps finished before.
             rollouts: values of all ranks' rollouts by the names of `Rollout.figures`.
-            densest: the `retention_p` that keeps most; without rollouts at it, all of them count.
+            densest: the `retention_p` whose rollouts count; None: all of them do.
 
         Returns:
             weight, token ratio at that `retention_p`, and (J,) the layers' shares.
         """
-        chosen = rollouts["retention_p"] == torch.tensor(densest, dtype=torch.float32)
         ratios = rollouts["token_ratio"]
-        ratio = float((ratios[chosen] if bool(chosen.any()) else ratios).mean())
+        if densest is not None:
+            values = rollouts["retention_p"]
+            ratios = ratios[(values - densest).abs() == (values - densest).abs().min()]
+        ratio = float(ratios.mean())
         layers = [v.mean() for name, v in rollouts.items() if name.startswith("token_ratio_layer/")]
         return self.advance(step, ratio), ratio, self.shares(torch.stack(layers))
 

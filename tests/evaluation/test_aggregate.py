@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sf.evaluation.aggregate import benchmark_draws, benchmark_score, interval
+from sf.evaluation.aggregate import benchmark_draws, benchmark_score
 from sf.evaluation.benchmarks import benchmark_named
+from sf.evaluation.intervals import interval
 from sf.evaluation.scoring import SampleScore
 
 

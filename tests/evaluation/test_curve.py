@@ -80,6 +80,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_table(
 
 def test_the_grid_is_sorted_and_holds_dense() -> None:
     assert grid_with_dense([0.9, 0.5, 0.9]) == [0.5, 0.9, 1.0]
+    assert grid_with_dense([0.3, 0.1 + 0.2, 0.97512345]) == [0.3, 0.975123, 1.0]
 
 
 def frame() -> pd.DataFrame:

@@ -16,6 +16,7 @@ from sf.plotting import OTHERS, SYSTEMS, figure, look, save
 from sf.report.curves import curve_picture
 from sf.report.matched import at_matched_ratio
 from sf.report.pictures import frontier_picture, layers_picture
+from sf.tables import rows_at, write_csv
 from sf.training.records import training_picture
 
 CURVES = {
@@ -57,6 +58,16 @@ def test_the_layers_picture_shows_each_layers_token_ratio_at_its_p() -> None:
         assert ratios == table[table["p"] == 0.9]["token_ratio"].tolist()
     assert "0.9" in panel.get_title(loc="left")
     assert "where it is from" in str(picture.get_supxlabel())
+
+
+def test_a_threshold_is_found_in_a_table_that_was_written(tmp_path: Path) -> None:
+    """A CSV holds six digits of it."""
+    answers = made_study.BEFORE.assign(p=made_study.BEFORE["p"].replace(0.9, 0.1234567891))
+    write_csv(layer_table(answers, 0), tmp_path / "layers.csv")
+    picture = layers_picture({"base": pd.read_csv(tmp_path / "layers.csv")}, 0.1234567891, "x")
+    assert picture is not None
+    assert len(rows_at(answers, "p", 0.1234567)) == made_study.ROWS
+    assert rows_at(answers, "p", 0.12346).empty
 
 
 def test_the_frontier_picture_shows_accuracy_against_token_ratio() -> None:

@@ -55,5 +55,7 @@ def test_room_for_checkpoints_is_checked(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 3 * 2**30))
     size = check_disk(tmp_path, 2**28, 0, copies=2)
     assert size == pytest.approx(1.0)
+    with pytest.raises(EnvironmentFault, match=r"must hold 4 checkpoints of 1\.0 GiB"):
+        check_disk(tmp_path, 2**28, 0, copies=3)  # the one being written counts too
     with pytest.raises(EnvironmentFault, match="free disk space"):
         check_disk(tmp_path, 2**28, 2**28, copies=2)

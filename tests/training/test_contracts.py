@@ -12,7 +12,7 @@ from trl import GRPOTrainer
 from sf.models import FAMILIES
 from sf.training.generation import RolloutGeneration
 from sf.training.resumable_trainer import ResumableTrainer
-from sf.training.settings import grpo_config, micro_batch
+from sf.training.settings import grpo_config, micro_batch, sft_arguments
 from sf.training.trainer import OVERRIDDEN, SparsityForcingTrainer
 
 SIGNATURES = {
@@ -69,6 +69,27 @@ def test_papers_settings() -> None:
     assert (config.beta, config.epsilon, config.num_generations) == (0.1, 0.2, 4)
     assert config.num_iterations == 1
     assert config.shuffle_dataset is False
+
+
+def test_every_parameter_reaches_the_trainers_settings() -> None:
+    """Values that are nobody's default; the supervised trainer's are the same."""
+    common = {
+        "steps": 7, "learning_rate": 2e-3, "lr_schedule": "constant", "weight_decay": 0.3,
+        "max_grad_norm": 0.7, "gradient_checkpointing": True, "save_every": 3, "log_every": 2,
+    }  # fmt: skip
+    for objective, build in (("sparsity_forcing", grpo_config), ("zipvl_sft", sft_arguments)):
+        p = parameters(objective, 11, "bfloat16", **common, collapse={"patience": 9})
+        config = build(p, "unused", world_size=1)
+        assert (config.max_steps, config.seed, config.bf16) == (7, 11, True)
+        assert (config.learning_rate, config.lr_scheduler_type) == (2e-3, "constant")
+        assert (config.weight_decay, config.max_grad_norm) == (0.3, 0.7)
+        assert (config.gradient_checkpointing, config.logging_steps) == (True, 2)
+        assert (config.save_steps, config.save_total_limit) == (3, 4)
+        assert config.logging_nan_inf_filter is False
+    grpo = {"beta": 0.3, "clip_epsilon": 0.15, "temperature": 0.6}
+    config = grpo_config(parameters(**grpo), "unused", world_size=1)
+    assert (config.beta, config.epsilon, config.temperature) == (0.3, 0.15, 0.6)
+    assert config.max_completion_length == 4
 
 
 @pytest.mark.parametrize(

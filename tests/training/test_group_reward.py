@@ -46,6 +46,17 @@ def test_a_bare_answer_is_right_where_one_was_asked_for() -> None:
     assert parts.correctness(**short, correct=[0.0] * 4) == [1.0, 0.0, 0.0, 0.0]
 
 
+def test_an_evaluation_may_have_groups_of_another_size() -> None:
+    reward = GroupReward(4, 0.99, gate=True)
+    assert reward.gates([1.0, 0.0, 0.0, 0.0]) == [1.0] * 4
+    assert reward.gates([1.0, 0.0, 0.0, 0.0], group_size=2) == [1.0, 1.0, 0.0, 0.0]
+    scored = ScoredRollouts(reward)
+    scored.group_size = 2
+    scored.correct = [0.0, 1.0, 0.0, 0.0]
+    ratios = {"token_ratio": [0.5] * 4, "latency_ratio": [1.0] * 4}
+    assert scored.efficiency(**ratios, log_metric=lambda *_: None) == [0.5, 0.5, 0.0, 0.0]
+
+
 def efficiency(reward: GroupReward, texts: list[str], **ratios: list[float]) -> list[float]:
     noted: dict[str, float] = {}
     scored = ScoredRollouts(reward)

@@ -62,6 +62,37 @@ def test_a_healthy_run_is_quiet_and_logged_under_plain_names() -> None:
     assert last["tokens_per_s"] > 0
 
 
+def test_tokens_per_second_are_those_since_the_last_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 tokens a step of 4 s; what an earlier call has seen does not count."""
+    log, times = Log(), iter([10.0, 14.0, 18.0])
+    monkeypatch.setattr("sf.training.monitor.time.monotonic", lambda: next(times))
+    watch(Monitor(log, Progress("t", 9)), 3)
+    assert [values.get("tokens_per_s") for _, values in log.history] == [None, 25.0, 25.0]
+
+
+def test_figures_have_this_projects_names() -> None:
+    logs = {
+        "loss": 1, "rewards/correctness/mean": 2, "rewards/efficiency/mean": 3,
+        "frac_reward_zero_std": 4, "clip_ratio/region_mean": 5, "completions/mean_length": 6,
+        "completions/clipped_ratio": 7, "step_time": 8, "token_ratio_layer/3": 9, "epoch": 10,
+        "kl": None,
+    }  # fmt: skip
+    assert Monitor.figures(logs) == {
+        "loss": 1.0, "correctness": 2.0, "efficiency": 3.0, "zero_advantage_share": 4.0,
+        "clipped_share": 5.0, "completion_tokens": 6.0, "truncated_share": 7.0, "step_s": 8.0,
+        "token_ratio_layer/3": 9.0,
+    }  # fmt: skip
+
+
+def test_only_the_first_rank_logs() -> None:
+    log = Log()
+    state: Any = SimpleNamespace(
+        global_step=1, is_world_process_zero=False, num_input_tokens_seen=1.0
+    )
+    Monitor(log, Progress("t", 9)).on_log(None, state, None, dict(HEALTHY))
+    assert log.history == []
+
+
 def test_trouble_that_passes_is_forgotten() -> None:
     monitor = Monitor(Log(), Progress("t", 9), patience=4)
     for changes in ({"accuracy": 0.0}, {}, {"accuracy": 0.0}):

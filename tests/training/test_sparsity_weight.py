@@ -99,7 +99,8 @@ def test_ratio_is_that_of_the_level_that_keeps_most() -> None:
     weight, ratio, shares = weighting(layers="fuller").of_step(0, rollouts, 0.975)
     assert (weight, ratio) == (1.0, pytest.approx(0.5))
     assert torch.allclose(shares, torch.tensor([1 / 3, 2 / 3]))
-    assert weighting().of_step(0, rollouts, 0.7)[1] == pytest.approx(0.325)
+    assert weighting().of_step(0, rollouts, 0.1 + 0.4)[1] == pytest.approx(0.15)
+    assert weighting().of_step(0, rollouts, None)[1] == pytest.approx(0.325)
 
 
 def test_dual_variable_is_part_of_a_checkpoint(tmp_path: Path) -> None:
