@@ -1,7 +1,8 @@
 """Whether training media are also media of the thirteen benchmarks, judged by their names.
 
-Names come from the benchmarks' own files: the media below a folder, and the columns of their
-parquet tables that name media. Images that benchmarks hold inside their tables have no names: they
+Names come from the columns of the benchmarks' own tables that name media. The stage `benchmarks`
+collects them in `NAMES_FILE`, wherever the data lie; another folder is searched for media and for
+parquet tables. Images that benchmarks hold inside their tables have no names: such a benchmark
 cannot be checked this way. A name such as "12" or "image_3" proves nothing and only counts as
 "unsure".
 """
@@ -14,10 +15,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from sf.data.manifest import Row
 from sf.data.schema import RowError
 
-__all__ = ["MEDIA_COLUMNS", "Leak", "benchmark_names", "find_leaks", "leak_faults"]
+__all__ = [
+    "MEDIA_COLUMNS",
+    "NAMES_FILE",
+    "Leak",
+    "benchmark_names",
+    "find_leaks",
+    "leak_faults",
+    "media_name",
+    "names_in_folder",
+]
+
+NAMES_FILE = Path("tables", "media_names.csv")
+"""Of the stage `benchmarks`: task and name of each medium; one empty name for a task without."""
 
 MEDIA_COLUMNS = ("videoID", "video_id", "video_idx", "video_name", "video", "video_path")
 MEDIA_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".png", ".jpg", ".jpeg")
@@ -50,7 +65,21 @@ def media_name(path: str) -> str:
     return stem if suffix.lower() in MEDIA_SUFFIXES else name
 
 
-def benchmark_names(folder: Path) -> dict[str, str]:
+def benchmark_names(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Media name -> where it was seen, and the tasks whose tables name no media.
+
+    Args:
+        folder: the result of the stage `benchmarks`, or any folder with benchmarks' data.
+    """
+    if not (folder / NAMES_FILE).is_file():
+        return names_in_folder(folder), []
+    table = pd.read_csv(folder / NAMES_FILE, dtype=str, keep_default_na=False)
+    named = table[table["name"] != ""].drop_duplicates("name")
+    without = set(table["task"]) - set(table.loc[table["name"] != "", "task"])
+    return dict(zip(named["name"], named["task"], strict=True)), sorted(without)
+
+
+def names_in_folder(folder: Path) -> dict[str, str]:
     """Media name -> where it was seen (file below the folder), for all benchmarks in a folder."""
     import pyarrow as pa
     import pyarrow.parquet as pq

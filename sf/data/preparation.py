@@ -191,14 +191,17 @@ def drop_leaks(found: Collected, benchmarks: Path | None) -> tuple[list[Leak], s
     """
     if benchmarks is None:
         return [], "Leakage was not checked: no folder with the benchmarks' data was given."
-    names = benchmark_names(benchmarks)
+    names, without = benchmark_names(benchmarks)
+    if not names:
+        return [], "Leakage was not checked: the benchmarks' tables name no media."
     leaks = find_leaks(found.rows, names)
     faults = leak_faults(leaks)
     kept: list[Row] = [row for row in found.rows if row.id not in faults]
     found.drop(faults, kept)
     unsure = len(leaks) - len(faults)
+    unchecked = f" Not checked, as their tables name no media: {', '.join(without)}."
     return leaks, (
         f"Leakage: {len(names):,} media names of the benchmarks were looked for; "
         f"{len(faults):,} rows with one of them were rejected, {unsure:,} more share a name that "
-        "is too general to prove anything."
+        f"is too general to prove anything.{unchecked if without else ''}"
     )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from sf.atomic_files import read_json, write_json
 from sf.data.check import MediaLog
+from sf.data.leakage import MEDIA_COLUMNS, NAMES_FILE, media_name
 from sf.errors import ConfigError, DataError
 from sf.evaluation.available import (
     fetch_from_hub,
@@ -22,6 +23,7 @@ from sf.evaluation.available import (
 from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, Benchmark, benchmarks_of
 from sf.evaluation.readable import leave_out, unreadable_rows
 from sf.evaluation.tasks import benchmark_home, build_task
+from sf.tables import write_csv
 
 if TYPE_CHECKING:
     from sf.sections import Vision
@@ -112,12 +114,14 @@ def prepare_source(
 
         replies = write_benchmarks(folder / "home", samples, seed, benchmarks=benchmarks)
         rows = {task: len(replies[task]) for task in replies}
+        _write_names(folder, folder / "home", benchmarks, scratch)
         return Source("synthetic", "home", 0, _STAND_IN_TOKENS), rows
     if source == "hub":
         fetch_from_hub(benchmarks, missing_in_hub_cache(benchmarks), scratch)
         refuse(
             source, missing_in(None, benchmarks, scratch / "arrow"), "fetch or repair these files"
         )
+        _write_names(folder, None, benchmarks, scratch)
         return _opened(Source("hub", "", samples, 0), None, benchmarks, vision, scratch)
     home = Path(source)
     if not home.is_dir():
@@ -125,8 +129,33 @@ def prepare_source(
         raise ConfigError("benchmarks.source", source, rule, "give a benchmark home")
     missing = missing_in(home, benchmarks, scratch / "arrow")
     refuse(source, missing, "bring the files there (docs: the layout of a benchmark home)")
+    _write_names(folder, home, benchmarks, scratch)
     prepared = Source("folder", str(home.resolve()), samples, 0)
     return _opened(prepared, home, benchmarks, vision, scratch)
+
+
+def _write_names(
+    folder: Path, home: Path | None, benchmarks: Sequence[Benchmark], scratch: Path
+) -> None:
+    """Names of the benchmarks' media, from the tables that lmms-eval reads (`sf.data.leakage`)."""
+    lines: list[dict[str, str]] = []
+    with benchmark_home(home, scratch / "arrow"):
+        for task in (task for benchmark in benchmarks for task in benchmark.tasks):
+            names = {media_name(text) for text in _media_texts(build_task(task, home).eval_docs)}
+            lines += [{"task": task.name, "name": name} for name in sorted(names) or [""]]
+    write_csv(pd.DataFrame(lines, columns=["task", "name"]), folder / NAMES_FILE)
+
+
+def _media_texts(documents: Any) -> Iterator[str]:
+    """What a task's table says in the columns that name media; images are not decoded."""
+    features = getattr(documents, "features", None)
+    for name in MEDIA_COLUMNS:
+        if features is None:  # a list of plain rows
+            values = [row.get(name) for row in documents]
+        else:
+            known = getattr(features.get(name), "dtype", None) in ("string", "large_string")
+            values = documents[name] if known else []
+        yield from (value for value in values if isinstance(value, str) and value)
 
 
 def _opened(

@@ -15,7 +15,9 @@ from markdown_it import MarkdownIt
 from sources import VISION, parameters, prepared, reasons, used, write_source
 
 from sf.data.budget import visual_tokens
+from sf.data.collect import annotation_files, collect
 from sf.data.manifest import SPLITS, read_manifest
+from sf.data.preparation import drop_leaks
 from sf.errors import ConfigError, DataError
 from sf.stages import prepare
 
@@ -206,6 +208,25 @@ def test_benchmark_media_are_kept_out(tmp_path):
     assert reasons(out)["0"].startswith("benchmark leakage: ")
     assert "videomme.parquet" in reasons(out)["0"]
     assert figures["benchmark_name_matches"] == 3
+
+
+def test_names_that_the_benchmarks_stage_found_are_looked_for(tmp_path):
+    """Of data in the hub's cache there is no folder, only the stage's list of names."""
+    root, result = tmp_path / "data", tmp_path / "benchmarks"
+    write_picture(root / "pictures/video_2564.png")
+    write_source(root, [record(0, path="./pictures/video_2564.png")])
+    (result / "tables").mkdir(parents=True)
+    names = result / "tables" / "media_names.csv"
+    for content, rejected, said in (
+        ("perceptiontest_val,video_2564\nmme,\n", True, "name no media: mme."),
+        ("mme,\nchartqa,\n", False, "Leakage was not checked: the benchmarks' tables name no"),
+    ):
+        names.write_text("task,name\n" + content)
+        found = collect(annotation_files(root), root)
+        leaks, sentence = drop_leaks(found, result)
+        assert said in sentence
+        assert [row.id for row in found.rows] == [] if rejected else ["0"]
+        assert [leak.benchmark for leak in leaks] == ["perceptiontest_val"] * rejected
 
 
 def test_manifests_can_be_moved_with_generated_media(tmp_path):

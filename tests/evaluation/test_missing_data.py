@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import HfApi
 from scripted import VISION
 
+from sf.data.leakage import benchmark_names
 from sf.errors import ConfigError, DataError, EnvironmentFault
 from sf.evaluation import available
 from sf.evaluation.available import fetch_from_hub, missing_in, missing_in_hub_cache
@@ -190,3 +191,14 @@ def test_a_source_says_where_the_data_lie(home: Path, tmp_path: Path) -> None:
         "most_new_tokens": 0,
         "unreadable": {},
     }
+
+
+def test_names_of_media_come_from_the_tables_that_are_evaluated(home: Path, tmp_path: Path) -> None:
+    """Also from the hub's cache, where no folder holds them; a task without says so."""
+    prepare_source(str(home), 0, 0, ["videomme", "chartqa"], VISION, tmp_path, tmp_path)
+    names, without = benchmark_names(tmp_path)
+    clips = {path.stem for path in (home / "videomme" / "data").glob("*.mp4")}
+    assert clips <= set(names)
+    assert clips
+    assert set(names.values()) == {"videomme"}
+    assert without == ["chartqa"]
