@@ -137,17 +137,17 @@ class Sweep:
         self.stage("benchmarks", self.home, **values, seed=self.params.seed)
 
     def measured(
-        self, system: str, method: str, checkpoint: Path, into: Path, **curve: Any
+        self, row: str, method: str, checkpoint: Path, into: Path, **curve: Any
     ) -> Measured:
         """The curve on held-out questions and the benchmarks of one checkpoint."""
-        common = {"model": MODEL, "system": system, "checkpoint": checkpoint, "data": self.data,
+        common = {"model": MODEL, "row": row, "checkpoint": checkpoint, "data": self.data,
                   "seed": self.params.seed,
                   **self.sections("answering", "vision", "runtime")}  # fmt: skip
         own = self.sections("calibrate", two_turn={"pairs": 0}, **curve)
-        frontier = self.stage("calibrate", into / "frontier", **common, **own, split="heldout")
+        points = self.stage("calibrate", into / "accuracy_curve", **common, **own, split="heldout")
         own = {"method": method, "suite": "all", "benchmarks": self.home}
         own |= self.sections("evaluate")
-        return Measured.read(frontier, self.stage("evaluate", into / "evaluate", **common, **own))
+        return Measured.read(points, self.stage("evaluate", into / "evaluate", **common, **own))
 
     def untrained(self) -> Measured:
         """The base model under ZipVL."""
@@ -187,7 +187,7 @@ class Measured:
     stray: float
 
     @classmethod
-    def read(cls, frontier: Path, scores: Path) -> Measured:
+    def read(cls, curve: Path, scores: Path) -> Measured:
         """From the folders of two finished stages."""
         table = pd.read_csv(scores / "tables" / "scores.csv").set_index("benchmark")["score"]
         replies = pd.read_json(scores / "samples.jsonl", lines=True)["reply"]
@@ -195,7 +195,7 @@ class Measured:
         assert found["image"] is not None
         assert found["video"] is not None
         return cls(
-            pd.read_parquet(frontier / "tables" / "answers.parquet"),
+            pd.read_parquet(curve / "tables" / "answers.parquet"),
             found["image"],
             found["video"],
             100 * float(replies.str.contains("answer>", regex=False).mean()),
@@ -231,7 +231,7 @@ def rows_of(name: str, base: Measured, runs: Sequence[Measured]) -> list[Row]:
         Row(f"{name}: at {100 * line['token_ratio']:g} %",
             *(100 * float(line[column]) for column in ("accuracy", "least", "most")),
             unit="%", better="higher")
-        for line in found[found["system"] == name].dropna(subset="accuracy").to_dict("records")
+        for line in found[found["row"] == name].dropna(subset="accuracy").to_dict("records")
     ]  # fmt: skip
     for column in runs[0].figures():
         values = [run.figures()[column] for run in runs]

@@ -11,17 +11,17 @@ __all__ = ["FOLDERS", "STAMP", "TRAINED", "folder", "work_folder"]
 
 STAMP = "stage.json"  # written last into a result folder: its presence says "complete"
 
-TRAINED = "{objective}/seed{train_seed}"  # a trained system: what was trained, from which seed
+TRAINED = "{objective}/seed{train_seed}"  # a row with training: its name and seed
 
-# `system` is a training-free method or a trained system.
+# `row` is the row's name in the tables: a method, or what was trained.
 FOLDERS = {
     "prepare": "results/{scale}/prepare",
     "benchmarks": "results/{scale}/benchmarks",
     "base": "results/{scale}/base/{model}",
     "calibrate": "results/{scale}/calibrate/{model}",
     "train": f"results/{{scale}}/train/{{model}}/{TRAINED}",
-    "frontier": "results/{scale}/frontier/{model}/{system}",
-    "evaluate": "results/{scale}/evaluate/{model}/{system}/{suite}",
+    "accuracy_curve": "results/{scale}/accuracy_curve/{model}/{row}",
+    "evaluate": "results/{scale}/evaluate/{model}/{row}/{suite}",
     "profile": "results/{scale}/profile/{model}",
     "report": "reports/{scale}",
     "config": "results/{scale}/config",

@@ -1,6 +1,6 @@
 """How every figure of a study looks, and how it is written.
 
-Colours are Okabe and Ito's, told apart by colour-blind readers; each system also has a marker and
+Colours are Okabe and Ito's, told apart by colour-blind readers; each row also has a marker and
 a line of its own, so that a picture survives grey printing.
 """
 
@@ -23,7 +23,7 @@ from sf.atomic_files import replacing
 from sf.escaping import printable
 
 __all__ = [
-    "SYSTEMS",
+    "ROWS",
     "Look",
     "figure",
     "in_style",
@@ -65,14 +65,14 @@ SETTINGS: Any = {
 
 @dataclass(frozen=True)
 class Look:
-    """Colour, marker and line of a system."""
+    """Colour, marker and line of a row."""
 
     colour: str
     marker: str
     line: str
 
 
-SYSTEMS: dict[str, Look] = {
+ROWS: dict[str, Look] = {
     "full": Look("#000000", "s", "-"),
     "base": Look("#0072B2", "o", "-"),
     "zipvl": Look("#0072B2", "o", "-"),
@@ -87,12 +87,12 @@ OTHERS = (
 )
 
 
-def look(system: str, others: list[str] | None = None) -> Look:
-    """The look of a system; unnamed ones take theirs by their place in `others`."""
-    if system in SYSTEMS:
-        return SYSTEMS[system]
-    names = sorted(set(others or [system]) - set(SYSTEMS))
-    return OTHERS[names.index(system) % len(OTHERS)]
+def look(row: str, others: list[str] | None = None) -> Look:
+    """The look of a row; unnamed ones take theirs by their place in `others`."""
+    if row in ROWS:
+        return ROWS[row]
+    names = sorted(set(others or [row]) - set(ROWS))
+    return OTHERS[names.index(row) % len(OTHERS)]
 
 
 in_style = mpl.rc_context(SETTINGS)

@@ -64,7 +64,7 @@ def _stage(stage: Stage) -> dict[str, Any]:
 def _rest(kind: str) -> dict[str, str]:
     return {
         name: "*"
-        for name in ("model", "objective", "train_seed", "system", "suite")
+        for name in ("model", "objective", "train_seed", "row", "suite")
         if f"{{{name}}}" in FOLDERS[kind]
     }
 

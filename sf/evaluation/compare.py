@@ -1,6 +1,6 @@
 """Paired comparison of two evaluations of the same questions: difference, interval, p-value.
 
-What makes a question hard for both systems drops out: samples are resampled, and swapped, for both
+What makes a question hard for both rows drops out: samples are resampled, and swapped, for both
 at once. Units and categories are those of `sf.evaluation.aggregate`.
 """
 
@@ -63,8 +63,8 @@ def paired(
 
     Args:
         benchmark: the benchmark.
-        first: for each of its tasks, all samples' scores under the first system.
-        second: the same samples under the second system.
+        first: for each of its tasks, all samples' scores under the first row.
+        second: the same samples under the second row.
         seed: of resampling and swapping.
         draws: bootstrap replicates, and permutations.
     """
@@ -135,7 +135,7 @@ def paired_table(first: Path, second: Path, seed: int) -> pd.DataFrame:
 
     Args:
         first: result of the `evaluate` stage, say of method full.
-        second: the same of another system.
+        second: the same of another row.
         seed: of resampling and swapping.
 
     Returns:

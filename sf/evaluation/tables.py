@@ -113,7 +113,7 @@ def write_results(
     *,
     seed: int,
     model: str,
-    system: str,
+    row: str,
 ) -> dict[str, float]:
     """Write all files of a complete evaluation, each at once.
 
@@ -123,7 +123,7 @@ def write_results(
         lm: the model that answered.
         seed: of the bootstrap.
         model: name of the base model.
-        system: name of the row.
+        row: its name in the tables.
 
     Returns:
         Each benchmark's score and token ratio, and the mean seconds a sample took.
@@ -135,7 +135,7 @@ def write_results(
     write_json_lines(folder / "samples.jsonl", _sample_lines(results))
     summary: dict[str, Any] = {
         "model": model,
-        "system": system,
+        "row": row,
         "method": lm.method,
         "value": lm.value,
         "checkpoint": lm.checkpoint,

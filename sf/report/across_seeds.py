@@ -24,7 +24,7 @@ __all__ = ["across_seeds", "across_seeds_picture", "across_seeds_section"]
 
 UNTRAINED = "base"
 RATIOS = (0.15, 0.25, 0.35, 0.5, 0.75)
-"""Token ratios at which systems are compared; a quarter is what the paper reaches."""
+"""Token ratios at which rows are compared; a quarter is what the paper reaches."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,19 @@ def across_seeds(
     seed: int,
     ratios: Sequence[float] = RATIOS,
 ) -> pd.DataFrame:
-    """Every system at the same token ratios, read off its own curve by linear interpolation.
+    """Every row at the same token ratios, read off its own curve by linear interpolation.
 
     The interval of a difference is a bootstrap of two levels: questions, the same for both models,
     and training seeds.
 
     Args:
         base: answers of the base model: columns p, id, token_ratio, correct.
-        trained: system -> answers of the models of its seeds to the same rows.
+        trained: name of the row -> answers of the models of its seeds to the same questions.
         seed: of the bootstrap.
         ratios: token ratios in (0, 1).
 
     Returns:
-        Per system ("base" first) and ratio: system, seeds (how many), token_ratio, accuracy (mean
+        Per row ("base" first) and ratio: row, seeds (how many), token_ratio, accuracy (mean
         over seeds), least, most (of the seeds), difference (to the base model), low, high (95 %).
         nan where the curve of the base model or of some seed does not reach the ratio: nothing is
         extrapolated.
@@ -80,14 +80,14 @@ def across_seeds(
     weights = row_weights(curve.ratio.shape[1], seed)
     untrained = _Drawn.of(curve, weights)
     lines = []
-    for system, runs in {UNTRAINED: [base], **trained}.items():
+    for row, runs in {UNTRAINED: [base], **trained}.items():
         drawn = [_Drawn.of(both_curves(base, run)[1], weights) for run in runs]
         rng = np.random.default_rng(seed)
         chosen = rng.integers(0, len(runs), size=(len(weights), len(runs)))
         chosen[0] = np.arange(len(runs))
         for ratio in ratios:
             accuracy = np.stack([run.at(ratio) for run in drawn], axis=1)
-            line = {"system": system, "seeds": len(runs), "token_ratio": ratio}
+            line = {"row": row, "seeds": len(runs), "token_ratio": ratio}
             if not np.isnan(accuracy[0]).any():
                 mean = np.take_along_axis(accuracy, chosen, axis=1).mean(axis=1)
                 line |= {"accuracy": mean[0], "least": accuracy[0].min(), "most": accuracy[0].max()}
@@ -96,7 +96,7 @@ def across_seeds(
                     low, high = interval(change[1:][~np.isnan(change[1:])])
                     line |= {"difference": change[0], "low": low, "high": high}
             lines.append(line)
-    names = ["system", "seeds", "token_ratio", "accuracy", "least", "most", "difference"]
+    names = ["row", "seeds", "token_ratio", "accuracy", "least", "most", "difference"]
     return pd.DataFrame(lines, columns=[*names, "low", "high"])
 
 
@@ -104,13 +104,13 @@ def at_thresholds(trained: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame
     """Token ratio and accuracy of every run at every p.
 
     Returns:
-        Columns system, run (its number), p, token_ratio, accuracy.
+        Columns row, run (its number), p, token_ratio, accuracy.
     """
     parts = [
         answers.groupby("p")[["token_ratio", "correct"]].mean().reset_index().assign(
-            system=system, run=at
+            row=row, run=at
         )
-        for system, runs in trained.items()
+        for row, runs in trained.items()
         for at, answers in enumerate(runs)
     ]  # fmt: skip
     return pd.concat(parts, ignore_index=True).rename(columns={"correct": "accuracy"})
@@ -125,28 +125,28 @@ def across_seeds_picture(points: pd.DataFrame, matched: pd.DataFrame, where: str
         matched: `across_seeds`.
         where: what was measured on.
     """
-    systems = list(dict.fromkeys(points["system"]))
+    rows = list(dict.fromkeys(points["row"]))
     fig, axes = figure(12.0, 4.8, columns=2)
     left, right = axes[0]
-    for at, system in enumerate(systems):
-        style, points_of_system = look(system, systems), points[points["system"] == system]
-        for _, run in points_of_system.groupby("run"):
+    for at, row in enumerate(rows):
+        style, points_of_row = look(row, rows), points[points["row"] == row]
+        for _, run in points_of_row.groupby("run"):
             left.plot(run["token_ratio"], run["accuracy"], color=style.colour, alpha=0.3,
                       linewidth=0.8)  # fmt: skip
-        mean = points_of_system.groupby("p")[["token_ratio", "accuracy"]].mean()
+        mean = points_of_row.groupby("p")[["token_ratio", "accuracy"]].mean()
         left.plot(mean["token_ratio"], mean["accuracy"], color=style.colour, marker=style.marker,
-                  linestyle=style.line, label=title(system))  # fmt: skip
-        lines = matched[(matched["system"] == system) & matched["difference"].notna()]
-        if system == UNTRAINED or lines.empty:
+                  linestyle=style.line, label=title(row))  # fmt: skip
+        lines = matched[(matched["row"] == row) & matched["difference"].notna()]
+        if row == UNTRAINED or lines.empty:
             continue
-        shift = 0.008 * (at - len(systems) / 2)
+        shift = 0.008 * (at - len(rows) / 2)
         right.errorbar(
             lines["token_ratio"] + shift,
             100 * lines["difference"],
             yerr=[100 * (lines["difference"] - lines["low"]),
                   100 * (lines["high"] - lines["difference"])],
             color=style.colour, marker=style.marker, linestyle="none", capsize=3, elinewidth=1,
-            label=title(system),
+            label=title(row),
         )  # fmt: skip
     left.set(title="Accuracy at a token ratio", xlabel="token ratio (%)",
              ylabel="correct answers (%)")  # fmt: skip
@@ -175,10 +175,10 @@ def across_seeds_section(study: Study, folder: Path) -> Section | None:
         return None
     tables, pictures, written = [], [], []
     for model in study.models:
-        base = study.result("frontier", model=model, system=UNTRAINED)
+        base = study.result("accuracy_curve", model=model, row=UNTRAINED)
         trained = {name: _answers(study, model, name) for name in study.objectives}
         for name in study.curve_methods:
-            result = study.result("frontier", model=model, system=name)
+            result = study.result("accuracy_curve", model=model, row=name)
             trained[name] = [result.table("answers.parquet")] if result is not None else []
         trained = {name: runs for name, runs in trained.items() if runs}
         if base is None or not trained:
@@ -206,7 +206,7 @@ def across_seeds_section(study: Study, folder: Path) -> Section | None:
 
 def _answers(study: Study, model: str, objective: str) -> list[pd.DataFrame]:
     results = [
-        study.result("frontier", model=model, system=objective, seed=str(seed))
+        study.result("accuracy_curve", model=model, row=objective, seed=str(seed))
         for seed in study.seeds
     ]
     return [result.table("answers.parquet") for result in results if result is not None]
@@ -218,15 +218,15 @@ def _table(
     ratios = matched["token_ratio"].unique()
     largest = points[points["p"] < 1.0]["p"].max()
     rows = []
-    for system, lines in matched.groupby("system", sort=False):
-        points_of_system = points[points["system"] == system]
+    for row, lines in matched.groupby("row", sort=False):
+        points_of_row = points[points["row"] == row]
         rows.append(
             [
-                Cell("none" if system == UNTRAINED else str(system)),
-                Cell("" if system in untrained else str(lines["seeds"].iloc[0])),
-                *(_cell(line, bool(system == UNTRAINED)) for line in lines.to_dict("records")),
-                _spread(rows_at(points_of_system, "p", largest)["token_ratio"]),
-                _spread(rows_at(points_of_system, "p", 1.0)["accuracy"]),
+                Cell("none" if row == UNTRAINED else str(row)),
+                Cell("" if row in untrained else str(lines["seeds"].iloc[0])),
+                *(_cell(line, bool(row == UNTRAINED)) for line in lines.to_dict("records")),
+                _spread(rows_at(points_of_row, "p", largest)["token_ratio"]),
+                _spread(rows_at(points_of_row, "p", 1.0)["accuracy"]),
             ]
         )
     return Table(

@@ -12,7 +12,7 @@ from sf.report.benchmark_tables import NOT_MEASURED, Cell
 from sf.report.curves import curve_picture
 from sf.report.matched import Difference, at_fixed_p, at_matched_ratio, points_above
 from sf.report.page import Picture, Section, Table
-from sf.report.pictures import frontier_picture, layers_picture
+from sf.report.pictures import accuracy_curve_picture, layers_picture
 from sf.report.results import Result, Study
 from sf.tables import write_csv
 
@@ -42,20 +42,20 @@ def before_after_sections(study: Study, folder: Path) -> tuple[list[Section], di
     """
     p = _evaluated_p(study)
     comparisons: list[_Trained] = []
-    frontier: list[Picture] = []
+    accuracy_curves: list[Picture] = []
     curves: list[Picture] = []
     for model in study.models:
-        systems = {
+        rows = {
             name: result
             for name in ("base", *study.objectives)
-            if (result := study.result("frontier", model=model, system=name)) is not None
+            if (result := study.result("accuracy_curve", model=model, row=name)) is not None
         }
-        compared = [_compare(model, name, systems, p) for name in study.objectives]
+        compared = [_compare(model, name, rows, p) for name in study.objectives]
         trained = [entry for entry in compared if entry is not None]
         comparisons += trained
-        if systems:
-            frontier += _frontier_pictures(model, systems, trained, p, folder)
-        curves += _curve_pictures(study, model, systems, folder)
+        if rows:
+            accuracy_curves += _accuracy_curve_pictures(model, rows, trained, p, folder)
+        curves += _curve_pictures(study, model, rows, folder)
     _write_matched(comparisons, folder)
     sections = [
         Section(
@@ -74,7 +74,7 @@ def before_after_sections(study: Study, folder: Path) -> tuple[list[Section], di
                 "over questions, paired."
             ],
             tables=[_matched_table(entry) for entry in comparisons],
-            pictures=frontier,
+            pictures=accuracy_curves,
         ),
         Section("Threshold, token ratio and layers", pictures=curves),
     ]
@@ -88,11 +88,11 @@ def _evaluated_p(study: Study) -> float:
     return PUBLISHED_P
 
 
-def _compare(model: str, objective: str, systems: dict[str, Result], p: float) -> _Trained | None:
-    if "base" not in systems or objective not in systems:
+def _compare(model: str, objective: str, rows: dict[str, Result], p: float) -> _Trained | None:
+    if "base" not in rows or objective not in rows:
         return None
-    base, trained = (systems[name].table("answers.parquet") for name in ("base", objective))
-    seed = int(systems["base"].parameters["seed"])
+    base, trained = (rows[name].table("answers.parquet") for name in ("base", objective))
+    seed = int(rows["base"].parameters["seed"])
     return _Trained(
         model,
         objective,
@@ -107,16 +107,16 @@ def _where(result: Result) -> str:
     return f"{result.axes['model']}, {split} split, {rows} questions"
 
 
-def _frontier_pictures(
-    model: str, systems: dict[str, Result], trained: list[_Trained], p: float, folder: Path
+def _accuracy_curve_pictures(
+    model: str, rows: dict[str, Result], trained: list[_Trained], p: float, folder: Path
 ) -> list[Picture]:
-    where = _where(next(iter(systems.values())))
-    name = f"frontier_{model}"
-    tables = {system: result.table("curve.csv") for system, result in systems.items()}
+    where = _where(next(iter(rows.values())))
+    name = f"accuracy_curve_{model}"
+    tables = {row: result.table("curve.csv") for row, result in rows.items()}
     matched = {entry.objective: entry.matched for entry in trained}
-    save(frontier_picture(tables, matched, where), folder / "figures", name)
+    save(accuracy_curve_picture(tables, matched, where), folder / "figures", name)
     pictures = [Picture(name, f"{model}: accuracy against token ratio before and after training.")]
-    layers = {system: result.table("layers.csv") for system, result in systems.items()}
+    layers = {row: result.table("layers.csv") for row, result in rows.items()}
     fig = layers_picture(layers, p, where)
     if fig is not None:
         save(fig, folder / "figures", f"layers_{model}")
@@ -125,17 +125,17 @@ def _frontier_pictures(
 
 
 def _curve_pictures(
-    study: Study, model: str, systems: dict[str, Result], folder: Path
+    study: Study, model: str, rows: dict[str, Result], folder: Path
 ) -> list[Picture]:
     pictures = []
     calibration = study.result("calibrate", model=model)
     sets = []
     if calibration is not None:
         sets.append(("calibration", {"base": calibration}))
-    if systems:
-        sets.append(("heldout", systems))
+    if rows:
+        sets.append(("heldout", rows))
     for split, results in sets:
-        tables = {system: result.table("curve.csv") for system, result in results.items()}
+        tables = {row: result.table("curve.csv") for row, result in results.items()}
         name = f"curve_{split}_{model}"
         where = _where(next(iter(results.values())))
         save(curve_picture(tables, where), folder / "figures", name)

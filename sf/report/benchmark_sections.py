@@ -64,11 +64,11 @@ def benchmark_sections(
         shown = Table("beyond", "Robustness, 95 % bootstrap intervals", header, extra, keys=3)
         sections.append(Section("Beyond the paper", tables=[shown]))
     figures = {
-        f"{row.model}/{row.system}/{kind}_{name}": row.values[key]
+        f"{line.model}/{line.row}/{kind}_{name}": line.values[key]
         for kind in NUMBERS
-        for row in rows[kind]
+        for line in rows[kind]
         for key, name in ((AVERAGE, AVERAGE), (RATIO, "token_ratio_percent"))
-        if key in row.values
+        if key in line.values
     }
     return sections, _overview(rows), figures
 
@@ -83,15 +83,15 @@ def _table(kind: str, number: int, rows: Sequence[Line]) -> Table:
         header=["model", "method", "source", "token ratio (%)", *titles, "average"],
         rows=[
             [
-                Cell(row.model),
-                Cell(row.system),
-                Cell(row.source, note=row.provenance),
-                *(row.cells[name] for name in names),
+                Cell(line.model),
+                Cell(line.row),
+                Cell(line.source, note=line.provenance),
+                *(line.cells[name] for name in names),
             ]
-            for row in rows
+            for line in rows
         ],
         keys=3,
-        quiet=frozenset(at for at, row in enumerate(rows) if row.source != MEASURED),
+        quiet=frozenset(at for at, line in enumerate(rows) if line.source != MEASURED),
     )
 
 
@@ -99,10 +99,10 @@ def _overview(rows: Mapping[str, Sequence[Line]]) -> Table:
     """Averages and token ratios of both tables, the measured rows only."""
     cells_of: dict[tuple[str, str], list[Cell]] = {}
     for kind in NUMBERS:
-        for row in rows[kind]:
-            if row.source == MEASURED:
-                cells = cells_of.setdefault((row.model, row.system), [])
-                cells += [row.cells[AVERAGE], row.cells[RATIO]]
+        for line in rows[kind]:
+            if line.source == MEASURED:
+                cells = cells_of.setdefault((line.model, line.row), [])
+                cells += [line.cells[AVERAGE], line.cells[RATIO]]
     header = ["model", "method"]
     for kind in NUMBERS:
         header += [f"{kind} average", f"{kind} token ratio (%)"]
@@ -110,7 +110,7 @@ def _overview(rows: Mapping[str, Sequence[Line]]) -> Table:
         name="overview",
         caption="Benchmarks: averages of tables 1 and 2",
         header=header,
-        rows=[[Cell(model), Cell(system), *cells] for (model, system), cells in cells_of.items()],
+        rows=[[Cell(model), Cell(row), *cells] for (model, row), cells in cells_of.items()],
         keys=2,
     )
 
@@ -130,8 +130,8 @@ def _benchmark_pictures(
     pictures = []
     for model in study.models:
         part = table[(table["model"] == model) & (table["kind"] == kind)]
-        systems = [*study.methods, *study.objectives]
-        fig = benchmark_picture(part, benchmarks_of_kind(kind), systems, model)
+        rows = [*study.methods, *study.objectives]
+        fig = benchmark_picture(part, benchmarks_of_kind(kind), rows, model)
         if fig is not None:
             name = f"benchmarks_{kind}_{model}"
             save(fig, folder / "figures", name)

@@ -34,10 +34,10 @@ class Cell:
 
 @dataclass
 class Line:
-    """One row of a table: a model under a system, measured or published."""
+    """One line of a table: a row of the paper for one model, measured or published."""
 
     model: str
-    system: str
+    row: str
     source: str
     cells: dict[str, Cell] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)  # measured average and ratio
@@ -53,7 +53,7 @@ def measured(study: Study) -> pd.DataFrame:
     """All measured figures, one line each; of several training seeds the first.
 
     Returns:
-        Columns kind, model, system, benchmark, title, score, low, high, scale, samples,
+        Columns kind, model, row, benchmark, title, score, low, high, scale, samples,
         token_ratio, token_ratio_low, token_ratio_high, published, published_version, run, commit,
         seconds; published is "n/p" where our sources have no figure of that model.
     """
@@ -66,7 +66,7 @@ def measured(study: Study) -> pd.DataFrame:
                 for benchmark in (*BENCHMARKS, *EXTRA)
                 if benchmark.name in scores
             ]
-    names = ["kind", "model", "system", "benchmark", "title", "score", "low", "high", "scale"]
+    names = ["kind", "model", "row", "benchmark", "title", "score", "low", "high", "scale"]
     names += ["samples", "token_ratio", "token_ratio_low", "token_ratio_high"]
     names += ["published", "published_version", "run", "commit"]
     return pd.DataFrame(measured_lines, columns=[*names, "seconds"])
@@ -78,12 +78,12 @@ def _by_benchmark(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _measured_line(result: Result, benchmark: Benchmark, score: Any) -> dict[str, object]:
-    model, system = result.axes["model"], result.axes["system"]
-    figure, version = published.latest(benchmark.kind, model, system, benchmark.name)
+    model, row = result.axes["model"], result.axes["row"]
+    figure, version = published.latest(benchmark.kind, model, row, benchmark.name)
     return {
         "kind": BEYOND if benchmark in EXTRA else benchmark.kind,
         "model": model,
-        "system": system,
+        "row": row,
         "benchmark": benchmark.name,
         "title": benchmark.title,
         "score": score["score"],
@@ -125,7 +125,7 @@ def beyond(table: pd.DataFrame) -> list[list[Cell]]:
     return [
         [
             Cell(line["model"]),
-            Cell(line["system"]),
+            Cell(line["row"]),
             Cell(line["title"]),
             Cell(
                 _digits(line["score"], benchmarks[line["benchmark"]]),
@@ -141,7 +141,7 @@ def beyond(table: pd.DataFrame) -> list[list[Cell]]:
 def lines(table: pd.DataFrame, study: Study, kind: str) -> list[Line]:
     """The rows of table 1 or 2.
 
-    Each measured row is followed by the published row of the same model and system. A study whose
+    Each measured row is followed by the published row of the same model and name. A study whose
     models the paper does not have ends with the published rows of one that it has.
 
     Args:
@@ -149,24 +149,24 @@ def lines(table: pd.DataFrame, study: Study, kind: str) -> list[Line]:
         study: its axes say which rows there are.
         kind: "image" or "video".
     """
-    systems = [*study.methods, *study.objectives]
-    rows = []
+    named = [*study.methods, *study.objectives]
+    rows: list[Line] = []
     for model in study.models:
-        for system in systems:
+        for row in named:
             scores = table[
-                (table["kind"] == kind) & (table["model"] == model) & (table["system"] == system)
+                (table["kind"] == kind) & (table["model"] == model) & (table["row"] == row)
             ]
-            rows.append(_measured_row(model, system, scores, kind))
+            rows.append(_measured_row(model, row, scores, kind))
             if model in published.models_with(kind, "full"):
-                rows += _published_rows(model, system, kind)
+                rows += _published_rows(model, row, kind)
     if not set(study.models) & set(published.models_with(kind, "full")):
-        for system in systems:
-            rows += _published_rows(ORIENTATION, system, kind)
+        for row in named:
+            rows += _published_rows(ORIENTATION, row, kind)
     return rows
 
 
-def _measured_row(model: str, system: str, scores: pd.DataFrame, kind: str) -> Line:
-    line = Line(model, system, MEASURED)
+def _measured_row(model: str, row: str, scores: pd.DataFrame, kind: str) -> Line:
+    line = Line(model, row, MEASURED)
     by_benchmark = _by_benchmark(scores)
     benchmarks = benchmarks_of_kind(kind)
     for benchmark in benchmarks:
@@ -215,7 +215,7 @@ def _average_span(value: float, by_benchmark: dict[str, Any], benchmarks: list[B
     return _span(max(0.0, value - half), min(100.0, value + half))
 
 
-def _published_rows(model: str, system: str, kind: str) -> list[Line]:
+def _published_rows(model: str, row: str, kind: str) -> list[Line]:
     """The published row; two rows where the final version gives less than the first one."""
     benchmarks = benchmarks_of_kind(kind)
     rows = []
@@ -223,20 +223,18 @@ def _published_rows(model: str, system: str, kind: str) -> list[Line]:
         scores = {
             name: figure
             for name in [RATIO, *(benchmark.name for benchmark in benchmarks), f"{kind}_average"]
-            if (figure := published.figure(kind, model, system, name, version)) is not None
+            if (figure := published.figure(kind, model, row, name, version)) is not None
         }
         if scores:
-            rows.append(_published_row(model, system, kind, version, scores))
+            rows.append(_published_row(model, row, kind, version, scores))
         if all(benchmark.name in scores for benchmark in benchmarks):
             break
-    return rows or [_published_row(model, system, kind, "", {})]
+    return rows or [_published_row(model, row, kind, "", {})]
 
 
-def _published_row(
-    model: str, system: str, kind: str, version: str, scores: dict[str, float]
-) -> Line:
+def _published_row(model: str, row: str, kind: str, version: str, scores: dict[str, float]) -> Line:
     benchmarks = benchmarks_of_kind(kind)
-    line = Line(model, system, f"published ({version})" if version else "published")
+    line = Line(model, row, f"published ({version})" if version else "published")
     line.cells[RATIO] = Cell(f"{scores[RATIO]:g}" if RATIO in scores else NOT_PUBLISHED)
     for benchmark in benchmarks:
         figure = scores.get(benchmark.name)

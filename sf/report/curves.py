@@ -25,19 +25,17 @@ TITLES = {
 }
 
 
-def title(system: str) -> str:
-    """A system's name as a reader knows it."""
-    return TITLES.get(system, system.replace("_", " "))
+def title(row: str) -> str:
+    """A row's name as a reader knows it."""
+    return TITLES.get(row, row.replace("_", " "))
 
 
 def _overall(curve: pd.DataFrame) -> pd.DataFrame:
     return curve[curve["media"] == "all"].sort_values("p")
 
 
-def _band(
-    axes: Axes, curve: pd.DataFrame, x: str, y: str, low: str, high: str, system: str
-) -> None:
-    style = look(system)
+def _band(axes: Axes, curve: pd.DataFrame, x: str, y: str, low: str, high: str, row: str) -> None:
+    style = look(row)
     axes.fill_between(
         curve[x], curve[low], curve[high], color=style.colour, alpha=0.15, linewidth=0
     )
@@ -47,7 +45,7 @@ def _band(
         color=style.colour,
         marker=style.marker,
         linestyle=style.line,
-        label=title(system),
+        label=title(row),
     )
 
 
@@ -56,43 +54,43 @@ def curve_picture(curves: Mapping[str, pd.DataFrame], where: str) -> Figure:
     """Threshold against ratio and accuracy, and accuracy against ratio, with 95 % intervals.
 
     Args:
-        curves: `curve_table` of each system.
+        curves: `curve_table` of each row.
         where: what was measured on, e.g. "calibration split, 200 questions".
     """
     fig, axes = figure(12.0, 3.9, columns=3)
-    ratio, accuracy, frontier = axes[0]
-    for system, table in curves.items():
+    ratio, accuracy, trade_off = axes[0]
+    for row, table in curves.items():
         curve = _overall(table)
-        _band(ratio, curve, "p", "token_ratio", "ratio_low", "ratio_high", system)
-        _band(accuracy, curve, "p", "accuracy", "low", "high", system)
-        _band(frontier, curve, "token_ratio", "accuracy", "low", "high", system)
+        _band(ratio, curve, "p", "token_ratio", "ratio_low", "ratio_high", row)
+        _band(accuracy, curve, "p", "accuracy", "low", "high", row)
+        _band(trade_off, curve, "token_ratio", "accuracy", "low", "high", row)
     ratio.set(title="Kept tokens", xlabel="retention threshold p", ylabel="token ratio (%)")
     accuracy.set(title="Accuracy", xlabel="retention threshold p", ylabel="correct answers (%)")
-    frontier.set(
+    trade_off.set(
         title="Accuracy at a ratio", xlabel="token ratio (%)", ylabel="correct answers (%)"
     )
-    for panel in (ratio, accuracy, frontier):
+    for panel in (ratio, accuracy, trade_off):
         percent(panel, "y")
         panel.set_ylim(0, 1.03)
-    percent(frontier, "x")
-    frontier.set_xlim(0, 1.03)
+    percent(trade_off, "x")
+    trade_off.set_xlim(0, 1.03)
     if len(curves) > 1:
-        frontier.legend(loc="lower right")
+        trade_off.legend(loc="lower right")
     note(fig, f"{where}; bands: 95 % intervals")
     return fig
 
 
 @in_style
 def layer_picture(layers: Mapping[str, pd.DataFrame], where: str) -> Figure:
-    """Token ratio of each layer, one panel per system, one line per threshold.
+    """Token ratio of each layer, one panel per row, one line per threshold.
 
     Args:
-        layers: `layer_table` of each system.
+        layers: `layer_table` of each row.
         where: what was measured on.
     """
     fig, axes = figure(1.2 + 4.6 * len(layers), 3.9, columns=len(layers))
     shades = ScalarMappable(Normalize(0.0, 1.0), "viridis_r")
-    for panel, (system, table) in zip(axes[0], layers.items(), strict=True):
+    for panel, (row, table) in zip(axes[0], layers.items(), strict=True):
         for p, part in table.groupby("p"):
             panel.plot(
                 part["layer"] + 1,
@@ -101,7 +99,7 @@ def layer_picture(layers: Mapping[str, pd.DataFrame], where: str) -> Figure:
                 markersize=4,
                 color=shades.to_rgba(np.asarray(p)),
             )
-        panel.set(title=title(system), xlabel="layer", ylim=(0, 1.03))
+        panel.set(title=title(row), xlabel="layer", ylim=(0, 1.03))
         panel.xaxis.get_major_locator().set_params(integer=True)
         percent(panel, "y")
     axes[0][0].set_ylabel("token ratio (%)")

@@ -29,7 +29,7 @@ def equal_cost_sections(study: Study, rows: Mapping[str, Sequence[Line]]) -> lis
     """
     lines: dict[tuple[str, str], list[Cell]] = {}
     for result in study.everything():
-        key = result.axes.get("model", ""), result.axes.get("system", "")
+        key = result.axes.get("model", ""), result.axes.get("row", "")
         if result.kind != "evaluate" or key in lines or not study.shown(result):
             continue
         asked = result.parameters.get("evaluate.match.token_ratio")
@@ -67,7 +67,7 @@ def _line(key: tuple[str, str], match: pd.Series, rows: Mapping[str, Sequence[Li
         Cell(f"{100 * match['accuracy']:.1f}"),
     ]
     for lines in rows.values():
-        line = next((x for x in lines if (x.model, x.system) == key and x.source == MEASURED), None)
+        line = next((x for x in lines if (x.model, x.row) == key and x.source == MEASURED), None)
         for name in (AVERAGE, RATIO):
             cells.append(Cell(NOT_MEASURED) if line is None else line.cells[name])
     return cells

@@ -52,16 +52,13 @@ def gate(table: pd.DataFrame, study: Study, kind: str, stand_ins: bool) -> list[
 
 
 def _of_model(scores: pd.DataFrame, study: Study, model: str, kind: str) -> list[str]:
-    settings = {
-        str(system): _settings(study, model, str(system), kind)
-        for system in scores["system"].unique()
-    }
+    settings = {str(row): _settings(study, model, str(row), kind) for row in scores["row"].unique()}
     notes = [
-        f"{model}: {system} was measured with other settings than {DENSE}: {difference}."
-        for system, found in settings.items()
+        f"{model}: {row} was measured with other settings than {DENSE}: {difference}."
+        for row, found in settings.items()
         if (difference := _differences(settings.get(DENSE, found), found))
     ]
-    dense = scores[(scores["system"] == DENSE) & (scores["published"] != NOT_PUBLISHED)]
+    dense = scores[(scores["row"] == DENSE) & (scores["published"] != NOT_PUBLISHED)]
     if dense.empty:
         return [f"{model}: no dense score to hold against a published one.", *notes]
     unheld = [str(title) for title in scores["title"].unique() if title not in set(dense["title"])]
@@ -91,9 +88,9 @@ def _what_differs(settings: Mapping[str, str], kind: str) -> str:
     )
 
 
-def _settings(study: Study, model: str, system: str, kind: str) -> dict[str, str]:
+def _settings(study: Study, model: str, row: str, kind: str) -> dict[str, str]:
     """Frames, pixels, numbers and versions of a row, over the jobs that measured it."""
-    jobs = [study.result("evaluate", model=model, system=system, suite=s) for s in study.suites]
+    jobs = [study.result("evaluate", model=model, row=row, suite=s) for s in study.suites]
     settings = [_of_job(job, kind) for job in jobs if job is not None]
     names = list(dict.fromkeys(name for one in settings for name in one))
     source = study.result("benchmarks")

@@ -72,7 +72,7 @@ def both_curves(base: pd.DataFrame, trained: pd.DataFrame) -> tuple[Curve, Curve
             "answers",
             f"{len(order)} and {trained['id'].nunique()} rows",
             "before and after must have answered the same rows",
-            "run the frontier stage of both on one manifest",
+            "run the stage accuracy_curve of both on one manifest",
         )
     return curve_of(base, order), curve_of(trained, order)
 

@@ -1,4 +1,4 @@
-"""The report's part that tests systems against each other on the questions that both answered."""
+"""The report's part that tests rows against each other on the questions that both answered."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _HEADER = ["model", "first", "second", "benchmark", "first", "second", "differen
 
 
 def _pairs(study: Study) -> Iterator[tuple[str, str]]:
-    """Every system against dense attention, and what was trained against what was not."""
-    for system in (*study.methods, *study.objectives):
-        if system != DENSE and DENSE in study.methods:
-            yield DENSE, system
-        if system in study.objectives and UNTRAINED in study.methods:
-            yield UNTRAINED, system
+    """Every row against dense attention, and what was trained against what was not."""
+    for row in (*study.methods, *study.objectives):
+        if row != DENSE and DENSE in study.methods:
+            yield DENSE, row
+        if row in study.objectives and UNTRAINED in study.methods:
+            yield UNTRAINED, row
 
 
 def paired_lines(study: Study) -> tuple[pd.DataFrame, list[str]]:
     """All comparisons of a study.
 
     Returns:
-        `sf.evaluation.compare.paired_table` of each model and pair of systems, with the columns
+        `sf.evaluation.compare.paired_table` of each model and pair of rows, with the columns
         model, first_system and second_system before it and p_holm over all of a pair's benchmarks;
         and what could not be compared.
     """
@@ -51,8 +51,8 @@ def paired_lines(study: Study) -> tuple[pd.DataFrame, list[str]]:
             parts = []
             for suite in study.suites:
                 sides = [
-                    study.result("evaluate", model=model, system=system, suite=suite)
-                    for system in (first, second)
+                    study.result("evaluate", model=model, row=row, suite=suite)
+                    for row in (first, second)
                 ]
                 if sides[0] is None or sides[1] is None:
                     continue

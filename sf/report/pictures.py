@@ -12,11 +12,11 @@ from sf.plotting import figure, in_style, look, note, percent
 from sf.report.curves import title
 from sf.tables import rows_at
 
-__all__ = ["benchmark_picture", "frontier_picture", "layers_picture"]
+__all__ = ["accuracy_curve_picture", "benchmark_picture", "layers_picture"]
 
 
 @in_style
-def frontier_picture(
+def accuracy_curve_picture(
     curves: Mapping[str, pd.DataFrame], matched: Mapping[str, pd.DataFrame], where: str
 ) -> Figure:
     """Accuracy against token ratio before and after training, and the difference at equal ratio.
@@ -28,9 +28,9 @@ def frontier_picture(
     """
     fig, axes = figure(11.0, 4.2, columns=2)
     left, right = axes[0]
-    for system, curve in curves.items():
+    for row, curve in curves.items():
         part = curve[curve["media"] == "all"].sort_values("token_ratio")
-        style = look(system, list(curves))
+        style = look(row, list(curves))
         left.errorbar(
             part["token_ratio"],
             part["accuracy"],
@@ -40,7 +40,7 @@ def frontier_picture(
             linestyle=style.line,
             capsize=3,
             elinewidth=1,
-            label=title(system),
+            label=title(row),
         )
     left.set(
         title="Accuracy at a token ratio", xlabel="token ratio (%)", ylabel="correct answers (%)"
@@ -48,9 +48,9 @@ def frontier_picture(
     left.set_xlim(0, 1.03)
     left.legend(loc="lower right")
     right.axhline(0.0, color="#555555", linewidth=1, linestyle="--")
-    for system, table in matched.items():
+    for row, table in matched.items():
         part = table[table["verdict"] != "outside"]
-        style = look(system, list(curves))
+        style = look(row, list(curves))
         right.errorbar(
             part["token_ratio"],
             100 * part["difference"],
@@ -62,7 +62,7 @@ def frontier_picture(
             marker=style.marker,
             linestyle="none",
             capsize=3,
-            label=title(system),
+            label=title(row),
         )
     right.set(
         title="Trained minus base at the same ratio",
@@ -93,8 +93,8 @@ def layers_picture(layers: Mapping[str, pd.DataFrame], p: float, where: str) -> 
     count = max(part["layer"].max() for part in parts.values()) + 1
     fig, axes = figure(min(12.0, 4.0 + 0.35 * count), 3.8)
     panel = axes[0][0]
-    for at, (system, part) in enumerate(parts.items()):
-        style = look(system, list(parts))
+    for at, (row, part) in enumerate(parts.items()):
+        style = look(row, list(parts))
         shift = 0.12 * (at - (len(parts) - 1) / 2) if count < 12 else 0.0
         panel.errorbar(
             part["layer"] + 1 + shift,
@@ -104,7 +104,7 @@ def layers_picture(layers: Mapping[str, pd.DataFrame], p: float, where: str) -> 
             marker=style.marker,
             linestyle=style.line,
             capsize=3,
-            label=title(system),
+            label=title(row),
         )
     panel.set(title=f"Kept tokens by layer at p = {p:g}", xlabel="layer", ylabel="token ratio (%)")
     panel.set_ylim(0, 1.03)
@@ -118,14 +118,14 @@ def layers_picture(layers: Mapping[str, pd.DataFrame], p: float, where: str) -> 
 
 @in_style
 def benchmark_picture(
-    table: pd.DataFrame, benchmarks: Sequence[Benchmark], systems: Sequence[str], where: str
+    table: pd.DataFrame, benchmarks: Sequence[Benchmark], rows: Sequence[str], where: str
 ) -> Figure | None:
-    """Score and token ratio of every benchmark, one mark per system; None without figures.
+    """Score and token ratio of every benchmark, one mark per row; None without figures.
 
     Args:
         table: of `sf.report.benchmark_tables.measured`, one model.
         benchmarks: in the order of the axis.
-        systems: in the order of the legend.
+        rows: in the order of the legend.
         where: the model and what the data are.
     """
     shown = [benchmark for benchmark in benchmarks if benchmark.name in set(table["benchmark"])]
@@ -133,15 +133,13 @@ def benchmark_picture(
         return None
     fig, axes = figure(12.0, 5.8, rows=2)
     score, ratio = axes[:, 0]
-    for at, system in enumerate(systems):
-        lines = {
-            line["benchmark"]: line for line in table[table["system"] == system].to_dict("records")
-        }
+    for at, row in enumerate(rows):
+        lines = {line["benchmark"]: line for line in table[table["row"] == row].to_dict("records")}
         measured = [(place, c, lines[c.name]) for place, c in enumerate(shown) if c.name in lines]
         if not measured:
             continue
-        style = look(system, list(systems))
-        places = [place + 0.22 * (at - (len(systems) - 1) / 2) for place, _, _ in measured]
+        style = look(row, list(rows))
+        places = [place + 0.22 * (at - (len(rows) - 1) / 2) for place, _, _ in measured]
         values = [100 * line["score"] / c.scale for _, c, line in measured]
         score.errorbar(
             places,
@@ -155,7 +153,7 @@ def benchmark_picture(
             linestyle="none",
             capsize=2,
             elinewidth=1,
-            label="full attention" if system == "full" else title(system),
+            label="full attention" if row == "full" else title(row),
         )
         ratio.bar(
             places,
@@ -172,6 +170,6 @@ def benchmark_picture(
     score.set_xticklabels([])
     score.set(title="Score", ylabel="% of the highest possible")
     ratio.set(title="Kept tokens", ylabel="token ratio (%)")
-    fig.legend(*score.get_legend_handles_labels(), loc="outside upper right", ncols=len(systems))
+    fig.legend(*score.get_legend_handles_labels(), loc="outside upper right", ncols=len(rows))
     note(fig, f"{where}; bars on the marks: 95 % intervals")
     return fig

@@ -34,23 +34,23 @@ def _figures() -> dict[tuple[str, str, str, str, str], float]:
     return {(row[0], row[1], row[2], row[3], row[4]): float(row[5]) for row in rows}
 
 
-def figure(kind: str, model: str, system: str, metric: str, version: str) -> float | None:
+def figure(kind: str, model: str, row: str, metric: str, version: str) -> float | None:
     """One published figure of table 1 ("image") or 2 ("video"), in the paper's scale.
 
     Args:
         kind: "image" or "video".
         model: as the paper's file spells it, e.g. "qwen2.5-vl-7b".
-        system: full, zipvl, sparsity_forcing, ...
+        row: full, zipvl, sparsity_forcing, ...
         metric: a benchmark's name, "token_ratio_percent", "image_average" or "video_average".
         version: one of `VERSIONS`.
     """
-    return _figures().get((version, TABLES[kind], model, system, metric))
+    return _figures().get((version, TABLES[kind], model, row, metric))
 
 
-def latest(kind: str, model: str, system: str, metric: str) -> tuple[float | None, str]:
+def latest(kind: str, model: str, row: str, metric: str) -> tuple[float | None, str]:
     """The final version's figure, else the first one's, and the version; (None, "") if neither."""
     for version in VERSIONS:
-        value = figure(kind, model, system, metric, version)
+        value = figure(kind, model, row, metric, version)
         if value is not None:
             return value, version
     return None, ""
@@ -67,13 +67,13 @@ def at_200k(metric: str) -> tuple[float, str]:
     return ratio
 
 
-def models_with(kind: str, system: str) -> list[str]:
-    """Models for which table 1 or 2 has at least one score of a system, in the file's order."""
+def models_with(kind: str, row: str) -> list[str]:
+    """Models for which table 1 or 2 has at least one score of a row, in the file's order."""
     names = {benchmark.name for benchmark in BENCHMARKS} | {f"{kind}_average"}
     models = [
         model
         for _, table, model, method, metric in _figures()
-        if table == TABLES[kind] and method == system and metric in names
+        if table == TABLES[kind] and method == row and metric in names
     ]
     return list(dict.fromkeys(models))
 

@@ -24,7 +24,7 @@ class Result:
 
     Attributes:
         kind: key of `sf.layout.FOLDERS`.
-        axes: what the folder stands for, e.g. {"model": ..., "system": ...}.
+        axes: what the folder stands for, e.g. {"model": ..., "row": ...}.
         folder: where it lies.
         stamp: content of its stage.json.
     """
@@ -88,15 +88,15 @@ class Study:
     curve_methods: tuple[str, ...] = ()
 
     def folder(self, kind: str, **axes: str) -> Path:
-        """Where a result lies, below `root`; a system may be an objective, with a `seed`."""
+        """Where a result lies, below `root`; a row may be an objective, with a `seed`."""
         pattern = FOLDERS[kind].removeprefix("results/{scale}/")
         seed = axes.pop("seed", str(self.seeds[0]))
-        if axes.get("system") in self.objectives:
-            axes["system"] = TRAINED.format(objective=axes["system"], train_seed=seed)
+        if axes.get("row") in self.objectives:
+            axes["row"] = TRAINED.format(objective=axes["row"], train_seed=seed)
         return self.root / pattern.format(train_seed=seed, **axes)
 
     def shown(self, result: Result) -> bool:
-        """Whether a table with one line a system shows it: not trained from a further seed."""
+        """Whether a table with one line a row shows it: not trained from a further seed."""
         return result.axes.get("seed", str(self.seeds[0])) == str(self.seeds[0])
 
     def result(self, kind: str, **axes: str) -> Result | None:
@@ -112,19 +112,19 @@ class Study:
             named = {"model": model}
             wanted += [("base", named), ("calibrate", named)]
             trained = [
-                {**named, "system": name, "seed": str(seed)}
+                {**named, "row": name, "seed": str(seed)}
                 for name in self.objectives
                 for seed in self.seeds
             ]
             wanted += [
-                ("train", {**named, "objective": one["system"], "seed": one["seed"]})
+                ("train", {**named, "objective": one["row"], "seed": one["seed"]})
                 for one in trained
             ]
-            untrained = [{**named, "system": name} for name in ("base", *self.curve_methods)]
-            wanted += [("frontier", one) for one in (*untrained, *trained)]
+            untrained = [{**named, "row": name} for name in ("base", *self.curve_methods)]
+            wanted += [("accuracy_curve", one) for one in (*untrained, *trained)]
             wanted += [
                 ("evaluate", {**one, "suite": suite})
-                for one in (*({**named, "system": method} for method in self.methods), *trained)
+                for one in (*({**named, "row": method} for method in self.methods), *trained)
                 for suite in self.suites
             ]
             wanted.append(("profile", named))

@@ -32,7 +32,7 @@ def two_turn_sections(study: Study) -> list[Section]:
     """One section with a line per model, checkpoint and threshold; none where nothing was asked."""
     rows = []
     for result in study.everything():
-        if result.kind == "frontier" and study.shown(result):
+        if result.kind == "accuracy_curve" and study.shown(result):
             second_questions = result.table("two_turn.csv")
             rows += [_line(result.axes, line) for _, line in second_questions.iterrows()]
     if not rows:
@@ -46,7 +46,7 @@ def _line(axes: dict[str, str], line: pd.Series) -> list[Cell]:
     shares = [line["token_ratio"], *(line[arm] for arm in ("dense", "whole", "pruned", "anew"))]
     return [
         Cell(axes["model"]),
-        Cell(axes["system"]),
+        Cell(axes["row"]),
         Cell(f"{line['p']:g}"),
         *(Cell(f"{100 * share:.1f}") for share in shares),
         *(

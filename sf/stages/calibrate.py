@@ -1,4 +1,4 @@
-"""Stages `calibrate` and `frontier`: token ratio and accuracy of a checkpoint over a p grid."""
+"""Stages `calibrate` and `accuracy_curve`: token ratio and accuracy over a grid of thresholds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Parameters(Section):
     """One checkpoint on one split."""
 
     model: str = Field(description="name of the base model")
-    system: str = Field("base", description="whose curve it is: base, an objective or a method")
+    row: str = Field("base", description="the row's name in the tables, or base")
     method: CurveMethod = Field(
         "trained",
         description="attention method with a threshold p; trained: what the checkpoint records, "
@@ -86,8 +86,8 @@ def run(p: Parameters, job: Job) -> None:
     write_parquet(second, job.out / "tables" / "two_turn_answers.parquet")
     write_csv(two_turn_table(second, p.seed), job.out / "tables" / "two_turn.csv")
     where = f"{p.model}, {p.split} split, {len(rows)} questions"
-    save(curve_picture({p.system: curve}, where), job.out / "figures", "curve")
-    save(layer_picture({p.system: layers}, where), job.out / "figures", "layers")
+    save(curve_picture({p.row: curve}, where), job.out / "figures", "curve")
+    save(layer_picture({p.row: layers}, where), job.out / "figures", "layers")
     overall = curve[curve["media"] == "all"]
     summary = {"samples": float(len(rows)), "dense_accuracy": overall["accuracy"].iloc[-1]}
     for point in overall.itertuples():

@@ -23,10 +23,7 @@ class Parameters(Section):
     """One checkpoint with one attention method on one suite."""
 
     model: str = Field(description="name of the base model")
-    system: str = Field(
-        description="what the row is called: the method, or the objective that the checkpoint was "
-        "trained with"
-    )
+    row: str = Field(description="the row's name in the tables: a method, or what was trained")
     method: Method = Field(description="attention method, a key of sf.baselines.METHODS")
     value: float | None = Field(
         None,
@@ -110,7 +107,7 @@ def run(p: Parameters, job: Job) -> None:
     )
     if rank():
         return
-    figures = write_results(job.out, results, lm, seed=p.seed, model=p.model, system=p.system)
+    figures = write_results(job.out, results, lm, seed=p.seed, model=p.model, row=p.row)
     job.tracker.summary(figures)
 
 

@@ -39,7 +39,7 @@ def _start(checkpoint: Path, source: Path, folder: Path, *launch: str) -> subpro
     """The stage on the video benchmarks, into `folder / "result"`; odd numbers of rows."""
     folder.mkdir(exist_ok=True)
     values = {
-        **{"model": "tiny", "system": "zipvl", "method": "zipvl", "seed": 0},
+        **{"model": "tiny", "row": "zipvl", "method": "zipvl", "seed": 0},
         **{"suite": "video", "checkpoint": checkpoint, "benchmarks": source, "data": source},
         **{"output": folder / "result", "evaluate": {"retention_p": 0.8, "batch": 2}},
         **{"answering": ANSWERING, "vision": BOUNDS},

@@ -58,7 +58,7 @@ def _arguments(checkpoint: Path, source: Path, output: Path, **changed: Any) -> 
         "answering": ANSWERING,
         "data": str(output.parent / "data"),
         "model": "tiny",
-        "system": "zipvl",
+        "row": "zipvl",
         "method": "zipvl",
         "suite": SUITE,
         "seed": 0,
@@ -175,7 +175,7 @@ def test_a_method_is_evaluated_at_the_value_that_gives_the_asked_ratio(
         rows.append(picture_row(data, f"{at}.png"))
     write_manifest(data / "calibration.parquet", rows, data)
     job = _job(tmp_path)
-    changed = {"method": "threshold", "system": "threshold", "suite": "chartqa"}
+    changed = {"method": "threshold", "row": "threshold", "suite": "chartqa"}
     own = {"retention_p": 0.9, "batch": 1, "match": {"token_ratio": 0.7, "tolerance": 0.02}}
     values = _arguments(
         checkpoints["qwen2_5_vl"], source, tmp_path / "result", evaluate=own, **changed

@@ -115,7 +115,7 @@ def test_a_stage_runs_a_method_at_its_default_or_at_a_value(
                 answering=Answering(**ANSWERING),  # type: ignore[arg-type]
                 data=tmp_path,
                 model="tiny",
-                system=name,
+                row=name,
                 method=name,
                 value=value,
                 suite="mmstar",

@@ -174,7 +174,7 @@ def test_a_parameter_reruns_exactly_the_stages_that_use_it(checkout: Path) -> No
         in_snakemake = {name.split("__")[0] for name in planned(checkout)}
         (checkout / "params.yaml").write_text(before)
         downstream = (
-            {"frontier_trained", "evaluate_trained", "report"}
+            {"accuracy_curve_trained", "evaluate_trained", "report"}
             if "train" in stages
             else {"report"}
             if stages

@@ -62,7 +62,7 @@ def test_a_file_is_written_when_its_content_changes_and_removed_with_its_job(
         (
             "objectives",
             {"top_k": {**row, "rollout_selector": "top_k"}},
-            ["evaluate_trained", "frontier_trained", "report", "train"],
+            ["accuracy_curve_trained", "evaluate_trained", "report", "train"],
         ),
         ("objectives", {"top_k": {**row, "rollout_selector": "threshold"}}, ["train"]),
     ):
@@ -90,7 +90,7 @@ def test_a_study_without_training_has_all_other_jobs() -> None:
     found = jobs(validated(Params, params))
     assert {job.stage.name for job in found} == {
         stage.name for stage in STAGES if "objective" not in stage.axes
-    } - {"frontier_method"}  # mini has no curve methods
+    } - {"accuracy_curve_method"}  # mini has no curve methods
 
 
 def test_both_engines_run_the_same_commands(tmp_path: Path) -> None:
@@ -115,16 +115,16 @@ def reads(name: str) -> set[str]:
 
 
 def test_each_stage_reads_the_results_that_it_is_about() -> None:
-    every = {"calibrate", "train", "frontier", "evaluate", "profile"}
+    every = {"calibrate", "train", "accuracy_curve", "evaluate", "profile"}
     expected = {
         "benchmarks": set(),
         "prepare": {"benchmarks"},
         "base": {"prepare"},
         "calibrate": {"base", "prepare"},
         "train": {"base", "prepare"},
-        "frontier_base": {"base", "prepare"},
-        "frontier_method": {"base", "prepare"},
-        "frontier_trained": {"train", "prepare"},
+        "accuracy_curve_base": {"base", "prepare"},
+        "accuracy_curve_method": {"base", "prepare"},
+        "accuracy_curve_trained": {"train", "prepare"},
         "evaluate_base": {"base", "benchmarks", "prepare"},
         "evaluate_trained": {"train", "benchmarks", "prepare"},
         "profile": {"base"},
@@ -150,7 +150,7 @@ def test_a_job_reads_the_checkpoint_of_its_own_row_and_the_report_reads_all() ->
     outputs = {job.stamp for job in listed if job.stage.output in report.stage.gather}
     assert set(report.inputs) == outputs
     assert {job.stage.name for job in listed if job.stamp in outputs} >= {
-        "calibrate", "train", "frontier_base", "frontier_trained", "evaluate_base",
+        "calibrate", "train", "accuracy_curve_base", "accuracy_curve_trained", "evaluate_base",
         "evaluate_trained", "profile",
     }  # fmt: skip
 

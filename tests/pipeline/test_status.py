@@ -103,7 +103,7 @@ def test_what_changed_is_named(study: list[JobSpec], part: str, name: str, reaso
     assert stale.job == job
     assert stale.reasons[0].startswith(reason.split(" → ")[0])
     assert by_status(study_status(study))["stale"] == [
-        "train", "frontier_trained", "evaluate_trained", "report"
+        "train", "accuracy_curve_trained", "evaluate_trained", "report"
     ]  # fmt: skip
 
 

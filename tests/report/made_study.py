@@ -143,17 +143,19 @@ def write_study(root: Path) -> Study:
     stamp(root / "prepare", "prepare")
     stamp(root / "benchmarks", "benchmarks", benchmarks={"source": "synthetic"})
     write_curve(root / f"calibrate/{MODEL}", "calibrate", BEFORE, "calibration")
-    write_curve(root / f"frontier/{MODEL}/base", "calibrate", BEFORE, "heldout")
-    write_curve(root / f"frontier/{MODEL}/sparsity_forcing/seed0", "calibrate", AFTER, "heldout")
+    write_curve(root / f"accuracy_curve/{MODEL}/base", "calibrate", BEFORE, "heldout")
+    write_curve(
+        root / f"accuracy_curve/{MODEL}/sparsity_forcing/seed0", "calibrate", AFTER, "heldout"
+    )
     train = root / f"train/{MODEL}/sparsity_forcing/seed0"
     stamp(train, "train")
     history = [{"step": s, "reward": 0.5, "accuracy": 0.5, "kl": 0.1} for s in (1, 2, 2, 3)]
     (train / "history.jsonl").write_text("".join(json.dumps(h) + "\n" for h in history))
-    for system, share, ratio in (
+    for row, share, ratio in (
         ("full", 0.8, 1.0),
         ("zipvl", 0.7, 0.8),
         ("sparsity_forcing/seed0", 0.75, 0.5),
     ):
-        write_scores(root / f"evaluate/{MODEL}/{system}/all", share, ratio)
+        write_scores(root / f"evaluate/{MODEL}/{row}/all", share, ratio)
     write_profile(root / f"profile/{MODEL}")
     return study

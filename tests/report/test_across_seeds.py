@@ -20,14 +20,14 @@ WORSE = made_study.answers(
 )
 
 
-def lines(table: pd.DataFrame, system: str) -> pd.DataFrame:
-    return table[table["system"] == system].reset_index(drop=True)
+def lines(table: pd.DataFrame, row: str) -> pd.DataFrame:
+    return table[table["row"] == row].reset_index(drop=True)
 
 
 def test_the_base_model_against_itself_is_no_difference() -> None:
     table = across_seeds(BEFORE, {"same": [BEFORE, BEFORE]}, 0, (0.4, 0.7, 0.9))
-    for system in ("base", "same"):
-        own = lines(table, system)
+    for row in ("base", "same"):
+        own = lines(table, row)
         assert own["accuracy"].tolist() == pytest.approx([0.5, 0.8, 0.925], abs=0.01)
         assert np.allclose(own[["difference", "low", "high"]], 0.0)
         assert np.allclose(own["least"], own["most"])
@@ -36,7 +36,7 @@ def test_the_base_model_against_itself_is_no_difference() -> None:
 def test_accuracy_is_read_off_both_curves_at_one_ratio() -> None:
     own = lines(across_seeds(BEFORE, {"x": [AFTER]}, 0, (0.1, 0.25, 0.6, 0.8)), "x")
     points = at_thresholds({"x": [AFTER], "base": [BEFORE]}).sort_values("token_ratio")
-    after, before = (points[points["system"] == name] for name in ("x", "base"))
+    after, before = (points[points["row"] == name] for name in ("x", "base"))
     for at, ratio in ((2, 0.6), (3, 0.8)):
         there = np.interp(ratio, after["token_ratio"], after["accuracy"])
         here = np.interp(ratio, before["token_ratio"], before["accuracy"])
@@ -65,9 +65,9 @@ def test_a_report_of_several_seeds_has_the_section(tmp_path: Path) -> None:
     study = made_study.write_study(tmp_path / "results")
     assert across_seeds_section(study, tmp_path / "none") is None
     more = replace(study, seeds=(0, 1, 2), curve_methods=("temperature",))
-    other = study.root / f"frontier/{made_study.MODEL}/temperature"
+    other = study.root / f"accuracy_curve/{made_study.MODEL}/temperature"
     made_study.write_curve(other, "calibrate", BEFORE, "heldout")
-    folder = study.root / f"frontier/{made_study.MODEL}/sparsity_forcing"
+    folder = study.root / f"accuracy_curve/{made_study.MODEL}/sparsity_forcing"
     made_study.write_curve(folder / "seed1", "calibrate", WORSE, "heldout")
     build_report(more, "compare", tmp_path / "report")
     text = (tmp_path / "report/report.md").read_text()
@@ -77,6 +77,6 @@ def test_a_report_of_several_seeds_has_the_section(tmp_path: Path) -> None:
     assert "71.0 (62.0 to 80.0) (+11.0," in row.split("|")[6]  # at half of the tokens
     assert any(line.startswith("| temperature |  |") for line in text.splitlines())
     table = pd.read_csv(tmp_path / "report/tables/across_seeds.csv")
-    assert set(table["system"]) == {"base", "sparsity_forcing", "temperature"}
+    assert set(table["row"]) == {"base", "sparsity_forcing", "temperature"}
     for kind in ("png", "svg"):
         assert (tmp_path / f"report/figures/across_seeds_tiny.{kind}").stat().st_size > 5000

@@ -17,7 +17,7 @@ BEFORE, AFTER = made_study.BEFORE, made_study.AFTER
 @pytest.mark.parametrize("seed", [0, 7])
 def test_the_intervals_are_those_of_the_curves_seed(tmp_path: Path, seed: int) -> None:
     study = made_study.write_study(tmp_path / "results")
-    made_study.stamp(study.folder("frontier", model="tiny", system="base"), "calibrate",
+    made_study.stamp(study.folder("accuracy_curve", model="tiny", row="base"), "calibrate",
                      seed=seed, split="heldout")  # fmt: skip
     sections, figures = before_after_sections(study, tmp_path / "report")
     written = pd.read_csv(tmp_path / "report/tables/matched.csv")

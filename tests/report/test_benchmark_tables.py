@@ -15,20 +15,20 @@ from sf.report.results import Study
 
 
 @pytest.mark.parametrize(
-    ("system", "average"),
+    ("row", "average"),
     [("full", 73.8), ("fastv", 69.9), ("zipvl", 72.9), ("sparsity_forcing", 73.6)],
 )
-def test_the_average_reproduces_the_published_one(system: str, average: float) -> None:
+def test_the_average_reproduces_the_published_one(row: str, average: float) -> None:
     benchmarks = benchmarks_of_kind("image")
     scores = {
-        benchmark.name: published.figure("image", "qwen2.5-vl-7b", system, benchmark.name, "final")
+        benchmark.name: published.figure("image", "qwen2.5-vl-7b", row, benchmark.name, "final")
         for benchmark in benchmarks
     }
     assert None not in scores.values()
     there = {name: value for name, value in scores.items() if value is not None}
     found = published.average(there, benchmarks)
     assert found == pytest.approx(average, abs=0.06)  # FastV: 69.848
-    assert published.figure("image", "qwen2.5-vl-7b", system, "image_average", "final") == average
+    assert published.figure("image", "qwen2.5-vl-7b", row, "image_average", "final") == average
     del there["mme"]
     assert published.average(there, benchmarks) is None
 
@@ -48,7 +48,7 @@ def test_every_published_metric_is_a_known_column() -> None:
 def test_measured_rows_hold_score_interval_and_provenance(tmp_path: Path) -> None:
     study = made_study.write_study(tmp_path)
     rows = lines(measured(study), study, "image")
-    assert [(row.model, row.system, row.source) for row in rows] == [
+    assert [(row.model, row.row, row.source) for row in rows] == [
         ("tiny", "full", "measured"),
         ("tiny", "zipvl", "measured"),
         ("tiny", "sparsity_forcing", "measured"),
@@ -73,18 +73,18 @@ def test_one_line_a_system_is_that_of_the_first_training_seed(tmp_path: Path) ->
     made_study.write_scores(tmp_path / "evaluate/tiny/sparsity_forcing/seed1/all", 0.4, 0.3)
     study = replace(made, seeds=(0, 1))
     table = measured(study)
-    trained = table[table["system"] == "sparsity_forcing"]
+    trained = table[table["row"] == "sparsity_forcing"]
     assert len(trained) == len(BENCHMARKS)
     assert set(trained["token_ratio"]) == {0.5}
     assert lines(table, study, "image")[2].cells[RATIO].text == "50.0"
     second = measured(replace(made, seeds=(1, 0)))
-    assert set(second[second["system"] == "sparsity_forcing"]["token_ratio"]) == {0.3}
+    assert set(second[second["row"] == "sparsity_forcing"]["token_ratio"]) == {0.3}
 
 
 def test_a_model_of_the_paper_stands_beside_its_own_published_rows(tmp_path: Path) -> None:
     study = Study(tmp_path, ("qwen2-vl-7b",), ("full", "zipvl"), ("sparsity_forcing",), ("all",))
     rows = lines(measured(study), study, "video")
-    assert [(row.system, row.source) for row in rows] == [
+    assert [(row.row, row.source) for row in rows] == [
         ("full", "measured"),
         ("full", "published (final)"),
         ("full", "published (v1)"),

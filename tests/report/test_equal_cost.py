@@ -17,8 +17,8 @@ def test_matched_methods_stand_beside_their_averages(tmp_path: Path) -> None:
     table = measured(study)
     rows = {kind: lines(table, study, kind) for kind in ("image", "video")}
     assert equal_cost_sections(study, rows) == []
-    for system, found, reached in (("zipvl", 0.504, True), ("sparsity_forcing", 0.61, False)):
-        folder = study.folder("evaluate", model="tiny", system=system, suite="all")
+    for row, found, reached in (("zipvl", 0.504, True), ("sparsity_forcing", 0.61, False)):
+        folder = study.folder("evaluate", model="tiny", row=row, suite="all")
         made_study.stamp(
             folder,
             "evaluate",

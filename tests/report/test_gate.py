@@ -30,17 +30,17 @@ def write(root: Path, shift: dict[str, float], *, rows: int = 0, **zipvl: object
     study = Study(root, (MODEL,), ("full", "zipvl"), (), ("all",))
     given = {"source": "hub", "samples": rows}
     made_study.stamp(root / "benchmarks", "benchmarks", benchmarks=given)
-    for system in study.methods:
-        folder = root / f"evaluate/{MODEL}/{system}/all"
+    for row in study.methods:
+        folder = root / f"evaluate/{MODEL}/{row}/all"
         made_study.write_scores(folder, 0.5, 1.0)
-        vision = {**VISION, **(zipvl if system == "zipvl" else {})}
+        vision = {**VISION, **(zipvl if row == "zipvl" else {})}
         runtime, own = {"dtype": "bfloat16"}, {"retention_p": 0.975}
         made_study.stamp(folder, "evaluate", vision=vision, runtime=runtime, evaluate=own)
         stamp = json.loads((folder / "stage.json").read_text())
         stamp["versions"]["lmms_eval"] = "0.7.3"
         (folder / "stage.json").write_text(json.dumps(stamp))
         table = measured(study)
-        there = table[(table["system"] == "full") & (table["published"] != "n/p")]
+        there = table[(table["row"] == "full") & (table["published"] != "n/p")]
         scores = pd.read_csv(
             folder / "tables/scores.csv", dtype=dict.fromkeys(["score", "low", "high"], float)
         )

@@ -1,4 +1,4 @@
-"""The report's tests between systems on the same questions."""
+"""The report's tests between rows on the same questions."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def study(tmp_path: Path):
     made = made_study.write_study(tmp_path)
     made = made_study.Study(made.root, made.models, made.methods, made.objectives, SUITES)
     right = {"full": (50, 50), "zipvl": (30, 49), "sparsity_forcing/seed0": (50, 49)}
-    for system, counts in right.items():
+    for row, counts in right.items():
         for suite, count in zip(SUITES, counts, strict=True):
-            write(tmp_path / f"evaluate/tiny/{system}/{suite}", {suite: count})
+            write(tmp_path / f"evaluate/tiny/{row}/{suite}", {suite: count})
     return made
 
 

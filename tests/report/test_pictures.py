@@ -12,10 +12,10 @@ import pytest
 from matplotlib.axes import Axes
 
 from sf.evaluation.curve import curve_table, layer_table
-from sf.plotting import OTHERS, SYSTEMS, figure, look, save
+from sf.plotting import OTHERS, ROWS, figure, look, save
 from sf.report.curves import curve_picture
 from sf.report.matched import at_matched_ratio
-from sf.report.pictures import frontier_picture, layers_picture
+from sf.report.pictures import accuracy_curve_picture, layers_picture
 from sf.tables import rows_at, write_csv
 from sf.training.records import training_picture
 
@@ -70,9 +70,9 @@ def test_a_threshold_is_found_in_a_table_that_was_written(tmp_path: Path) -> Non
     assert rows_at(answers, "p", 0.12346).empty
 
 
-def test_the_frontier_picture_shows_accuracy_against_token_ratio() -> None:
+def test_the_accuracy_curve_picture_shows_accuracy_against_token_ratio() -> None:
     matched = {"sparsity_forcing": at_matched_ratio(made_study.BEFORE, made_study.AFTER, 0)}
-    left, right = frontier_picture(CURVES, matched, "x").axes
+    left, right = accuracy_curve_picture(CURVES, matched, "x").axes
     for (ratios, accuracies), curve in zip(drawn(left), CURVES.values(), strict=True):
         every = curve[curve["media"] == "all"].sort_values("token_ratio")
         assert ratios == every["token_ratio"].tolist()
@@ -105,7 +105,7 @@ def test_axes_say_what_they_show() -> None:
     layers = {"base": layer_table(made_study.BEFORE, 0)}
     history = pd.DataFrame({"step": [1, 2], "reward": [0.1, 0.2], "kl": [0.0, 0.1]})
     pictures = [
-        frontier_picture(CURVES, matched, "x"),
+        accuracy_curve_picture(CURVES, matched, "x"),
         layers_picture(layers, 0.9, "x"),
         training_picture(history, "x"),
     ]
@@ -124,7 +124,7 @@ def test_nothing_to_show_is_no_picture() -> None:
 
 
 def test_systems_differ_in_colour_and_marker() -> None:
-    looks = [SYSTEMS["full"], SYSTEMS["zipvl"], SYSTEMS["sparsity_forcing"], *OTHERS]
+    looks = [ROWS["full"], ROWS["zipvl"], ROWS["sparsity_forcing"], *OTHERS]
     assert len({each.colour for each in looks}) == len(looks)
     assert len({each.marker for each in looks}) == len(looks)
     names = ["pathwise", "sharpness"]
