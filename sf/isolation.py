@@ -151,9 +151,12 @@ def run_isolated(
         fresh process, ended that process or did not return in time.
 
     Raises:
+        ValueError: the function is defined in the script that runs.
         RuntimeError: the function raised; the text holds its traceback.
         EnvironmentFault: a server itself was killed.
     """
+    if function.__module__ == "__main__":
+        raise ValueError(f"{function.__name__} must be defined in a module, not in a script")
     workers = min(workers, -(-len(calls) // _FEWEST))
     size = min(_SHARD, -(-len(calls) // max(1, 4 * workers)))
     numbered = list(zip(range(len(calls)), calls, seconds, strict=True))

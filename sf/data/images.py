@@ -175,7 +175,8 @@ def _eight_bits(image: PIL.Image.Image, name: str) -> np.ndarray:
     of 1 (floats), 255, 65535 and 2**32 - 1 that holds them is theirs.
     """
     tags = getattr(image, "tag_v2", {})
-    values = np.asarray(image).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signalling NaNs; they are refused below
+        values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if image.mode.startswith("I;16"):
         bits = tags.get(_BITS, (16,))[0]

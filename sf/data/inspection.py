@@ -6,6 +6,9 @@ The module loads the decoders when it is imported: a worker process does that on
 from __future__ import annotations
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +32,14 @@ __all__ = ["inspect", "inspect_picture"]
 PIL.Image.init()
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings, which name no file: what matters of them becomes a reason."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def inspect(root: Path, media: str, data_type: str, vision: Vision) -> MediaFacts:
     """Open one image or video and decode what a model will look at.
 
@@ -39,7 +50,8 @@ def inspect(root: Path, media: str, data_type: str, vision: Vision) -> MediaFact
     path = str(root / media)
     try:
         if data_type == "image":
-            image, codec = load_image_and_format(path)
+            with _quiet():
+                image, codec = load_image_and_format(path)
             size = {"width": image.width, "height": image.height}
             found: dict[str, Any] = {**size, "num_frames": 1, "codec": codec}
         else:
@@ -69,7 +81,8 @@ def inspect_picture(content: bytes, name: str, vision: Vision) -> str:
         Why it cannot be used; "" if it can.
     """
     try:
-        image, _ = decode_image(io.BytesIO(content), name)
+        with _quiet():
+            image, _ = decode_image(io.BytesIO(content), name)
         visual_tokens("image", image.width, image.height, 1, 1.0, vision)
     except DataError as error:
         return error.rule

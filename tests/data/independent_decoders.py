@@ -1,0 +1,77 @@
+"""Whether a reason for which a file was refused is true, by other decoders than the project's."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import warnings
+from pathlib import Path
+
+import av
+import PIL.Image
+
+LOST = re.compile("its decoder (crashed|did not end|was killed)|more than 8 GiB")
+_IMAGE = re.compile(r"cannot be decoded|it is damaged, or of no image format")
+_VIDEO = re.compile(r"cannot be decoded|none of its frames decodes|frame \d+ is damaged|no frames")
+# What is stated in a file's own words, and true as far as these go.
+_STATED = re.compile(
+    r"decompression bomb|of no known scale|200 times|is empty|at least|truncated"
+    r"|damaged at packet|are absurd|states no frame rate|neither time stamps|colour matrix"
+    r"|there is no decoder|different frames|are asked for"
+)
+
+
+def pillow_fails(path: Path) -> bool:
+    """Whether Pillow alone, with the formats that the project reads, gives no picture."""
+    formats = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PIL.Image.open(path, formats=formats) as image:
+                image.load()
+    except Exception:  # noqa: BLE001 - Pillow raises anything on damaged files
+        return True
+    return False
+
+
+def ffmpeg_complains(path: Path) -> bool:
+    """Whether the ffmpeg command reports an error, or decodes no frame."""
+    command = ["ffmpeg", "-v", "error", "-nostdin", "-i", str(path), "-map", "0:V:0"]
+    done = subprocess.run(
+        [*command, "-f", "framemd5", "-"], capture_output=True, timeout=300, check=False
+    )
+    frames = [line for line in done.stdout.splitlines() if not line.startswith(b"#")]
+    return bool(done.returncode or done.stderr or not frames)
+
+
+def without_video(path: Path) -> bool:
+    """Whether FFmpeg finds no video stream but cover pictures."""
+    with av.open(str(path), metadata_errors="replace") as container:
+        pictures = av.stream.Disposition.attached_pic
+        return not [s for s in container.streams.video if not s.disposition & pictures]
+
+
+def untrue(reason: str, path: Path, data_type: str) -> str:
+    """Why a reason does not hold; "" if it does, or is one that the file itself states."""
+    if data_type == "image":
+        if _IMAGE.search(reason):
+            return "" if pillow_fails(path) else "Pillow decodes it"
+        return "" if _STATED.search(reason) else "no known reason"
+    if "no video format" in reason:
+        return "" if _not_opened(path) or ffmpeg_complains(path) else "FFmpeg opens it"
+    if "audio only" in reason:
+        return "" if without_video(path) else "it holds a video stream"
+    if _VIDEO.search(reason):
+        if shutil.which("ffmpeg") is None:
+            return ""
+        return "" if ffmpeg_complains(path) else "the ffmpeg command decodes it"
+    return "" if _STATED.search(reason) else "no known reason"
+
+
+def _not_opened(path: Path) -> bool:
+    try:
+        with av.open(str(path), metadata_errors="replace"):
+            return False
+    except (av.FFmpegError, ValueError):
+        return True
