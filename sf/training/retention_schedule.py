@@ -63,7 +63,7 @@ class RetentionSchedule:
             places: of the rollouts in the global batch, in which groups are neighbours.
         """
         if self.span is None:
-            return [self.grid[place % self.group_size % len(self.grid)] for place in places]
+            return [self.grid[place % len(self.grid)] for place in places]
         low, high = self.span
         draws = [np.random.default_rng([_STREAM, self.seed, step, place]) for place in places]
         return [float(high - (high - low) * rng.random()) for rng in draws]

@@ -93,6 +93,15 @@ def test_draws_depend_on_seed_and_task_alone() -> None:
     assert not np.array_equal(first, other)
 
 
+def test_tasks_are_drawn_each_for_itself() -> None:
+    """The mean of two alike tasks is surer than one: other questions are drawn in each."""
+    values = _scores([0.0, 1.0] * 50)
+    both = {"mmmu_pro_standard": values, "mmmu_pro_vision": values}
+    spread = np.std(benchmark_draws(benchmark_named("mmmu_pro"), both, seed=0))
+    alone = np.std(benchmark_draws(benchmark_named("chartqa"), {"chartqa": values}, seed=0))
+    assert spread == pytest.approx(alone / np.sqrt(2), rel=0.1)
+
+
 def test_large_benchmarks_are_drawn_in_pieces_alike() -> None:
     """Pieces bound the memory; every replicate must still be filled."""
     values = _scores([0.0, 1.0] * 3000)

@@ -43,6 +43,21 @@ def test_sign_flips_agree_with_mcnemars_exact_test() -> None:
     assert found.low < found.difference < found.high
 
 
+def test_no_difference_is_impossible_by_chance() -> None:
+    """The swap that was observed counts among the permutations: p is never 0."""
+    first, second = _scores([0.0] * 40), _scores([1.0] * 40)
+    assert paired(benchmark_named("chartqa"), first, second, seed=0, draws=99).p_value == 0.01
+
+
+def test_swaps_and_draws_are_those_of_the_seed() -> None:
+    rng = np.random.default_rng(3)
+    sides = [_scores((rng.random(60) < 0.5).astype(float).tolist()) for _ in range(2)]
+    first, again, other = (paired(benchmark_named("chartqa"), *sides, seed=s) for s in (0, 0, 1))
+    assert first == again
+    assert first.p_value != other.p_value
+    assert (first.low, first.high) != (other.low, other.high)
+
+
 def test_pairing_narrows_the_interval() -> None:
     rng = np.random.default_rng(0)
     first = (rng.random(200) < 0.5).astype(float)
@@ -112,6 +127,16 @@ def test_table_compares_finished_results(tmp_path: Path) -> None:
     assert (line["first"], line["second"], line["difference"], line["samples"]) == (50, 100, 50, 4)
     assert line["p_holm"] == line["p_value"]
     assert [s.value for s in read_scores(first)["chartqa"]["chartqa"]] == [0, 1, 0, 1]
+
+
+def test_scores_are_read_as_they_were_written(tmp_path: Path) -> None:
+    scores = [SampleScore(0.5, "g", "u", counted=False), SampleScore(1.0, matched=False)]
+    lines = []
+    for number, score in enumerate(scores):
+        fields = {"score" if name == "value" else name: v for name, v in asdict(score).items()}
+        lines.append({"benchmark": "mlvu_dev", "task": "mlvu_dev", "source": f"{number}", **fields})
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_scores(tmp_path) == {"mlvu_dev": {"mlvu_dev": scores}}
 
 
 def test_other_questions_are_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sf.data.manifest import Row
 from sf.errors import ConfigError
 from sf.evaluation.answer import Answer
 from sf.evaluation.curve import answers_at, curve_table, grid_with_dense, layer_table
-from sf.evaluation.intervals import bootstrap_mean, bootstrap_median, wilson
+from sf.evaluation.intervals import bootstrap_clusters, bootstrap_mean, bootstrap_median, wilson
 from sf.evaluation.resumable_log import ResumableLog
 from sf.mini.scenes import render, sample_scene
 from sf.models import load_model, load_processor
@@ -137,6 +137,30 @@ def test_layers_have_their_own_ratios() -> None:
 def test_wilson_agrees_with_scipy(right: int, count: int) -> None:
     expected = binomtest(right, count).proportion_ci(method="wilson")
     assert wilson(right, count) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_intervals_are_those_of_the_seed() -> None:
+    rng = np.random.default_rng(0)
+    ratios = rng.random(40)
+    table = pd.DataFrame(
+        {
+            "p": 0.5, "data_type": "image", "correct": 1.0, "token_ratio": ratios,
+            "layer_ratios": [(ratio, ratio / 2) for ratio in ratios], "prompt_tokens": 9,
+            "seconds": 0.0,
+        }
+    )  # fmt: skip
+    for seed in (0, 5):
+        bounds = bootstrap_mean(ratios, seed)
+        assert tuple(curve_table(table, seed).loc[0, ["ratio_low", "ratio_high"]]) == bounds
+        assert tuple(layer_table(table, seed).loc[0, ["low", "high"]]) == bounds
+    assert bootstrap_mean(ratios, 0) != bootstrap_mean(ratios, 5)
+
+
+def test_clusters_count_by_their_samples_and_a_median_is_no_mean() -> None:
+    """A cluster of one right and one of nine wrong: most often both are drawn, 0.1."""
+    values, owner = [1.0] + [0.0] * 9, ["a"] + ["b"] * 9
+    assert bootstrap_clusters(values, owner, seed=0, level=0.4) == pytest.approx((0.1, 0.1))
+    assert bootstrap_median([0.0, 0.0, 0.0, 0.0, 100.0], seed=0, level=0.5) == (0.0, 0.0)
 
 
 def test_wilson_of_nothing_says_nothing() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import made_study
+import pandas as pd
 import pytest
 
 from sf.evaluation.benchmarks import BENCHMARKS
@@ -79,6 +80,27 @@ def test_one_line_a_system_is_that_of_the_first_training_seed(tmp_path: Path) ->
     assert lines(table, study, "image")[2].cells[RATIO].text == "50.0"
     second = measured(replace(made, seeds=(1, 0)))
     assert set(second[second["row"] == "sparsity_forcing"]["token_ratio"]) == {0.3}
+
+
+def test_a_rows_ratio_samples_and_published_figures_are_its_own(tmp_path: Path) -> None:
+    """Benchmarks with unlike ratios and sizes, of a model that the paper has."""
+    study = replace(made_study.study_at(tmp_path), models=("qwen2.5-vl-7b",))
+    for system, ratio in (("full", 1.0), ("zipvl", 0.8)):
+        folder = tmp_path / f"evaluate/qwen2.5-vl-7b/{system}/all"
+        made_study.write_scores(folder, 0.5, ratio)
+        path = folder / "tables/scores.csv"
+        scores = pd.read_csv(path).astype({"token_ratio": float})
+        first = scores["benchmark"] == "mme"
+        scores.loc[first, ["samples", "token_ratio"]] = 100, ratio / 2
+        scores.to_csv(path, index=False)
+    table = measured(study)
+    row = next(line for line in lines(table, study, "image") if line.system == "zipvl")
+    assert row.values[RATIO] == pytest.approx(100 * (0.4 + 6 * 0.8) / 7)
+    assert row.provenance.startswith(f"{100 + 6 * 24} samples; run ")
+    mme = table[table["benchmark"] == "mme"].set_index("system")["published"]
+    for system in ("full", "zipvl"):
+        assert mme[system] == published.latest("image", "qwen2.5-vl-7b", system, "mme")[0]
+    assert mme["full"] != mme["zipvl"]
 
 
 def test_a_model_of_the_paper_stands_beside_its_own_published_rows(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def test_matched_methods_stand_beside_their_averages(tmp_path: Path) -> None:
     assert [cell.text for cell in shown.rows[0]][:8] == [
         "tiny", "zipvl", "p = 0.9123", "50.0", "50.4", "90.0", "70.0", "80.0",
     ]  # fmt: skip
+    assert [cell.text for cell in shown.rows[1]][3:8] == ["50.0", "61.0", "90.0", "75.0", "50.0"]
     assert len(shown.rows) == 2
     assert len(shown.header) == len(shown.rows[0]) == 10
     assert section.notes == [

@@ -55,6 +55,12 @@ def test_a_run_ends_when_a_mean_falls_below_its_share(
     assert step == (13 if stops else 0)
 
 
+def test_patience_counts_steps_whatever_is_logged(tmp_path: Path) -> None:
+    """Patience 6 and an entry every third step: two entries fill each window."""
+    watch = CollapseWatch(parameters(collapse={"patience": 6}, log_every=3))
+    assert feed(watch, tmp_path, falling("accuracy", 0.8, 0.1, 5, 9)) == 6
+
+
 def test_one_bad_step_is_no_collapse(tmp_path: Path) -> None:
     watch = CollapseWatch(parameters(collapse={"patience": 4}))
     values = [{"accuracy": 0.0 if step % 3 == 0 else 0.9} for step in range(1, 30)]
@@ -158,6 +164,18 @@ def test_estimate_is_the_steps_without_the_first(
     assert cost.figures["estimated_disk_gib"] == 6.0
     said = capsys.readouterr().err
     assert "about 11 s a step: 3 h 3 min in all, 3 h 3 min left; 50,000 tokens" in said
+
+
+@pytest.mark.parametrize(("reference", "expected"), [(False, 4 * 30 + 12 * 10), (True, 360)])
+def test_a_rank_holds_weights_reference_and_what_training_adds(
+    reference: bool, expected: int
+) -> None:
+    """30 weights of 4 bytes, of which 10 have a gradient and two moments."""
+    model = torch.nn.Sequential(
+        torch.nn.Linear(5, 4, bias=False), torch.nn.Linear(5, 2, bias=False)
+    )
+    model[0].requires_grad_(False)
+    assert RankMemory.of(parameters(), model, 1, reference) == RankMemory(expected, 0)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,13 @@ def test_selector_of_table_four(selector: str, kind: type, most: float) -> None:
     policy = given.policy(given(0, [0, 1]))
     assert type(policy) is kind
     assert given.densest == given.inference == most
+
+
+def test_a_draw_may_be_the_upper_end_and_never_the_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """p = 0 would keep nothing; numpy draws from [0, 1)."""
+    zero = SimpleNamespace(random=lambda: 0.0)
+    monkeypatch.setattr("sf.training.retention_schedule.np.random.default_rng", lambda _: zero)
+    assert levels(retention_p={"low": 0.0, "high": 0.5})(0, [0, 1]) == [0.5, 0.5]
 
 
 def test_inference_is_at_the_papers_p_where_training_reached_full_attention() -> None:

@@ -1,0 +1,65 @@
+"""Which results a report reads, and what they say of themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import made_study
+import pytest
+
+from sf.report.results import Result, Study
+
+
+def found(root: Path, seeds: tuple[int, ...] = (0, 1)) -> list[str]:
+    """Folders of what is finished, relative to the study."""
+    study = Study(root, ("m",), ("full",), ("o",), ("image", "video"), seeds, ("temperature",))
+    return [result.folder.relative_to(root).as_posix() for result in study.everything()]
+
+
+EVERYTHING = [
+    *("prepare", "benchmarks", "base/m", "calibrate/m"),
+    *("train/m/o/seed0", "train/m/o/seed1"),
+    *("frontier/m/base", "frontier/m/temperature", "frontier/m/o/seed0", "frontier/m/o/seed1"),
+    *("evaluate/m/full/image", "evaluate/m/full/video"),
+    *("evaluate/m/o/seed0/image", "evaluate/m/o/seed0/video"),
+    *("evaluate/m/o/seed1/image", "evaluate/m/o/seed1/video"),
+    "profile/m",
+]
+
+
+def test_every_finished_result_is_read_in_the_order_of_the_stages(tmp_path: Path) -> None:
+    for name in reversed(EVERYTHING):
+        made_study.stamp(tmp_path / name, "stage")
+    assert found(tmp_path) == EVERYTHING
+    assert found(tmp_path, (1,)) == [name for name in EVERYTHING if "seed0" not in name]
+
+
+@pytest.mark.parametrize("missing", EVERYTHING)
+def test_what_is_not_finished_is_left_out(tmp_path: Path, missing: str) -> None:
+    for name in EVERYTHING:
+        made_study.stamp(tmp_path / name, "stage")
+    (tmp_path / missing / "stage.json").unlink()
+    assert found(tmp_path) == [name for name in EVERYTHING if name != missing]
+
+
+def test_a_result_is_named_by_key_and_commit() -> None:
+    stamp = {"key": "0123456789", "commit": "abcdefghij", "parameters": {"seed": 3}}
+    clean, changed = (Result("k", {}, Path(), {**stamp, "dirty": dirty}) for dirty in (False, True))
+    assert (clean.run, clean.commit, changed.commit) == ("01234567", "abcdefg", "abcdefg+")
+    assert clean.parameters == {"seed": 3}
+
+
+def test_what_says_no_seed_means_the_first_one(tmp_path: Path) -> None:
+    study = Study(tmp_path, ("m",), ("full",), ("o",), ("image",), (4, 5))
+    folder = study.folder("frontier", model="m", system="o")
+    assert folder == tmp_path / "frontier/m/o/seed4"
+    assert study.folder("train", model="m", objective="o", seed="5") == tmp_path / "train/m/o/seed5"
+    made_study.stamp(folder, "stage")
+    made_study.stamp(tmp_path / "frontier/m/o/seed5", "stage")
+    first, second = (
+        study.result("frontier", model="m", system="o", seed=seed) for seed in ("4", "5")
+    )
+    assert first is not None
+    assert second is not None
+    assert study.shown(first)
+    assert not study.shown(second)
