@@ -68,21 +68,65 @@ def _options(
     """Sparsity Forcing: multimodal LLMs that need fewer tokens."""
 
 
-@app.command("run")
+@app.command("run", add_help_option=False)
 def run_command(
+    context: typer.Context,
     stage: Annotated[
-        str, typer.Argument(help="prepare, base, train, evaluate, …", autocompletion=_stages)
-    ],
-    config: Annotated[Path, typer.Option(help="JSON file with the job's parameters")],
-    study: Annotated[str, typer.Option(help="the study that the MLflow run belongs to")] = "own",
+        str | None, typer.Argument(help="prepare, base, train, evaluate, …", autocompletion=_stages)
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="another value of a parameter; repeat it"),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="JSON file with the job's parameters, in place of params.yaml"),
+    ] = None,
+    study: Annotated[
+        str | None, typer.Option(help="the study that the MLflow run belongs to")
+    ] = None,
+    show_help: Annotated[
+        bool, typer.Option("--help", help="show this, and every parameter of the stage")
+    ] = False,
 ) -> None:
-    """Run one stage with the parameters in a file; finished work is adopted."""
+    """Run one stage with the parameters of params.yaml or of a file; finished work is adopted."""
+    if stage is None or show_help:
+        _run_help(context, stage)
+        return
     from sf.jobs import read_config, run_stage
 
-    command = shlex.join(["sf", "run", stage, "--study", study, "--config", str(config)])
-    outcome = run_stage(stage, read_config(config), study, command)
+    words = list(changes or [])
+    if config is None:
+        from workflow.one_job import asked_job
+
+        values, name = asked_job(stage, words)
+    else:
+        values, name = read_config(config), "own"
+        if words:
+            from workflow.one_job import own_output
+
+            values = own_output(stage, config.stem, values, words)
+    name = study or name
+    command = ["sf", "run", stage, "--study", name]
+    command += ["--config", str(config)] if config is not None else []
+    command += [part for word in words for part in ("--set", word)]
+    outcome = run_stage(stage, values, name, shlex.join(command))
     if ranks.rank() == 0:
-        _stdout.print(f"{stage}: {outcome}")
+        where = f", in {values['output']}" if words else ""
+        _stdout.print(escape(f"{stage}: {outcome}{where}"))
+
+
+def _run_help(context: typer.Context, stage: str | None) -> None:
+    """The options of `sf run`, and of a stage all parameters."""
+    _stdout.print(context.get_help())
+    if stage is None:
+        return
+    from workflow.parameter_help import as_table, described
+
+    rows, job = described(stage)
+    _stdout.print(as_table(rows))
+    origin = f"values and sources are those of params.yaml, job {job}" if job else "defaults"
+    _stdout.print(escape(f"{len(rows)} parameters of {stage}; {origin}"))
 
 
 @app.command("use")

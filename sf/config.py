@@ -23,7 +23,7 @@ from ruamel.yaml.error import YAMLError
 
 from sf.baselines.registry import misfit
 from sf.errors import ConfigError
-from sf.fields import Name, Positive, Section, flat
+from sf.fields import Name, Positive, Section, Seed, flat
 from sf.redaction import without_credentials
 from sf.sections import (
     ANSWERING_FAMILIES,
@@ -69,7 +69,7 @@ class Params(Section):
     """One study."""
 
     scale: Name
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     axes: Axes
     vision: Vision
     runtime: Runtime
@@ -230,7 +230,12 @@ def _refuse_secrets(values: Mapping[str, Any], where: str) -> None:
 def _config_error(model: type[BaseModel], error: ValidationError, where: str) -> ConfigError:
     # An unknown key first: the field that is missing beside it is usually the misspelt one.
     errors = sorted(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
-    listed = [_one_error(model, entry, where) for entry in errors]
+    listed: list[ConfigError] = []
+    for error_of_field in (_one_error(model, entry, where) for entry in errors):
+        # Each member of a union says what it misses: the one that fits best says it deepest.
+        listed = [e for e in listed if not error_of_field.field.startswith(f"{e.field}.")]
+        if not any(f"{e.field}.".startswith(f"{error_of_field.field}.") for e in listed):
+            listed.append(error_of_field)
     first = listed[0]
     more = "".join(f"\n  {other}" for other in listed[1:])
     return ConfigError(first.field, first.value, first.rule, first.remedy + more)
@@ -240,7 +245,7 @@ def _one_error(model: type[BaseModel], entry: Any, where: str) -> ConfigError:
     cause = entry.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
         return ConfigError(f"{where}{cause.field}", cause.value, cause.rule, cause.remedy)
-    field = ".".join(str(part) for part in entry["loc"]) or model.__name__
+    field = ".".join(_names(model, entry["loc"])) or model.__name__
     value: object = None if isinstance(entry["input"], dict) else entry["input"]
     if entry["type"] == "extra_forbidden":
         known = _fields_at(model, entry["loc"][:-1])
@@ -252,6 +257,21 @@ def _one_error(model: type[BaseModel], entry: Any, where: str) -> ConfigError:
         return ConfigError(f"{where}{field}", None, "is required", remedy)
     rule = entry["msg"].removeprefix("Value error, ")
     return ConfigError(f"{where}{field}", value, rule, "correct it")
+
+
+def _names(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """The keys of a place in a model, without the names that pydantic gives to union members."""
+    names: list[str] = []
+    owners, tagged = [model], False
+    for part in location:
+        fields = [owner.model_fields[str(part)] for owner in owners if part in owner.model_fields]
+        member = tagged or "[" in str(part) or part in {owner.__name__ for owner in owners}
+        tagged = any(field.discriminator is not None for field in fields)
+        if fields:
+            owners = [inner for field in fields for inner in _models_in(field.annotation)]
+        if fields or not member:
+            names.append(str(part))
+    return names
 
 
 def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

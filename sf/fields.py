@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-__all__ = ["Fraction", "Name", "Positive", "RetentionP", "Section", "flat"]
+__all__ = ["Fraction", "Name", "Positive", "RetentionP", "Section", "Seed", "flat"]
 
 
 def _plain(name: str) -> str:
@@ -24,6 +24,7 @@ def _plain(name: str) -> str:
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 RetentionP = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
 Name = Annotated[str, AfterValidator(_plain)]
 
 

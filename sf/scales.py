@@ -19,7 +19,14 @@ from sf.atomic_files import write_text
 from sf.config import Params, field_differences, merged, read_yaml, validated
 from sf.errors import ConfigError
 
-__all__ = ["load_scale", "render_scale", "scale_names", "scale_values", "use_scale"]
+__all__ = [
+    "load_scale",
+    "render_scale",
+    "scale_names",
+    "scale_values",
+    "use_scale",
+    "value_sources",
+]
 
 FOLDER = Path("params")
 DEFAULTS = "defaults"
@@ -98,6 +105,22 @@ def use_scale(
         _refuse_edited(current, old, folder)
     write_text(current, text)
     return field_differences(old, read_yaml(current))
+
+
+def value_sources(path: Path) -> dict[str, str]:
+    """Where each value of a parameters file comes from, by dotted names: the comment on its line.
+
+    Raises:
+        ConfigError: a value that does not stand on the line of its key.
+    """
+    return dict(_comments(_parsed(path), ""))
+
+
+def _comments(node: _Node, prefix: str) -> Iterator[tuple[str, str]]:
+    for child in node.children:
+        yield from _comments(child, f"{prefix}{child.key}.")
+        if not child.children:
+            yield f"{prefix}{child.key}", (child.line or "").partition(" # ")[2].strip()
 
 
 def _refuse_edited(current: Path, old: dict[str, Any], folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from sf.errors import ConfigError
-from sf.fields import Fraction, Positive, RetentionP, Section
+from sf.fields import Fraction, Positive, RetentionP, Section, Seed
 
 
 def _known_method(name: str) -> str:
@@ -239,4 +239,4 @@ class Axes(Section):
     curve_methods: list[CurveMethod] = Field(
         default_factory=list, description="methods beside ZipVL whose curve over p is measured"
     )
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="of training")
+    seeds: list[Seed] = Field(min_length=1, description="of training")

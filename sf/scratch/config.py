@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from sf.fields import Section
+from sf.fields import Section, Seed
 from sf.sections import Answering, BaseModelSpec, Runtime, Scratch, Vision
 
 __all__ = ["BaseModelParameters"]
@@ -15,7 +15,7 @@ __all__ = ["BaseModelParameters"]
 class BaseModelParameters(Section):
     """What makes a base model."""
 
-    seed: int = Field(description="of weights, examples and their order")
+    seed: Seed = Field(description="of weights, examples and their order")
     base: BaseModelSpec
     scratch: Scratch | None = Field(None, description="of source 'scratch': its training")
     answering: Answering

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from sf.fields import Section
+from sf.fields import Section, Seed
 from sf.sections import Benchmarks, Vision
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Parameters(Section):
     """Where the benchmarks come from; only the data of the `suites` must be there."""
 
-    seed: int = Field(description="of the stand-ins")
+    seed: Seed = Field(description="of the stand-ins")
     benchmarks: Benchmarks
     vision: Vision
     output: Path = Field(description="results folder")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from sf.fields import Section
+from sf.fields import Section, Seed
 from sf.sections import Answering, Calibrate, CurveMethod, Runtime, Vision
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Parameters(Section):
     split: Literal["calibration", "heldout"] = Field(
         "calibration", description="manifest to measure on"
     )
-    seed: int = Field(description="of the intervals")
+    seed: Seed = Field(description="of the intervals")
     calibrate: Calibrate
     answering: Answering
     vision: Vision

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from sf.fields import Section
+from sf.fields import Section, Seed
 from sf.ranks import agreed, rank
 from sf.sections import Answering, Evaluate, Match, Method, Runtime, Suite, Vision
 
@@ -32,7 +32,7 @@ class Parameters(Section):
         "own default",
     )
     suite: Suite = Field(description="a benchmark's name, or image, video, all")
-    seed: int = Field(description="of the bootstrap and of the parsers' random guesses")
+    seed: Seed = Field(description="of the bootstrap and of the parsers' random guesses")
     evaluate: Evaluate
     answering: Answering
     vision: Vision

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from sf.fields import Section
+from sf.fields import Section, Seed
 from sf.sections import Prepare, Vision
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Parameters(Section):
     """What to prepare."""
 
-    seed: int = Field(description="of the generator, of sampling and of the split")
+    seed: Seed = Field(description="of the generator, of sampling and of the split")
     prepare: Prepare
     vision: Vision
     benchmarks: Path | None = Field(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from sf.fields import Section
+from sf.fields import Section, Seed
 from sf.sections import Profile, Runtime
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ class Parameters(Section):
     """One model on one device."""
 
     model: str = Field(description="name of the base model")
-    seed: int = Field(description="of random weights and prompts")
+    seed: Seed = Field(description="of random weights and prompts")
     profile: Profile
     runtime: Runtime
     checkpoint: Path = Field(description="folder of the model")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field
 
-from sf.fields import Section
+from sf.fields import Section, Seed
 from sf.sections import Answering, Runtime, Vision
 from sf.training.config import Train
 from sf.training.objectives import Objective
@@ -19,7 +17,7 @@ class RunParameters(Section):
 
     model: str = Field(description="name of the base model")
     row: str = Field(description="name of the row of the tables that is trained")
-    seed: Annotated[int, Field(ge=0)] = Field(
+    seed: Seed = Field(
         description="of the data order, the sampling and everything else that is random"
     )
     objective: Objective = Field(description="what is trained for, with its own settings")
