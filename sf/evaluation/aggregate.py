@@ -1,9 +1,8 @@
 """A benchmark's figure from its samples' scores, and its bootstrap interval.
 
-The interval is a percentile bootstrap over units: samples about one picture or one video are drawn
-together. Where a benchmark averages over categories, units are drawn within each category, since
-the categories are fixed by the benchmark. A benchmark whose every sample is right (or wrong) gets
-an interval of no width, which says nothing about unseen samples.
+A percentile bootstrap over units: samples about one picture or one video are drawn together, and
+where a benchmark averages over categories, units are drawn within each. If every sample is right
+(or wrong) the interval has no width, which says nothing about unseen samples.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Group:
         return float(self.sums.sum() / self.counts.sum())
 
     def draws(self, rng: np.random.Generator, draws: int) -> NDArray[np.float64]:
-        """Scores (draws,) of resampled units; NaN for a single unit: its spread is unknown."""
+        """Scores (draws,) of resampled units; NaN for a single unit, whose spread is unknown."""
         units = len(self.sums)
         if units < 2:
             return np.full(draws, np.nan)
@@ -104,8 +103,7 @@ def task_score(task: Task, scores: Sequence[SampleScore]) -> float:
 def benchmark_score(benchmark: Benchmark, scores: Mapping[str, Sequence[SampleScore]]) -> float:
     """The benchmark's figure in the paper's scale.
 
-    OCRBench's aggregate divides by its 1000 questions even when fewer were asked; here its figure
-    is out of 1000 whatever was asked.
+    OCRBench's aggregate divides by 1000 even when fewer questions were asked; this figure does not.
 
     Args:
         benchmark: the benchmark.
@@ -126,8 +124,8 @@ def benchmark_draws(
 ) -> NDArray[np.float64]:
     """Bootstrap replicates (draws,) of the benchmark's figure; see the module's text.
 
-    The random numbers depend on the seed and the task alone: two methods on the same samples are
-    drawn alike, so the differences of their replicates are paired.
+    Random numbers depend on the seed and the task alone, so the replicates of two methods on the
+    same samples are paired.
     """
     parts = []
     for task in benchmark.tasks:

@@ -1,4 +1,4 @@
-"""Whether the benchmarks' data are there: all that is missing is said at once, with sizes."""
+"""Checks that the benchmarks' data are complete; one error lists what is missing, with sizes."""
 
 from __future__ import annotations
 

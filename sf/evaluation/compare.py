@@ -22,7 +22,7 @@ from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, Benchmark
 from sf.evaluation.intervals import DRAWS, interval
 from sf.evaluation.scoring import SampleScore
 
-__all__ = ["Paired", "holm", "paired", "paired_table", "read_scores"]
+__all__ = ["Paired", "holm", "paired", "paired_table"]
 
 Scores = Mapping[str, Sequence[SampleScore]]
 
@@ -96,22 +96,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def read_scores(folder: Path) -> dict[str, dict[str, list[SampleScore]]]:
-    """Column -> task -> sample scores of a finished evaluation, in the order of the data.
-
-    Args:
-        folder: result of the `evaluate` stage.
+def _read(folder: Path) -> dict[str, dict[str, list[tuple[str, SampleScore]]]]:
+    """Benchmark -> task -> (question's digest, score) of a finished evaluation, in order.
 
     Raises:
         DataError: there is no samples.jsonl.
     """
-    return {
-        name: {task: [score for _, score in samples] for task, samples in tasks.items()}
-        for name, tasks in _read(folder).items()
-    }
-
-
-def _read(folder: Path) -> dict[str, dict[str, list[tuple[str, SampleScore]]]]:
     path = folder / "samples.jsonl"
     if not path.is_file():
         raise DataError("evaluation", str(folder), "has no samples.jsonl", "run the evaluation")

@@ -11,7 +11,6 @@ __all__ = [
     "DRAWS",
     "bootstrap_clusters",
     "bootstrap_mean",
-    "bootstrap_median",
     "interval",
     "resamples",
     "wilson",
@@ -68,16 +67,6 @@ def bootstrap_mean(values: ArrayLike, seed: int, level: float = 0.95) -> tuple[f
     if data.size < 2:
         return float("nan"), float("nan")
     return interval(data[resamples(data.size, seed)].mean(axis=1), level)
-
-
-def bootstrap_median(
-    values: Sequence[float] | NDArray[np.float64], seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a median; as `bootstrap_mean` otherwise."""
-    data = np.asarray(values, dtype=np.float64)
-    if data.size < 2:
-        return float("nan"), float("nan")
-    return interval(np.median(data[resamples(data.size, seed)], axis=1), level)
 
 
 def bootstrap_clusters(

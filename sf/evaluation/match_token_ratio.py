@@ -1,8 +1,8 @@
-"""The value of a method's hyperparameter at which it keeps an asked share of the tokens.
+"""The hyperparameter at which a method keeps a given share of the tokens.
 
-Methods can only be compared at equal cost; each has its own hyperparameter. The share is measured
-on manifest rows (the calibration split), with the token ratio that every method's trace counts; the
-search brackets the asked ratio and narrows it: the ratio is monotone in the hyperparameter.
+Methods are comparable at equal cost only, and each has its own hyperparameter. The token ratio of
+the method's trace is measured on manifest rows (the calibration split); it is monotone in the
+hyperparameter, so the search brackets the wanted ratio and narrows the bracket.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Media the way of lmms-eval's built-in Qwen2.5-VL chat class: qwen-vl-utils, frames by number."""
+"""Media as lmms-eval's built-in Qwen2.5-VL chat class encodes them, with qwen-vl-utils."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Steps that every process of a data-parallel evaluation takes, or none does.
+"""Steps that succeed on every process of a data-parallel evaluation, or fail on all.
 
-A process that failed alone would leave the others waiting for it in lmms-eval's collectives; here
-all learn of it, leave the benchmark and go on with the next one.
+A process that failed alone would leave the others waiting in lmms-eval's collectives. Here all
+learn of the failure and go on with the next benchmark.
 """
 
 from __future__ import annotations

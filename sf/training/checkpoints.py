@@ -1,7 +1,7 @@
-"""Checkpoints that a kill, a full disk or a lost byte cannot spoil.
+"""Sealed checkpoints, which survive a kill, a full disk or a lost byte.
 
-transformers writes a checkpoint file by file. A seal with the digest of every file is written last;
-a folder without a whole seal is no checkpoint. The one before is kept until the next is sealed.
+transformers writes a checkpoint file by file. A seal with the digest of every file comes last; a
+folder without a valid seal is no checkpoint. The previous one is kept until the next is sealed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The early stop: a run whose figures fell far below what they were at first ends with an error.
+"""Early stopping: a run whose figures fall far below those of its first steps ends with an error.
 
-Three figures can fall silently while the reward still rises: accuracy (the efficiency part
-outweighs correctness), the token ratio (almost nothing is attended) and the entropy of the answers
-(all rollouts of a group are one answer, nothing is explored). The first steps are those of the base
-model, so the comparison is with the base model at the same thresholds.
+Three figures can fall while the reward rises: accuracy (efficiency outweighs correctness), the
+token ratio (almost nothing is attended) and the answers' entropy (all rollouts of a group are
+alike). The first steps are nearly the base model's, so the comparison is with the base model.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ def kept_checkpoints(p: RunParameters) -> int:
 class CollapseWatch(TrainerCallback):
     """Ends a run that has collapsed.
 
-    The rule: the mean of a figure over the last `patience` steps is below its share of its mean
-    over the first `patience` steps of the run. Half-way there it warns. Both means count log
-    entries, so `log_every` steps are the least. The first steps' means are saved with each
-    checkpoint. Checkpoints of the last `patience` steps are removed then: the newest that is left
-    was written before the collapse, and a repeated call goes on from there.
+    A figure has collapsed when its mean over the last `patience` steps is below its share of its
+    mean over the first `patience` steps; half-way there the watch warns. Both means are over log
+    entries, at least one. Checkpoints of the last `patience` steps are then removed, so that a
+    repeated call continues from one that was written before the collapse. The watch's own state is
+    saved with each checkpoint.
 
     Args:
         p: the parameters; without `train.collapse` nothing is watched, with a share of 0 not

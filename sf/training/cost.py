@@ -1,4 +1,4 @@
-"""What a run will take: said before it starts, and again when its first steps were timed."""
+"""The cost of a run: stated before it starts, and again once its first steps are timed."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ class PolicyForward:
         return sparsify(self.bare, policy, prompt_width=prompt_width, skip_dropped=skip_dropped)
 
     def _head(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the last `width` tokens of the input, from 0 to all but the first."""
+        """Log-probabilities and entropies of the last `width` tokens; the first has none."""
         scores = self._scores(inputs, width)
         return scores.logps, scores.entropies
 

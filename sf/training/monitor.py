@@ -1,4 +1,4 @@
-"""What a running training says: figures to the tracker, progress with ETA, warnings, early ends."""
+"""Callbacks of a training run: logged figures, progress with ETA, warnings, finite gradients."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Monitor(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        """Pass figures on and look for trouble."""
+        """Log the figures and warn of trouble."""
         logs = logs or {}
         if not state.is_world_process_zero or "loss" not in logs:
             return
@@ -121,7 +121,7 @@ class Monitor(TrainerCallback):
 
 
 class FiniteGradients(TrainerCallback):
-    """Refuses an optimiser step with a gradient that is not a number."""
+    """Refuses an optimiser step whose gradient is not finite."""
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any

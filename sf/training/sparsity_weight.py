@@ -1,4 +1,4 @@
-"""How strongly the pathwise sparsity term counts: schedule, layers, or a ratio to be reached."""
+"""The weight of the pathwise sparsity term: schedule, layers, target ratio."""
 
 from __future__ import annotations
 
@@ -14,28 +14,26 @@ from sf.training.parameters import RunParameters
 __all__ = ["PathwiseWeight"]
 
 BAND = 0.4
-"""Above the target and relative to it, where the weight begins to fade; at the target it is 0."""
+"""The weight fades from this far above the target, relative to it, to 0 at the target."""
 
 SPAN = 32.0
-"""How many times larger or smaller than it began the dual variable becomes at most."""
+"""Largest factor between the dual variable and its initial value, either way."""
 
 
 @dataclass
 class PathwiseWeight:
     """The weight of the term, step by step.
 
-    With a target the weight follows a dual variable, that of "minimise the loss subject to token
-    ratio <= target": it starts at `weight` and is multiplied by (ratio / target) ** (`dual_rate` /
-    `total_steps`) a step, so that it grows above the target and shrinks below it, by as much over
-    a run whatever its length, and finds a weight of another order of magnitude in time. It stays
-    within `SPAN` of where it started: a run too short for its target does not end in the term
-    alone. The ratio answers late, goes on falling for a while and hardly rises again by itself, so
-    the dual variable alone would fall through the target: it is in full force while the ratio is
-    `BAND` above the target, fades from there and is in none at it.
+    With a target, the weight follows the dual variable of "minimise the loss subject to token
+    ratio <= target". It starts at `weight` and each step multiplies it by (ratio / target) **
+    (`dual_rate` / `total_steps`): the same growth over a run of any length. It stays within `SPAN`
+    of its start, so that a run too short for its target does not end with the term alone. The ratio
+    responds late, overshoots and hardly recovers; therefore the weight fades to 0 over the last
+    `BAND` above the target.
 
     Attributes:
-        weight: in force without a target; else where the dual variable starts.
-        gate: count right rollouts only.
+        weight: without a target, the weight; else the dual variable's initial value.
+        gate: apply the term to right rollouts only.
         layers: "even", "deeper" (proportional to the layer's number) or "fuller" (to the share of
             tokens that the layer keeps in this step's rollouts).
         schedule: "constant", "rising" (linear, full at the last step) or "falling" (from full at
@@ -107,7 +105,7 @@ class PathwiseWeight:
         return self.weight * share[self.schedule]
 
     def counted(self, correct: Tensor) -> Tensor:
-        """(R,), how much each rollout counts: 1 or 0.
+        """(R,), 1 for the rollouts that the term applies to, else 0.
 
         Args:
             correct: (R,) 1.0 or 0.0.
@@ -115,7 +113,7 @@ class PathwiseWeight:
         return correct if self.gate else torch.ones_like(correct)
 
     def shares(self, layer_ratios: Tensor) -> Tensor:
-        """(J,), the layers' parts of the weight; sums to 1.
+        """(J,), each layer's share of the weight; they sum to 1.
 
         Args:
             layer_ratios: (J,) mean token ratio of each layer in this step.

@@ -17,7 +17,7 @@ from sf.data.manifest import Row
 from sf.errors import ConfigError
 from sf.evaluation.answer import Answer
 from sf.evaluation.curve import answers_at, curve_table, grid_with_dense, layer_table
-from sf.evaluation.intervals import bootstrap_clusters, bootstrap_mean, bootstrap_median, wilson
+from sf.evaluation.intervals import bootstrap_clusters, bootstrap_mean, wilson
 from sf.evaluation.resumable_log import ResumableLog
 from sf.mini.scenes import render, sample_scene
 from sf.models import load_model, load_processor
@@ -156,11 +156,10 @@ def test_intervals_are_those_of_the_seed() -> None:
     assert bootstrap_mean(ratios, 0) != bootstrap_mean(ratios, 5)
 
 
-def test_clusters_count_by_their_samples_and_a_median_is_no_mean() -> None:
+def test_clusters_count_by_their_samples() -> None:
     """A cluster of one right and one of nine wrong: most often both are drawn, 0.1."""
     values, owner = [1.0] + [0.0] * 9, ["a"] + ["b"] * 9
     assert bootstrap_clusters(values, owner, seed=0, level=0.4) == pytest.approx((0.1, 0.1))
-    assert bootstrap_median([0.0, 0.0, 0.0, 0.0, 100.0], seed=0, level=0.5) == (0.0, 0.0)
 
 
 def test_wilson_of_nothing_says_nothing() -> None:
@@ -176,9 +175,7 @@ def test_a_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
         low, high = bootstrap_mean(rng.normal(size=60), seed=1)
         hits += low <= 0 <= high
     assert 0.89 <= hits / 200 <= 0.98
-    low, high = bootstrap_median([1.0, 2.0, 9.0], seed=0)
-    assert (low, high) == (1.0, 9.0)
-    assert all(np.isnan(bound) for bound in bootstrap_median([1.0], seed=0))
+    assert all(np.isnan(bound) for bound in bootstrap_mean([1.0], seed=0))
 
 
 def test_a_curve_of_another_method_with_a_threshold(

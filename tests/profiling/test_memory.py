@@ -34,6 +34,19 @@ def test_the_peak_is_what_was_held_at_one_time() -> None:
     del before
 
 
+def test_what_is_held_is_that_of_the_last_token() -> None:
+    def run(token: Callable[[], None]) -> None:
+        first = block(3)
+        token()
+        second = block(4)
+        del first
+        token()
+        del second
+
+    peak = peak_of(run, CPU)
+    assert (peak.prefill, peak.decode, peak.held) == (3 * MIB, 7 * MIB, 4 * MIB)
+
+
 def test_a_cache_counts_its_storages_once_and_whole() -> None:
     room = torch.empty(1, 2, 100, 8)  # a buffer of which only a part is in use
     layer = SimpleNamespace(keys=room[:, :, :10], values=torch.empty(1, 2, 10, 8))

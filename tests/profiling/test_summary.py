@@ -100,6 +100,14 @@ def test_tokens_per_second_count_every_row_of_the_batch() -> None:
     assert lines["step_ms"]["value"] == 8
 
 
+def test_a_size_of_nothing_is_a_figure_and_one_that_is_not_counted_has_no_line() -> None:
+    found = runs([10.0] * 6, [5.0] * 6)
+    found["full"].peak_decode_bytes = 0
+    lines = {line["metric"]: line for line in tidy("s", 64, 1, found) if line["side"] == "full"}
+    assert lines["peak_decode_bytes"]["value"] == 0
+    assert not {"held_decode_bytes", "reserved_bytes"} & lines.keys()
+
+
 @pytest.mark.parametrize(
     ("verdicts", "length"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -88,6 +88,18 @@ def test_decoding_is_timed_from_the_first_token_on_without_the_hooks(clock: Fake
     assert run.decode_ms == [STEP] * 2
     assert run.step_ms == [LOOP] * 2  # the first token of the loop warms up
     assert run.parts_ms == {"mlp": [60.0] * 2, "other": [40.0] * 2}
+
+
+def test_ratios_are_means_over_the_rows_of_each_layer(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ratios = torch.tensor([[0.2, 0.4], [0.6, 0.8], [1.0, 1.0]])  # three layers of two rows
+    trace = SimpleNamespace(layer_ratios=ratios, token_ratio=ratios.mean(0))
+    monkeypatch.setattr(timing, "context_of", lambda *_: nullcontext(trace))
+    work = Workload(Model(), {"input_ids": torch.ones(2, 5, dtype=torch.long)}, 1)
+    run = timing.measure(work, {"sparse": "S"}, repeats=1)["sparse"]
+    assert run.token_ratio == pytest.approx(2 / 3)
+    assert run.layer_ratios == pytest.approx([0.3, 0.7, 1.0])
 
 
 def test_sides_alternate_from_repeat_to_repeat(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,17 @@ def test_loss_and_gradient_are_those_of_sparse_decoding(
 
 
 def test_full_retention_is_plain_fine_tuning(base: Path, rows: list[Row], tmp_path: Path) -> None:
-    """transformers' own loss with labels on the answer only, one question at a time."""
+    """transformers' own loss with labels on the answer only, one question at a time.
+
+    The answers differ in length: in a batch all but the longest are padded.
+    """
+    rows = [
+        replace(row, solution=f"<answer>{' '.join(['red'] * (at + 1))}</answer>")
+        for at, row in enumerate(rows)
+    ]
     trainer, _ = trainer_of(base, rows, tmp_path, retention_p=[1.0])
     batch, loss, ours = first_loss(trainer)
+    assert len(set(batch["row"].tolist())) > 1
     model, processor, p = frozen_tower(base), load_processor(base), parameters()
     expected = torch.zeros(())
     for row in batch["row"].tolist():
