@@ -37,6 +37,7 @@ class FastV(Method):
     name: ClassVar[str] = "fastv"
     text: ClassVar[str] = "after layer K = 2, the visual tokens that the last token attends to most"
     paper: ClassVar[str] = "2403.06764 section 4.1"
+    decodes_densely: ClassVar[bool] = True
     counts: ClassVar[str] = "tokens of a layer, the K dense layers as 1; dropped ones leave its KV"
     hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("ratio", 0.5, dense=1.0)
 

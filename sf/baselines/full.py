@@ -24,6 +24,7 @@ class Full(Method):
     paper: ClassVar[str] = "the model's own"
     counts: ClassVar[str] = "1 by definition"
     hyperparameter: ClassVar[None] = None
+    decodes_densely: ClassVar[bool] = True
 
     def apply(self, model: nn.Module) -> AbstractContextManager[Trace]:
         return Watch(model, Trace())

@@ -73,8 +73,11 @@ class Method(ABC):
         paper: arXiv id and where in it, or "ours".
         counts: what its token ratio counts, one line.
         hyperparameter: None for a method without one.
+        decodes_densely: what follows the prompt attends to all that is in the cache, as the model
+            itself would.
     """
 
+    decodes_densely: ClassVar[bool] = False
     name: ClassVar[str]
     text: ClassVar[str]
     paper: ClassVar[str]

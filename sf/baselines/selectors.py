@@ -23,6 +23,7 @@ class Selection(Method):
     counts: ClassVar[str] = (
         "tokens that take part in a layer's prefill attention and stay in its KV"
     )
+    decodes_densely: ClassVar[bool] = True
 
     @abstractmethod
     def policy(self, *, whole_kv: bool = False) -> Policy:

@@ -50,6 +50,7 @@ class VisionZip(Method):
     name: ClassVar[str] = "visionzip"
     text: ClassVar[str] = "visual tokens picked and merged by the vision tower's own attention"
     paper: ClassVar[str] = "2412.04467 section 3 (adapted to Qwen's towers)"
+    decodes_densely: ClassVar[bool] = True
     counts: ClassVar[str] = "text and the visual tokens left, the same in every layer and its KV"
     hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("ratio", 1 / 3, dense=1.0)
 

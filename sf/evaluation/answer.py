@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 
 from sf.attention import Trace, sparsify
+from sf.attention.decoding import greedy
 from sf.data.prompts import messages
 from sf.data.rewards import correctness
 from sf.data.vision import encode_parts
@@ -202,6 +203,7 @@ def answers_under(
                     processor,
                     encoded,
                     attentions[setting].apply(model),
+                    decodes_densely=attentions[setting].decodes_densely,
                     max_new_tokens=max_new_tokens,
                     cutoff=cutoff,
                 )
@@ -241,6 +243,7 @@ def answer_encoded(
     encoded: Encoded,
     context: AbstractContextManager[Trace | None],
     *,
+    decodes_densely: bool,
     max_new_tokens: int,
     cutoff: float = 0.5,
 ) -> list[Answer]:
@@ -251,6 +254,7 @@ def answer_encoded(
         processor: its processor.
         encoded: rows and inputs, on the model's device.
         context: what the model runs under: `sparsify(...)`, a method's `apply`, or `nullcontext()`.
+        decodes_densely: of the method (`sf.baselines.method.Method`).
         max_new_tokens: generation limit.
         cutoff: share from which a fractional score counts as correct.
 
@@ -259,15 +263,13 @@ def answer_encoded(
     """
     started = time.perf_counter()
     width = encoded.inputs["input_ids"].shape[1]
-    with context as trace:
-        output = model.generate(
-            **encoded.inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-        )
+    output, trace = greedy(
+        model,
+        encoded.inputs,
+        context,
+        decodes_densely=decodes_densely,
+        max_new_tokens=max_new_tokens,
+    )
     replies = processor.batch_decode(output[:, width:], skip_special_tokens=True)
     seconds = (time.perf_counter() - started) / len(encoded.rows)
     layers = model.config.get_text_config().num_hidden_layers
@@ -332,8 +334,9 @@ def answer_rows(
             ):
                 context = nullcontext() if policy is None else sparsify(model, policy)
                 for answer in answer_encoded(
-                    model, processor, encoded, context, max_new_tokens=max_new_tokens, cutoff=cutoff
-                ):
+                    model, processor, encoded, context,
+                    decodes_densely=True, max_new_tokens=max_new_tokens, cutoff=cutoff,
+                ):  # fmt: skip
                     answers[answer.id] = answer
     finally:
         model.train(training)

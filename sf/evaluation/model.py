@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import torch
 
+from sf.attention.decoding import greedy
 from sf.baselines import TRAINED, build, resolve
 from sf.data.llava import is_llava
 from sf.data.vision import encode_parts
@@ -230,17 +231,18 @@ class SparseChatModel(lmms):
     @torch.inference_mode()
     def _reply(self, questions: Sequence[Question], inputs: Any) -> list[Record]:
         width = inputs["input_ids"].shape[1]
-        with self.attention.apply(self.model) as trace:
-            output = self.model.generate(
-                **inputs,
-                max_new_tokens=questions[0].max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=self.processor.tokenizer.pad_token_id,
-                eos_token_id=self.processor.tokenizer.eos_token_id,
-            )
+        output, trace = greedy(
+            self.model,
+            inputs,
+            self.attention.apply(self.model),
+            decodes_densely=self.attention.decodes_densely,
+            max_new_tokens=questions[0].max_new_tokens,
+            tokens={
+                "pad_token_id": self.processor.tokenizer.pad_token_id,
+                "eos_token_id": self.processor.tokenizer.eos_token_id,
+            },
+        )
+        assert trace is not None
         prompt_tokens = inputs["attention_mask"].sum(dim=1).tolist()
         ratios, kept = trace.layer_ratios.cpu(), trace.prompt_kv.sum(0).tolist()
         replies = self.processor.batch_decode(

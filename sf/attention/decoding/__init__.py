@@ -2,7 +2,7 @@
 
 from sf.attention.decoding.buffers import DecodeCache
 from sf.attention.decoding.choice import Choice, Greedy, Rules, Sampled
-from sf.attention.decoding.generate import Decoded, Prefilled, decode, prefill
+from sf.attention.decoding.generate import Decoded, Prefilled, decode, greedy, prefill
 from sf.attention.decoding.loop import Answers, DecodeLoop, Prompts, Waiting
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "Sampled",
     "Waiting",
     "decode",
+    "greedy",
     "prefill",
 ]

@@ -11,7 +11,7 @@ Shape suffixes: B rows, L prompt columns, R rotary components.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,10 +24,19 @@ from sf.attention import Trace, sparsify
 from sf.attention.decoding.choice import Greedy, Rules
 from sf.attention.decoding.loop import DecodeLoop, Prompts, Waiting
 from sf.attention.decoding.step import supported
-from sf.errors import ConfigError
+from sf.errors import ConfigError, UnsupportedModelError
 from sf.selection import Policy
 
-__all__ = ["Decoded", "Prefilled", "decode", "prefill", "rules_of"]
+__all__ = [
+    "Decoded",
+    "Prefilled",
+    "can_decode",
+    "decode",
+    "greedy",
+    "position_after",
+    "prefill",
+    "rules_of",
+]
 
 # Settings of transformers that change what greedy decoding gives and that a step does not know.
 _UNKNOWN = {
@@ -123,37 +132,50 @@ class Decoded:
     trace: Trace | None
 
 
+def can_decode(model: Any) -> bool:
+    """Whether the decode loop gives what `model.generate` does greedily."""
+    try:
+        supported(model)
+        rules_of(model.generation_config, False, ())
+    except (UnsupportedModelError, ConfigError):
+        return False
+    return True
+
+
 @torch.inference_mode()
 def prefill(
     model: Any,
     inputs: Mapping[str, Any],
-    policy: Policy | None = None,
+    attention: Policy | AbstractContextManager[Trace | None] | None = None,
     *,
     forced: bool = False,
     suppress_tokens: tuple[int, ...] = (),
+    tokens: Mapping[str, int | None] | None = None,
 ) -> Prefilled:
     """Read a prompt and choose the first token, through `model.generate`.
 
     Args:
         model: of the Qwen2 or Qwen2-VL line, on one device.
         inputs: of the processor: `input_ids`, `attention_mask` and whatever media it holds.
-        policy: the selector; None for full attention.
+        attention: what the prompt is read under: a selector, a method's `apply(model)`, or None for
+            full attention. Later tokens attend to all that is in the cache.
         forced: no end-of-sequence token is ever chosen (`min_new_tokens` of generate).
         suppress_tokens: never chosen.
+        tokens: `eos_token_id`, `pad_token_id` in place of the model's own.
 
     Raises:
         UnsupportedModelError: another model.
         ConfigError: its generation settings ask for more than a greedy step knows.
     """
     decoder = supported(model)
-    rules = rules_of(model.generation_config, forced, suppress_tokens)
+    rules = rules_of(model.generation_config, forced, suppress_tokens, tokens)
     places: list[Tensor] = []
 
     def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         places.append(kwargs["position_ids"][..., -1:])
 
-    context: Any = nullcontext() if policy is None else sparsify(model, policy)
-    with context as trace:
+    context: Any = sparsify(model, attention) if isinstance(attention, Policy) else attention
+    with nullcontext() if context is None else context as trace:
         hook = decoder.register_forward_pre_hook(note, with_kwargs=True)
         try:
             output = model.generate(
@@ -166,6 +188,7 @@ def prefill(
                 top_k=None,
                 return_dict_in_generate=True,
                 **({"suppress_tokens": list(suppress_tokens)} if suppress_tokens else {}),
+                **(tokens or {}),
             )
         finally:
             hook.remove()
@@ -214,6 +237,45 @@ def decode(
     return Decoded(torch.cat([start.prompt, made], dim=1), loop.cache.nbytes, start.trace)
 
 
+@torch.inference_mode()
+def greedy(
+    model: Any,
+    inputs: Mapping[str, Any],
+    context: AbstractContextManager[Trace | None],
+    *,
+    decodes_densely: bool,
+    max_new_tokens: int,
+    tokens: Mapping[str, int | None] | None = None,
+) -> tuple[Tensor, Trace | None]:
+    """The tokens of `model.generate`, greedily: by the decode loop where it computes the same.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        inputs: of the processor.
+        context: what the model runs under, for instance a method's `apply(model)`.
+        decodes_densely: in the context, later tokens attend to the whole cache by plain attention.
+        max_new_tokens: length limit.
+        tokens: as of `prefill`.
+
+    Returns:
+        int64 (B, L + made), the prompt and the new tokens, and the context's trace.
+    """
+    if decodes_densely and max_new_tokens > 1 and can_decode(model):
+        start = prefill(model, inputs, context, tokens=tokens)
+        return decode(start, max_new_tokens=max_new_tokens).sequences, start.trace
+    with context as trace:
+        sequences = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            **(tokens or {}),
+        )
+    return sequences, trace
+
+
 @lru_cache
 def _penalty_counts_padding() -> bool:
     """Whether transformers' repetition penalty takes padding for tokens of the prompt.
@@ -233,8 +295,13 @@ def position_after(last: Tensor, batch: int) -> Tensor:
     return last[..., 0].expand(-1, batch) + 1
 
 
-def rules_of(settings: Any, forced: bool, suppress: tuple[int, ...]) -> Rules:
-    """The greedy rules in a `GenerationConfig`.
+def rules_of(
+    settings: Any,
+    forced: bool,
+    suppress: tuple[int, ...],
+    tokens: Mapping[str, int | None] | None = None,
+) -> Rules:
+    """The greedy rules in a `GenerationConfig`; `tokens` as of `prefill`.
 
     Raises:
         ConfigError: it asks for beams, n-gram blocking or another thing that a step does not know.
@@ -247,11 +314,11 @@ def rules_of(settings: Any, forced: bool, suppress: tuple[int, ...]) -> Rules:
         value = getattr(settings, name, None)
         if value:
             raise ConfigError(name, value, "the decode loop is greedy and plain", "use generate")
-    end = settings.eos_token_id
+    end = (tokens or {}).get("eos_token_id", settings.eos_token_id)
     end = tuple(end) if isinstance(end, (list, tuple)) else () if end is None else (end,)
     own = getattr(settings, "suppress_tokens", None)
     forbidden = tuple(suppress or own or ())
-    pad = settings.pad_token_id
+    pad = (tokens or {}).get("pad_token_id", settings.pad_token_id)
     if pad is None:
         pad = end[0] if end else 0
     return Rules(
