@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoProcessor,
@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from sf.attention.trained import equip, recall, trained_attention
-from sf.errors import ConfigError, DataError, UnsupportedModelError
+from sf.errors import ConfigError, DataError, SparsityForcingError, UnsupportedModelError
 
 __all__ = ["FAMILIES", "load_config", "load_model", "load_processor"]
 
@@ -38,11 +38,16 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @contextmanager
 def _loadable(path: Path | str) -> Iterator[None]:
-    """Turns what absent, unreachable or damaged checkpoints raise into one clear error."""
+    """Turns what absent, unreachable or damaged checkpoints raise into one clear error.
+
+    transformers answers a malformed file with any error: KeyError, TypeError, RecursionError, …
+    """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (SparsityForcingError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         remedy = "give a folder with model and processor, or OWNER/NAME on the hub"
         raise DataError("model", str(path), f"it cannot be loaded: {reason}", remedy) from error
 
@@ -65,9 +70,11 @@ def load_config(path: Path | str, revision: str | None = None) -> Any:
         raise DataError(
             "model path", str(path), "has no config.json", "give a folder of a saved model"
         )
+    if local:
+        _refuse_foreign_parts(folder)
     with _loadable(path):
         values, _ = PreTrainedConfig.get_config_dict(str(path), revision=revision or "main")
-    found = values.get("model_type")
+        found = str(values.get("model_type"))
     if found not in FAMILIES:
         convert = "convert it to transformers' llava_onevision first (docs/evaluation.md)"
         raise UnsupportedModelError(
@@ -76,11 +83,38 @@ def load_config(path: Path | str, revision: str | None = None) -> Any:
             f"must be one of {sorted(FAMILIES)}",
             convert if found in _ORIGINAL_LLAVA else "choose a checkpoint of a supported family",
         )
+    if not isinstance(values.get("vision_config"), dict):  # transformers would take its defaults
+        rule, remedy = "has no vision_config", "give a folder of a saved model"
+        raise DataError("config.json", str(path), rule, remedy)
     with _loadable(path):
-        config = AutoConfig.from_pretrained(str(path), revision=revision or "main")
+        config = AutoConfig.from_pretrained(
+            str(path), revision=revision or "main", trust_remote_code=False
+        )
     if local:
         recall(config, folder)
     return config
+
+
+def _refuse_foreign_parts(folder: Path) -> None:
+    """Refuse what transformers would fetch from elsewhere for a local folder.
+
+    Raises:
+        DataError: the folder holds an adapter, whose base it names, or its index of weights leads
+            out of it.
+    """
+    if (folder / "adapter_config.json").is_file():
+        rule = "holds an adapter, whose base model would be loaded from the place that it names"
+        remedy = "merge it (peft's merge_and_unload) and save the whole model"
+        raise DataError("model path", str(folder), rule, remedy)
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    with _loadable(folder):
+        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        outside = sorted(part for part in parts if Path(part).name != part)
+    if outside:
+        rule, remedy = "leads out of its folder", "give a folder of a saved model"
+        raise DataError(str(index), outside[0], rule, remedy)
 
 
 def load_model(
@@ -115,6 +149,7 @@ def load_model(
             dtype=_DTYPES[dtype],
             attn_implementation=attn_implementation,
             use_safetensors=True,  # never a pickle
+            trust_remote_code=False,
         )
     if Path(path).is_dir():
         recall(model.config, Path(path))
@@ -145,6 +180,8 @@ def load_processor(path: Path | str, *, revision: str | None = None) -> Any:
     """
     load_config(path, revision)
     with _loadable(path):
-        processor = AutoProcessor.from_pretrained(str(path), revision=revision or "main")
+        processor = AutoProcessor.from_pretrained(
+            str(path), revision=revision or "main", trust_remote_code=False
+        )
     processor.tokenizer.padding_side = "left"
     return processor
