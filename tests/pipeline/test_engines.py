@@ -1,22 +1,21 @@
-"""The whole pipeline at the smoke scale under both engines, with a kill -9 on the way.
+"""The whole pipeline at the smoke scale under both engines, with kills on the way.
 
-One module-wide checkout is used in order: Snakemake (killed once), then DVC adopting, then changed
-parameters, then DVC alone, then Snakemake adopting.
+One module-wide checkout is used in order: Snakemake (killed in every stage), then DVC adopting,
+then changed parameters, then DVC alone, then Snakemake adopting.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from random_kills import ENGINES, copy_checkout, environment, run_with_kills, tables
 from ruamel.yaml import YAML
 
 from sf.result_key.imports import LOOKS, RUNNER, module_file, stage_code
@@ -39,30 +38,12 @@ pytestmark = pytest.mark.timeout(900)
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout's files, as git would give them, at the smoke scale."""
-    folder = tmp_path_factory.mktemp("checkout")
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    """A copy of the checkout's files in a path that needs quotes, at the smoke scale."""
+    folder = copy_checkout(tmp_path_factory.mktemp("checkout") / "é ü's {x}")
     (folder / "imported").mkdir()
     (folder / "imported/sitecustomize.py").write_text(RECORD_IMPORTS)
     run(folder, "sf", "use", "smoke", "--force")
     return folder
-
-
-def environment() -> dict[str, str]:
-    # PYTHONPATH: the copy's code is run, not the checkout's that the tests are installed from.
-    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "SNAKEMAKE_"))}
-    return {**kept, "PATH": path, "PYTHONPATH": ".:imported", "OMP_NUM_THREADS": "1"}
 
 
 def run(folder: Path, *words: str) -> str:
@@ -95,28 +76,14 @@ def set_value(folder: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def tables(folder: Path) -> dict[str, pd.DataFrame]:
-    """The report's score tables: what a killed and an unbroken run must agree on."""
-    return {
-        path.name: pd.read_csv(path)
-        for path in sorted((folder / "reports/smoke").rglob("table*.csv"))
-    }
-
-
-def test_snakemake_survives_kill_9_and_finishes(checkout: Path) -> None:
-    process = subprocess.Popen(
-        [BIN / "snakemake", "--cores", "2"],
-        cwd=checkout,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    wait_for(checkout / "results/smoke/base", 400)
-    time.sleep(3)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    run(checkout, "snakemake", "--cores", "2")
+def test_snakemake_survives_kills_in_every_stage_and_finishes(checkout: Path) -> None:
+    """DVC's undisturbed run, below, must make the same tables."""
+    specs = jobs(load_params(checkout / "params.yaml"))
+    first = {spec.stage.run: spec.output for spec in reversed(specs)}
+    chosen = [spec.output for spec in specs if spec.output in first.values()]
+    assert len(chosen) == len(first) == 8
+    lines = run_with_kills(checkout, ENGINES["snakemake"], chosen, 6.0, random.Random(0))
+    assert sum("processes after" in line for line in lines) >= 6, lines
     for job in jobs(load_params(checkout / "params.yaml")):
         assert (checkout / job.stamp).is_file(), job.name
     assert (checkout / "reports/smoke/index.html").is_file()
@@ -138,13 +105,6 @@ def test_a_stage_imports_only_what_its_key_holds(checkout: Path) -> None:
                 if name not in beside and (file := module_file(name)) is not None
             }
             assert loaded <= stage_code(run_name).modules.keys(), (run_name, loaded)
-
-
-def wait_for(path: Path, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} did not appear"
-        time.sleep(0.2)
 
 
 def test_a_second_call_has_nothing_to_do(checkout: Path) -> None:

@@ -134,7 +134,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    shutil.copy2(folder / "params/smoke.yaml", folder / "params.yaml")
+    use = [BIN / "sf", "use", "smoke", "--force"]
+    subprocess.run(use, cwd=folder, env=environment(folder), check=True)
     with slurm_cluster.slurm(folder.parent / "daemons"):
         yield folder
 

@@ -1,0 +1,169 @@
+"""A study whose processes are killed at random moments, in every stage, and started again.
+
+    python tests/pipeline/random_kills.py --engine snakemake --kills 30
+
+copies the checkout, runs the smoke study once undisturbed and once with kills (SIGKILL to every
+process of the engine and of its jobs), and compares the tables of the two. Nothing is done between
+a kill and the next start. Engines: snakemake, dvc, slurm (a Slurm must run, and jobs are killed
+with the submitter).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+ROOT = Path(__file__).parent.parent.parent
+BIN = Path(sys.executable).parent
+ENGINES = {
+    "snakemake": ["snakemake", "--cores", "2"],
+    "dvc": ["dvc", "repro"],
+    "slurm": ["snakemake", "--cores", "all", "--profile", "slurm",
+              "--slurm-init-seconds-before-status-checks", "3"],
+}  # fmt: skip
+LONGEST_WAIT = 600.0
+
+
+def copy_checkout(folder: Path) -> Path:
+    """The files of the checkout as git would give them, at the smoke scale."""
+    words = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
+    listed = subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    return folder
+
+
+def environment() -> dict[str, str]:
+    """PYTHONPATH: the copy's code is run, not the checkout's that the tests are installed from."""
+    dropped = ("MLFLOW_", "SNAKEMAKE_", "SLURM_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    return {**kept, "PATH": path, "PYTHONPATH": ".:imported", "OMP_NUM_THREADS": "1"}
+
+
+def begun(folder: Path, output: str) -> float:
+    """When the last attempt at a job began; 0 before any."""
+    path = folder / Path(output).parent / f".{Path(output).name}.work" / "attempt.json"
+    try:
+        return float(json.loads(path.read_text())["began"])
+    except (OSError, ValueError):
+        return 0.0
+
+
+def kill_all(process: subprocess.Popen[bytes], slurm: bool) -> int:
+    """SIGKILL to the engine and everything below it, at once; the number of processes."""
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:  # none may go on while the others are killed
+        if member.is_running():
+            member.send_signal(signal.SIGSTOP)
+    for member in family:
+        if member.is_running():
+            member.send_signal(signal.SIGKILL)
+    process.wait()
+    if slurm:
+        words = ["scancel", "--signal=KILL", "--full", "--user", str(os.getuid())]
+        subprocess.run(words, check=False)
+    return len(family)
+
+
+def run_with_kills(
+    folder: Path, command: Sequence[str], outputs: Sequence[str], longest: float, rng: random.Random
+) -> list[str]:
+    """Run a study to its end, killed once in each of some jobs.
+
+    Args:
+        folder: the checkout.
+        command: of the engine.
+        outputs: of the jobs in which it is killed, in the study's order.
+        longest: seconds of a job's work before it is killed, at most.
+        rng: of the moments.
+
+    Returns:
+        a line a kill.
+    """
+    lines = []
+    for output in outputs:
+        before = begun(folder, output)
+        log = (folder / "engine.log").open("ab")
+        process = subprocess.Popen(
+            [BIN / command[0], *command[1:]], cwd=folder, env=environment(), stdout=log, stderr=log
+        )
+        deadline = time.monotonic() + LONGEST_WAIT
+        while begun(folder, output) == before and process.poll() is None:
+            assert time.monotonic() < deadline, f"{output} was not begun"
+            time.sleep(0.05)
+        delay = rng.uniform(0, longest)
+        time.sleep(delay)
+        if process.poll() is None:
+            count = kill_all(process, "--profile" in command)
+            lines.append(f"{output}: {count} processes after {delay:.2f} s")
+        else:
+            lines.append(f"{output}: the engine had ended with status {process.returncode}")
+    last = [str(BIN / command[0]), *command[1:]]
+    done = subprocess.run(last, cwd=folder, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return lines
+
+
+def tables(folder: Path) -> dict[str, pd.DataFrame]:
+    """The report's score tables."""
+    return {
+        path.name: pd.read_csv(path)
+        for path in sorted((folder / "reports/smoke").rglob("table*.csv"))
+    }
+
+
+def outputs_of(folder: Path) -> list[str]:
+    """The output of each job of the study, in order."""
+    from workflow.jobs import jobs, load_params
+
+    return [job.output for job in jobs(load_params(folder / "params.yaml"))]
+
+
+def main() -> None:
+    """Run the trial and print a line a kill."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--engine", choices=ENGINES, default="snakemake")
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--longest", type=float, default=8.0, help="seconds of work before a kill")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    rng = random.Random(given.seed)
+    with tempfile.TemporaryDirectory() as place:
+        whole, killed = (copy_checkout(Path(place) / name) for name in ("whole", "killed"))
+        for folder in (whole, killed):
+            words = [BIN / "sf", "use", "smoke", "--force"]
+            subprocess.run(words, cwd=folder, env=environment(), check=True)
+        run_with_kills(whole, ENGINES["snakemake"], [], 0, rng)
+        outputs = outputs_of(killed)
+        more = max(given.kills - len(outputs), 0)
+        chosen = sorted(outputs[: given.kills] + rng.choices(outputs, k=more), key=outputs.index)
+        command = ENGINES[given.engine]
+        print("\n".join(run_with_kills(killed, command, chosen, given.longest, rng)))
+        first, second = tables(whole), tables(killed)
+        assert first.keys() == second.keys()
+        assert first
+        for name, table in first.items():
+            pd.testing.assert_frame_equal(table, second[name])
+        print(f"{len(chosen)} kills under {given.engine}: the {len(first)} tables are the same")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()
