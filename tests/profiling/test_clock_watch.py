@@ -52,6 +52,7 @@ def test_a_window_holds_its_own_samples(monkeypatch: pytest.MonkeyPatch) -> None
         short = clocks.since(time.monotonic() + 1)  # too short for a sample of its own
         assert short is not None
         assert short["samples"] == 1
+        assert short["sm_mhz"] == [2000.0, 2000.0, 2000.0]  # the latest one
     assert not clocks._thread.is_alive()
 
 

@@ -34,8 +34,11 @@ def test_the_machine_is_described() -> None:
     json.dumps(facts)
 
 
-@pytest.mark.parametrize(("load", "busy"), [(0.1, False), (1000.0, True)])
+@pytest.mark.parametrize(("load", "busy"), [(0.1, False), (3.9, False), (4.1, True)])
 def test_a_busy_cpu_is_noted(load: float, busy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than half of its eight cores."""
+    made = {"cpu": "made", "cores": 8}
+    monkeypatch.setattr("sf.profiling.hardware.hardware", lambda: made)
     monkeypatch.setattr(psutil, "getloadavg", lambda: (load, load, load))
     assert bool(describe(torch.device("cpu"))["notes"]) == busy
 

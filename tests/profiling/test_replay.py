@@ -76,6 +76,13 @@ def test_shares_stretch_by_relative_depth() -> None:
     assert stretched((0.7,), 4) == pytest.approx((0.7,) * 4)
 
 
+def test_of_several_lengths_the_longest_is_read(calibrated: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(calibrated).query("p == 0.9").drop(columns="p")
+    short = table.assign(length=1024, token_ratio=0.5)
+    pd.concat([table.assign(length=4096), short]).to_csv(tmp_path / "two.csv", index=False)
+    assert read_shares(tmp_path / "two.csv") == (0.8, 0.1, 0.3)
+
+
 def test_a_calibration_is_read_at_its_p(calibrated: Path) -> None:
     assert read_shares(calibrated, 0.9) == (0.8, 0.1, 0.3)
     assert read_shares(calibrated, 0.975) == (0.9, 0.2, 0.4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,7 @@ def subject() -> Subject:
 
 def test_sizes_are_read_from_a_model(subject: Subject) -> None:
     assert Sizes.of(subject.model) == SIZES
+    assert Sizes.of(deepcopy(subject.model).bfloat16()) == replace(SIZES, element=2)
 
 
 def test_a_dense_prefill_by_hand() -> None:
