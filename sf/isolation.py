@@ -27,7 +27,7 @@ from sf.errors import EnvironmentFault
 
 __all__ = ["CHILD_GIB", "FRAME", "Lost", "run_isolated"]
 
-CHILD_GIB = 8.0  # address space of a process: an image or a frame of the largest size fits
+CHILD_GIB = 8.0  # of address space that a call may add: the largest image or frame fits
 FRAME = struct.Struct("<I")  # length of the pickled message that follows
 _SHARD = 32
 _FEWEST = 16  # calls for which a further server is worth its start
@@ -144,7 +144,8 @@ def run_isolated(
         calls: arguments of each call.
         seconds: time limit of each call.
         workers: processes at once.
-        child_gib: address space of each, in GiB; beyond it the call sees a `MemoryError`.
+        child_gib: address space that a process may add, in GiB; beyond it the call sees a
+            `MemoryError`.
 
     Yields:
         Index of the call and its result, as they come. `Lost` where the call, made alone in a

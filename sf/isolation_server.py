@@ -14,6 +14,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from sf.isolation import FRAME, Lost
@@ -114,7 +115,8 @@ def _work(function: Callable[..., Any], batch: Sequence[Call], write: int, limit
     """What a forked process does."""
     code = 1
     try:
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        most = _address_space() + limit
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for index, arguments, _ in batch:
             try:
@@ -125,6 +127,12 @@ def _work(function: Callable[..., Any], batch: Sequence[Call], write: int, limit
         code = 0
     finally:
         os._exit(code)
+
+
+def _address_space() -> int:
+    """Bytes of this process's address space: libraries alone can map gigabytes."""
+    pages = Path("/proc/self/statm").read_text().split()[0]
+    return int(pages) * resource.getpagesize()
 
 
 def _send(descriptor: int, message: Any) -> None:

@@ -33,3 +33,8 @@ def hang_forever(marker: str) -> None:
     """Say which process this is, then hang."""
     Path(marker).write_text(str(os.getpid()))
     time.sleep(1000)
+
+
+def hang(*_: object) -> None:
+    """Never return."""
+    time.sleep(1000)

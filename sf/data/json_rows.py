@@ -41,6 +41,7 @@ _ZEROS = {  # which of the first bytes are 0 when the first character is ASCII
     (False, True): "utf-16-le",
     (True, False): "utf-16-be",
 }
+_FIRST = (b"[", b"{", b'"', b" ", b"\t", b"\r", b"\n")  # what JSON and its rows begin with
 _OTHER_FORMATS = {
     "<": "a page (HTML or XML), often what a server sends in place of the file",
     "version https://git-lfs": "a Git LFS pointer: fetch the file itself",
@@ -77,7 +78,8 @@ def _encoding(head: bytes) -> tuple[str, int]:
         if head.startswith(mark):
             return name, len(mark)
     zeros = tuple(byte == 0 for byte in head[:4])
-    return _ZEROS.get(zeros, _ZEROS.get(zeros[:2], "utf-8")), 0
+    name = _ZEROS.get(zeros, _ZEROS.get(zeros[:2], "utf-8"))
+    return name if head.strip(b"\0")[:1] in _FIRST else "utf-8", 0
 
 
 class _Window:
@@ -168,7 +170,7 @@ def read_rows(stream: IO[bytes]) -> Iterator[RawRow]:
             value, end = _DECODER.raw_decode(window.text, window.at)
         except (ValueError, RecursionError) as error:
             other = _other_format(window.text[window.at : window.at + 4096]) if number == 1 else ""
-            if other:
+            if other and not _ROW_START.search(window.text, window.at):
                 yield RawRow(1, offset, None, "not JSON", f"the file is no JSON but {other}")
                 return
             yield _fault(window, number, error)

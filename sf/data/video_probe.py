@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sf.sections import Vision
 
 __all__ = [
+    "FORMATS",
     "MAX_SIDE",
     "VideoFacts",
     "count_frames",
@@ -39,8 +40,8 @@ MAX_FRAME_PIXELS = 8192 * 8192
 MAX_FRAMES = 5_000_000  # two days at 29 frames a second
 MAX_SECONDS = 30 * 86_400
 # A playlist that calls itself .mp4 would make ffmpeg open whatever it lists.
-_FORMATS = "mov,matroska,avi,flv,mpeg,mpegts,asf,ogg,gif,mp3,wav,flac,aac"
-_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+FORMATS = "mov,matroska,avi,flv,mpeg,mpegts,asf,ogg,gif,mp3,wav,flac,aac"
+_OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sf.data.check import TIME_LIMIT_S, time_limit_s
 from sf.data.control_tokens import check_turns
+from sf.data.media import num_decoders
+from sf.errors import DataError
+from sf.isolation import Lost, run_isolated
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
@@ -14,10 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["encode_as_lmms_eval"]
 
+Conversation = Sequence[dict[str, Any]]
+
 
 def encode_as_lmms_eval(
     processor: Any,
-    conversations: Sequence[Sequence[dict[str, Any]]],
+    conversations: Sequence[Conversation],
     vision: Vision,
     device: str = "cpu",
 ) -> BatchFeature:
@@ -34,22 +41,22 @@ def encode_as_lmms_eval(
         conversations: as `sf.data.vision.encode` takes them.
         vision: `video_*` bounds are used, except `video_fps`.
         device: where the tensors go.
-    """
-    from qwen_vl_utils import process_vision_info
 
+    Raises:
+        DataError: media that decord or Pillow cannot read, or that keep them busy; a text with a
+            control token.
+    """
     check_turns(processor, conversations)
-    talks = [
-        [{**turn, "content": [_part(part, vision) for part in turn["content"]]} for turn in talk]
-        for talk in conversations
-    ]
-    texts = processor.apply_chat_template(talks, tokenize=False, add_generation_prompt=True)
-    images, videos, _ = process_vision_info(
-        talks, return_video_kwargs=True, return_video_metadata=True
-    )
+    loaded = _loaded(conversations, vision)
+    images = [image for some, _ in loaded for image in some or ()]
+    videos = [video for _, some in loaded for video in some or ()]
     frames, metadata = zip(*videos, strict=True) if videos else (None, None)
+    texts = processor.apply_chat_template(
+        [list(talk) for talk in conversations], tokenize=False, add_generation_prompt=True
+    )
     inputs = processor(
         text=texts,
-        images=images,
+        images=images or None,
         videos=list(frames) if frames else None,
         video_metadata=list(metadata) if metadata else None,
         padding=True,
@@ -59,22 +66,22 @@ def encode_as_lmms_eval(
     return inputs.to(device)
 
 
-def _part(part: dict[str, Any], vision: Vision) -> dict[str, Any]:
-    if part["type"] == "image":
-        return {"type": "image", "image": part.get("image", part.get("path"))}
-    if part["type"] == "video":
-        return {
-            "type": "video",
-            "video": part["path"],
-            "min_pixels": vision.video_min_pixels,
-            "max_pixels": vision.video_max_pixels,
-            "nframes": _frames(part["path"], vision.video_max_frames),
-        }
-    return part
+def _loaded(conversations: Sequence[Conversation], vision: Vision) -> list[tuple[Any, Any]]:
+    """Images and videos of each conversation; decord may hang on damaged files, or crash."""
+    from sf.evaluation import qwen_vl_media
 
-
-def _frames(path: str, most: int) -> int:
-    """An even number of frames, at least 2, at most `most` and what the file holds."""
-    import decord
-
-    return max(2, min(most, len(decord.VideoReader(path))) // 2 * 2)
+    paths = [
+        [part["path"] for turn in talk for part in turn["content"] if "path" in part]
+        for talk in conversations
+    ]
+    seconds = [sum((time_limit_s(Path(path)) for path in some), TIME_LIMIT_S) for some in paths]
+    calls = [(talk, vision) for talk in conversations]
+    loaded: dict[int, tuple[Any, Any]] = {}
+    for index, found in run_isolated(qwen_vl_media.load, calls, seconds, workers=num_decoders()):
+        reason = found.reason if isinstance(found, Lost) else found
+        if isinstance(reason, str):
+            name = ", ".join(paths[index]) or "an image in memory"
+            remedy = "leave the row out, or use media=training"
+            raise DataError("media", name, f"decord cannot read it: {reason}", remedy)
+        loaded[index] = found
+    return [loaded[index] for index in range(len(calls))]

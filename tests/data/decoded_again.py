@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from sf.data.images import load_image
-from sf.data.video import decode_frames, probe_video
+from sf.data.video import _decode, _own_size
 from sf.errors import DataError
 from sf.sections import Vision
 
@@ -24,8 +24,7 @@ def decoded(path: str, data_type: str) -> tuple[int, int] | str:
     try:
         if data_type == "image":
             return load_image(path).size
-        indices = probe_video(path).sampled(VISION)
-        frames, facts = decode_frames(path, indices)
+        facts, indices, frames = _decode(path, lambda facts: facts.sampled(VISION), _own_size)
     except DataError as error:
         return str(error)
     if any(facts.seconds(a) > facts.seconds(b) for a, b in pairwise(indices)):

@@ -11,13 +11,16 @@ from pathlib import Path
 import av
 import PIL.Image
 
+from sf.data.video_probe import FORMATS
+
 LOST = re.compile("its decoder (crashed|did not end|was killed)|more than 8 GiB")
 _IMAGE = re.compile(r"cannot be decoded|it is damaged, or of no image format")
-_VIDEO = re.compile(r"cannot be decoded|none of its frames decodes|frame \d+ is damaged|no frames")
-# What is stated in a file's own words, and true as far as these go.
+_VIDEO = re.compile(r"cannot be decoded|none of its frames decodes|no frames")
+# What a file states in its own words, or its decoder by a flag, and true as far as these go.
 _STATED = re.compile(
     r"decompression bomb|of no known scale|200 times|is empty|at least|truncated"
-    r"|damaged at packet|are absurd|states no frame rate|neither time stamps|colour matrix"
+    r"|damaged at packet|frame \d+ is damaged|are absurd|states no frame rate"
+    r"|neither time stamps|colour matrix"
     r"|there is no decoder|different frames|are asked for"
 )
 
@@ -59,7 +62,7 @@ def untrue(reason: str, path: Path, data_type: str) -> str:
             return "" if pillow_fails(path) else "Pillow decodes it"
         return "" if _STATED.search(reason) else "no known reason"
     if "no video format" in reason:
-        return "" if _not_opened(path) or ffmpeg_complains(path) else "FFmpeg opens it"
+        return "" if _other_format(path) or ffmpeg_complains(path) else "FFmpeg opens it"
     if "audio only" in reason:
         return "" if without_video(path) else "it holds a video stream"
     if _VIDEO.search(reason):
@@ -69,9 +72,10 @@ def untrue(reason: str, path: Path, data_type: str) -> str:
     return "" if _STATED.search(reason) else "no known reason"
 
 
-def _not_opened(path: Path) -> bool:
+def _other_format(path: Path) -> bool:
+    """Whether FFmpeg opens it as none of the containers that the project reads."""
     try:
-        with av.open(str(path), metadata_errors="replace"):
-            return False
+        with av.open(str(path), metadata_errors="replace") as container:
+            return set(FORMATS.split(",")).isdisjoint(container.format.name.split(","))
     except (av.FFmpegError, ValueError):
         return True

@@ -185,6 +185,14 @@ def test_what_is_no_json_is_called_by_its_name(data, said):
     assert said in reason
 
 
+@pytest.mark.parametrize("junk", [b"\0\0\0\x80", b"\0\x80", b"\x80\0\0\0", b"PK\x03\x04", b"<p>"])
+@pytest.mark.parametrize("layout", ["compact", "jsonl"])
+def test_damage_at_the_start_costs_no_other_row(layout, junk):
+    data = junk + LAYOUTS[layout](ROWS)[len(junk) :]
+    assert good(data) == ROWS[1:]
+    assert len(faults(data)) == 1
+
+
 def test_a_row_that_is_too_long_is_said_to_be(monkeypatch):
     monkeypatch.setattr(json_rows, "LONGEST_ROW", 200)
     monkeypatch.setattr(json_rows, "_CHUNK", 100)

@@ -1,0 +1,69 @@
+"""qwen-vl-utils and decord on one conversation: what a worker process of `sf.isolation` does.
+
+The module loads both when it is imported, which a worker does once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sf.extras import extra
+
+with extra("eval"):
+    import decord
+    from qwen_vl_utils import process_vision_info
+
+if TYPE_CHECKING:
+    from sf.sections import Vision
+
+__all__ = ["load"]
+
+_DAMAGE = (
+    *(decord.DECORDError, ArithmeticError, LookupError, MemoryError, OSError),
+    *(RuntimeError, ValueError),
+)
+
+
+def load(talk: Sequence[dict[str, Any]], vision: Vision) -> tuple[Any, Any] | str:
+    """The media of a conversation.
+
+    Args:
+        talk: turns as `sf.data.vision.encode` takes them.
+        vision: `video_*` bounds are used, except `video_fps`.
+
+    Returns:
+        Images, and videos with their metadata, as `process_vision_info` gives them (None for none
+        of a kind); or why they cannot be read.
+    """
+    turns = [
+        {**turn, "content": [_part(part, vision) for part in turn["content"]]} for turn in talk
+    ]
+    try:
+        for part in (part for turn in turns for part in turn["content"]):
+            if part["type"] == "video":
+                part["nframes"] = _frames(part["video"], vision.video_max_frames)
+        images, videos, _ = process_vision_info(
+            turns, return_video_kwargs=True, return_video_metadata=True
+        )
+    except _DAMAGE as error:
+        return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return images, videos
+
+
+def _part(part: dict[str, Any], vision: Vision) -> dict[str, Any]:
+    if part["type"] == "image":
+        return {"type": "image", "image": part.get("image", part.get("path"))}
+    if part["type"] == "video":
+        return {
+            "type": "video",
+            "video": part["path"],
+            "min_pixels": vision.video_min_pixels,
+            "max_pixels": vision.video_max_pixels,
+        }
+    return part
+
+
+def _frames(path: str, most: int) -> int:
+    """An even number of frames, at least 2, at most `most` and what the file holds."""
+    return max(2, min(most, len(decord.VideoReader(path))) // 2 * 2)
