@@ -6,8 +6,8 @@ folder: an output folder with a stamp is complete. The stamp holds the result's 
 (`sf.result_key`), so either engine (or a person) may call the same command again and finished work
 is adopted instead of redone.
 
-Under torchrun (stages that say `RANKS = True`) the first rank does all of this and the others wait
-for its word: run with it, or end.
+Under torchrun (stages that say `RANKS = True`) the first rank does all of this; the others wait
+until it tells them to run the stage or to end.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from sf.cli import app
@@ -81,13 +82,20 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_examples_run_as_they_stand(example: str) -> None:
+def test_examples_run_as_they_stand(
+    example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tiny checkpoint lies where an example names one of the hub."""
     from sf import TopP
     from sf.baselines import apply_method
     from sf.models import build_tiny
 
     model, processor = build_tiny("qwen2_5_vl", ["what color is the circle"] * 3, 0)
     picture = np.zeros((56, 56, 3), np.uint8)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(picture).save("photo.png")
+    for part in (model, processor):
+        part.save_pretrained("Qwen/Qwen2.5-VL-3B-Instruct")
     parts = [{"type": "image", "image": picture}, {"type": "text", "text": "what color"}]
     conversation = [{"role": "user", "content": parts}]
     text = processor.apply_chat_template(conversation, add_generation_prompt=True)
@@ -95,6 +103,7 @@ def test_examples_run_as_they_stand(example: str) -> None:
     names: dict[str, Any] = {"model": model.eval(), "inputs": inputs}
     names |= {"TopP": TopP, "apply_method": apply_method}
     exec(example, names)
+    inputs = names["inputs"]
     length = inputs["input_ids"].shape[1]
     if "trace" not in names:
         assert names["output"].sequences.shape[1] > length

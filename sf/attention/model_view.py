@@ -56,7 +56,7 @@ class _Method:
 
 
 class ModuleForward(_Method):
-    """An attention module's forward that is stood in for by `run(module, own, args, kwargs)`."""
+    """Replaces an attention module's forward by `run(module, own, args, kwargs)`."""
 
     def __init__(self, module: Any, run: Callable[..., Any]) -> None:
         super().__init__(module, "forward")

@@ -2,8 +2,9 @@
 
 transformers' extension point for attention comes after the query projection and before the output
 projection of all tokens. Both are wasted on dropped tokens: their queries are never asked (but for
-the probes) and their output is zero. For the attention classes listed here the module's forward is
-stood in for during prefill; keys and values are still made for all tokens, as selection needs them.
+the probes) and their output is zero. For the attention classes listed here another forward
+replaces the module's own during prefill. It still projects keys and values of all tokens, which
+selection needs.
 
 Shape suffixes: B rows, L columns, N chosen columns, H heads, G KV heads, D head size, M model size.
 """

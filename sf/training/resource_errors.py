@@ -1,4 +1,4 @@
-"""What ends a run from outside, said as what it is: no room, no memory, a planted checkpoint."""
+"""Clear errors for a full disk, too little memory and unsafe checkpoints."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ class Graph:
 
 
 def test_recording_warms_up_beside_the_stream_and_starts_anew(monkeypatch, model):
-    """The order of calls around a recording; a CUDA device itself is stood in for."""
+    """The order of calls around a recording; stand-ins replace the CUDA device."""
     inputs = batch([prompt("image", 9, 1), prompt("text", 20, 3)])
     right = made(prefill(model, inputs, TopP(p=0.6), forced=True).loop(5), 5)
     said = []
