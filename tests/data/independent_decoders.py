@@ -48,6 +48,15 @@ def ffmpeg_complains(path: Path) -> bool:
     return bool(done.returncode or done.stderr or not frames)
 
 
+def pyav_fails(path: Path) -> bool:
+    """Whether PyAV alone does not decode all frames: its FFmpeg is newer than the command's."""
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            return not list(container.decode(video=0))
+    except (av.FFmpegError, ValueError):
+        return True
+
+
 def without_video(path: Path) -> bool:
     """Whether FFmpeg finds no video stream but cover pictures."""
     with av.open(str(path), metadata_errors="replace") as container:
@@ -68,7 +77,8 @@ def untrue(reason: str, path: Path, data_type: str) -> str:
     if _VIDEO.search(reason):
         if shutil.which("ffmpeg") is None:
             return ""
-        return "" if ffmpeg_complains(path) else "the ffmpeg command decodes it"
+        failed = ffmpeg_complains(path) or pyav_fails(path)
+        return "" if failed else "the ffmpeg command and PyAV decode it"
     return "" if _STATED.search(reason) else "no known reason"
 
 
