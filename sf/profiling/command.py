@@ -157,10 +157,19 @@ def _claim(request: Request) -> Path:
         raise OutputConflictError(
             "output", str(folder), "holds something else", "choose another folder"
         )
+    # The same name may come to hold something else.
     asked = {**vars(request), "output": None, "lengths": None}
-    if request.replay is not None:  # the same name may come to hold something else
+    asked["files"] = [_facts(path) for path in (Path(request.model), request.video) if path]
+    if request.replay is not None:
         asked["replay"] = read_shares(request.replay, request.value)
     return folder / POINTS / digest_of(asked)
+
+
+def _facts(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of a file, or of a folder's files; of nothing, none."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(file.name, file.stat()) for file in files if file.is_file()]
+    return [(name, facts.st_size, facts.st_mtime_ns) for name, facts in stats]
 
 
 def _ours(folder: Path) -> bool:

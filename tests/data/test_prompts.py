@@ -38,6 +38,16 @@ def test_options_follow_the_question_of_multiple_choice_only(template):
     assert "Options:" not in question_text(row("OCR"), template)
 
 
+@pytest.mark.parametrize("template", ["answer", "think_answer", "short"])
+@pytest.mark.parametrize("problem_type", [kind for kind in PROBLEM_TYPES if "choice" not in kind])
+def test_the_type_says_what_is_asked_whatever_options_a_row_has(template, problem_type):
+    with_options = dataclasses.replace(row(problem_type), options=("A. red", "B. blue"))
+    assert question_text(with_options, template) == question_text(row(problem_type), template)
+    none = dataclasses.replace(row("multiple choice"), options=())
+    last = question_text(row("multiple choice"), template).splitlines()[-1]
+    assert question_text(none, template).splitlines()[-1] == last
+
+
 @pytest.mark.parametrize(
     ("problem_type", "asked"),
     [

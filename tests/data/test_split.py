@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -109,6 +110,21 @@ def test_limited_manifests_keep_the_proportions():
     counts = Counter(map(stratum, split_rows(rows, plan())["heldout"]))
     assert set(counts) == set(map(stratum, rows))
     assert max(counts.values()) - min(counts.values()) <= 2  # ten equal strata share 60 rows
+
+
+def test_a_sample_has_the_exact_counts_of_largest_remainders():
+    """Of 50, 30 and 20 rows seven are 3.5, 2.1 and 1.4: the first gets the seventh."""
+    kinds = ["OCR"] * 50 + ["numerical"] * 30 + ["regression"] * 20
+    rows = [
+        dataclasses.replace(row(n), problem_type=kind, data_type="image")
+        for n, kind in enumerate(kinds)
+    ]
+    for wanted, expected in ((7, (4, 2, 1)), (8, (4, 2, 2)), (9, (4, 3, 2)), (1, (1, 0, 0))):
+        taken, others = sample(rows, wanted, lambda one: -int(one.id))
+        counts = Counter(one.problem_type for one in taken)
+        assert (counts["OCR"], counts["numerical"], counts["regression"]) == expected
+        assert len(taken) + len(others) == 100
+        assert "49" in {one.id for one in taken}  # the smallest in the order
 
 
 def test_another_seed_is_another_split():

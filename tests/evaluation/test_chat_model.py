@@ -181,7 +181,7 @@ def test_answered_samples_are_not_asked_again(
 def test_a_record_answers_only_the_same_question(
     checkpoints: dict[str, Path], home: Path, tmp_path: Path
 ) -> None:
-    """Another pixel, prompt or limit is another question."""
+    """Another limit is another question; `test_question.py` has prompts and media."""
     lm = _model(checkpoints["qwen2_5_vl"], records=str(tmp_path / "records"))
     first = _records(lm, home, tmp_path, ("mmstar",))
     evaluate_benchmarks(lm, [benchmark_named("mmstar")], home, tmp_path, most_new_tokens=2)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,6 +17,7 @@ from sf.baselines import build
 from sf.cli import app
 from sf.errors import ConfigError, DataError, EnvironmentFault, OutputConflictError
 from sf.profiling import roofline
+from sf.profiling.command import Request, _claim
 from sf.profiling.generation import Workload
 from sf.profiling.models import SHAPES, Shape, load_subject
 from sf.profiling.prompts import text_inputs
@@ -101,3 +104,33 @@ def test_only_pruned_caches_are_decoded_in_the_loop() -> None:
     sides = {name: build(name) for name in ("zipvl", "fastv", "twilight", "minference")}
     loops = {name: len(run.step_ms) for name, run in measure(work, sides, 1).items()}
     assert loops == {"zipvl": 1, "fastv": 1, "twilight": 0, "minference": 0}
+
+
+def test_points_are_continued_for_the_very_same_request_only(tmp_path: Path) -> None:
+    """Whatever changes a measured point; other lengths are points beside it."""
+    shares = tmp_path / "layers.csv"
+    shares.write_text("layer,token_ratio\n0,0.5\n1,0.25\n")
+    first = Request(
+        model="m", method="top_k", value=0.5, replay=None, lengths=(64,), batch=1, repeats=3,
+        decode_tokens=4, prompts="text", video=None, fit=False, fit_gib=0.0, device="cpu",
+        dtype="float32", output=tmp_path / "out",
+    )  # fmt: skip
+    changes: list[dict[str, Any]] = [
+        {"model": "n"}, {"method": "zipvl"}, {"value": 0.25}, {"replay": shares, "value": None},
+        {"batch": 2}, {"repeats": 4}, {"decode_tokens": 5}, {"prompts": "video"},
+        {"video": tmp_path}, {"fit": True}, {"fit_gib": 2.0}, {"device": "cuda"},
+        {"dtype": "bfloat16"}, {"seed": 1},
+    ]  # fmt: skip
+    folders = [_claim(replace(first, **change)) for change in ({}, *changes)]
+    assert len(set(folders)) == len(folders)
+    assert _claim(replace(first, lengths=(64, 128))) == folders[0]
+    (tmp_path / "checkpoint").mkdir()
+    weights, video = tmp_path / "checkpoint/model.safetensors", tmp_path / "a.mp4"
+    table = "layer,token_ratio\n0,0.5\n1,{}\n"
+    for path, field in ((shares, "replay"), (video, "video"), (weights, "model")):
+        value: Any = str(path.parent) if field == "model" else path
+        digests = set()
+        for content in ("0.75", "0.125"):
+            path.write_text(table.format(content))
+            digests.add(_claim(replace(first, value=None, **{field: value})))
+        assert len(digests) == 2, field
