@@ -23,6 +23,7 @@ EXPORTS = {
     "load_model": "sf.models",
     "load_processor": "sf.models",
     "sparsify": "sf.attention",
+    "supported_models": "sf.models.supported",
 }
 
 __all__ = sorted([*EXPORTS, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import sf
 from sf.cli import app
 from sf.jobs import stage_module
 
@@ -118,3 +119,12 @@ def test_examples_run_as_they_stand(
 @pytest.mark.parametrize(("page", "target"), LINKS, ids=lambda part: str(part))
 def test_links_and_pictures_lie_in_the_checkout(page: Path, target: str) -> None:
     assert (ROOT / page.parent / target).exists()
+
+
+def test_every_supported_model_is_named() -> None:
+    table = (
+        (ROOT / "README.md").read_text().partition("| models | status |")[2].partition("\n\n")[0]
+    )
+    cells = [row.split("|")[1] for row in table.splitlines() if row.count("|") > 2]
+    named = [name.strip() for cell in cells[1:] for name in cell.split(",")]
+    assert named == [model.name for model in sf.supported_models()]

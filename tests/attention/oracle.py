@@ -120,13 +120,14 @@ class MaskForm:
     def attention(self, module, query, key, value, attention_mask, scaling=None, **kwargs):
         width, valid = self.prompt_width, self.valid
         if self.given is None:
-            self.kept[module.layer_idx] = self._select(query, key)
+            factor = (scaling or query.shape[-1] ** -0.5) * query.shape[-1] ** 0.5
+            self.kept[module.layer_idx] = self._select(query * factor, key)
         else:
             self.kept[module.layer_idx] = self.given[module.layer_idx]
         active = torch.cat([self.kept[module.layer_idx], valid[:, width:]], dim=1)
         share = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(share, 1), value.repeat_interleave(share, 1)
-        score = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+        score = query @ key.transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
         causal = torch.ones(score.shape[-2:], dtype=torch.bool).tril()
         score = score.masked_fill(~(causal & active[:, None, None]), torch.finfo(score.dtype).min)
         out = score.softmax(-1) @ value * active[:, None, :, None]
