@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from sf.atomic_files import replacing
 from sf.data.manifest import read_manifest
 from sf.data.prompts import question_text
 from sf.mini.grid_labels import WORDS
@@ -18,6 +16,7 @@ from sf.mini.rows import WorldSize
 from sf.mini.training_examples import CURRICULUM, benchmark_examples, prompt_of, row_examples
 from sf.models.tiny import build_tiny
 from sf.scratch.curriculum import Curriculum, world_media
+from sf.scratch.partial_state import read_state, write_state
 from sf.scratch.tower_pretraining import pretrain_tower
 from sf.scratch.training_loop import Tokens, TrainingSchedule, train_from_scratch
 
@@ -106,8 +105,9 @@ def _load_or_pretrain_tower(
 ) -> None:
     """Pretrain the tower, or load it as an earlier, killed call left it."""
     tower = model.model.visual
-    if saved.exists():
-        tower.load_state_dict(torch.load(saved, weights_only=True))
+    state = read_state(saved)
+    if state is not None:
+        tower.load_state_dict(state)
         return
     pretrain_tower(
         model,
@@ -118,5 +118,4 @@ def _load_or_pretrain_tower(
         side=size.side,
         frames=size.frames,
     )
-    with replacing(saved) as part:
-        torch.save(tower.state_dict(), part)
+    write_state(saved, tower.state_dict())

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sf.atomic_files import replacing
 from sf.progress import progress
 from sf.scratch.optimizers import hybrid_optimizers, scale_rates, step_all
+from sf.scratch.partial_state import read_state, write_state
 from sf.scratch.sequence_packing import Branch, pack, packed_loss
 from sf.scratch.vision_features import Prefix
 
@@ -79,10 +79,10 @@ def _rate_share(step: int, steps: int) -> float:
 
 
 def _resume(path: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Load a checkpoint if there is one; the number of steps that are done."""
-    if not path.exists():
+    """Load a checkpoint if there is a whole one; the number of steps that are done."""
+    state = read_state(path)
+    if state is None:
         return 0
-    state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
@@ -115,8 +115,7 @@ def train_from_scratch(model: Any, pad: int, schedule: TrainingSchedule, checkpo
             if time.monotonic() - saved > SAVE_SECONDS:
                 states = [optimizer.state_dict() for optimizer in optimizers]
                 state = {"model": model.state_dict(), "optimizers": states, "step": step + 1}
-                with replacing(checkpoint) as part:
-                    torch.save(state, part)
+                write_state(checkpoint, state)
                 saved = time.monotonic()
             shown.advance(note=f"loss {loss.item():.3f}")
     model.eval()

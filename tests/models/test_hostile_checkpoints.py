@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pickled import Payload
 
 from sf.errors import SparsityForcingError
 from sf.models import build_tiny, load_model, load_processor
@@ -24,16 +25,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in build_tiny("qwen2_5_vl", ["red square"] * 3, 0):
         part.save_pretrained(folder)
     return folder
-
-
-class Payload:
-    """Creates a file where it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return Path.touch, (self.mark,)
 
 
 def change(folder: Path, name: str, **values: Any) -> None:

@@ -57,7 +57,7 @@ def test_killed_run_goes_on_to_the_same_weights(
     """kill -9 between two checkpoints, in another process."""
     media = Path(rows[0].data_root)
     command = [sys.executable, __file__, str(base), str(media), str(tmp_path), objective]
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    path = os.pathsep.join(str(Path(__file__).parents[at]) for at in range(3))
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
     try:
         until = time.monotonic() + 120

@@ -112,7 +112,7 @@ def read_moments(folder: Path) -> None:
 def folder(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the ranks left."""
     made = tmp_path_factory.mktemp("sharded")
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    path = os.pathsep.join(str(Path(__file__).parents[at]) for at in range(3))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(base), str(made)]
     done = subprocess.run(command, env=environment, text=True, timeout=300, capture_output=True)
