@@ -319,7 +319,7 @@ def main() -> None:
     except SparsityForcingError as error:
         _stop(error)
     except JobInterrupted as interruption:
-        again = interruption.cause == LIMIT and requeue()
+        again = interruption.cause == LIMIT and requeue(interruption.progress)
         print(f"{interruption}{': Slurm starts it again' if again else ''}", file=sys.stderr)
         sys.exit(STATUS)
     except OSError as error:

@@ -25,7 +25,8 @@ __all__ = ["STATUS", "JobInterrupted", "listening", "remaining_seconds", "reques
 STATUS = 75  # EX_TEMPFAIL of sysexits.h
 WARNING_SECONDS = 120.0
 """How long before its time limit a job is told, and at most a fifth of its time."""
-LIMIT, TERM = "SIGUSR1", "SIGTERM"
+LIMIT = "SIGUSR1"
+MOST_RESTARTS = 10
 _requested: str | None = None
 
 
@@ -34,10 +35,11 @@ class JobInterrupted(BaseException):
 
     Attributes:
         cause: name of the signal.
+        progress: whether it is known that work was done.
     """
 
     def __init__(self, cause: str, done: str = "") -> None:
-        self.cause = cause
+        self.cause, self.progress = cause, bool(done)
         what = f" {done}" if done else ""
         super().__init__(f"stopped by {cause}{what}; the same command goes on from here")
 
@@ -97,10 +99,16 @@ def _timer() -> threading.Timer | None:
     return timer
 
 
-def requeue() -> bool:
-    """Have Slurm run this job once more; whether it will. False outside Slurm."""
+def requeue(progress: bool) -> bool:
+    """Have Slurm run this job once more; whether it will. False outside Slurm.
+
+    Args:
+        progress: the job has surely come nearer to its end. One that may begin at the same place
+            each time is requeued a few times and then fails, so that a retry gets more time.
+    """
     job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    if job is None or (restarts >= MOST_RESTARTS and not progress):
         return False
     try:
         done = subprocess.run(

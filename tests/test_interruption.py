@@ -19,7 +19,7 @@ SIGNALS = [signal.SIGUSR1, signal.SIGTERM]
 
 @pytest.fixture(autouse=True)
 def outside_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SLURM_JOB_ID", "SLURM_JOB_END_TIME"):
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_END_TIME", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -79,16 +79,30 @@ def test_slurm_is_asked_to_run_the_job_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = scontrol(tmp_path, monkeypatch, 0)
-    assert not requeue()
+    assert not requeue(progress=True)
     assert not calls.exists()
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert requeue()
+    assert requeue(progress=True)
     assert calls.read_text() == "requeue 17\n"
     scontrol(tmp_path, monkeypatch, 1)
-    assert not requeue()
+    assert not requeue(progress=True)
     assert "does not requeue job 17: refused" in capsys.readouterr().err
     monkeypatch.setenv("PATH", "")
-    assert not requeue()
+    assert not requeue(progress=True)
+
+
+def test_a_job_that_may_not_come_further_is_not_requeued_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol(tmp_path, monkeypatch, 0)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert JobInterrupted("SIGUSR1", "after step 3 of 9").progress
+    assert not JobInterrupted("SIGUSR1").progress
+    for restarts, progress, again in (
+        ("9", False, True), ("10", False, False), ("1000", True, True)
+    ):  # fmt: skip
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        assert requeue(progress) is again
 
 
 STOPPED = """
