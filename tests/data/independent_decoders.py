@@ -31,8 +31,8 @@ def pillow_fails(path: Path) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with PIL.Image.open(path, formats=formats) as image:
-                image.load()
+            with path.open("rb") as file:  # by its name Pillow would map the file, without checks
+                PIL.Image.open(file, formats=formats).load()
     except Exception:  # noqa: BLE001 - Pillow raises anything on damaged files
         return True
     return False
