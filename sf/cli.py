@@ -134,7 +134,7 @@ def use_command(
     scale: Annotated[
         str,
         typer.Argument(
-            help="smoke, mini, compare, single_gpu, paper, or another file in params/",
+            help="smoke, mini, compare, tables, single_gpu, paper, or another file in params/",
             autocompletion=_scales,
         ),
     ],
@@ -168,6 +168,43 @@ def status_command(
         return
     _stdout.print(status.as_table(listed))
     _stdout.print(status.totals(listed))
+
+
+@app.command("plan")
+def plan_command(
+    target: Annotated[str, typer.Argument(help="table1 to table8, figure4a, …, or all")] = "all",
+    as_json: Annotated[bool, typer.Option("--json", help="plain values for programs")] = False,
+    files: Annotated[
+        bool, typer.Option("--files", help="print the files to ask Snakemake for, and stop")
+    ] = False,
+    dvc: Annotated[
+        bool, typer.Option("--dvc", help="print the stages to ask DVC for, and stop")
+    ] = False,
+) -> None:
+    """Say which jobs a table of the paper needs, what is already made and what the rest costs."""
+    from workflow import plan
+    from workflow.dvc_yaml import stage_name
+    from workflow.jobs import load_params
+    from workflow.targets import jobs_of
+
+    params = load_params(Path("params.yaml"))
+    if files:
+        typer.echo(" ".join(job.stamp for job in jobs_of(target, params)))
+        return
+    if dvc:
+        typer.echo(" ".join(map(stage_name, jobs_of(target, params))))
+        return
+    made = plan.plan(target, params)
+    if as_json:
+        _stdout.print_json(data=plan.as_json(made))
+        return
+    _stdout.print(plan.as_table(made))
+    for sentence in plan.sentences(made):
+        _stdout.print(escape(sentence))
+    if made.to_make:
+        engines = {"snakemake --cores all": "--files", "dvc repro": "--dvc"}
+        ways = [f"{engine} $(sf plan {target} {flag})" for engine, flag in engines.items()]
+        _stdout.print(escape(f"to make it: {', or '.join(ways)}"))
 
 
 @app.command("ask")

@@ -36,7 +36,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_scales_of_the_documentation_exist() -> None:
-    assert set(SCALES) == {"smoke", "mini", "compare", "single_gpu", "paper"}
+    assert set(SCALES) == {"smoke", "mini", "compare", "tables", "single_gpu", "paper"}
 
 
 def test_the_default_parameters_are_the_mini_scale() -> None:

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from sf.layout import FOLDERS, STAMP
 from workflow.code_digests import code_file
-from workflow.jobs import command, config_file
+from workflow.jobs import JobSpec, command, config_file
 from workflow.stages import STAGES, Stage
 
 HEADER = "# Rendered from workflow/stages.py by `python -m workflow.dvc_yaml`; do not edit.\n"
@@ -38,6 +38,12 @@ CODE = {  # takes a second; its outputs change only when a result can
     ],
     "always_changed": True,
 }
+
+
+def stage_name(job: JobSpec) -> str:
+    """What DVC calls a job."""
+    values = "-".join(str(job.names[axis]) for axis in job.stage.axes)
+    return f"{job.stage.name}@{values}" if values else job.stage.name
 
 
 def _names(stage: Stage) -> dict[str, str]:

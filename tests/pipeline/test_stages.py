@@ -22,7 +22,7 @@ from workflow.jobs import (
 from workflow.stages import STAGES
 
 ROOT = Path(__file__).parent.parent.parent
-SCALES = ("smoke", "mini", "compare", "single_gpu", "paper")
+SCALES = ("smoke", "mini", "compare", "tables", "single_gpu", "paper")
 
 
 def specs(scale: str) -> list[JobSpec]:
@@ -102,10 +102,12 @@ def test_both_engines_run_the_same_commands(tmp_path: Path) -> None:
         (tmp_path / "params.yaml").write_text(render_scale(scale, ROOT / "params"))
         with Repo(str(tmp_path)) as repo:
             dvc_commands = sorted(stage.cmd for stage in repo.index.stages)
+            dvc_names = {stage.name for stage in repo.index.stages}
             read = {dep.def_path for stage in repo.index.stages for dep in stage.deps}
         ours = [f"{job.stage.launch} {job.command}".strip() for job in specs(scale)]
         assert dvc_commands == sorted([*ours, "python -m workflow.resolve", CODE["cmd"]])
         assert {job.config for job in specs(scale)} <= read
+        assert dvc_names == {*map(dvc_yaml.stage_name, specs(scale)), "resolve", "code"}
 
 
 def reads(name: str) -> set[str]:

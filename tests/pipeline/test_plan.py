@@ -1,0 +1,148 @@
+"""`sf plan`: which jobs a table needs, what is made already, what the rest costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from sf.atomic_files import write_json
+from sf.cli import app
+from sf.config import Params, validated
+from sf.errors import ConfigError
+from sf.jobs import stage_module
+from sf.layout import work_folder
+from sf.result_key.contents import file_digests
+from sf.result_key.key import key_of
+from sf.scales import load_scale, render_scale, scale_values
+from workflow.dvc_yaml import stage_name
+from workflow.jobs import JobSpec, jobs
+from workflow.plan import plan, sentences
+from workflow.targets import TARGETS, closure, jobs_of
+
+FOLDER = Path(__file__).parent.parent.parent / "params"
+
+
+@pytest.fixture(autouse=True)
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the parameters of `mini` and no results."""
+    (tmp_path / "params.yaml").write_text(render_scale("mini", FOLDER))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def finish(job: JobSpec, seconds: float) -> None:
+    """A result as `sf run` would leave it."""
+    module, output = stage_module(job.stage.run), Path(job.output)
+    output.mkdir(parents=True)
+    (output / "rows.txt").write_text(job.name)
+    work = work_folder(output)
+    work.mkdir(exist_ok=True)
+    key = key_of(job.stage.run, module, validated(module.Parameters, job.parameters))
+    made = {"commit": "abcdef0123", "seconds": seconds, "files": file_digests(output, work)}
+    write_json(Path(job.stamp), {**key.record(), **made})
+
+
+def test_the_scale_tables_has_jobs_for_every_table_and_figure() -> None:
+    params = load_scale("tables", FOLDER)
+    listed = jobs(params)
+    for name, target in TARGETS.items():
+        chosen = jobs_of(name, params)
+        assert {job.stage.run for job in chosen} | {job.stage.output for job in chosen} >= {
+            *target.stages
+        }
+        needed = closure(chosen, listed)
+        stamps = {job.stamp for job in needed}
+        assert {job.stamp for job in chosen} <= stamps
+        assert all(set(job.inputs) <= stamps for job in needed)
+        assert "report" not in {job.stage.name for job in needed}
+    assert jobs_of("all", params) == listed
+
+
+def rows_of(name: str) -> set[str]:
+    return {job.parameters["row"] for job in jobs_of(name, load_scale("tables", FOLDER))}
+
+
+def test_a_table_takes_the_rows_that_it_is_about() -> None:
+    own, methods = {"sparsity_forcing"}, set(load_scale("tables", FOLDER).axes.methods)
+    assert rows_of("table1") == rows_of("table2") == methods | own
+    assert rows_of("table3") == {"full", "moba", "nsa", "sharpness", "zipvl_sft"} | own
+    assert rows_of("table4") == {"top_k", "threshold"} | own
+    assert rows_of("table5") == {"v1_range", "group_4"} | own
+    assert rows_of("table6") == {"token_and_latency"} | own
+    assert rows_of("table7") == own
+    assert rows_of("table8") == {"full", "temperature"} | own
+    assert rows_of("figure4a") == rows_of("figure5") == {"base", "temperature"} | own
+
+
+def test_a_job_whose_benchmarks_a_table_does_not_show_is_left_out() -> None:
+    values = scale_values("mini", FOLDER)
+    values["benchmarks"]["suites"] = ["mme", "mlvu_dev"]
+    params = validated(Params, values)
+    assert {job.names["suite"] for job in jobs_of("table1", params)} == {"mme"}
+    assert {job.names["suite"] for job in jobs_of("table2", params)} == {"mlvu_dev"}
+    values["benchmarks"]["suites"] = ["mme"]
+    with pytest.raises(ConfigError, match=r"'table2'. has no evaluate job.* kind video"):
+        jobs_of("table2", validated(Params, values))
+
+
+def test_rows_that_a_study_lacks_are_named_with_the_lines_that_add_them() -> None:
+    values = scale_values("mini", FOLDER)
+    with pytest.raises(ConfigError) as caught:
+        jobs_of("table3", validated(Params, values))
+    assert "rows that params.yaml does not have: objective moba, objective nsa" in str(caught.value)
+    for name in ("moba", "nsa", "sharpness", "zipvl_sft"):  # the remedy
+        assert f"objectives: {name}: {{objective: {name}}}" in str(caught.value)
+        values["objectives"][name] = {"objective": name}
+    assert jobs_of("table3", validated(Params, values))
+    with pytest.raises(ConfigError, match=r"'table9'. is no table or figure.*table1"):
+        jobs_of("table9", validated(Params, values))
+
+
+def test_a_plan_counts_what_is_missing_by_measured_time_or_limit() -> None:
+    params = load_scale("mini", FOLDER)
+    listed = {job.name: job for job in jobs(params)}
+    made = plan("table1", params)
+    assert len(made.jobs) == len(made.to_make) == 7
+    assert {job.basis for job in made.jobs} == {"limit"}
+    assert sum(job.hours for job in made.jobs) == 7 * 0.5
+    for name in ("benchmarks", "prepare", "base__tiny-qwen2.5-vl"):
+        finish(listed[name], 10.0)
+    finish(listed["evaluate_base__tiny-qwen2.5-vl__full__all"], 360.0)
+    made = plan("table1", params)
+    by_name = {job.entry.job.name: job for job in made.jobs}
+    assert len(made.to_make) == 3
+    zipvl = by_name["evaluate_base__tiny-qwen2.5-vl__zipvl__all"]
+    assert (zipvl.hours, zipvl.basis) == (0.1, "measured")  # as the rule's finished job took
+    assert by_name["evaluate_base__tiny-qwen2.5-vl__full__all"].hours == 0
+    assert sentences(made)[0] == "table1: 7 jobs, 4 results hold, 3 to make"
+    assert sentences(made)[1].startswith("at most 1.1 hours of jobs, 0 GPU-hours; 2 jobs count")
+
+
+def test_a_plan_names_downloads_and_counts_gpus() -> None:
+    made = plan("table1", load_scale("paper", FOLDER))
+    sources = dict(made.downloads)
+    assert any(name.startswith("Qwen/Qwen2-VL-7B-Instruct@") for name in sources)
+    assert "benchmark ChartQA" in sources
+    train = next(job for job in made.jobs if job.entry.job.stage.run == "train")
+    assert (train.gpus, train.hours, train.basis) == (8, 168, "limit")
+    gpu_hours = sum(job.gpus * job.hours for job in made.jobs)
+    assert f"{gpu_hours:.3g} GPU-hours" in sentences(made)[1]
+
+
+def test_the_command_prints_plan_stages_and_json() -> None:
+    def run(*words: str) -> str:
+        result = CliRunner().invoke(app, ["plan", *words], catch_exceptions=False)
+        assert result.exit_code == 0
+        return result.output
+
+    assert "table1: 7 jobs, 0 results hold, 7 to make" in run("table1")
+    chosen = jobs_of("table1", load_scale("mini", FOLDER))
+    assert run("table1", "--files").split() == [job.stamp for job in chosen]
+    assert run("table1", "--dvc").split() == [stage_name(job) for job in chosen]
+    content: dict[str, Any] = json.loads(run("figure4c", "--json"))
+    assert [job["name"] for job in content["jobs"]][-1] == "profile__tiny-qwen2.5-vl"
+    assert content["downloads"] == []

@@ -1,0 +1,150 @@
+"""`sf plan TARGET`: the jobs that a table needs, what is already made, and what the rest costs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rich.markup import escape
+from rich.table import Table
+
+from sf.config import Params
+from sf.evaluation.benchmarks import benchmarks_of
+from workflow.jobs import JobSpec, jobs
+from workflow.status import JobStatus, study_status
+from workflow.targets import closure, jobs_of
+
+__all__ = ["Plan", "PlannedJob", "as_json", "as_table", "plan", "sentences"]
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """One job of a plan.
+
+    Attributes:
+        entry: the job and its status.
+        hours: that it takes; 0 where its result holds.
+        basis: of the hours: "measured" (this job before, or the median of the rule's finished
+            jobs) or "limit" (the time limit of `resources`, more than it takes).
+        gpus: that it holds.
+    """
+
+    entry: JobStatus
+    hours: float
+    basis: str
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a target needs.
+
+    Attributes:
+        target: table, figure or "all".
+        jobs: in the study's order.
+        downloads: sources that are not here yet, with GiB where there is a guess of the size.
+    """
+
+    target: str
+    jobs: list[PlannedJob]
+    downloads: list[tuple[str, float | None]]
+
+    @property
+    def to_make(self) -> list[PlannedJob]:
+        return [job for job in self.jobs if job.entry.status != "holds"]
+
+
+def plan(target: str, params: Params) -> Plan:
+    """The plan of a table, a figure or the whole study; nothing is run.
+
+    Raises:
+        ConfigError: see `workflow.targets.jobs_of`.
+    """
+    listed = jobs(params)
+    needed = closure(jobs_of(target, params), listed)
+    statuses = study_status(listed)
+    measured: dict[str, list[float]] = {}
+    for entry in statuses:
+        if entry.stamp.get("seconds"):
+            measured.setdefault(entry.job.stage.name, []).append(float(entry.stamp["seconds"]))
+    names = {job.name for job in needed}
+    planned = [_planned(e, params, measured) for e in statuses if e.job.name in names]
+    missing = [one.entry.job for one in planned if one.entry.status != "holds"]
+    return Plan(target, planned, list(dict.fromkeys(_downloads(missing))))
+
+
+def _planned(entry: JobStatus, params: Params, measured: dict[str, list[float]]) -> PlannedJob:
+    given = params.resources.get(entry.job.stage.run, params.resources["default"])
+    if entry.status == "holds":
+        return PlannedJob(entry, 0.0, "", given.gpus)
+    own, others = entry.stamp.get("seconds"), measured.get(entry.job.stage.name)
+    if own or others:
+        seconds = float(own) if own else statistics.median(others or [])
+        return PlannedJob(entry, seconds / 3600, "measured", given.gpus)
+    return PlannedJob(entry, given.hours, "limit", given.gpus)
+
+
+def _downloads(missing: Iterable[JobSpec]) -> Iterable[tuple[str, float | None]]:
+    for job in missing:
+        values = job.parameters.get(job.stage.run)
+        source = values.get("source", "") if isinstance(values, dict) else ""
+        if isinstance(values, dict) and source == "hub":
+            for benchmark in benchmarks_of(values["suites"]):
+                yield f"benchmark {benchmark.title}", benchmark.download_gib
+        elif source.startswith("hub:"):
+            yield source.removeprefix("hub:"), None
+
+
+def as_table(made: Plan) -> Table:
+    """A line a job."""
+    table = Table()
+    for title in ("job", "status", "GPUs", "hours", "from"):
+        table.add_column(title, overflow="fold")
+    for job in made.jobs:
+        hours = f"{job.hours:.2g}" if job.basis else ""
+        table.add_row(escape(job.entry.job.name), job.entry.status, str(job.gpus), hours, job.basis)
+    return table
+
+
+def sentences(made: Plan) -> list[str]:
+    """What the jobs cost in all, and on what that rests."""
+    left = made.to_make
+    if not left:
+        return [f"{made.target}: all {len(made.jobs)} results hold; nothing is to be made"]
+    limited = [job for job in left if job.basis == "limit"]
+    hours = sum(job.hours for job in left)
+    gpu_hours = sum(job.hours * job.gpus for job in left)
+    lines = [
+        f"{made.target}: {len(made.jobs)} jobs, {len(made.jobs) - len(left)} results hold, "
+        f"{len(left)} to make",
+        f"{'at most' if limited else 'about'} {hours:.3g} hours of jobs, {gpu_hours:.3g} GPU-hours"
+        + (f"; {len(limited)} jobs count with the time limit in resources" if limited else ""),
+    ]
+    known = sum(size for _, size in made.downloads if size is not None)
+    unknown = [name for name, size in made.downloads if size is None]
+    if made.downloads:
+        text = f"{len(made.downloads)} downloads, {known:.3g} GiB guessed for the benchmarks"
+        lines.append(text + (f"; sizes not known: {', '.join(unknown)}" if unknown else ""))
+    else:
+        lines.append("nothing is downloaded")
+    return lines
+
+
+def as_json(made: Plan) -> dict[str, object]:
+    """Plain values for programs."""
+    return {
+        "target": made.target,
+        "jobs": [
+            {
+                "name": job.entry.job.name,
+                "output": job.entry.job.output,
+                "status": job.entry.status,
+                "gpus": job.gpus,
+                "hours": job.hours,
+                "basis": job.basis,
+            }
+            for job in made.jobs
+        ],
+        "downloads": [{"source": name, "gib": size} for name, size in made.downloads],
+    }
