@@ -45,14 +45,13 @@ def _known_suite(name: str) -> str:
 def _apart(names: list[str]) -> list[str]:
     from sf.evaluation.benchmarks import suite
 
-    found: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for name in names:
-        for column in suite(name):
-            if column.name in found:
-                raise ValueError(
-                    f"{column.name} is in {found[column.name]!r} and in {name!r}; name it once"
-                )
-            found[column.name] = name
+        for benchmark in suite(name):
+            owner = owners.get(benchmark.name)
+            if owner is not None:
+                raise ValueError(f"{benchmark.name} is in {owner!r} and in {name!r}; name it once")
+            owners[benchmark.name] = name
     return names
 
 
@@ -184,7 +183,7 @@ class Benchmarks(Section):
         description="of each task, the first ones; 0: all; synthetic: how many are made"
     )
     suites: Annotated[list[Suite], Field(min_length=1), AfterValidator(_apart)] = Field(
-        description="one evaluation job each: columns, or groups such as 'all' (one process)"
+        description="one evaluation job each: benchmarks, or groups such as 'all' (one process)"
     )
 
 

@@ -167,6 +167,7 @@ def test_prompts_hold_no_special_token(subject: Subject) -> None:
     assert ids.shape == (2, 5000)
     assert not special & set(ids.unique().tolist())
     assert torch.equal(ids, prompt_ids(subject.model, 2, 5000, 0))
+    assert not torch.equal(ids, prompt_ids(subject.model, 2, 5000, 1))
 
 
 def test_an_unknown_subject_is_named() -> None:
