@@ -42,6 +42,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	else \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'; \
 	fi
+	$(BIN)/python -c 'from sf.torchvision_shim import install_at_start; install_at_start()'
 	touch $@
 
 clean:  ## what runs have written, not the environment

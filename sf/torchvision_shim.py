@@ -9,17 +9,22 @@ load, the shim does nothing.
 Remove this module when torchvision publishes CPU wheels on the index that serves torch's, or
 guards its fake-kernel registrations (torchvision/_meta_registrations.py) by a check that the
 operator exists.
+
+Other programs import torchvision without `sf` (lmms-eval's command does, through transformers).
+`make env` therefore calls `install_at_start`, and every Python of the environment has the shim.
 """
 
 from __future__ import annotations
 
 import importlib.abc
 import sys
+import sysconfig
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 
-__all__ = ["install"]
+__all__ = ["install", "install_at_start"]
 
 _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -60,3 +65,11 @@ def install() -> None:
     ):
         return
     sys.meta_path.insert(0, _BeforeTorchvision())
+
+
+def install_at_start(packages: str = sysconfig.get_path("purelib")) -> Path:
+    """Write a `.pth` file, which Python runs when it starts, into a folder of packages."""
+    file = Path(packages, "sf_torchvision_shim.pth")
+    # Nothing happens where the package has been removed since.
+    file.write_text("import importlib.util; importlib.util.find_spec('sf') and __import__('sf')\n")
+    return file
