@@ -86,6 +86,7 @@ def listening(at_once: bool) -> Iterator[None]:
             timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
+        _requested = None
 
 
 def _timer() -> threading.Timer | None:

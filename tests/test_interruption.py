@@ -40,6 +40,13 @@ def test_a_stage_without_steps_stops_at_once(number: signal.Signals) -> None:
     assert not issubclass(JobInterrupted, Exception)  # what a stage catches must not hold it
 
 
+def test_what_one_stage_was_told_does_not_stop_the_next() -> None:
+    with listening(at_once=False):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert requested() == "SIGUSR1"
+    assert requested() is None
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_stage_with_steps_is_only_told(number: signal.Signals) -> None:
     with listening(at_once=False):
