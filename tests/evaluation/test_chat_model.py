@@ -234,7 +234,8 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
 def test_a_method_that_does_not_fit_is_refused_before_weights_are_read(
     config: dict[str, str], method: str, message: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config))  # no weights beside it
+    whole = {**config, "vision_config": {}}  # no weights beside it
+    (tmp_path / "config.json").write_text(json.dumps(whole))
     with pytest.raises(UnsupportedModelError, match=message):
         _model(tmp_path, method=method)
 

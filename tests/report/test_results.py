@@ -19,7 +19,12 @@ def found(root: Path, seeds: tuple[int, ...] = (0, 1)) -> list[str]:
 EVERYTHING = [
     *("prepare", "benchmarks", "base/m", "calibrate/m"),
     *("train/m/o/seed0", "train/m/o/seed1"),
-    *("frontier/m/base", "frontier/m/temperature", "frontier/m/o/seed0", "frontier/m/o/seed1"),
+    *(
+        "accuracy_curve/m/base",
+        "accuracy_curve/m/temperature",
+        "accuracy_curve/m/o/seed0",
+        "accuracy_curve/m/o/seed1",
+    ),
     *("evaluate/m/full/image", "evaluate/m/full/video"),
     *("evaluate/m/o/seed0/image", "evaluate/m/o/seed0/video"),
     *("evaluate/m/o/seed1/image", "evaluate/m/o/seed1/video"),
@@ -51,13 +56,13 @@ def test_a_result_is_named_by_key_and_commit() -> None:
 
 def test_what_says_no_seed_means_the_first_one(tmp_path: Path) -> None:
     study = Study(tmp_path, ("m",), ("full",), ("o",), ("image",), (4, 5))
-    folder = study.folder("frontier", model="m", system="o")
-    assert folder == tmp_path / "frontier/m/o/seed4"
+    folder = study.folder("accuracy_curve", model="m", row="o")
+    assert folder == tmp_path / "accuracy_curve/m/o/seed4"
     assert study.folder("train", model="m", objective="o", seed="5") == tmp_path / "train/m/o/seed5"
     made_study.stamp(folder, "stage")
-    made_study.stamp(tmp_path / "frontier/m/o/seed5", "stage")
+    made_study.stamp(tmp_path / "accuracy_curve/m/o/seed5", "stage")
     first, second = (
-        study.result("frontier", model="m", system="o", seed=seed) for seed in ("4", "5")
+        study.result("accuracy_curve", model="m", row="o", seed=seed) for seed in ("4", "5")
     )
     assert first is not None
     assert second is not None
