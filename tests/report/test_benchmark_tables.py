@@ -94,10 +94,10 @@ def test_a_rows_ratio_samples_and_published_figures_are_its_own(tmp_path: Path) 
         scores.loc[first, ["samples", "token_ratio"]] = 100, ratio / 2
         scores.to_csv(path, index=False)
     table = measured(study)
-    row = next(line for line in lines(table, study, "image") if line.system == "zipvl")
+    row = next(line for line in lines(table, study, "image") if line.row == "zipvl")
     assert row.values[RATIO] == pytest.approx(100 * (0.4 + 6 * 0.8) / 7)
     assert row.provenance.startswith(f"{100 + 6 * 24} samples; run ")
-    mme = table[table["benchmark"] == "mme"].set_index("system")["published"]
+    mme = table[table["benchmark"] == "mme"].set_index("row")["published"]
     for system in ("full", "zipvl"):
         assert mme[system] == published.latest("image", "qwen2.5-vl-7b", system, "mme")[0]
     assert mme["full"] != mme["zipvl"]
