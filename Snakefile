@@ -9,9 +9,11 @@ from workflow import slurm
 from workflow.code_digests import code_digest
 from workflow.jobs import jobs, load_params, write_configs
 from workflow.status import stale_jobs
+from workflow.targets import files_of_targets
 
 PARAMS = load_params(Path("params.yaml"))
 JOBS = jobs(PARAMS)
+TABLES = files_of_targets(PARAMS, JOBS, asked=sys.argv)
 LOOKING = {"-n", "--dry-run", "--dryrun", "--lint", "--dag", "--rulegraph", "--summary", "--report"}
 if workflow.is_main_process:
     if config.get("cluster") == "slurm" and not LOOKING & set(sys.argv):
@@ -33,6 +35,15 @@ rule all:
     input:
         [job.stamp for job in JOBS],
     default_target: True
+
+
+for table, files in TABLES.items():
+
+    rule:
+        name:
+            table
+        input:
+            files,
 
 
 for job in JOBS:

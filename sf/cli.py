@@ -174,9 +174,6 @@ def status_command(
 def plan_command(
     target: Annotated[str, typer.Argument(help="table1 to table8, figure4a, …, or all")] = "all",
     as_json: Annotated[bool, typer.Option("--json", help="plain values for programs")] = False,
-    files: Annotated[
-        bool, typer.Option("--files", help="print the files to ask Snakemake for, and stop")
-    ] = False,
     dvc: Annotated[
         bool, typer.Option("--dvc", help="print the stages to ask DVC for, and stop")
     ] = False,
@@ -188,9 +185,6 @@ def plan_command(
     from workflow.targets import jobs_of
 
     params = load_params(Path("params.yaml"))
-    if files:
-        typer.echo(" ".join(job.stamp for job in jobs_of(target, params)))
-        return
     if dvc:
         typer.echo(" ".join(map(stage_name, jobs_of(target, params))))
         return
@@ -202,9 +196,8 @@ def plan_command(
     for sentence in plan.sentences(made):
         _stdout.print(escape(sentence))
     if made.to_make:
-        engines = {"snakemake --cores all": "--files", "dvc repro": "--dvc"}
-        ways = [f"{engine} $(sf plan {target} {flag})" for engine, flag in engines.items()]
-        _stdout.print(escape(f"to make it: {', or '.join(ways)}"))
+        by_dvc = f"dvc repro $(sf plan {target} --dvc)"
+        _stdout.print(escape(f"to make it: snakemake --cores all {target}, or {by_dvc}"))
 
 
 @app.command("ask")

@@ -6,7 +6,7 @@ settings, any other by its method. A study makes a table when it has such rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sf.config import Params
@@ -15,7 +15,7 @@ from sf.evaluation.benchmarks import suite
 from sf.training.objectives import AnyObjective, SparsityForcing
 from workflow.jobs import JobSpec, jobs
 
-__all__ = ["TARGETS", "Target", "closure", "jobs_of"]
+__all__ = ["TARGETS", "Target", "closure", "files_of_targets", "jobs_of"]
 
 
 @dataclass(frozen=True)
@@ -164,17 +164,18 @@ TARGETS: dict[str, Target] = {
 }
 
 
-def jobs_of(name: str, params: Params) -> list[JobSpec]:
+def jobs_of(name: str, params: Params, listed: Sequence[JobSpec] | None = None) -> list[JobSpec]:
     """The jobs whose results a table or figure shows.
 
     Args:
         name: a key of `TARGETS`, or "all": every job of the study.
         params: of the study.
+        listed: its jobs; by default they are made of the parameters.
 
     Raises:
         ConfigError: no such table, or rows that it needs are not in the study.
     """
-    listed = jobs(params)
+    listed = jobs(params) if listed is None else list(listed)
     if name == "all":
         return listed
     if name not in TARGETS:
@@ -199,6 +200,29 @@ def jobs_of(name: str, params: Params) -> list[JobSpec]:
         remedy = f"add a benchmark of kind {target.kind} to benchmarks: suites"
         raise ConfigError("target", name, f"has no {stages} job in params.yaml", remedy)
     return chosen
+
+
+def files_of_targets(
+    params: Params, listed: Sequence[JobSpec], asked: Collection[str]
+) -> dict[str, list[str]]:
+    """The files of each table and figure that a study can make.
+
+    Args:
+        params: of the study.
+        listed: its jobs.
+        asked: names for which the lack of rows is an error.
+
+    Raises:
+        ConfigError: see `jobs_of`, of what was asked for.
+    """
+    files = {}
+    for name in TARGETS:
+        try:
+            files[name] = [job.stamp for job in jobs_of(name, params, listed)]
+        except ConfigError:
+            if name in asked:
+                raise
+    return files
 
 
 def _rows(params: Params) -> list[Row]:

@@ -21,7 +21,7 @@ from sf.scales import load_scale, render_scale, scale_values
 from workflow.dvc_yaml import stage_name
 from workflow.jobs import JobSpec, jobs
 from workflow.plan import plan, sentences
-from workflow.targets import TARGETS, closure, jobs_of
+from workflow.targets import TARGETS, closure, files_of_targets, jobs_of
 
 FOLDER = Path(__file__).parent.parent.parent / "params"
 
@@ -102,6 +102,17 @@ def test_rows_that_a_study_lacks_are_named_with_the_lines_that_add_them() -> Non
         jobs_of("table9", validated(Params, values))
 
 
+def test_only_tables_that_were_asked_for_must_have_their_rows() -> None:
+    params = load_scale("mini", FOLDER)
+    listed = jobs(params)
+    files = files_of_targets(params, listed, asked=["snakemake", "table1"])
+    assert files["table1"] == [job.stamp for job in jobs_of("table1", params)]
+    assert {"table3", "table4", "table8"} & files.keys() == set()
+    assert {"table2", "table7", "figure4a", "figure4d"} <= files.keys()
+    with pytest.raises(ConfigError, match=r"rows that params\.yaml does not have: objective moba"):
+        files_of_targets(params, listed, asked=["snakemake", "table3"])
+
+
 def test_a_plan_counts_what_is_missing_by_measured_time_or_limit() -> None:
     params = load_scale("mini", FOLDER)
     listed = {job.name: job for job in jobs(params)}
@@ -141,7 +152,6 @@ def test_the_command_prints_plan_stages_and_json() -> None:
 
     assert "table1: 7 jobs, 0 results hold, 7 to make" in run("table1")
     chosen = jobs_of("table1", load_scale("mini", FOLDER))
-    assert run("table1", "--files").split() == [job.stamp for job in chosen]
     assert run("table1", "--dvc").split() == [stage_name(job) for job in chosen]
     content: dict[str, Any] = json.loads(run("figure4c", "--json"))
     assert [job["name"] for job in content["jobs"]][-1] == "profile__tiny-qwen2.5-vl"
