@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 
     from sf.sections import Vision
 
-__all__ = ["decode_by_loader", "images_unseen", "leave_out", "unreadable_rows"]
+__all__ = [
+    "decode_by_loader",
+    "evaluated_rows",
+    "images_unseen",
+    "leave_out",
+    "unreadable_rows",
+]
 
 _ROWS = 64  # whose images are in memory at once
 
@@ -150,8 +156,23 @@ def _bad_pictures(dataset: Dataset, vision: Vision) -> Iterator[tuple[int, str]]
                 yield numbers[at], f"{calls[at][1]}: {rule}"
 
 
+def evaluated_rows(task: Task, count: int, bad: Collection[int], limit: int = 0) -> list[int]:
+    """Numbers of the rows that count: the first ones, in whole pairs where a task has pairs.
+
+    Args:
+        task: which task.
+        count: its rows.
+        bad: numbers of those that cannot be read.
+        limit: first rows that are kept; 0 for all.
+    """
+    count = min(limit or count, count)
+    if task.even:
+        count, bad = count - count % 2, {number ^ pair for number in bad for pair in (0, 1)}
+    return [number for number in range(count) if number not in bad]
+
+
 def leave_out(lmms_task: Any, task: Task, rows: Collection[int], limit: int = 0) -> None:
-    """Keep a task's first rows, without some; where documents come in pairs, without both.
+    """Keep a task's rows that count (`evaluated_rows`).
 
     Args:
         lmms_task: of `sf.evaluation.tasks.build_task`.
@@ -162,9 +183,7 @@ def leave_out(lmms_task: Any, task: Task, rows: Collection[int], limit: int = 0)
     Raises:
         DataError: no row is left.
     """
-    count = min(limit or len(lmms_task.eval_docs), len(lmms_task.eval_docs))
-    bad = set(rows) | ({number ^ 1 for number in rows} if task.even else set())
-    kept = [number for number in range(count - count % 2 * task.even) if number not in bad]
+    kept = evaluated_rows(task, len(lmms_task.eval_docs), rows, limit)
     if not kept:
         raise DataError(task.name, task.split, "none of its rows can be read", "fetch it again")
     for splits in _tables(lmms_task):

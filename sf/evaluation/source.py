@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -21,11 +21,13 @@ from sf.evaluation.available import (
     refuse,
 )
 from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, Benchmark, benchmarks_of
-from sf.evaluation.readable import leave_out, unreadable_rows
+from sf.evaluation.readable import evaluated_rows, leave_out, unreadable_rows
 from sf.evaluation.tasks import benchmark_home, build_task
 from sf.tables import write_csv
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from sf.sections import Vision
 
 __all__ = ["Source", "prepare_source", "read_source", "source_table"]
@@ -114,48 +116,33 @@ def prepare_source(
 
         replies = write_benchmarks(folder / "home", samples, seed, benchmarks=benchmarks)
         rows = {task: len(replies[task]) for task in replies}
-        _write_names(folder, folder / "home", benchmarks, scratch)
         return Source("synthetic", "home", 0, _STAND_IN_TOKENS), rows
     if source == "hub":
         fetch_from_hub(benchmarks, missing_in_hub_cache(benchmarks), scratch)
         refuse(
             source, missing_in(None, benchmarks, scratch / "arrow"), "fetch or repair these files"
         )
-        _write_names(folder, None, benchmarks, scratch)
-        return _opened(Source("hub", "", samples, 0), None, benchmarks, vision, scratch)
+        prepared = Source("hub", "", samples, 0)
+        return _opened(prepared, None, benchmarks, vision, folder, scratch)
     home = Path(source)
     if not home.is_dir():
         rule = "is neither 'synthetic' nor 'hub' nor a folder"
         raise ConfigError("benchmarks.source", source, rule, "give a benchmark home")
     missing = missing_in(home, benchmarks, scratch / "arrow")
     refuse(source, missing, "bring the files there (docs: the layout of a benchmark home)")
-    _write_names(folder, home, benchmarks, scratch)
     prepared = Source("folder", str(home.resolve()), samples, 0)
-    return _opened(prepared, home, benchmarks, vision, scratch)
+    return _opened(prepared, home, benchmarks, vision, folder, scratch)
 
 
-def _write_names(
-    folder: Path, home: Path | None, benchmarks: Sequence[Benchmark], scratch: Path
-) -> None:
-    """Names of the benchmarks' media, from the tables that lmms-eval reads (`sf.data.leakage`)."""
-    lines: list[dict[str, str]] = []
-    with benchmark_home(home, scratch / "arrow"):
-        for task in (task for benchmark in benchmarks for task in benchmark.tasks):
-            names = {media_name(text) for text in _media_texts(build_task(task, home).eval_docs)}
-            lines += [{"task": task.name, "name": name} for name in sorted(names) or [""]]
-    write_csv(pd.DataFrame(lines, columns=["task", "name"]), folder / NAMES_FILE)
-
-
-def _media_texts(documents: Any) -> Iterator[str]:
-    """What a task's table says in the columns that name media; images are not decoded."""
-    features = getattr(documents, "features", None)
-    for name in MEDIA_COLUMNS:
-        if features is None:  # a list of plain rows
-            values = [row.get(name) for row in documents]
-        else:
-            known = getattr(features.get(name), "dtype", None) in ("string", "large_string")
-            values = documents[name] if known else []
-        yield from (value for value in values if isinstance(value, str) and value)
+def _media_names(documents: Dataset) -> list[str]:
+    """Names that a task's table gives to media (`sf.data.leakage`); images are not decoded."""
+    texts = ("string", "large_string")
+    columns = [
+        name
+        for name in MEDIA_COLUMNS
+        if getattr(documents.features.get(name), "dtype", None) in texts
+    ]
+    return sorted({media_name(text) for name in columns for text in documents[name] if text})
 
 
 def _opened(
@@ -163,21 +150,29 @@ def _opened(
     home: Path | None,
     benchmarks: Sequence[Benchmark],
     vision: Vision,
+    folder: Path,
     scratch: Path,
 ) -> tuple[Source, dict[str, int]]:
-    """The source with the rows that cannot be read, and the rows of each task."""
+    """The source with the rows that cannot be read, and the rows of each task.
+
+    The names of the tasks' media are written beside, for the leakage check of `prepare`.
+    """
     rows: dict[str, int] = {}
     bad: dict[str, dict[int, str]] = {}
+    named: list[tuple[str, str]] = []
     log = MediaLog(scratch / "media.jsonl")
     with benchmark_home(home, scratch / "arrow"):
         for task in (task for benchmark in benchmarks for task in benchmark.tasks):
             lmms_task = build_task(task, home)
             rows[task.name] = len(lmms_task.eval_docs)
+            names = _media_names(lmms_task.eval_docs_no_media) or [""]
+            named += [(task.name, name) for name in names]
             unreadable = unreadable_rows(lmms_task, task, vision, log, source.limit)
             if unreadable:
                 bad[task.name] = unreadable
                 leave_out(lmms_task, task, unreadable, source.limit)  # refuses a task without a row
                 warnings.warn(_named(task.name, unreadable), stacklevel=3)
+    write_csv(pd.DataFrame(named, columns=["task", "name"]), folder / NAMES_FILE)
     return replace(source, unreadable=bad), rows
 
 
@@ -197,19 +192,16 @@ def source_table(source: Source, rows: Mapping[str, int]) -> pd.DataFrame:
     lines = []
     for benchmark in (*BENCHMARKS, *EXTRA):
         for task in (task for task in benchmark.tasks if task.name in rows):
-            counted = min(rows[task.name], source.limit or rows[task.name])
-            bad = set(source.unreadable.get(task.name, ()))
-            if task.even:
-                counted -= counted % 2
-                bad |= {number ^ 1 for number in bad}
+            bad = source.unreadable.get(task.name, {})
+            evaluated = evaluated_rows(task, rows[task.name], bad, source.limit)
             limit = min(task.max_new_tokens, source.most_new_tokens or task.max_new_tokens)
             lines.append(
                 {
                     "benchmark": benchmark.name,
                     "task": task.name,
                     "rows": rows[task.name],
-                    "unreadable": len(source.unreadable.get(task.name, ())),
-                    "evaluated": counted - len(bad),
+                    "unreadable": len(bad),
+                    "evaluated": len(evaluated),
                     "max_new_tokens": limit,
                 }
             )
