@@ -36,7 +36,7 @@ rule all:
 
 
 for job in JOBS:
-    given = PARAMS.resources.get(job.stage.run, PARAMS.resources["default"])
+    _, given = PARAMS.resources_of(job.stage.run)
 
     rule:
         name:

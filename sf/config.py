@@ -95,6 +95,11 @@ class Params(Section):
     resources: dict[str, Resources]
     _trained: dict[str, TrainedRow] = PrivateAttr()
 
+    def resources_of(self, run: str) -> tuple[str, Resources]:
+        """The entry of `resources` that counts for a stage of `sf run`, and its key."""
+        name = run if run in self.resources else "default"
+        return name, self.resources[name]
+
     @property
     def trained(self) -> Mapping[str, TrainedRow]:
         """The rows with training, complete."""

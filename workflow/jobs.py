@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sf.atomic_files import write_json
-from sf.config import Params, Resources, load_params, validated
+from sf.config import Params, load_params, validated
 from sf.jobs import stage_module
 from sf.layout import FOLDERS, STAMP
 from workflow.stages import STAGES, Stage
@@ -28,17 +28,11 @@ __all__ = [
 ]
 
 
-def launcher(run: str, resources: Mapping[str, Resources]) -> list[str]:
-    """How the Python of a stage of `sf run` is started in several processes; [] for one.
-
-    Args:
-        run: the stage.
-        resources: the parameters' section.
-    """
-    given = resources.get(run, resources["default"])
-    if given.gpus < 2 or not any(stage.ranks for stage in STAGES if stage.run == run):
+def launcher(run: str, gpus: int) -> list[str]:
+    """How the Python of a stage of `sf run` is started in several processes; [] for one."""
+    if gpus < 2 or not any(stage.ranks for stage in STAGES if stage.run == run):
         return []
-    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={given.gpus}"]
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
 
 
 @dataclass(frozen=True)

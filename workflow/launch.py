@@ -24,9 +24,8 @@ def main(words: list[str]) -> None:
     assert words[:2] == ["sf", "run"], "usage: python -m workflow.launch sf run STAGE …"
     stage = words[2]
     params = load_params(Path("params.yaml"))
-    name = stage if stage in params.resources else "default"
-    gpus = params.resources[name].gpus
-    prefix = launcher(stage, params.resources)
+    name, given = params.resources_of(stage)
+    gpus, prefix = given.gpus, launcher(stage, given.gpus)
     if params.runtime.device == "cuda" and gpus and "SLURM_JOB_ID" not in os.environ:
         devices.claim(gpus, f"resources.{name}.gpus")
     if prefix:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from rich.markup import escape
@@ -12,7 +11,7 @@ from rich.table import Table
 from sf.config import Params
 from sf.evaluation.benchmarks import benchmarks_of
 from workflow.jobs import JobSpec, jobs
-from workflow.status import JobStatus, study_status
+from workflow.status import JobStatus, expected_seconds, study_status
 from workflow.targets import closure, jobs_of
 
 __all__ = ["Plan", "PlannedJob", "as_json", "as_table", "plan", "sentences"]
@@ -43,12 +42,12 @@ class Plan:
     Attributes:
         target: table, figure or "all".
         jobs: in the study's order.
-        downloads: sources that are not here yet, with GiB where there is a guess of the size.
+        downloads: sources that are not here yet.
     """
 
     target: str
     jobs: list[PlannedJob]
-    downloads: list[tuple[str, float | None]]
+    downloads: list[str]
 
     @property
     def to_make(self) -> list[PlannedJob]:
@@ -64,36 +63,35 @@ def plan(target: str, params: Params) -> Plan:
     listed = jobs(params)
     needed = closure(jobs_of(target, params), listed)
     statuses = study_status(listed)
-    measured: dict[str, list[float]] = {}
-    for entry in statuses:
-        if entry.stamp.get("seconds"):
-            measured.setdefault(entry.job.stage.name, []).append(float(entry.stamp["seconds"]))
+    seconds = expected_seconds(statuses)
     names = {job.name for job in needed}
-    planned = [_planned(e, params, measured) for e in statuses if e.job.name in names]
+    planned = [
+        _planned(entry, params, seconds[entry.job.name])
+        for entry in statuses
+        if entry.job.name in names
+    ]
     missing = [one.entry.job for one in planned if one.entry.status != "holds"]
     return Plan(target, planned, list(dict.fromkeys(_downloads(missing))))
 
 
-def _planned(entry: JobStatus, params: Params, measured: dict[str, list[float]]) -> PlannedJob:
-    given = params.resources.get(entry.job.stage.run, params.resources["default"])
+def _planned(entry: JobStatus, params: Params, seconds: float | None) -> PlannedJob:
+    _, given = params.resources_of(entry.job.stage.run)
     if entry.status == "holds":
         return PlannedJob(entry, 0.0, "", given.gpus)
-    own, others = entry.stamp.get("seconds"), measured.get(entry.job.stage.name)
-    if own or others:
-        seconds = float(own) if own else statistics.median(others or [])
+    if seconds is not None:
         return PlannedJob(entry, seconds / 3600, "measured", given.gpus)
     return PlannedJob(entry, given.hours, "limit", given.gpus)
 
 
-def _downloads(missing: Iterable[JobSpec]) -> Iterable[tuple[str, float | None]]:
+def _downloads(missing: Iterable[JobSpec]) -> Iterator[str]:
+    """What the missing results fetch."""
     for job in missing:
         values = job.parameters.get(job.stage.run)
         source = values.get("source", "") if isinstance(values, dict) else ""
         if isinstance(values, dict) and source == "hub":
-            for benchmark in benchmarks_of(values["suites"]):
-                yield f"benchmark {benchmark.title}", benchmark.download_gib
+            yield from (f"benchmark {one.title}" for one in benchmarks_of(values["suites"]))
         elif source.startswith("hub:"):
-            yield source.removeprefix("hub:"), None
+            yield source.removeprefix("hub:")
 
 
 def as_table(made: Plan) -> Table:
@@ -121,11 +119,8 @@ def sentences(made: Plan) -> list[str]:
         f"{'at most' if limited else 'about'} {hours:.3g} hours of jobs, {gpu_hours:.3g} GPU-hours"
         + (f"; {len(limited)} jobs count with the time limit in resources" if limited else ""),
     ]
-    known = sum(size for _, size in made.downloads if size is not None)
-    unknown = [name for name, size in made.downloads if size is None]
     if made.downloads:
-        text = f"{len(made.downloads)} downloads, {known:.3g} GiB guessed for the benchmarks"
-        lines.append(text + (f"; sizes not known: {', '.join(unknown)}" if unknown else ""))
+        lines.append(f"{len(made.downloads)} downloads: {', '.join(made.downloads)}")
     else:
         lines.append("nothing is downloaded")
     return lines
@@ -146,5 +141,5 @@ def as_json(made: Plan) -> dict[str, object]:
             }
             for job in made.jobs
         ],
-        "downloads": [{"source": name, "gib": size} for name, size in made.downloads],
+        "downloads": made.downloads,
     }

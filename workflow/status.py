@@ -7,7 +7,7 @@ import os
 import shutil
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,16 @@ from sf.reuse import LOCK
 from workflow import slurm
 from workflow.jobs import JobSpec
 
-__all__ = ["JobStatus", "as_json", "as_table", "log_file", "stale_jobs", "study_status", "totals"]
+__all__ = [
+    "JobStatus",
+    "as_json",
+    "as_table",
+    "expected_seconds",
+    "log_file",
+    "stale_jobs",
+    "study_status",
+    "totals",
+]
 
 Status = Literal["holds", "running", "queued", "failed", "stopped", "stale", "missing"]
 COLOURS: dict[str, str] = {
@@ -168,21 +177,15 @@ def log_tail(path: Path) -> str:
 
 
 def totals(listed: Iterable[JobStatus]) -> str:
-    """How many jobs have which status, and the hours that are left where that is known.
-
-    A job takes as long as it did before, or as the median of the same rule's finished jobs.
-    """
+    """How many jobs have which status, and the hours that are left where that is known."""
     listed = list(listed)
     counts = Counter(entry.status for entry in listed)
     text = ", ".join(f"{count} {name}" for name, count in counts.items())
     left = [entry for entry in listed if entry.status != "holds"]
     if not left:
         return text
-    spent: dict[str, list[float]] = {}
-    for entry in listed:
-        if entry.stamp.get("seconds"):
-            spent.setdefault(entry.job.stage.name, []).append(float(entry.stamp["seconds"]))
-    known = [_seconds(entry, spent) for entry in left]
+    seconds = expected_seconds(listed)
+    known = [seconds[entry.job.name] for entry in left]
     hours = sum(filter(None, known)) / 3600
     unknown = known.count(None)
     text += f"; about {hours:.2g} h of work left" if unknown < len(left) else "; work left unknown"
@@ -191,12 +194,21 @@ def totals(listed: Iterable[JobStatus]) -> str:
     )
 
 
-def _seconds(entry: JobStatus, spent: Mapping[str, list[float]]) -> float | None:
-    own = entry.stamp.get("seconds")
-    if own:
-        return float(own)
-    others = spent.get(entry.job.stage.name)
-    return statistics.median(others) if others else None
+def expected_seconds(listed: Iterable[JobStatus]) -> dict[str, float | None]:
+    """How long each job will take, by name: as before, or as its rule's finished jobs (median).
+
+    None where no job of the rule has a result.
+    """
+    listed = list(listed)
+    spent: dict[str, list[float]] = {}
+    for entry in listed:
+        if entry.stamp.get("seconds"):
+            spent.setdefault(entry.job.stage.name, []).append(float(entry.stamp["seconds"]))
+    medians = {rule: statistics.median(seconds) for rule, seconds in spent.items()}
+    return {
+        entry.job.name: float(entry.stamp.get("seconds") or 0) or medians.get(entry.job.stage.name)
+        for entry in listed
+    }
 
 
 def stale_jobs(specs: Iterable[JobSpec]) -> list[JobStatus]:

@@ -124,9 +124,9 @@ def test_a_plan_counts_what_is_missing_by_measured_time_or_limit() -> None:
 
 def test_a_plan_names_downloads_and_counts_gpus() -> None:
     made = plan("table1", load_scale("paper", FOLDER))
-    sources = dict(made.downloads)
-    assert any(name.startswith("Qwen/Qwen2-VL-7B-Instruct@") for name in sources)
-    assert "benchmark ChartQA" in sources
+    assert any(name.startswith("Qwen/Qwen2-VL-7B-Instruct@") for name in made.downloads)
+    assert "benchmark ChartQA" in made.downloads
+    assert len(set(made.downloads)) == len(made.downloads)
     train = next(job for job in made.jobs if job.entry.job.stage.run == "train")
     assert (train.gpus, train.hours, train.basis) == (8, 168, "limit")
     gpu_hours = sum(job.gpus * job.hours for job in made.jobs)
