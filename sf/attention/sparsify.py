@@ -25,6 +25,28 @@ SparseHandle = DecoderHooks[Trace]
 """What `sparsify` gives: active at once, a context with a trace, and `undo()`."""
 _DYNAMIC = (None, "dynamic", "dynamic_full")
 _GROWING = (*_DYNAMIC, "offloaded", "quantized")
+_FIXED_CACHE = (
+    "a selection leaves another number of entries in each layer",
+    "use the default cache, or p = 1",
+)
+_REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {
+    "prefill_chunk_size": (
+        (None,),
+        "selection needs the queries at the end of the prompt before its first layer's attention",
+        "prefill in one piece",
+    ),
+    "guidance_scale": (
+        (None, 1, 1.0),
+        "guidance runs the model on another prompt than the one that is selected on",
+        "leave it out",
+    ),
+    "assistant_early_exit": (
+        (None,),
+        "a pruned cache has an entry for every layer, and an early exit skips some",
+        "use an assistant_model",
+    ),
+}
+"""Arguments of `generate`: values that change nothing, why others are refused, what to do."""
 
 
 def sparsify(
@@ -123,35 +145,19 @@ class SparseHooks(DecoderHooks[Trace]):
             rule = "sparse attention forms no attention weights"
             remedy = "leave it out (the trace says what was kept), or use p = 1"
             raise ConfigError("output_attentions", True, rule, remedy)
-        if given.get("prefill_chunk_size") is not None:
-            raise ConfigError(
-                "prefill_chunk_size",
-                given.get("prefill_chunk_size"),
-                "selection needs the queries at the end of the prompt before its first layer's "
-                "attention",
-                "prefill in one piece",
-            )
-        if given.get("guidance_scale") not in (None, 1, 1.0):
-            rule = "guidance runs the model on another prompt than the one that is selected on"
-            raise ConfigError("guidance_scale", given.get("guidance_scale"), rule, "leave it out")
-        if given.get("assistant_early_exit") is not None:
-            rule = "a pruned cache has an entry for every layer, and an early exit skips some"
-            early = given.get("assistant_early_exit")
-            raise ConfigError("assistant_early_exit", early, rule, "use an assistant_model")
+        for name, (harmless, rule, remedy) in _REFUSED.items():
+            if given.get(name) not in harmless:
+                raise ConfigError(name, given.get(name), rule, remedy)
         kind = given.get("cache_implementation")
         if kind not in (_GROWING if self.policy.whole_kv else _DYNAMIC):
-            rule = "a selection leaves another number of entries in each layer"
-            remedy = "use the default cache, or p = 1"
-            raise ConfigError("cache_implementation", kind, rule, remedy)
+            raise ConfigError("cache_implementation", kind, *_FIXED_CACHE)
         self._check_cache(given.get("past_key_values"))
 
     def _check_cache(self, cache: Any) -> None:
         if not isinstance(cache, Cache):
             return
         if cache.is_compileable:
-            rule = "a selection leaves another number of entries in each layer"
-            remedy = "use the default cache, or p = 1"
-            raise ConfigError("past_key_values", type(cache).__name__, rule, remedy)
+            raise ConfigError("past_key_values", type(cache).__name__, *_FIXED_CACHE)
         layers = cache.layers
         if cache.get_seq_length() and not hasattr(layers[0], "read_under_method"):
             rule = "it was filled outside the context: which of its tokens to keep is not known"

@@ -2,8 +2,8 @@
 
 On CUDA a recorded graph is replayed, without Python between its kernels. It holds the addresses of
 the cache and of the step's tensors. Rows come and go within them; a longer prompt that needs wider
-buffers has it recorded anew (some tens of milliseconds for a 7B). On a CPU the same step is called,
-for the rows that are left and the entries that they hold.
+buffers has it recorded anew. On a CPU the same step is called, for the rows that are left and the
+entries that they hold.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ __all__ = ["Answers", "DecodeLoop", "Prompts", "Waiting"]
 _WARM_UP = 3
 # Replays between two looks at which rows have ended: each look waits for the device.
 _LOOK_EVERY = 32
+# Steps of answers before the step is recorded: most replies to benchmarks are shorter.
+_FIRST_STEPS = 8
 
 
 @dataclass
@@ -110,7 +112,7 @@ class DecodeLoop:
         self._rows: list[tuple[int, int] | None] = [None] * slots
         self._replay: Callable[[], None] | None = None
         self._moves = -1
-        self._made = 0
+        self._made = self._steps = 0
 
     # A fixed set of rows
 
@@ -124,6 +126,7 @@ class DecodeLoop:
         rows = [row for row in range(len(prompts.token)) for _ in range(repeat)]
         self._put(prompts, list(range(len(rows))), rows)
         self.step.keep_start()
+        self._steps = _FIRST_STEPS
         self._prepare()
 
     def restart(self) -> None:
@@ -179,7 +182,7 @@ class DecodeLoop:
                 )
             if any(self._rows):
                 self._prepare()
-                self._make(_LOOK_EVERY if self.recorded else 1)
+                self._make(1 if self._replay is self.step else _LOOK_EVERY)
         return results
 
     def _enter(self, group: Waiting, results: list[Answers]) -> None:
@@ -240,6 +243,8 @@ class DecodeLoop:
                 active = 1 + max(slot for slot, row in enumerate(self._rows) if row is not None)
                 self.step.narrow(active, trim=True)
             self._replay = self.step
+        elif self._steps < _FIRST_STEPS:
+            self._replay = self.step
         elif self._moves != self.cache.moves:
             self._moves = self.cache.moves
             self._replay = self._record()
@@ -250,6 +255,7 @@ class DecodeLoop:
         for _ in range(tokens):
             self.step.choice.draw(self.step.active)
             self._replay()
+        self._steps += tokens
 
     def _record(self) -> Callable[[], None]:
         """Warm up beside the current stream (kernels compile, libraries allocate), then record."""

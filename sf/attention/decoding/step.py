@@ -169,14 +169,18 @@ class Step:
         ended = torch.isin(token_B[of], self.end) | (self._limit[to] <= 1)
         self.finished[to] = ended[:, None]
 
+    @property
+    def _changing(self) -> list[Tensor]:
+        """What changes as tokens are made, rows first."""
+        scores = [] if self.logps is None else [self.logps]
+        return [self.token, self.finished, self.made, self.written, *scores]
+
     def move(self, to: int, source: int) -> None:
         """Copy a row, with its keys, values and randomness, to another slot."""
         self.cache.move(to, source)
         self.choice.put([to], self.choice, [source])
-        own = (self.token, self.finished, self.made, self._limit, self.written, self.logps)
-        for part in own:
-            if part is not None:
-                part[to] = part[source]
+        for part in (*self._changing, self._limit):
+            part[to] = part[source]
         self.position[:, to] = self.position[:, source]
 
     def narrow(self, active: int, *, trim: bool = False) -> None:
@@ -191,18 +195,15 @@ class Step:
     @torch.inference_mode()
     def state(self) -> Any:
         """A copy of all that changes as tokens are made."""
-        own = (self.token, self.position, self.finished, self.made, self.written, self.logps)
-        copies = [None if part is None else part.clone() for part in own]
+        copies = [part.clone() for part in (*self._changing, self.position)]
         return copies, self.cache.written(), self.choice.written()
 
     @torch.inference_mode()
     def restart(self, to: Any = None) -> None:
         """Go back to a state, by default the one that was kept as the start."""
         copies, cache, choice = self._start if to is None else to
-        own = (self.token, self.position, self.finished, self.made, self.written, self.logps)
-        for part, copy in zip(own, copies, strict=True):
-            if part is not None:
-                part.copy_(copy)
+        for part, copy in zip((*self._changing, self.position), copies, strict=True):
+            part.copy_(copy)
         self.cache.rewind(cache)
         self.choice.rewind(choice)
 

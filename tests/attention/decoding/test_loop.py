@@ -10,6 +10,7 @@ from tiny_models import batch, build, prompt
 
 from sf import TopP, sparsify
 from sf.attention.decoding import DecodeLoop, Prompts, Rules, Sampled, Waiting, prefill
+from sf.attention.decoding import loop as loop_module
 from sf.attention.decoding.generate import position_after
 from sf.errors import ConfigError
 
@@ -82,6 +83,44 @@ def test_answers_do_not_depend_on_company(model, alone, groups, slots):
     assert len({tuple(ids) for ids in tokens}) == len(tokens)
 
 
+class OnDevice(DecodeLoop):
+    """A loop as on CUDA, where the step is replayed for all slots; here the step itself is called.
+
+    Attributes:
+        recordings: addresses of the first layer's keys when the step was recorded.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.recorded, self.recordings = True, []
+
+    def _record(self):
+        state = self.step.state()
+        self.step()
+        self.step.restart(state)
+        self.recordings.append(self.cache.keys[0].data_ptr())
+        return lambda: self._replayed()
+
+    def _replayed(self):
+        assert self.cache.keys[0].data_ptr() == self.recordings[-1], "what was recorded has moved"
+        self.step()
+
+
+@pytest.mark.parametrize("first_steps", [0, 2, 100])
+@pytest.mark.parametrize("groups", [[[row] for row in range(7)], [[2, 0], [4, 1, 3], [6], [5]]])
+def test_slots_that_stay_where_they_are(model, alone, groups, first_steps, monkeypatch):
+    """On a device rows do not move together: a waiting one enters whichever slots are free."""
+    monkeypatch.setattr(loop_module, "_LOOK_EVERY", 3)
+    monkeypatch.setattr(loop_module, "_FIRST_STEPS", first_steps)
+    loop = OnDevice(model, 3, max(LIMITS), RULES)
+    together = loop.answer([Waiting(len(rows), partial(sampled, model, rows)) for rows in groups])
+    order = [row for rows in groups for row in rows]
+    tokens = [ids for part in together for ids in part.tokens]
+    assert tokens == [alone[row].tokens[0] for row in order]
+    assert bool(loop.recordings) == (first_steps < 100)
+    assert len(set(loop.recordings)) == len(loop.recordings)
+
+
 def test_rows_that_have_ended_are_not_computed(model, monkeypatch):
     """The batch shrinks with the rows that are left: 7, 6, 5, 4 ... rows."""
     widths = []
@@ -123,7 +162,7 @@ def test_no_prompts_no_answers(model):
     assert DecodeLoop(model, 2, 4, RULES).answer([]) == []
 
 
-def test_sampled_rows_follow_greedy_ones_rules(model):
+def test_greedy_prompts_wait_too(model):
     """`prefill` and a loop: what `decode` does, in groups that wait."""
     inputs = [batch([prompt("image", length, 3)]) for length in (12, 30)]
     alone = []
