@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sf.attention import sparsify
-from sf.attention.decoding import DecodeLoop, Greedy, Prompts, Rules, Waiting
+from sf.attention.decoding import Prefilled, Rules, decode
 from sf.attention.decoding.generate import position_after
 from sf.errors import UnsupportedModelError
 
@@ -118,20 +118,17 @@ def greedy(
                 logits_to_keep=1,
             )
     ends = model.generation_config.eos_token_id
-    rules = Rules(end=tuple(ends) if isinstance(ends, list) else (ends,))
-    logits = output.logits[:, -1].float()
-    choice = Greedy(rules, logits.shape[-1], logits.device)
-    prompts = Prompts(
-        cache=output.past_key_values,
+    start = Prefilled(
+        model=model,
+        prompt=ids,
         valid=valid.bool(),
-        token=choice(logits)[0][:, 0],
-        logp=None,
+        token=output.logits[:, -1].argmax(-1),
         position=position_after(positions[..., -1:], len(ids)),
-        choice=choice,
-        limits=[limit] * len(ids),
+        cache=output.past_key_values,
+        rules=Rules(end=tuple(ends) if isinstance(ends, list) else (ends,)),
+        trace=trace,
     )
-    loop = DecodeLoop(model, len(ids), max(1, limit - 1), rules)
-    replies = loop.answer([Waiting(len(ids), lambda: prompts)])[0].tokens
+    replies = decode(start, max_new_tokens=limit).tokens
     layers = model.config.get_text_config().num_hidden_layers
     dense = torch.ones(layers, len(ids))
     return replies, dense if trace is None else trace.layer_ratios.float().cpu()

@@ -7,10 +7,8 @@ happens on clusters, as the start of Snakemake takes most of the time.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import slurm_cluster
+from random_kills import copy_checkout, environment
 from ruamel.yaml import YAML
 
 from sf.errors import EnvironmentFault
@@ -128,22 +127,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     reason = slurm_cluster.missing()
     if reason is not None:
         pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("slurm") / "check out"
-    words = ["git", "ls-files", "-co", "--exclude-standard"]
-    for name in subprocess.check_output(words, cwd=ROOT, text=True).splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+    folder = copy_checkout(tmp_path_factory.mktemp("slurm") / "check out")
     use = [BIN / "sf", "use", "smoke", "--force"]
-    subprocess.run(use, cwd=folder, env=environment(folder), check=True)
+    subprocess.run(use, cwd=folder, env=environment(), check=True)
     with slurm_cluster.slurm(folder.parent / "daemons"):
         yield folder
-
-
-def environment(folder: Path) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SNAKEMAKE_", "SLURM_"))}
-    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    return {**kept, "PATH": path, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
 
 
 def submit(folder: Path, *targets: str) -> subprocess.Popen[str]:
@@ -152,7 +140,7 @@ def submit(folder: Path, *targets: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [BIN / "snakemake", "--cores", "all", "--profile", "slurm", *words],
         cwd=folder,
-        env=environment(folder),
+        env=environment(),
         stdout=(folder / "submitter.log").open("w"),
         stderr=subprocess.STDOUT,
         text=True,
@@ -162,7 +150,7 @@ def submit(folder: Path, *targets: str) -> subprocess.Popen[str]:
 def sbatch(folder: Path, *words: str) -> str:
     """Submit a script of one line; returns the job's id."""
     call = ["sbatch", "--parsable", "--requeue", "--chdir", str(folder), *words]
-    return subprocess.check_output(call, env=environment(folder), text=True).strip()
+    return subprocess.check_output(call, env=environment(), text=True).strip()
 
 
 def queue(*options: str) -> list[list[str]]:

@@ -123,11 +123,13 @@ class Decoded:
 
     Attributes:
         sequences: int64 (B, L + made), the prompt and the new tokens, padded after a row's end.
+        tokens: the new tokens of each row, its end token included.
         kv_bytes: of the loop's buffers, room included.
         trace: what the prefill kept; None for full attention.
     """
 
     sequences: Tensor
+    tokens: list[list[int]]
     kv_bytes: int
     trace: Trace | None
 
@@ -230,11 +232,13 @@ def decode(
         graph=graph,
         compiled=compiled,
     )
-    answers = loop.answer([Waiting(len(start.token), lambda: start.prompts(max_new_tokens))])[0]
-    width = max(len(tokens) for tokens in answers.tokens)
-    padded = [tokens + [start.rules.pad] * (width - len(tokens)) for tokens in answers.tokens]
+    waiting = Waiting(len(start.token), lambda: start.prompts(max_new_tokens))
+    tokens = loop.answer([waiting])[0].tokens
+    width = max(map(len, tokens))
+    padded = [row + [start.rules.pad] * (width - len(row)) for row in tokens]
     made = torch.tensor(padded, device=start.prompt.device)
-    return Decoded(torch.cat([start.prompt, made], dim=1), loop.cache.nbytes, start.trace)
+    sequences = torch.cat([start.prompt, made], dim=1)
+    return Decoded(sequences, tokens, loop.cache.nbytes, start.trace)
 
 
 @torch.inference_mode()
