@@ -11,7 +11,6 @@ from sf.mini.training_examples import CurriculumPhase, row_examples
 from sf.models import build_tiny
 from sf.scratch import training_loop
 from sf.scratch.curriculum import Curriculum, world_media
-from sf.scratch.optimizers import hybrid_optimizers
 from sf.scratch.tower_pretraining import naming_accuracy, pretrain_tower
 from sf.scratch.training_loop import Tokens, TrainingSchedule, train_from_scratch
 
@@ -96,17 +95,6 @@ def test_steps_are_functions_of_the_seed(vision):
     for step in (0, 5):
         assert curriculum.batch_at(step)[0] == again.batch_at(step)[0]
     assert curriculum.batch_at(0)[0] != curriculum.batch_at(1)[0]
-
-
-def test_matrices_go_to_muon_and_the_rest_to_adamw():
-    model, _ = build_tiny("qwen2_5_vl", WORDS, 0)
-    muon, adamw = hybrid_optimizers(model.named_parameters(), 1e-3)
-    assert isinstance(muon, torch.optim.Muon)
-    assert all(p.ndim == 2 for g in muon.param_groups for p in g["params"])
-    counted = sum(len(g["params"]) for o in (muon, adamw) for g in o.param_groups)
-    assert counted == len(list(model.parameters()))
-    embedding = model.get_input_embeddings().weight
-    assert any(p is embedding for g in adamw.param_groups for p in g["params"])
 
 
 def test_rows_about_one_media_become_one_example(vision, tmp_path):
