@@ -15,6 +15,7 @@ torchvision_shim.install()
 __version__ = "0.1.0"
 
 EXPORTS = {
+    "Budget": "sf.attention",
     "FixedMask": "sf.selection",
     "Threshold": "sf.selection",
     "TopK": "sf.selection",

@@ -214,6 +214,9 @@ def ask_command(
     image: Annotated[Path | None, typer.Option(help="an image file")] = None,
     video: Annotated[Path | None, typer.Option(help="or a video file")] = None,
     p: Annotated[float | None, typer.Option(help="retention threshold in (0, 1]")] = None,
+    token_ratio: Annotated[
+        float | None, typer.Option(help="share of the tokens to keep; p is the checkpoint's own")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="full attention")] = False,
     revision: Annotated[str | None, typer.Option(help="of a hub id")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="length limit of the reply")] = 128,
@@ -241,7 +244,7 @@ def ask_command(
         question,
         image=image,
         video=video,
-        policy=choose_policy(p, full),
+        policy=choose_policy(p, full, token_ratio),
         revision=revision,
         max_new_tokens=max_new_tokens,
         device=device,
@@ -253,6 +256,30 @@ def ask_command(
     )
     _stdout.print(render(result, _stdout))
     _stdout.print(f"kept tokens drawn in {escape(str(place))}")
+
+
+@app.command("curve")
+def curve_command(
+    model: Annotated[
+        Path, typer.Argument(help="a checkpoint's folder; the curve is written there")
+    ],
+    manifest: Annotated[
+        Path, typer.Option(help="rows to measure on: calibration.parquet of `sf run prepare`")
+    ],
+    batch: Annotated[int, typer.Option(help="prompts in a forward at most")] = 8,
+) -> None:
+    """Measure a checkpoint's token ratio over p, for --token-ratio; bounds as in params.yaml."""
+    from sf.config import load_params
+    from sf.data.manifest import read_manifest
+    from sf.evaluation.ratio_curve import CurveRequest, measure_ratio_curve
+
+    params, rows = load_params(Path("params.yaml")), read_manifest(manifest)
+    template = params.answering.prompt_template
+    request = CurveRequest(rows, params.vision, params.runtime, template, batch)
+    table = Table("p", "token ratio")
+    for p, ratio in measure_ratio_curve(model, request):
+        table.add_row(f"{p:g}", f"{100 * ratio:.1f} %")
+    _stdout.print(table)
 
 
 @app.command("profile")

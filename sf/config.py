@@ -41,6 +41,7 @@ from sf.sections import (
 )
 from sf.training.block_config import MobaSettings, NsaSettings
 from sf.training.config import Train
+from sf.training.distil_config import DistilSettings
 from sf.training.objectives import OBJECTIVES, Objective
 from sf.training.pathwise_config import SparsityTermSettings
 from sf.training.sharpness_config import SharpnessSettings
@@ -82,6 +83,7 @@ class Params(Section):
     rollouts: Rollouts
     grpo: GrpoSettings
     pathwise: SparsityTermSettings
+    distil: DistilSettings
     sharpness: SharpnessSettings
     moba: MobaSettings
     nsa: NsaSettings

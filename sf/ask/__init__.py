@@ -16,6 +16,7 @@ import torch
 
 from sf.ask.answer import AskResult, answer, overlay
 from sf.ask.media import FPS, MAX_FRAMES, Media, bounds, check_decodable, chosen, load_media
+from sf.attention import Budget
 from sf.baselines import check_policy
 from sf.config import validated
 from sf.data.control_tokens import check_text
@@ -44,7 +45,7 @@ def ask(
     *,
     image: str | Path | None = None,
     video: str | Path | None = None,
-    policy: Policy | None = None,
+    policy: Policy | Budget | None = None,
     revision: str | None = None,
     max_new_tokens: int = 128,
     device: str | None = None,
@@ -61,7 +62,8 @@ def ask(
         question: put to the model as it stands, after the media.
         image, video: the media, exactly one of them.
         policy: the selector; by default what the checkpoint was trained with, and for a base model
-            `TopP(p=0.975)`. `TopP(p=1.0)` is full attention.
+            `TopP(p=0.975)`. `TopP(p=1.0)` is full attention, `Budget(0.25)` a quarter of the
+            tokens.
         revision: of a hub id.
         max_new_tokens: length limit of the reply.
         device: "cpu" or "cuda"; by default a GPU where there is one.
@@ -88,7 +90,8 @@ def ask(
     vision = bounds(kind, max_pixels, max_frames, fps)
     check_decodable(kind, path, vision)
     media = load_media(kind, path, vision)
-    check_policy(load_config(model, revision), policy)
+    config = load_config(model, revision)
+    check_policy(config, policy.policy(config) if isinstance(policy, Budget) else policy)
     processor = load_processor(model, revision=revision)
     check_text(processor, question, "question")
     network = load_model(model, dtype=runtime.dtype, device=runtime.device, revision=revision)
@@ -102,14 +105,23 @@ def ask(
     return result
 
 
-def choose_policy(p: float | None, full: bool) -> Policy | None:
-    """Top-p with threshold `p`, full attention, or by default None: the checkpoint's own.
+def choose_policy(
+    p: float | None, full: bool, token_ratio: float | None = None
+) -> Policy | Budget | None:
+    """Top-p with threshold `p`, a share of the tokens, full attention, or None: as trained.
 
     Raises:
-        ConfigError: both, or p outside (0, 1].
+        ConfigError: more than one of them, or a value outside (0, 1].
     """
-    if full and p is not None:
-        raise ConfigError("p", p, "full attention has no threshold", "drop --p or --full")
+    if sum((p is not None, full, token_ratio is not None)) > 1:
+        given = {"p": p, "token_ratio": token_ratio, "full": full or None}
+        shown = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+        raise ConfigError(
+            "how much is kept", shown, "is said twice", "give one of --p, --token-ratio, "
+            "--full",
+        )  # fmt: skip
+    if token_ratio is not None:
+        return Budget(token_ratio)
     if full:
         return TopP(p=1.0)
     return None if p is None else TopP(p=p)

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sf.ask.media import Media
-from sf.attention import Trace
+from sf.attention import Budget, Trace
 from sf.attention.visual_tokens import locate, visual_mask
 from sf.baselines import apply_policy
 from sf.data.vision import encode
 from sf.profiling.clock import Clock
 from sf.profiling.memory import cache_bytes
-from sf.selection import Policy
+from sf.selection import Policy, TopP
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +44,8 @@ class AskResult:
         first_token_ms: vision tower, prefill and first token, without loading and encoding.
         token_ms: per further token, mean; None for a reply of one token. Both times are of this
             one run, without warm-up.
+        p: threshold of top-p; None for another selector or what the checkpoint was trained with.
+        asked: the token ratio that p was chosen for; None where p was given.
     """
 
     reply: str
@@ -61,6 +63,8 @@ class AskResult:
     dense_kv_bytes: int
     first_token_ms: float
     token_ms: float | None
+    p: float | None = None
+    asked: float | None = None
 
     @property
     def token_ratio(self) -> float:
@@ -88,7 +92,7 @@ def answer(
     processor: Any,
     media: Media,
     question: str,
-    policy: Policy | None = None,
+    policy: Policy | Budget | None = None,
     *,
     max_new_tokens: int = 128,
 ) -> AskResult:
@@ -100,12 +104,15 @@ def answer(
         media: of `load_media`.
         question: put as it stands.
         policy: the selector; by default what the checkpoint was trained with, and for a base model
-            `TopP(p=0.975)`.
+            `TopP(p=0.975)`. A `Budget` is the checkpoint's own p for a share of the tokens.
         max_new_tokens: length limit of the reply.
 
     Raises:
+        ConfigError: the checkpoint knows no p for the share.
         UnsupportedModelError: the checkpoint was trained with another attention than the policy.
     """
+    asked = policy.token_ratio if isinstance(policy, Budget) else None
+    policy = policy.policy(model) if isinstance(policy, Budget) else policy
     turn = {"role": "user", "content": [media.part, {"type": "text", "text": question}]}
     inputs = encode(processor, [[turn]], media.vision, str(model.device))
     clock = Clock(model.device)
@@ -137,6 +144,8 @@ def answer(
         dense_kv_bytes=dense,
         first_token_ms=clock.ms(start, times[0]),
         token_ms=clock.ms(times[0], times[-1]) / further if further else None,
+        p=policy.p if isinstance(policy, TopP) and isinstance(policy.p, float) else None,
+        asked=asked,
         **_what_was_kept(trace, inputs, model.config),
     )
 

@@ -38,9 +38,12 @@ def _facts(result: AskResult) -> Table:
         "prompt",
         f"{result.prompt_tokens} tokens: {result.visual_tokens} visual ({cells}), {text} text",
     )
-    table.add_row(
-        "token ratio", f"{_percent(result.token_ratio)} of the prompt kept, mean over layers"
-    )
+    kept = f"{_percent(result.token_ratio)} of the prompt kept, mean over layers"
+    if result.p is not None:
+        kept += f" (p = {result.p:.4g})"
+    if result.asked is not None:
+        kept += f"; asked for {_percent(result.asked)}"
+    table.add_row("token ratio", kept)
     share = result.kv_bytes / result.dense_kv_bytes
     table.add_row(
         "KV cache",

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import Cache
 
+from sf.attention.budget import Budget
 from sf.attention.cache import PrunedLayer, prune_in_place
 from sf.attention.decoder_hooks import Call, DecoderHooks, Watch, mark_read
 from sf.attention.forward_state import ForwardState
@@ -51,7 +52,7 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {
 
 def sparsify(
     model: nn.Module,
-    policy: Policy,
+    policy: Policy | Budget,
     *,
     prompt_width: int | None = None,
     skip_dropped: bool = True,
@@ -80,7 +81,8 @@ def sparsify(
 
     Args:
         model: a transformers model, also PEFT-wrapped or dispatched over devices.
-        policy: the selector; see `sf.selection`.
+        policy: the selector; see `sf.selection`. A `Budget` is the checkpoint's own p for a share
+            of the tokens.
         prompt_width: columns of the prompt in every forward. By default `generate` knows its
             prompt, and in a plain forward on an empty cache all columns are prompt.
         skip_dropped: in Qwen2, Qwen2-VL and Qwen2.5-VL decoders, long prompts do not project the
@@ -97,6 +99,8 @@ def sparsify(
             what a pruned cache or a selection cannot do (static caches, guidance, early exit,
             attention weights, a cache that was filled outside).
     """
+    if isinstance(policy, Budget):
+        policy = policy.policy(model)
     if not isinstance(policy, Policy):
         raise ConfigError("policy", policy, "a Policy is needed", "for example TopP(p=0.975)")
     if prompt_width is not None and prompt_width < 1:

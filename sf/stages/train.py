@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from sf.ranks import rank
+from sf.ranks import meet, rank
 from sf.training.parameters import RunParameters
 
 if TYPE_CHECKING:
@@ -29,12 +29,15 @@ class Parameters(RunParameters):
 def run(p: Parameters, job: Job) -> None:
     """Train and write a plain transformers checkpoint with `sparsity.json` and a model card.
 
-    Also `tables/completions.csv`, sample answers of each logged step, and `figures/training.png`.
+    Of a checkpoint under top-p, `sparsity.json` holds the curve of token ratio over p on the
+    calibration split (`sf.evaluation.ratio_curve`). Beside it lie `tables/completions.csv`, sample
+    answers of each logged step, and `figures/training.png`.
 
     Checkpoints go to `job.state` every `save_every` steps; a killed run goes on from the last whole
     one and ends with the same weights.
     """
     from sf.data.manifest import read_manifest
+    from sf.evaluation.ratio_curve import CurveRequest, add_ratio_curve, runs_under_p
     from sf.history import history_table
     from sf.plotting import save
     from sf.training.records import training_picture
@@ -49,6 +52,12 @@ def run(p: Parameters, job: Job) -> None:
         job.tracker,
         p.model_dump(mode="json", exclude={"base", "data", "output"}),
     )
+    meet()  # the weights are written
+    rows = read_manifest(p.data / "calibration.parquet")
+    if rows and runs_under_p(job.out):
+        batch = min(32, p.train.rollouts_per_forward)
+        request = CurveRequest(rows, p.vision, p.runtime, p.answering.prompt_template, batch)
+        add_ratio_curve(job.out, request, job.state)
     where = f"{p.model}, {p.row}, seed {p.seed}"
     if rank():
         return

@@ -39,6 +39,7 @@ FIGURES = {
     "pathwise_weight": "pathwise_weight",
     "pathwise_ratio": "pathwise_ratio",
     "sharpness": "sharpness",
+    "sparsity_term": "sparsity_term",
     "logp_gap": "logp_gap",
 }
 """TRL's or the trainer's name -> the name in history and MLflow."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from sf.training.block_config import MobaSettings, NsaSettings
+from sf.training.distil_config import DistilSettings
 from sf.training.pathwise_config import SparsityTermSettings
 from sf.training.sharpness_config import SharpnessSettings
 from sf.training.trainer_config import Grpo, Rollouts
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OBJECTIVES",
     "AnyObjective",
+    "Distil",
     "Moba",
     "Nsa",
     "Objective",
@@ -70,6 +72,33 @@ class Pathwise(Grpo):
             )
         if self.rollout_selector == "top_k":
             raise ValueError("pathwise.target has no use with top_k: retention_p is the ratio")
+        return self
+
+
+class Distil(Rollouts, DistilSettings):
+    """Distillation from full attention under ZipVL's selection, with a token ratio to reach."""
+
+    about: ClassVar[str] = (
+        "distillation from the base model's full attention on the data set's answers, with "
+        "ZipVL's token selection (arXiv 2410.08584) active and a differentiable sparsity term that "
+        "steers to a token ratio; not in the paper."
+    )
+
+    sections: ClassVar[tuple[str, ...]] = ("rollouts", "distil")
+
+    objective: Literal["distil"] = Field(description="distillation to a token ratio")
+
+    @model_validator(mode="after")
+    def _ratio_can_be_reached(self) -> Distil:
+        if not isinstance(self.retention_p, list):
+            raise ValueError(
+                "target_token_ratio is measured at the largest retention_p below 1 and needs a "
+                "list of them"
+            )
+        if self.rollout_selector != "top_p":
+            raise ValueError("target_token_ratio needs rollout_selector top_p")
+        if min(self.retention_p) == 1.0:
+            raise ValueError("target_token_ratio needs a retention_p below 1")
         return self
 
 
@@ -133,11 +162,12 @@ class Nsa(_Dense, NsaSettings):
     objective: Literal["nsa"] = Field(description="fine-tuning with NSA as the attention")
 
 
-AnyObjective = SparsityForcing | Pathwise | ZipvlSft | Sharpness | Moba | Nsa
+AnyObjective = SparsityForcing | Pathwise | Distil | ZipvlSft | Sharpness | Moba | Nsa
 Objective = Annotated[AnyObjective, Field(discriminator="objective")]
 OBJECTIVES: dict[str, type[AnyObjective]] = {
     "sparsity_forcing": SparsityForcing,
     "pathwise": Pathwise,
+    "distil": Distil,
     "zipvl_sft": ZipvlSft,
     "sharpness": Sharpness,
     "moba": Moba,

@@ -22,7 +22,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Measure", "SparsityTerm", "effective_ratio", "probe_rows"]
+__all__ = [
+    "Measure",
+    "SparsityTerm",
+    "effective_ratio",
+    "probe_mass",
+    "probe_rows",
+    "tail_excess",
+]
 
 Measure = Callable[[Tensor, Tensor, Tensor, Any, float], Tensor]
 """Queries, keys, valid, probes, scaling -> (B,): called as `effective_ratio` is."""
@@ -78,6 +85,20 @@ def probe_rows(
     return total, column_BP, present_BP
 
 
+def probe_mass(
+    query_BHLD: Tensor, key_BGLD: Tensor, valid_BL: Tensor, probes: Any, scaling: float
+) -> Tensor:
+    """m: what selection sorts by, the probes' attention of each key, as shares (B, L) float32.
+
+    Differentiable in queries and keys. The arguments are those of `effective_ratio`.
+    """
+    total_BPL, _, present_BP = probe_rows(
+        query_BHLD, key_BGLD, valid_BL, probes, scaling, lambda weight_BRPL: weight_BRPL.sum(1)
+    )
+    mass_BL = (total_BPL * present_BP[..., None]).sum(1) / query_BHLD.shape[1]
+    return mass_BL / present_BP.sum(1, keepdim=True).clamp(min=1)
+
+
 def effective_ratio(
     query_BHLD: Tensor, key_BGLD: Tensor, valid_BL: Tensor, probes: Any, scaling: float
 ) -> Tensor:
@@ -93,13 +114,40 @@ def effective_ratio(
     Returns:
         (B,) float32 in (0, 1].
     """
-    total_BPL, _, present_BP = probe_rows(
-        query_BHLD, key_BGLD, valid_BL, probes, scaling, lambda weight_BRPL: weight_BRPL.sum(1)
-    )
-    mass_BL = (total_BPL * present_BP[..., None]).sum(1) / query_BHLD.shape[1]
-    share = mass_BL / present_BP.sum(1, keepdim=True).clamp(min=1)
+    share = probe_mass(query_BHLD, key_BGLD, valid_BL, probes, scaling)
     entropy = -torch.special.xlogy(share, share.clamp(min=1e-12)).sum(1)
     return entropy.exp() / valid_BL.sum(1).clamp(min=1)
+
+
+def tail_excess(
+    query_BHLD: Tensor,
+    key_BGLD: Tensor,
+    valid_BL: Tensor,
+    probes: Any,
+    scaling: float,
+    *,
+    token_ratio: float,
+    retention_p: float,
+) -> Tensor:
+    """How much mass lies outside the largest `token_ratio` of a prompt's tokens, per row.
+
+    With r the mass outside them, log(r / (1 - p)) where r exceeds 1 - p, else 0: top-p at p keeps
+    no more than `token_ratio` of the tokens exactly where it is 0 (rounded up to a token).
+
+    Args:
+        query_BHLD, key_BGLD, valid_BL, probes, scaling: as in `effective_ratio`.
+        token_ratio: share of the tokens that is to hold the mass p.
+        retention_p: p, below 1.
+
+    Returns:
+        (B,) float32, 0 or more.
+    """
+    share = probe_mass(query_BHLD, key_BGLD, valid_BL, probes, scaling)
+    count = (valid_BL.sum(1, keepdim=True) * token_ratio).ceil()
+    place = torch.arange(share.shape[1], device=share.device)
+    ordered = share.sort(dim=1, descending=True).values
+    outside = (ordered * (place >= count)).sum(1)
+    return torch.log(outside.clamp(min=1e-12) / (1 - retention_p)).clamp(min=0)
 
 
 class _AddGradient(torch.autograd.Function):

@@ -12,6 +12,7 @@ import torch
 from transformers import PrinterCallback
 
 from sf.attention.blocks import Replacement
+from sf.attention.ratio_curve import drop_curve
 from sf.attention.trained import TrainedAttention, note_trained, trained_attention, write_sparsity
 from sf.errors import ConfigError
 from sf.extras import extra
@@ -26,9 +27,10 @@ from sf.training.checkpoints import SealCheckpoints, check_disk, last_sealed
 from sf.training.collapse import CollapseWatch, kept_checkpoints
 from sf.training.cost import CostEstimate, RankMemory
 from sf.training.dataset import templates_of, training_set
+from sf.training.distil import DistilTrainer
 from sf.training.encoding import Encoder, backbone
 from sf.training.monitor import FiniteGradients, Monitor
-from sf.training.objectives import Pathwise, Sharpness, block_attention
+from sf.training.objectives import Distil, Pathwise, Sharpness, block_attention
 from sf.training.parameters import RunParameters
 from sf.training.records import SampleTable
 from sf.training.resource_errors import clear_faults
@@ -39,7 +41,8 @@ from sf.training.settings import grpo_config, sft_arguments
 from sf.training.sft import SparseSFTTrainer
 from sf.training.sharding import shard
 from sf.training.sharpness import KINDS
-from sf.training.sparsity_weight import PathwiseWeight
+from sf.training.sparsity_weight import LaggedWeight, PathwiseWeight
+from sf.training.teacher import Teacher
 from sf.training.time_limit import TimeLimit
 from sf.training.trainer import SparsityForcingTrainer
 from sf.training.trainer_config import Grpo
@@ -105,8 +108,9 @@ def assemble(
     model = _with_adapters(p, model)
     trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
     size = check_disk(checkpoints, model.num_parameters(), trained, kept_checkpoints(p))
-    sampled = isinstance(p.objective, Grpo)
-    reference = isinstance(p.objective, Grpo) and p.objective.beta > 0 and not p.train.lora
+    sampled, distilled = isinstance(p.objective, Grpo), isinstance(p.objective, Distil)
+    compared = p.objective.beta > 0 if isinstance(p.objective, Grpo) else distilled
+    reference = compared and not p.train.lora
     memory = RankMemory.of(p, model, world_size(), reference)
     unit = "rollouts" if sampled else "thresholds"
     cost = CostEstimate(p, size, kept_checkpoints(p), unit, memory)
@@ -124,7 +128,8 @@ def assemble(
     )
     monitor, watch = Monitor(tracker, counter, cost), CollapseWatch(p)
     pathwise = PathwiseWeight.of(p) if isinstance(p.objective, Pathwise) else None
-    parts = {"collapse": watch} | ({"pathwise": pathwise} if pathwise else {})
+    lagged = LaggedWeight.of(p) if isinstance(p.objective, Distil) else None
+    parts = {"collapse": watch} | ({"pathwise": pathwise or lagged} if pathwise or lagged else {})
     sealing, time_limit = SealCheckpoints(parts), TimeLimit()
     common: dict[str, Any] = {
         "samples": samples.add if samples else None,
@@ -134,7 +139,10 @@ def assemble(
     if sampled:
         trainer = _grpo(p, model, processor, encoder, checkpoints, pathwise=pathwise, **common)
     else:
-        common["replacement"] = replacement
+        if lagged is not None:
+            common |= {"teacher": Teacher.of(p, base, model), "weight": lagged}
+        else:
+            common["replacement"] = replacement
         trainer = _sft(p, model, processor, encoder, checkpoints, **common)
     trainer.remove_callback(PrinterCallback)
     return Training(trainer, processor, monitor, sealing, time_limit, checkpoints)
@@ -168,12 +176,15 @@ def _grpo(
 def _sft(
     p: RunParameters, model: Any, processor: Any, encoder: Encoder, folder: Path, **common: Any
 ) -> SparseSFTTrainer:
-    """The data set's answers are learnt."""
+    """The data set's answers, or a teacher's distributions over them, are learnt."""
+    kind: type[SparseSFTTrainer] = SparseSFTTrainer
+    if isinstance(p.objective, Distil):
+        kind, common["settings"] = DistilTrainer, p.objective
     if isinstance(p.objective, Sharpness):
         common["sharpness_weight"] = p.objective.weight
         common["measure"] = KINDS[p.objective.kind]
     count = p.train.steps * p.train.questions_per_step
-    return SparseSFTTrainer(
+    return kind(
         model,
         processor,
         sft_arguments(p, folder),
@@ -322,6 +333,7 @@ def save(
     record = _record(p)
     if record.block is None:
         note_trained(whole, record)
+    drop_curve(whole)  # the base model's, if it had one
     whole.save_pretrained(out, state_dict=weights)
     training.processor.save_pretrained(out)
     write_sparsity(out, record, provenance)

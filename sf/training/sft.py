@@ -40,7 +40,7 @@ __all__ = ["AnswerForward", "SparseSFTTrainer"]
 
 @dataclass
 class AnswerForward(PolicyForward):
-    """Gives log-probabilities and, in the entropies' place, whether a token is the likeliest.
+    """Gives each token's loss and, in the entropies' place, whether it is the likeliest one.
 
     Attributes:
         replacement: the attention that the model has for good; None: its own, with a selection.
@@ -58,11 +58,14 @@ class AnswerForward(PolicyForward):
 
     def _head(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
         scores = self._scores(inputs, width)
-        return scores.logps, scores.likeliest
+        return -scores.logps, scores.likeliest
 
 
 class SparseSFTTrainer(ResumableTrainer):
     """Maximum likelihood of the right answers.
+
+    Attributes:
+        measured_name: what the regulariser's value is logged as.
 
     Args:
         model: the model.
@@ -80,6 +83,8 @@ class SparseSFTTrainer(ResumableTrainer):
     Raises:
         ConfigError: a setting would not be honoured.
     """
+
+    measured_name = "sharpness"
 
     def __init__(
         self,
@@ -117,7 +122,7 @@ class SparseSFTTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        """Mean negative log-likelihood of the micro-batch's answers, () float32.
+        """Mean loss of the micro-batch's answers, () float32: the negative log-likelihood.
 
         The regulariser's gradient joins in the backward pass; its value is not part of the loss.
 
@@ -135,12 +140,12 @@ class SparseSFTTrainer(ResumableTrainer):
         forward = self._forward(model, answers)
         rows = torch.arange(len(answers.owner), device=answers.owner.device)
         with self.accelerator.autocast():
-            logps, likeliest = forward(
+            losses, likeliest = forward(
                 rows, answers.input_ids, answers.attention_mask, answers.width
             )
         mask = answers.answer_mask
-        nll = -(logps * mask).sum(1) / mask.sum(1)
-        loss = nll.mean()
+        of_answers = (losses * mask).sum(1) / mask.sum(1)
+        loss = of_answers.mean()
         self._require_finite(loss)
         correct = ((likeliest == 1) | (mask == 0)).all(1).float()
         ratios = torch.empty(len(forward.ratios[0][1]), len(rows), device=rows.device)
@@ -153,11 +158,12 @@ class SparseSFTTrainer(ResumableTrainer):
             **{f"token_ratio_layer/{at}": own for at, own in enumerate(ratios)},
         }
         if forward.measured:
-            figures["sharpness"] = torch.cat(forward.measured)  # in any order: a mean is logged
-        self._figures.add_rollouts(figures)
+            # In any order: a mean is logged.
+            figures[self.measured_name] = torch.cat(forward.measured)
+        self._observe(self._figures.add_rollouts(figures))
         tokens = answers.attention_mask.sum().reshape(1)
         self.state.num_input_tokens_seen += int(self._gather(tokens).sum())
-        self._show(answers, inputs["row"].tolist(), nll, figures)
+        self._show(answers, inputs["row"].tolist(), of_answers, figures)
         return loss
 
     def _forward(self, model: Any, answers: Answers) -> AnswerForward:
@@ -182,8 +188,11 @@ class SparseSFTTrainer(ResumableTrainer):
             replacement=self.replacement,
         )
 
+    def _observe(self, figures: dict[str, torch.Tensor]) -> None:
+        """Told the figures of all ranks' answers, by name (R,), after each micro-batch."""
+
     def _show(
-        self, answers: Answers, rows: list[int], nll: torch.Tensor, figures: dict[str, Any]
+        self, answers: Answers, rows: list[int], losses: torch.Tensor, figures: dict[str, Any]
     ) -> None:
         """The first question of a step that will be logged."""
         step = self.state.global_step + 1
@@ -200,7 +209,7 @@ class SparseSFTTrainer(ResumableTrainer):
                     "retention_p": round(answers.retention_p[at], 6),
                     "token_ratio": round(float(figures["token_ratio"][at]), 6),
                     "correct": float(figures["accuracy"][at]),
-                    "loss": round(float(nll[at].detach()), 6),
+                    "loss": round(float(losses[at].detach()), 6),
                     "solution": self.encoder.rows[rows[at]].solution,
                 }
                 for at in of_first_question

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sf.training.objectives import Pathwise
+from sf.training.objectives import Distil, Pathwise
 from sf.training.parameters import RunParameters
 
-__all__ = ["PathwiseWeight"]
+__all__ = ["LaggedWeight", "PathwiseWeight"]
 
 BAND = 0.4
 """The weight fades from this far above the target, relative to it, to 0 at the target."""
@@ -133,3 +134,73 @@ class PathwiseWeight:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Go on from `state_dict`."""
         self.dual = float(state["dual"])
+
+
+@dataclass
+class LaggedWeight:
+    """A weight that follows the token ratio of the step before, where a step's own comes too late.
+
+    The first step has none before it and takes the weight as it is.
+
+    Attributes:
+        weight: with a target; moved once a step.
+        current: the weight of the latest step.
+        total, rows: sum of the ratios observed since then, and their number; saved with each
+            checkpoint, as `current` is.
+    """
+
+    weight: PathwiseWeight
+    current: float = field(init=False)
+    total: float = 0.0
+    rows: int = 0
+    _step: int = -1
+
+    def __post_init__(self) -> None:
+        self.current = self.weight.weight
+
+    @classmethod
+    def of(cls, p: RunParameters) -> LaggedWeight:
+        """From the parameters."""
+        assert isinstance(p.objective, Distil)
+        own, steps = p.objective, p.train.steps
+        weight = PathwiseWeight(own.sparsity_weight, False, "even", "constant", steps)
+        weight.target, weight.dual_rate = own.target_token_ratio, own.dual_rate
+        return cls(weight)
+
+    def of_step(self, step: int) -> float:
+        """The weight of a step, which is the same for all its micro-batches.
+
+        Args:
+            step: steps finished before.
+        """
+        if step != self._step and self.rows:
+            self.current = self.weight.advance(step, self.total / self.rows)
+            self.total, self.rows = 0.0, 0
+        self._step = step
+        return self.current
+
+    def observe(self, figures: Mapping[str, Tensor], retention_p: float) -> Tensor:
+        """Note the token ratios of a micro-batch at a `retention_p`.
+
+        Args:
+            figures: `token_ratio` and `retention_p` of all ranks' rows, (R,) each.
+            retention_p: where the target is to be reached.
+
+        Returns:
+            the ratios of the rows at `retention_p`, perhaps none.
+        """
+        ratios = figures["token_ratio"][(figures["retention_p"] - retention_p).abs() < 1e-6]
+        self.total += float(ratios.double().sum())
+        self.rows += len(ratios)
+        return ratios
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        kept = {"current": self.current, "total": self.total, "rows": self.rows}
+        return {**self.weight.state_dict(), **kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.weight.load_state_dict({"dual": state["dual"]})
+        self.current, self.total = float(state["current"]), float(state["total"])
+        self.rows = int(state["rows"])

@@ -20,7 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 from sf.attention.decoder_hooks import unwrapped
 
-__all__ = ["TokenScores", "scored", "scores_of"]
+__all__ = ["TokenScores", "in_blocks", "replaced_head", "scored", "scores_of"]
+
+Head = Callable[[Tensor], Tensor]
+"""Hidden states (..., H) -> logits (..., V)."""
 
 BLOCK_LOGITS = 1 << 26
 """Logits of one block at most: 256 MiB in float32."""
@@ -76,17 +79,29 @@ def scored(
         temperature: the logits are divided by it.
         entropy_gradient: entropies have a gradient.
     """
+
+    def scores(head: Any, own: Head, hidden: Tensor) -> Tensor:
+        def block(part: Tensor, tokens: Tensor) -> Tensor:
+            given = scores_of(own(part), tokens, temperature, entropy_gradient=entropy_gradient)
+            return torch.stack(given, dim=-1)
+
+        return in_blocks(block, head.weight.shape[0], hidden[:, : targets.shape[1]], targets)
+
+    with replaced_head(model, scores):
+        yield
+
+
+@contextmanager
+def replaced_head(model: Any, forward: Callable[[Any, Head, Tensor], Tensor]) -> Iterator[None]:
+    """A forward in which the head gives what `forward` makes of the hidden states.
+
+    Args:
+        model: a causal language model, within PEFT or not.
+        forward: head, its own forward, hidden states (R, C, H) -> what the model gives as logits.
+    """
     head: Any = unwrapped(model).get_output_embeddings()
     own, held = head.forward, vars(head).get("forward")
-
-    def forward(hidden: Tensor) -> Tensor:
-        def block(part: Tensor, tokens: Tensor) -> Tensor:
-            scores = scores_of(own(part), tokens, temperature, entropy_gradient=entropy_gradient)
-            return torch.stack(scores, dim=-1)
-
-        return _in_blocks(block, hidden[:, : targets.shape[1]], targets, head.weight.shape[0])
-
-    vars(head)["forward"] = forward
+    vars(head)["forward"] = lambda hidden: forward(head, own, hidden)
     try:
         yield
     finally:
@@ -95,16 +110,23 @@ def scored(
             vars(head)["forward"] = held
 
 
-def _in_blocks(
-    block: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, targets: Tensor, vocabulary: int
-) -> Tensor:
-    """(R, C, 3) float32, the scores side by side."""
-    tokens = max(1, BLOCK_LOGITS // vocabulary)
-    if targets.numel() <= tokens:
-        return block(hidden, targets)
-    parts = zip(hidden.flatten(0, 1).split(tokens), targets.flatten().split(tokens), strict=True)
+def in_blocks(block: Callable[..., Tensor], logits: int, *inputs: Tensor) -> Tensor:
+    """`block` over parts of the tokens, each made anew in the backward pass.
+
+    Args:
+        block: parts of the inputs (n, ...) -> (n, values).
+        logits: that `block` makes of a token.
+        inputs: (R, C, ...).
+
+    Returns:
+        (R, C, values).
+    """
+    shape, tokens = inputs[0].shape[:2], max(1, BLOCK_LOGITS // logits)
+    if shape.numel() <= tokens:
+        return block(*inputs)
+    parts = zip(*(given.flatten(0, 1).split(tokens) for given in inputs), strict=True)
     if torch.is_grad_enabled():
-        done = [checkpoint(block, part, own, use_reentrant=False) for part, own in parts]
+        done = [checkpoint(block, *part, use_reentrant=False) for part in parts]
     else:
-        done = [block(part, own) for part, own in parts]
-    return torch.cat(done).view(*targets.shape, 3)
+        done = [block(*part) for part in parts]
+    return torch.cat(done).view(*shape, -1)

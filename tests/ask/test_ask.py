@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ import sf.cli
 from sf.ask import AskResult, answer, ask, choose_policy, load_media, overlay
 from sf.ask.media import bounds
 from sf.ask.text import render
+from sf.attention.ratio_curve import note_curve
 from sf.data import check, inspection
 from sf.errors import ConfigError, DataError, EnvironmentFault, SparsityForcingError
 from sf.mini.scenes import render as draw
@@ -225,7 +227,9 @@ BAD = [
     (["--video", "clip.mp4", "--fps", "0"], "video_fps"),
     (["--image", "scene.png", "--p", "0"], "(0, 1]"),
     (["--image", "scene.png", "--p", "1.5"], "[0, 1]"),
-    (["--image", "scene.png", "--p", "0.9", "--full"], "drop --p or --full"),
+    (["--image", "scene.png", "--p", "0.9", "--full"], "give one of --p, --token-ratio, --full"),
+    (["--image", "scene.png", "--token-ratio", "0"], "(0, 1]"),
+    (["--image", "scene.png", "--token-ratio", "nan"], "(0, 1]"),
     (["--image", "scene.png", "--question", "  "], "question"),
     (["--image", "scene.png", "--max-new-tokens", "0"], "max_new_tokens"),
     (["--image", "scene.png", "--device", "tpu"], "device"),
@@ -326,3 +330,29 @@ def test_text_says_the_figures_without_markup_or_unicode_where_there_is_none(tmp
 def test_the_command_line_starts_without_torch():
     code = "import sys, sf.cli; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_share_of_the_tokens_is_asked_for_in_place_of_p(files, tmp_path):
+    """The checkpoint's own curve gives p; without one the error says how to get it."""
+    given = {"image": files / "scene.png", "max_new_tokens": 2}
+    with pytest.raises(ConfigError, match=r"token_ratio = 0.25.*no curve.*sf curve.*--p"):
+        ask(files / "model", QUESTION, policy=choose_policy(None, False, 0.25), **given)
+    folder = tmp_path / "model"
+    shutil.copytree(files / "model", folder)
+    note_curve(folder, [(0.5, 0.2), (0.9, 0.6)])
+    result = ask(folder, QUESTION, policy=choose_policy(None, False, 0.4), **given)
+    same = ask(folder, QUESTION, policy=TopP(p=0.7), **given)
+    assert (result.p, result.asked) == (pytest.approx(0.7), 0.4)
+    assert (same.p, same.asked) == (0.7, None)
+    assert result.layer_ratios == same.layer_ratios
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(render(result, console))
+    assert f"{100 * result.token_ratio:.1f} % of the prompt" in capture.get()
+    assert "(p = 0.7); asked for 40.0 %" in capture.get()
+
+
+@pytest.mark.parametrize("given", [(0.5, True, None), (0.5, False, 0.3), (None, True, 0.3)])
+def test_one_way_to_say_how_much_is_kept(given):
+    with pytest.raises(ConfigError, match="give one of --p, --token-ratio, --full"):
+        choose_policy(*given)

@@ -30,6 +30,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "one group": EIGHT,
     "straddling": STRADDLING,
     "zipvl_sft": {"objective": "zipvl_sft", "questions_per_step": 1},
+    "distil": {"objective": "distil", "retention_p": [0.5, 0.9, 0.5, 0.9]},
     "sharpness": {"objective": "sharpness", "weight": 2.0},
     "nsa": {"objective": "nsa"},
 }
@@ -42,6 +43,8 @@ DIVIDED: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
         "shared prompts": ("straddling", {}),
         "zipvl_sft": ("zipvl_sft", {}),
         "sharpness": ("sharpness", {}),
+        "distil": ("distil", {"rollouts_per_forward": 2}),
+        "fsdp, distil": ("distil", SHARDED | {"rollouts_per_forward": 2}),
         "fsdp": ("straddling", {"sharding": "fsdp"}),
         "fsdp, accumulated": ("one group", SHARDED | {"rollouts_per_forward": 1}),
         "fsdp, nsa": ("nsa", SHARDED),
@@ -53,7 +56,17 @@ DIVIDED: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
 }
 """Ranks -> name -> the case on one rank that it must equal, further changes."""
 SAME = {"reward", "token_ratio", "efficiency", "gate", "completion_tokens", "retention_p"}
-ROUNDED = {"loss", "grad_norm", "kl", "entropy", "effective_ratio", "sharpness"}
+ROUNDED = {
+    "loss",
+    "grad_norm",
+    "kl",
+    "entropy",
+    "effective_ratio",
+    "sharpness",
+    "sparsity_term",
+    "pathwise_weight",
+    "pathwise_ratio",
+}
 
 
 def steps(base: Path, folder: Path, size: int) -> None:

@@ -134,8 +134,9 @@ class FailingLog(Log):
     "changes",
     [{"retention_p": {"low": 0.0, "high": 1.0}},
      {"objective": "pathwise",
-      "pathwise": {"gate": False, "target": {"token_ratio": 0.25, "dual_rate": 2.0}}}],
-    ids=["uniform", "pathwise target"],
+      "pathwise": {"gate": False, "target": {"token_ratio": 0.25, "dual_rate": 2.0}}},
+     {"objective": "distil"}],
+    ids=["uniform", "pathwise target", "distil"],
 )  # fmt: skip
 def test_drawn_levels_and_the_dual_variable_go_on(
     base: Path, rows: list[Row], tmp_path: Path, changes: dict
@@ -154,7 +155,7 @@ def test_drawn_levels_and_the_dual_variable_go_on(
     for figure in ("retention_p", "token_ratio", "loss", "grad_norm", "pathwise_weight"):
         assert whole.get(figure) == parts.get(figure), figure
     assert all(torch.equal(weights[name], again[name]) for name in weights)
-    assert "pathwise" not in changes or whole["pathwise_weight"] > 1.0
+    assert whole.get("pathwise_weight", 2.0) > 1.0
 
 
 def test_damaged_checkpoint_is_passed_over(

@@ -55,6 +55,14 @@ COLLAPSE = {"accuracy": 0.5, "token_ratio": 0.1, "entropy": 0.02}
 SETTINGS: dict[str, dict[str, Any]] = {
     "sparsity_forcing": GRPO,
     "pathwise": {**GRPO, "pathwise": TERM},
+    "distil": {
+        **ROLLOUTS,
+        "target_token_ratio": 0.25,
+        "hidden_weight": 0.3,
+        "sparsity_weight": 2.0,
+        "sparsity_measure": "effective",
+        "dual_rate": 2.0,
+    },
     "zipvl_sft": ROLLOUTS,
     "sharpness": {"kind": "entropy", "weight": 0.1},
     "moba": {"top_k": 2, "block": 4},

@@ -1,0 +1,128 @@
+"""The p -> token ratio curve that a checkpoint carries, for `sf.Budget`.
+
+Measured by prefill alone, on rows that neither train nor judge the model (the calibration split).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from sf import ranks
+from sf.attention.ratio_curve import Curve, curve_of, note_curve
+from sf.attention.trained import record_of
+from sf.baselines import resolve_point
+from sf.errors import ConfigError
+from sf.evaluation.answer import Answer, Setting, answers_under
+from sf.evaluation.resumable_log import ResumableLog
+
+if TYPE_CHECKING:
+    from sf.data.manifest import Row
+    from sf.data.prompts import Template
+    from sf.sections import Runtime, Vision
+
+__all__ = [
+    "GRID",
+    "CurveRequest",
+    "add_ratio_curve",
+    "measure_ratio_curve",
+    "runs_under_p",
+    "spread",
+]
+
+GRID = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.965, 0.975, 0.985, 0.99, 0.995, 0.999)
+"""Dense where the ratio rises fast; between two points it is interpolated."""
+
+ROWS = 128
+"""At most: the mean ratio of so many prompts is known to about a point."""
+
+
+@dataclass(frozen=True)
+class CurveRequest:
+    """What the curve is measured on.
+
+    Attributes:
+        rows: manifest rows.
+        vision: pixel and frame bounds.
+        runtime: device and dtype.
+        template: prompt template.
+        batch: prompts in a forward at most.
+    """
+
+    rows: Sequence[Row]
+    vision: Vision
+    runtime: Runtime
+    template: Template
+    batch: int
+
+
+def runs_under_p(checkpoint: Path) -> bool:
+    """Whether it has a curve: it was trained under top-p, or is a base model."""
+    record = record_of(checkpoint)
+    return record is None or record.method == "zipvl"
+
+
+def spread(rows: Sequence[Row], count: int) -> list[Row]:
+    """At most `count` rows, evenly spaced over the manifest."""
+    step = max(1.0, len(rows) / count)
+    return [rows[int(at * step)] for at in range(min(count, len(rows)))]
+
+
+def add_ratio_curve(checkpoint: Path, request: CurveRequest, log: Path) -> Curve:
+    """Measure the curve and write it into the checkpoint's config.json and `sparsity.json`.
+
+    Several ranks measure a part of the rows each; the first one writes.
+
+    Args:
+        checkpoint: folder, whole on all ranks.
+        request: what it is measured on.
+        log: folder of what a killed call has measured, which this one goes on with.
+
+    Returns:
+        the curve.
+
+    Raises:
+        ConfigError: no rows, or an attention without a p.
+    """
+    from sf.models import load_model, load_processor
+
+    if not request.rows:
+        raise ConfigError("rows", 0, "the curve is measured on them", "prepare some")
+    if not runs_under_p(checkpoint):
+        raise ConfigError("checkpoint", str(checkpoint), "was trained with a method without p")
+    model = load_model(checkpoint, dtype=request.runtime.dtype, device=request.runtime.device)
+    processor = load_processor(checkpoint)
+    own = spread(request.rows, ROWS)[ranks.rank() :: ranks.world_size()]
+    points: dict[Setting, object] = {(p,): resolve_point(model, p) for p in GRID}
+    answered = answers_under(
+        model,
+        processor,
+        own,
+        request.vision,
+        points,
+        ResumableLog(Answer, log / f"ratio_curve_{ranks.rank()}.jsonl"),
+        batch=request.batch,
+        max_new_tokens=1,
+        template=request.template,
+        cutoff=1.0,
+        title="token ratios",
+    )
+    parts = ranks.gathered([(float(p), answer.token_ratio) for (p,), _, answer in answered])
+    ratios: dict[float, list[float]] = {p: [] for p in GRID}
+    for p, ratio in itertools.chain(*parts):
+        ratios[p].append(ratio)
+    if ranks.rank() == 0:
+        note_curve(checkpoint, [(p, fmean(values)) for p, values in ratios.items()])
+    ranks.meet()
+    return curve_of(checkpoint)
+
+
+def measure_ratio_curve(checkpoint: Path, request: CurveRequest) -> Curve:
+    """`add_ratio_curve` without a place for what a killed call has measured."""
+    with TemporaryDirectory() as folder:
+        return add_ratio_curve(checkpoint, request, Path(folder))

@@ -1,0 +1,97 @@
+"""The curve that a checkpoint carries, and what a budget that is read off it keeps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from picture_rows import picture_row
+from scripted import BOUNDS
+
+import sf
+from sf.attention.ratio_curve import curve_of
+from sf.attention.trained import TrainedAttention, note_trained, record_of, write_sparsity
+from sf.config import Runtime, Vision
+from sf.data.manifest import Row
+from sf.data.prompts import messages
+from sf.data.vision import encode
+from sf.errors import ConfigError
+from sf.evaluation.ratio_curve import GRID, CurveRequest, measure_ratio_curve, spread
+from sf.mini.scenes import render, sample_scene
+from sf.models import load_model, load_processor
+
+VISION = Vision(**BOUNDS)  # type: ignore[arg-type]
+RUNTIME = Runtime(device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    """Pictures of different sizes."""
+    place, rng = tmp_path_factory.mktemp("rows"), np.random.default_rng(4)
+    for at in range(24):
+        render(sample_scene(rng, rows=3 + at % 3, cols=4)).save(place / f"{at}.png")
+    return [picture_row(place, f"{at}.png") for at in range(24)]
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint under top-p, as training leaves it."""
+    path = tmp_path_factory.mktemp("curve")
+    model, record = load_model(checkpoints["qwen2_5_vl"]), TrainedAttention("zipvl", 0.975)
+    note_trained(model, record)
+    model.save_pretrained(path)
+    load_processor(checkpoints["qwen2_5_vl"]).save_pretrained(path)
+    write_sparsity(path, record, {"objective": "distil"})
+    return path
+
+
+def kept(folder: Path, rows: list[Row], policy: sf.Budget) -> float:
+    """Mean token ratio of prefills, one row at a time."""
+    model, processor = load_model(folder), load_processor(folder)
+    ratios = []
+    for row in rows:
+        inputs = encode(processor, [messages(row, "answer")], VISION)
+        with sf.sparsify(model, policy) as trace, torch.no_grad():
+            model(**inputs)
+        ratios.append(float(trace.token_ratio))
+    return sum(ratios) / len(ratios)
+
+
+def test_a_budget_is_met_on_other_rows(folder: Path, rows: list[Row]) -> None:
+    """Within two points of the ratio, half of the rows measured, the other half asked."""
+    request = CurveRequest(rows[::2], VISION, RUNTIME, "answer", batch=5)
+    curve = measure_ratio_curve(folder, request)
+    assert [p for p, _ in curve] == list(GRID)
+    assert curve == curve_of(folder) == curve_of(load_model(folder))
+    assert record_of(folder) == TrainedAttention("zipvl", 0.975)
+    beside = json.loads((folder / "sparsity.json").read_text(encoding="utf-8"))
+    assert [tuple(point) for point in beside["token_ratio_curve"]] == list(curve)
+    least = curve[0][1]
+    for share in (0.1, 0.4, 0.8):
+        ratio = least + share * (0.95 - least)
+        assert kept(folder, rows[1::2], sf.Budget(ratio)) == pytest.approx(ratio, abs=0.02)
+    assert kept(folder, rows[1:2], sf.Budget(1.0)) == 1
+
+
+def test_rows_are_taken_from_the_whole_manifest(rows: list[Row]) -> None:
+    assert spread(rows, 4) == rows[::6]
+    assert spread(rows, 100) == rows
+    assert len({row.id for row in spread(rows, 7)}) == 7
+
+
+def test_no_rows_or_no_p_is_one_error(
+    checkpoints: dict[str, Path], rows: list[Row], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="rows"):
+        measure_ratio_curve(
+            checkpoints["qwen2_vl"], CurveRequest([], VISION, RUNTIME, "answer", batch=1)
+        )
+    copy = tmp_path / "threshold"
+    shutil.copytree(checkpoints["qwen2_vl"], copy)
+    write_sparsity(copy, TrainedAttention("threshold", 0.01), {})
+    with pytest.raises(ConfigError, match="without p"):
+        measure_ratio_curve(copy, CurveRequest(rows, VISION, RUNTIME, "answer", batch=1))
