@@ -85,7 +85,7 @@ def measure(shape: str, home: Path, work: Path, arguments: argparse.Namespace) -
     """Seconds a run of each variant, and the overhead."""
     path = work / shape
     checkpoint(shape, path)
-    first = SparseChatModel(str(path), media="lmms_eval", **BOUNDS)
+    first = SparseChatModel(str(path), media="lmms_eval", opened=True, **BOUNDS)
     theirs = Builtin(
         str(path),
         device="cpu",
@@ -109,7 +109,9 @@ def measure(shape: str, home: Path, work: Path, arguments: argparse.Namespace) -
     run(first)  # warm, and the replies that the built-in's must equal
     for repeat in range(arguments.repeats + 1):
         records = work / "records" / f"{shape}{repeat}"
-        ours = SparseChatModel(str(path), media="lmms_eval", records=str(records), **BOUNDS)
+        ours = SparseChatModel(
+            str(path), media="lmms_eval", records=str(records), opened=True, **BOUNDS
+        )
         order = [("built-in", theirs), ("ours", ours), ("again", theirs)]
         random.shuffle(order)
         for name, lm in order:

@@ -36,7 +36,7 @@ pairs = [(p.name, "video" if p.suffix == ".mp4" else "image") for p in sorted(ro
 vision = sf.config.Vision(
     image_min_pixels=3136, image_max_pixels=401408, video_min_pixels=3136,
     video_max_pixels=100352, video_max_frames=16, video_fps=2.0)
-old = not hasattr(check, "check_one")
+old = not hasattr(check, "TIME_LIMIT_S")
 media = [SimpleNamespace(media=m, data_type=t) for m, t in pairs] if old else pairs
 began = time.perf_counter()
 facts = check.check_media(root, media, vision, check.MediaLog(log), workers)

@@ -118,7 +118,6 @@ class Prepare(Section):
     heldout_share: Fraction = Field(description="of the media, by hash")
     calibration_rows: Positive = Field(description="of its share, at most")
     heldout_rows: Positive = Field(description="of its share, at most")
-    media_check: bool = Field(description="open every image and video once")
     max_reject_share: Fraction = Field(description="of the rows; more rejected ones are an error")
 
     @model_validator(mode="after")

@@ -102,9 +102,9 @@ def check_decodable(kind: Kind, path: str | Path, vision: Vision) -> None:
     Raises:
         DataError: it cannot be decoded.
     """
-    from sf.data.check import check_one
+    from sf.data.check import media_faults
 
-    error = check_one(path, kind, vision)
+    (error,) = media_faults([(path, kind)], vision)
     if error:
         raise DataError(kind, str(path), error, "fetch the file again or leave it out")
 

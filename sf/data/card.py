@@ -99,12 +99,9 @@ def write_card(folder: Path, done: Prepared, vision: Vision, seed: int) -> None:
     figures = folder / "figures"
     card_figures.counts_picture(done.splits, figures)
     card_figures.source_picture(rows, figures, LARGEST_SOURCES)
-    examples: list[str] = []
-    if done.checked:
-        card_figures.length_picture(rows, figures)
-        shown = done.splits["train"]
-        root = done.source.root
-        examples = card_figures.example_pictures(shown, root, figures, vision, seed)
+    card_figures.length_picture(rows, figures)
+    shown, root = done.splits["train"], done.source.root
+    examples = card_figures.example_pictures(shown, root, figures, vision, seed)
     lines = [
         *_overview(done, rows, counts),
         *_sources(rows),
@@ -160,8 +157,6 @@ def _revision(done: Prepared) -> list[str]:
 
 
 def _copies(done: Prepared) -> str:
-    if not done.checked:
-        return "Media were not opened: copies under other names count as other media."
     return (
         f"Media are told apart by their bytes: {done.source.found.num_copies:,} files are copies "
         "of another one and on its side."
@@ -187,9 +182,7 @@ def _lengths(done: Prepared, lengths: pd.DataFrame, vision: Vision) -> list[str]
         lengths.to_markdown(index=False, floatfmt=",.4g"),
         "",
     ]
-    if done.checked:
-        return [*lines, "![Visual tokens and durations](figures/lengths.png)", ""]
-    return [*lines, "Media were not opened (`media_check: false`): their sizes are unknown.", ""]
+    return [*lines, "![Visual tokens and durations](figures/lengths.png)", ""]
 
 
 def _rejects(done: Prepared) -> list[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sf.data.budget import visual_tokens
 from sf.data.manifest import Row
-from sf.data.media import media_size
+from sf.data.media import media_size, num_decoders
 from sf.data.media_facts import FOUND, MediaFacts, media_key
 from sf.data.schema import RowError
 from sf.errors import DataError
@@ -28,7 +28,7 @@ from sf.progress import progress
 if TYPE_CHECKING:
     from sf.sections import Vision
 
-__all__ = ["MediaLog", "apply_facts", "check_media", "check_one"]
+__all__ = ["MediaLog", "apply_facts", "check_media", "media_faults"]
 
 TIME_LIMIT_S = 120.0
 _BYTES_PER_S = 2**20  # a file may take so much longer than that
@@ -106,10 +106,17 @@ def _in_parallel(
             yield facts
 
 
-def check_one(path: Path | str, data_type: str, vision: Vision) -> str:
-    """Why one image or video cannot be used; "" if it can."""
-    (facts,) = _in_parallel(Path("/"), [(str(Path(path).absolute()), data_type)], vision, 1)
-    return facts.error
+def media_faults(media: Sequence[tuple[Path | str, str]], vision: Vision) -> list[str]:
+    """Why images and videos cannot be used, "" where they can; nothing is remembered.
+
+    Args:
+        media: paths, with "image" or "video".
+        vision: pixel and frame bounds.
+    """
+    todo = [(str(Path(path).absolute()), data_type) for path, data_type in media]
+    facts = _in_parallel(Path("/"), list(dict.fromkeys(todo)), vision, num_decoders())
+    errors = {(each.media, each.data_type): each.error for each in facts}
+    return [errors[pair] for pair in todo]
 
 
 def check_media(

@@ -27,7 +27,7 @@ from sf.isolation import CHILD_GIB
 if TYPE_CHECKING:
     from sf.sections import Vision
 
-__all__ = ["inspect", "inspect_picture"]
+__all__ = ["inspect", "inspect_picture", "read_picture"]
 
 PIL.Image.init()
 
@@ -80,12 +80,22 @@ def inspect_picture(content: bytes, name: str, vision: Vision) -> str:
     Returns:
         Why it cannot be used; "" if it can.
     """
+    image = read_picture(content, name)
+    if isinstance(image, str):
+        return image
+    try:
+        visual_tokens("image", image.width, image.height, 1, 1.0, vision)
+    except DataError as error:
+        return error.rule
+    return ""
+
+
+def read_picture(content: bytes, name: str) -> PIL.Image.Image | str:
+    """An image of a table, or why it cannot be decoded; `content` and `name` as above."""
     try:
         with _quiet():
-            image, _ = decode_image(io.BytesIO(content), name)
-        visual_tokens("image", image.width, image.height, 1, 1.0, vision)
+            return decode_image(io.BytesIO(content), name)[0]
     except DataError as error:
         return error.rule
     except MemoryError:
         return f"decoding it takes more than {CHILD_GIB:g} GiB"
-    return ""

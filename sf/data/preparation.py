@@ -66,7 +66,6 @@ class Prepared:
         reserve: rows on held-out sides that no manifest holds.
         leaks: media names shared with the benchmarks.
         leakage: one sentence about that.
-        checked: whether media were opened.
     """
 
     source: Source
@@ -74,7 +73,6 @@ class Prepared:
     reserve: list[Row]
     leaks: list[Leak]
     leakage: str
-    checked: bool
 
 
 def _select(found: Collected, selection: Selection) -> Collected:
@@ -159,28 +157,26 @@ def open_source(
     return _from_folder(Path(source), selection, Path(source).name)
 
 
-def use_media(source: Source, vision: Vision, *, check: bool, log: MediaLog) -> None:
-    """Find the media of all rows and, with `check`, open each once; rows without become rejects.
+def use_media(source: Source, vision: Vision, log: MediaLog) -> None:
+    """Find the media of all rows and open each once; rows without become rejects.
 
-    Media that were opened are told apart by their bytes from then on, not by their names.
+    Media are told apart by their bytes from then on, not by their names.
 
     Args:
         source: its rows get media references, facts and visual tokens.
         vision: pixel and frame bounds.
-        check: open media; else only their existence is checked.
         log: facts that earlier calls found.
     """
     located = locate_rows(source.found.rows, MediaRoot(source.root))
     source.found.drop(located.faults, located.rows)
-    if check:
-        rows = source.found.rows
-        media = [(row.media, row.data_type) for row in rows]
-        facts = check_media(source.root, media, vision, log, num_decoders())
-        good, faults = apply_facts(rows, facts, vision)
-        source.found.drop(faults, good)
-        digests = {row.media: facts[row.media, row.data_type].digest for row in good}
-        source.found.groups = {row.id: digests[row.media] for row in good}
-        source.found.num_copies = len(digests) - len(set(digests.values()))
+    rows = source.found.rows
+    media = [(row.media, row.data_type) for row in rows]
+    facts = check_media(source.root, media, vision, log, num_decoders())
+    good, faults = apply_facts(rows, facts, vision)
+    source.found.drop(faults, good)
+    digests = {row.media: facts[row.media, row.data_type].digest for row in good}
+    source.found.groups = {row.id: digests[row.media] for row in good}
+    source.found.num_copies = len(digests) - len(set(digests.values()))
 
 
 def drop_leaks(found: Collected, benchmarks: Path | None) -> tuple[list[Leak], str]:

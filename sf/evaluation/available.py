@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyarrow import ArrowInvalid, parquet
-
+from sf.data.check import time_limit_s
+from sf.data.media import num_decoders
 from sf.errors import DataError, EnvironmentFault
 from sf.evaluation.benchmarks import Benchmark, Task
+from sf.evaluation.table_check import table_fault
 from sf.evaluation.tasks import benchmark_home, build_task, repository_folder
+from sf.isolation import Lost, run_isolated
 
 __all__ = ["Missing", "fetch_from_hub", "missing_in", "missing_in_hub_cache", "refuse"]
 
@@ -93,17 +95,16 @@ def _lacks(home: Path | None, task: Task) -> str:
 
 
 def _bad_parquet(folder: Path) -> str:
-    """What is wrong with a dataset's files; datasets itself fails on one without a row."""
+    """What is wrong with a dataset's files, read in worker processes."""
     files = sorted(folder.rglob("*.parquet"))
     if not files:
         return f"no parquet file in {folder}"
-    for file in files:
-        try:
-            rows = parquet.read_metadata(file).num_rows
-        except (OSError, ArrowInvalid) as error:
-            return f"{file} cannot be read ({str(error).splitlines()[0]})"
-        if rows == 0:
-            return f"{file} holds no row"
+    calls = [(str(file),) for file in files]
+    limits = [time_limit_s(file) for file in files]
+    for at, fault in run_isolated(table_fault, calls, limits, workers=num_decoders()):
+        if fault:
+            reason = f"cannot be read ({fault.reason})" if isinstance(fault, Lost) else fault
+            return f"{files[at]} {reason}"
     return ""
 
 
@@ -114,6 +115,8 @@ def _absent_videos(task: Task, lmms_task: Any) -> str:
             lmms_task.doc_to_visual(row)
         except SystemExit as error:  # how task modules say that a video is missing
             absent.append(str(error).removeprefix("video path:").split(" does not exist")[0])
+        except Exception:  # noqa: BLE001 - a bad row: `readable.unreadable_rows` names it
+            continue
     if not absent:
         return ""
     more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""

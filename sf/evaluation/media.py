@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sf.sections import Vision
 
-__all__ = ["encode_as_lmms_eval"]
+__all__ = ["decord_faults", "encode_as_lmms_eval"]
 
 Conversation = Sequence[dict[str, Any]]
 
@@ -67,21 +67,41 @@ def encode_as_lmms_eval(
 
 
 def _loaded(conversations: Sequence[Conversation], vision: Vision) -> list[tuple[Any, Any]]:
-    """Images and videos of each conversation; decord may hang on damaged files, or crash."""
+    """Images and videos of each conversation."""
+    loaded: dict[int, tuple[Any, Any]] = {}
+    for index, found in _load_isolated(conversations, vision):
+        if isinstance(found, str):
+            name = ", ".join(_paths(conversations[index])) or "an image in memory"
+            remedy = "leave the row out, or use media=training"
+            raise DataError("media", name, f"decord cannot read it: {found}", remedy)
+        loaded[index] = found
+    return [loaded[index] for index in range(len(conversations))]
+
+
+def decord_faults(conversations: Sequence[Conversation], vision: Vision) -> list[str]:
+    """Why the media of conversations cannot be read in this way; "" where they can."""
+    faults = [""] * len(conversations)
+    for index, found in _load_isolated(conversations, vision):
+        if isinstance(found, str):
+            names = "".join(f"{path}: " for path in _paths(conversations[index]))
+            faults[index] = f"{names}decord cannot read it: {found}"
+    return faults
+
+
+def _paths(conversation: Conversation) -> list[str]:
+    return [part["path"] for turn in conversation for part in turn["content"] if "path" in part]
+
+
+def _load_isolated(
+    conversations: Sequence[Conversation], vision: Vision
+) -> Iterator[tuple[int, tuple[Any, Any] | str]]:
+    """Media by index, or why there are none; decord may hang on damaged files, or crash."""
     from sf.evaluation import qwen_vl_media
 
-    paths = [
-        [part["path"] for turn in talk for part in turn["content"] if "path" in part]
+    seconds = [
+        sum((time_limit_s(Path(path)) for path in _paths(talk)), TIME_LIMIT_S)
         for talk in conversations
     ]
-    seconds = [sum((time_limit_s(Path(path)) for path in some), TIME_LIMIT_S) for some in paths]
     calls = [(talk, vision) for talk in conversations]
-    loaded: dict[int, tuple[Any, Any]] = {}
     for index, found in run_isolated(qwen_vl_media.load, calls, seconds, workers=num_decoders()):
-        reason = found.reason if isinstance(found, Lost) else found
-        if isinstance(reason, str):
-            name = ", ".join(paths[index]) or "an image in memory"
-            remedy = "leave the row out, or use media=training"
-            raise DataError("media", name, f"decord cannot read it: {reason}", remedy)
-        loaded[index] = found
-    return [loaded[index] for index in range(len(calls))]
+        yield index, found.reason if isinstance(found, Lost) else found

@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,10 +35,11 @@ from sf.evaluation.media import encode_as_lmms_eval
 from sf.evaluation.question import Question, limit_of, question_of
 from sf.evaluation.records import Record, record_log
 from sf.evaluation.resumable_log import ResumableLog
+from sf.evaluation.unopened import empty_replies, media_in_workers, screened
 from sf.extras import extra
 from sf.models import load_model, load_processor
 from sf.models.load import load_config
-from sf.progress import Progress, progress
+from sf.progress import progress
 from sf.sections import Vision
 
 with extra("eval"):
@@ -74,6 +77,9 @@ class SparseChatModel(lmms):
         video_max_frames, video_fps: the frame rule.
         media: "training", or "lmms_eval" for the built-in class's sampling and resizing.
         records: folder of the records; "" keeps them in memory, and a killed run starts anew.
+        opened: all media were opened before, as the `benchmarks` stage does. Else each is decoded
+            in a worker process first, and a row that cannot be read is named in a warning and gets
+            an empty reply; `datasets` and OpenCV decode in workers until `clean` is called.
 
     Raises:
         ConfigError: an unknown method, a value out of its range, bounds in the wrong order.
@@ -100,6 +106,7 @@ class SparseChatModel(lmms):
         video_fps: float = 2.0,
         media: Literal["training", "lmms_eval"] = "training",
         records: str = "",
+        opened: bool = False,
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
@@ -132,6 +139,10 @@ class SparseChatModel(lmms):
         self._records_folder = Path(records) if records else None
         self._log: ResumableLog[Record] | None = None
         self._answered: dict[str, dict[int, Record]] = {}
+        self._opened = opened
+        self._until_cleaned = ExitStack()
+        if not opened:  # lmms-eval decodes the first row of each task before it asks anything
+            self._until_cleaned.enter_context(media_in_workers())
 
     @property
     def device(self) -> torch.device:
@@ -156,6 +167,7 @@ class SparseChatModel(lmms):
 
     def clean(self) -> None:
         """Keep the model: lmms-eval's own would delete it, and one model serves several calls."""
+        self._until_cleaned.close()
 
     def answered(self, task: str) -> list[Record]:
         """The records of this object's last call for a task, in the order of the data."""
@@ -169,16 +181,30 @@ class SparseChatModel(lmms):
         fell.
         """
         records: dict[int, Record] = {}
+        refused: dict[int, str] = {}
         for request in requests:
             self._answered[request.args[4]] = {}
         title = requests[0].args[4] if requests else "no requests"
         with progress(f"{title} {self.method}", len(requests)) as bar:
             for members in self._batches(requests):
-                questions = [question_of(requests[i], self.task_dict) for i in members]
-                for index, record in zip(members, self._answers(questions, bar), strict=True):
-                    records[index] = record
+                questions, faults = self._questions([requests[i] for i in members])
+                refused |= {members[at]: fault for at, fault in faults.items()}
+                answers = self._answers(list(questions.values())) if questions else []
+                for at, record in zip(questions, answers, strict=True):
+                    records[members[at]] = record
                     self._answered[record.task][record.doc_id] = record
-        return [_result(records[index]) for index in range(len(requests))]
+                bar.advance(len(members))
+        if refused:
+            warnings.warn(empty_replies(requests, refused), stacklevel=2)
+        return [_result(records.get(index)) for index in range(len(requests))]
+
+    def _questions(
+        self, requests: Sequence[Instance]
+    ) -> tuple[dict[int, Question], dict[int, str]]:
+        """Questions by index, and why the other requests cannot be answered."""
+        if self._opened:
+            return {at: question_of(each, self.task_dict) for at, each in enumerate(requests)}, {}
+        return screened(requests, self.task_dict, self.processor, self.vision, self.media)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not offered: the thirteen benchmarks generate."""
@@ -197,7 +223,7 @@ class SparseChatModel(lmms):
             for start in range(0, len(group), self.batch_size):
                 yield group[start : start + self.batch_size]
 
-    def _answers(self, questions: Sequence[Question], bar: Progress) -> list[Record]:
+    def _answers(self, questions: Sequence[Question]) -> list[Record]:
         keys = [(q.task, q.doc_id, q.source) for q in questions]
         known = [self.log.get(key) for key in keys]
         records = [record for record in known if record is not None]
@@ -205,7 +231,6 @@ class SparseChatModel(lmms):
             records = self._generate(questions)
             fresh = zip(keys, records, known, strict=True)
             self.log.add({key: record for key, record, old in fresh if old is None})
-        bar.advance(len(questions))
         return records
 
     def _generate(self, questions: Sequence[Question]) -> list[Record]:
@@ -286,7 +311,9 @@ class SparseChatModel(lmms):
         return size
 
 
-def _result(record: Record) -> GenerationResult:
+def _result(record: Record | None) -> GenerationResult:
+    if record is None:
+        return GenerationResult(text="", token_counts=SparseCounts())
     counts = SparseCounts(
         input_tokens=record.prompt_tokens,
         output_tokens=record.new_tokens,

@@ -5,14 +5,15 @@ The module loads both when it is imported, which a worker does once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sf.extras import extra
 
 with extra("eval"):
     import decord
-    from qwen_vl_utils import process_vision_info
+    from qwen_vl_utils import process_vision_info, vision_process
 
 if TYPE_CHECKING:
     from sf.sections import Vision
@@ -43,12 +44,25 @@ def load(talk: Sequence[dict[str, Any]], vision: Vision) -> tuple[Any, Any] | st
         for part in (part for turn in turns for part in turn["content"]):
             if part["type"] == "video":
                 part["nframes"] = _frames(part["video"], vision.video_max_frames)
-        images, videos, _ = process_vision_info(
-            turns, return_video_kwargs=True, return_video_metadata=True
-        )
+        with _decord_alone():
+            images, videos, _ = process_vision_info(
+                turns, return_video_kwargs=True, return_video_metadata=True
+            )
     except _DAMAGE as error:
         return f"{type(error).__name__}: {error}".strip().splitlines()[0]
     return images, videos
+
+
+@contextmanager
+def _decord_alone() -> Iterator[None]:
+    """Within it decord's error is not hidden by torchvision's reader, which is gone since 0.26."""
+    readers = vision_process.VIDEO_READER_BACKENDS
+    other = readers["torchvision"]
+    readers["torchvision"] = readers["decord"]
+    try:
+        yield
+    finally:
+        readers["torchvision"] = other
 
 
 def _part(part: dict[str, Any], vision: Vision) -> dict[str, Any]:

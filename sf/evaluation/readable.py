@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sf.data.check import TIME_LIMIT_S, MediaLog, check_media
 from sf.data.control_tokens import QWEN
 from sf.data.images import as_rgb, decode_image
-from sf.data.media import num_decoders
+from sf.data.media import num_decoders, open_media
 from sf.errors import DataError
 from sf.evaluation.benchmarks import Task
 from sf.extras import extra
@@ -32,17 +32,19 @@ if TYPE_CHECKING:
     from sf.sections import Vision
 
 __all__ = [
+    "LoadedImage",
     "decode_by_loader",
     "evaluated_rows",
     "images_unseen",
     "leave_out",
+    "picture_content",
     "unreadable_rows",
 ]
 
 _ROWS = 64  # whose images are in memory at once
 
 
-class _LoadedImage(Image):
+class LoadedImage(Image):
     """The images of a column, decoded by `sf.data.images`."""
 
     def decode_example(
@@ -50,12 +52,35 @@ class _LoadedImage(Image):
     ) -> PIL.Image.Image:
         if not isinstance(value, dict):
             return as_rgb(value)
-        return decode_image(io.BytesIO(_content(value)), value["path"] or "an image of a table")[0]
+        name = value["path"] or "an image of a table"
+        return decode_image(io.BytesIO(picture_content(value)), name)[0]
 
 
-def _content(value: dict[str, Any]) -> bytes:
+class BlankImage(Image):
+    """The images of a column, none of which is decoded."""
+
+    def decode_example(self, value: Any, token_per_repo_id: Any = None) -> PIL.Image.Image:
+        import PIL.Image
+
+        return PIL.Image.new("RGB", (28, 28))
+
+
+def picture_content(value: dict[str, Any]) -> bytes:
+    """The bytes of an image of a table.
+
+    Args:
+        value: the cell: bytes, or the path of a file of its own.
+
+    Raises:
+        DataError: it holds neither, or the file cannot be read.
+    """
     content: bytes | None = value["bytes"]
-    return Path(value["path"]).read_bytes() if content is None else content
+    if content is not None:
+        return content
+    if value["path"] is None:
+        raise DataError("image", None, "its cell holds neither bytes nor a path", "drop the row")
+    with open_media(value["path"]) as stream:
+        return stream.read()
 
 
 def _as(feature: Any, make: Callable[[], Image]) -> Any:
@@ -82,10 +107,8 @@ def images_unseen() -> Iterator[None]:
 
     lmms-eval decodes a task's first row to see its columns: a damaged image would end the task.
     """
-    import PIL.Image
-
     decode = Image.decode_example
-    Image.decode_example = lambda *_, **__: PIL.Image.new("RGB", (28, 28))
+    Image.decode_example = BlankImage.decode_example
     try:
         yield
     finally:
@@ -96,7 +119,7 @@ def decode_by_loader(lmms_task: Any) -> None:
     """Make a task's images upright 8-bit sRGB, as those of training are."""
     for splits in _tables(lmms_task):
         for split in splits:
-            splits[split], _ = _cast(splits[split], _LoadedImage)
+            splits[split], _ = _cast(splits[split], LoadedImage)
     lmms_task.task_docs = lmms_task.eval_docs
 
 
@@ -119,14 +142,19 @@ def unreadable_rows(
         limit: first rows that are looked at; 0 for all.
     """
     count = min(limit or len(lmms_task.eval_docs), len(lmms_task.eval_docs))
-    bad = dict(_bad_pictures(lmms_task.dataset[task.split].select(range(count)), vision))
+    rows = lmms_task.dataset[task.split].select(range(count))
+    bad = dict(_bad_pictures(rows, vision))
     videos: dict[int, list[str]] = {}
-    for number, row in enumerate(lmms_task.eval_docs_no_media.select(range(count))):
-        if control := QWEN.search(str(lmms_task.doc_to_text(row))):
+    for number, row in enumerate(_cast(rows, BlankImage)[0]):
+        try:
+            text, visuals = _used(lmms_task, row)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - lmms-eval expects good rows
+            reason = f"its task cannot use it ({type(error).__name__}: {error})"
+            bad.setdefault(number, reason)
+            continue
+        if control := QWEN.search(text):
             bad.setdefault(number, f"its text holds {control.group()}, a control token of models")
-        if task.media:
-            visuals = lmms_task.doc_to_visual(row)
-            videos[number] = [path for path in visuals if isinstance(path, str)]
+        videos[number] = [path for path in visuals if isinstance(path, str)]
     pairs = [(path, "video") for paths in videos.values() for path in paths]
     facts = check_media(Path("/"), pairs, vision, log, num_decoders()) if pairs else {}
     for number, paths in videos.items():
@@ -134,6 +162,14 @@ def unreadable_rows(
             if facts[path, "video"].error:
                 bad.setdefault(number, f"{path}: {facts[path, 'video'].error}")
     return dict(sorted(bad.items()))
+
+
+def _used(lmms_task: Any, row: dict[str, Any]) -> tuple[str, list[Any]]:
+    """A row's prompt and media, once lmms-eval has made all of it that an evaluation needs."""
+    lmms_task.doc_to_target(row)
+    lmms_task.process_results(row, ["A"])
+    lmms_task.doc_to_messages(row)
+    return str(lmms_task.doc_to_text(row)), lmms_task.doc_to_visual(row)
 
 
 def _bad_pictures(dataset: Dataset, vision: Vision) -> Iterator[tuple[int, str]]:
@@ -146,9 +182,13 @@ def _bad_pictures(dataset: Dataset, vision: Vision) -> Iterator[tuple[int, str]]
         for number in range(start, min(start + _ROWS, len(raw))):
             for name, value in raw[number].items():
                 for picture in value if isinstance(value, list) else [value]:
-                    if picture is not None:
+                    if picture is None:
+                        continue
+                    try:
+                        calls.append((picture_content(picture), name, vision))
                         numbers.append(number)
-                        calls.append((_content(picture), name, vision))
+                    except DataError as error:
+                        yield number, f"{name}: {error.rule}"
         limits = [TIME_LIMIT_S] * len(calls)
         for at, reason in run_isolated(inspect_picture, calls, limits, workers=num_decoders()):
             rule = reason.reason if isinstance(reason, Lost) else reason

@@ -14,8 +14,9 @@ A local folder ("benchmark home") looks like an HF_HOME:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,11 @@ def build_task(
     with extra("eval"):
         import lmms_eval
         from datasets import disable_progress_bars
-        from lmms_eval.api.task import ConfigurableMessagesTask
         from lmms_eval.utils import load_yaml_config
         from tenacity import RetryError
 
     from sf.evaluation.readable import decode_by_loader, images_unseen
+    from sf.evaluation.video_capture import isolate_captures
 
     disable_progress_bars()
     tasks = Path(lmms_eval.__file__).parent / "tasks"
@@ -127,7 +128,7 @@ def build_task(
         }
     try:
         with images_unseen():
-            lmms_task = ConfigurableMessagesTask(config=config, model_name=model_name)
+            lmms_task = _task_class()(config=config, model_name=model_name)
     except KeyError as error:
         rule = f"its rows cannot be read: there is no split {error}"
         raise DataError(task.name, str(config["dataset_path"]), rule, "check the data") from error
@@ -136,12 +137,42 @@ def build_task(
         reason = str((failure and failure.__cause__) or failure).splitlines()[0]
         rule, remedy = f"its rows cannot be read: {reason}", "check the data, or the connection"
         raise DataError(task.name, str(config["dataset_path"]), rule, remedy) from failure
+    isolate_captures(config)
     if not judge:
         _without_judge(config["process_results"])
     if len(lmms_task.eval_docs) == 0:
         raise DataError(task.name, task.split, "the split holds no row", "check the data")
     decode_by_loader(lmms_task)
     return lmms_task
+
+
+@cache
+def _task_class() -> type:
+    """lmms-eval's class; its constructor passes over what is wrong with the first row."""
+    from lmms_eval.api.task import ConfigurableMessagesTask
+
+    class Built(ConfigurableMessagesTask):
+        constructed = False
+
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            self.constructed = True
+
+        def _or_nothing(self, make: Callable[..., Any], *args: Any, **options: Any) -> Any:
+            try:
+                return make(*args, **options)
+            except (Exception, SystemExit):
+                if self.constructed:
+                    raise
+                return ""
+
+        def doc_to_text(self, *args: Any, **options: Any) -> Any:
+            return self._or_nothing(super().doc_to_text, *args, **options)
+
+        def doc_to_target(self, *args: Any, **options: Any) -> Any:
+            return self._or_nothing(super().doc_to_target, *args, **options)
+
+    return Built
 
 
 def _without_judge(process_results: Any) -> None:

@@ -92,6 +92,7 @@ def run(p: Parameters, job: Job) -> None:
         batch_size=p.evaluate.batch,
         **p.vision.model_dump(),
         records=str(job.state / "records"),
+        opened=True,
     )
     if match is not None:
         lm.set_value(agreed(_match(p, match, job, lm) if rank() == 0 else None))

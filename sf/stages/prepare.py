@@ -81,7 +81,7 @@ def write_manifests(p: Parameters, out: Path) -> Prepared:
         given.source, selection, given.synthetic_rows or 0, p.vision, out=out, earlier=p.output
     )
     log = MediaLog(out / "media.jsonl", earlier=p.output / "media.jsonl")
-    preparation.use_media(source, p.vision, check=given.media_check, log=log)
+    preparation.use_media(source, p.vision, log)
     leaks, leakage = preparation.drop_leaks(source.found, p.benchmarks)
     rejects = reject_table(source.found.rejects)
     write_parquet(rejects, out / "rejects.parquet")
@@ -91,4 +91,4 @@ def write_manifests(p: Parameters, out: Path) -> Prepared:
     reserve = splits.pop("reserve")
     for split, rows in splits.items():
         write_manifest(out / f"{split}.parquet", rows, source.root)
-    return preparation.Prepared(source, splits, reserve, leaks, leakage, given.media_check)
+    return preparation.Prepared(source, splits, reserve, leaks, leakage)

@@ -6,9 +6,10 @@ Each batch has 1,000 files: images, videos, annotation files and archives, damag
 their number decides. Checked are: no exception; every row is used, or rejected for a reason that
 other decoders confirm; no decoder crashed or hung; what is used decodes again to what was said;
 whole files are used; damage in an annotation file costs no row beside it; what an archive still
-holds is used; the evaluation leaves out the same images. What is violated is printed, its file is
-kept in `FOLDER/violations`, and the exit code is 1. Finished batches are in `FOLDER/batches.jsonl`:
-a killed run goes on.
+holds is used; the evaluation leaves out the same images and videos, reads damaged tables and rows
+or names them, and can score what is left; `sf ask` and qwen-vl-utils end on none. What is violated
+is printed, its file is kept in `FOLDER/violations`, and the exit code is 1. Finished batches are in
+`FOLDER/batches.jsonl`: a killed run goes on.
 """
 
 from __future__ import annotations
@@ -20,17 +21,14 @@ import sys
 import tarfile
 import tempfile
 import time
-import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from clips import record, write_picture
-from decoded_again import VISION, decoded
+from decoded_again import decoded
 from independent_decoders import LOST, untrue
 from mutations import (
     ROWS_A_JSON,
@@ -49,6 +47,7 @@ from sf.json_lines import append_json_lines, read_json_lines
 from sf.stages import prepare
 
 BATCH = {"image": 450, "video": 300, "json": 175, "archive": 75}
+EVALUATION = {"row": 24, "table": 6, "loader": 60}  # besides; "loader": of the images and videos
 IN_ARCHIVE = 4
 
 
@@ -64,6 +63,7 @@ class Batch:
         packed: rows of archives: row id -> archive and member.
         violations: what is wrong, with the file.
         counts: accepted and rejected files by type.
+        sizes: files of each type.
     """
 
     number: int
@@ -73,6 +73,7 @@ class Batch:
     packed: dict[str, tuple[Path, str]] = field(default_factory=dict)
     violations: list[tuple[str, Path]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def path(self, identity: str) -> Path:
         """Where a damaged image or video lies."""
@@ -92,7 +93,7 @@ def make(number: int, root: Path, seeds: Path, sizes: dict[str, int]) -> Batch:
         seeds: folder of whole clips.
         sizes: files of each type.
     """
-    rng, batch, rows = random.Random(number), Batch(number, root), []
+    rng, batch, rows = random.Random(number), Batch(number, root, sizes=sizes), []
     whole = {"image": images(), "video": videos(seeds)}
     for data_type in ("image", "video"):
         for index in range(sizes[data_type]):
@@ -213,38 +214,29 @@ def check_archives(batch: Batch, rows: dict[str, object], refused: dict[str, str
             batch.violated(f"{name} is whole, but: {refused[identity]}", path)
 
 
-def check_evaluation(batch: Batch, refused: dict[str, str], home: Path, work: Path) -> None:
-    """The evaluation leaves out the images that `prepare` rejects, and reads the others."""
-    from sf.data.images import load_rgb
-    from sf.evaluation.benchmarks import benchmark_named
-    from sf.evaluation.readable import leave_out
-    from sf.evaluation.source import prepare_source
-    from sf.evaluation.tasks import benchmark_home, build_task, documents
+def check_evaluation(batch: Batch, refused: dict[str, str], folder: Path, work: Path) -> None:
+    """The evaluation leaves out what `prepare` rejects; `sf ask` and decord end on nothing."""
+    from evaluation_run import damaged_rows, damaged_tables, loaders_agree, read_by_other_loaders
 
-    pictures = [identity for identity in batch.media if identity.startswith("image")]
-    (file,) = (home / "hub/lmms-lab-encoder/ChartQA").rglob("*.parquet")
-    table = pq.read_table(file)
-    rows = table.take([at % len(table) for at in range(len(pictures))])
-    values = [{"bytes": batch.media[i].content, "path": None} for i in pictures]
-    place, kind = rows.column_names.index("image"), rows.schema.field("image")
-    copy = work / "home"
-    shutil.copytree(home, copy)
-    target = copy / file.relative_to(home)
-    pq.write_table(rows.set_column(place, kind, pa.array(values, kind.type)), target)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        source, _ = prepare_source(str(copy), 0, 0, ["chartqa"], VISION, work, work)
-    left_out = {pictures[at] for at in source.unreadable.get("chartqa", {})}
-    for identity in left_out ^ {i for i in refused if i in pictures}:
+    media = list(batch.media)
+    pictures = [identity for identity in media if identity.startswith("image")]
+    clips = [identity for identity in media if identity.startswith("video")]
+    home = folder / "home"
+    contents = [batch.media[identity].content for identity in pictures]
+    no_images, no_videos = loaders_agree(home, contents, [batch.path(i) for i in clips], work)
+    left_out = {pictures[at] for at in no_images} | {clips[at] for at in no_videos}
+    for identity in left_out ^ {i for i in refused if i in batch.media}:
         batch.violated("prepare and the evaluation disagree", batch.path(identity))
-    task = benchmark_named("chartqa").tasks[0]
-    with benchmark_home(copy, work):
-        lmms_task = build_task(task, copy)
-        leave_out(lmms_task, task, source.unreadable.get("chartqa", ()))
-        for _, turns in documents(lmms_task):
-            for part in turns[0]["content"]:
-                if part["type"] == "image":
-                    load_rgb({"image": part["url"]})
+    some = media[:: max(1, len(media) // batch.sizes["loader"])] if batch.sizes["loader"] else []
+    pairs = [(str(batch.path(identity)), identity.split("-")[0]) for identity in some]
+    for at, what in read_by_other_loaders(pairs) if pairs else ():
+        batch.violated(what, batch.path(some[at]))
+    batch.counts["loader"] += len(some)
+    rows, tables = batch.sizes["row"], batch.sizes["table"]
+    said = damaged_rows(home, batch.number, rows, work) if rows else []
+    said += damaged_tables(home, batch.number, tables, work)
+    batch.counts.update(row=rows, table=tables)
+    batch.violations += [(what, batch.root) for what in said]
 
 
 def run_batch(number: int, folder: Path, sizes: dict[str, int]) -> Batch:
@@ -262,8 +254,8 @@ def run_batch(number: int, folder: Path, sizes: dict[str, int]) -> Batch:
         check_media(batch, rows, refused)
         check_texts(batch, rows, refused)
         check_archives(batch, rows, refused)
-        check_evaluation(batch, refused, folder / "home", work)
-        for _, path in batch.violations:
+        check_evaluation(batch, refused, folder, work)
+        for path in (path for _, path in batch.violations if path.is_file()):
             kept = folder / "violations" / f"{number}-{path.relative_to(work / 'data')}"
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, kept)
@@ -276,16 +268,17 @@ def run(count: int, folder: Path, sizes: dict[str, int] | None = None) -> Counte
     Returns:
         Files by type and verdict, and "violations".
     """
-    from sf.evaluation.benchmarks import benchmark_named
+    from evaluation_run import STAND_INS
+
     from sf.mini.benchmarks import write_benchmarks
 
-    sizes = BATCH if sizes is None else sizes
+    sizes = {**BATCH, **EVALUATION} if sizes is None else sizes
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "home").is_dir():
-        write_benchmarks(folder / "home", 4, 0, benchmarks=[benchmark_named("chartqa")])
+        write_benchmarks(folder / "home", 4, 0, benchmarks=STAND_INS)
     log = folder / "batches.jsonl"
     done = {line["batch"]: line for line in read_json_lines(log)} if log.is_file() else {}
-    size = sum(sizes.values())
+    size = sum(sizes[name] for name in BATCH)
     for number in range(-(-count // size)):
         if number in done:
             continue

@@ -25,7 +25,6 @@ FIELDS = {
     "heldout_share": 0.2,
     "calibration_rows": 1000,
     "heldout_rows": 1000,
-    "media_check": True,
     "max_reject_share": 1.0,
 }
 

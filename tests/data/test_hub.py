@@ -16,6 +16,7 @@ import pytest
 from clips import record, write_clip, write_picture
 from sources import parameters
 
+from sf.data.check import MediaLog
 from sf.data.hub import HubSource, Repository, needed_files, parse_hub, record_commit
 from sf.data.preparation import Selection, open_source, use_media
 from sf.errors import ConfigError, EnvironmentFault
@@ -162,13 +163,15 @@ def opened(vision, tmp_path):
     return call
 
 
-def test_everything_is_fetched_once_and_the_commit_is_recorded(hub, opened, vision, monkeypatch):
+def test_everything_is_fetched_once_and_the_commit_is_recorded(
+    hub, opened, vision, tmp_path, monkeypatch
+):
     from huggingface_hub import constants
 
     source = opened()
     assert source.origin == f"hub:{NAME}@{COMMIT}"
     assert source.root.name == COMMIT
-    use_media(source, vision, check=False, log=None)
+    use_media(source, vision, MediaLog(tmp_path / "media.jsonl"))
     assert len(source.found.rows) == 6
     assert source.found.rejects == []
     asked = len(hub.asked)
@@ -218,7 +221,7 @@ def test_the_card_says_that_the_revision_is_not_pinned(hub, tmp_path):
     )
     for revision, said in (("main", True), (COMMIT, False)):
         job.out.mkdir(exist_ok=True)
-        given = parameters(f"hub:{NAME}@{revision}", tmp_path, media_check=False)
+        given = parameters(f"hub:{NAME}@{revision}", tmp_path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             prepare.run(given, job)

@@ -63,7 +63,6 @@ def test_killed_pass_ends_with_the_same_manifests(tmp_path, vision, monkeypatch)
             heldout_share=0.2,
             calibration_rows=30,
             heldout_rows=30,
-            media_check=True,
             max_reject_share=0.0,
         ),
     )

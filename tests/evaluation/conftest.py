@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,12 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 def home(stand_ins: tuple[Path, dict[str, list[str]]]) -> Path:
     """The benchmark home of `stand_ins`."""
     return stand_ins[0]
+
+
+@pytest.fixture
+def copy(home: Path, tmp_path: Path) -> Path:
+    """A benchmark home that a test may damage."""
+    return Path(shutil.copytree(home, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="session")

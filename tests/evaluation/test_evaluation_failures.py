@@ -16,15 +16,9 @@ from sf.evaluation.model import SparseChatModel
 from sf.evaluation.run import evaluate_benchmarks
 
 
-@pytest.fixture
-def copy(home: Path, tmp_path: Path) -> Path:
-    """A benchmark home that a test may damage."""
-    return Path(shutil.copytree(home, tmp_path / "copy"))
-
-
 def _model(checkpoints: dict[str, Path], records: Path) -> SparseChatModel:
     path = str(checkpoints["qwen2_5_vl"])
-    return SparseChatModel(path, batch_size=2, records=str(records), **BOUNDS)  # type: ignore[arg-type]
+    return SparseChatModel(path, batch_size=2, records=str(records), opened=True, **BOUNDS)  # type: ignore[arg-type]
 
 
 def test_a_failed_benchmark_does_not_take_the_others_with_it(

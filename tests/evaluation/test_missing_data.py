@@ -23,12 +23,6 @@ from sf.evaluation.source import prepare_source
 REPOSITORIES = {task.repository: col.download_gib for col in BENCHMARKS for task in col.tasks}
 
 
-@pytest.fixture
-def copy(home: Path, tmp_path: Path) -> Path:
-    """A benchmark home that a test may damage."""
-    return Path(shutil.copytree(home, tmp_path / "copy"))
-
-
 def _refused(source: str, suites: list[str], scratch: Path) -> str:
     with pytest.raises(DataError) as caught:
         prepare_source(source, 0, 0, suites, VISION, scratch, scratch)

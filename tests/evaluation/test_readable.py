@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import io
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from damaged_home import change_column, damage
 from scripted import VISION, Scripted
 
 from sf.errors import DataError
@@ -20,39 +17,6 @@ from sf.evaluation.benchmarks import benchmark_named
 from sf.evaluation.run import evaluate_benchmarks
 from sf.evaluation.source import prepare_source, read_source, source_table
 from sf.evaluation.tasks import benchmark_home, build_task, documents
-
-REPOSITORIES = {
-    "chartqa": "lmms-lab-encoder/ChartQA",
-    "mme": "lmms-lab-encoder/MME",
-    "mmstar": "Lin-Chen/MMStar",
-}
-
-
-@pytest.fixture
-def copy(home: Path, tmp_path: Path) -> Path:
-    """A benchmark home that a test may damage."""
-    return Path(shutil.copytree(home, tmp_path / "copy"))
-
-
-def change_column(home: Path, name: str, column: str, change: Callable[[list[Any]], Any]) -> None:
-    """Change the values of a table's column."""
-    (file,) = (home / "hub" / REPOSITORIES[name]).rglob("*.parquet")
-    table = pq.read_table(file)
-    values = table.column(column).to_pylist()
-    change(values)
-    kind = table.schema.field(column)
-    place = table.column_names.index(column)
-    pq.write_table(table.set_column(place, kind, pa.array(values, kind.type)), file)
-
-
-def damage(home: Path, name: str, change: Callable[[bytes], bytes], *numbers: int) -> None:
-    """Change the images of some rows of a table."""
-
-    def change_some(pictures: list[Any]) -> None:
-        for number in numbers:
-            pictures[number]["bytes"] = change(pictures[number]["bytes"])
-
-    change_column(home, name, "image", change_some)
 
 
 def evaluated(home: Path, names: list[str], replies: Any, work: Path, samples: int = 0) -> Any:

@@ -1,0 +1,79 @@
+"""OpenCV's view of a video, for task code that asks it: rate and number of frames.
+
+VideoMME's task with subtitles opens each video with OpenCV when it makes the prompt. Here that
+happens in a worker process, since OpenCV's FFmpeg can crash or hang as any decoder can.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from sf.data.check import time_limit_s
+from sf.errors import DataError
+from sf.isolation import Lost, run_isolated
+
+__all__ = ["IsolatedCapture", "isolate_captures"]
+
+
+class IsolatedCapture:
+    """In the place of `cv2.VideoCapture`; what is asked beyond `get` opens the file here.
+
+    Args:
+        path: of the video.
+        *rest: of OpenCV's class.
+    """
+
+    def __init__(self, path: str, *rest: Any) -> None:
+        self._given = path, *rest
+
+    def get(self, field: int) -> float:
+        """A property of the video; 0 where OpenCV knows none.
+
+        Raises:
+            DataError: opening the file crashes OpenCV or keeps it busy.
+        """
+        path = str(self._given[0])
+        try:
+            changed_ns = os.stat(path).st_mtime_ns
+        except OSError:
+            return 0.0  # as OpenCV says of a file that is not there
+        properties = _properties(path, changed_ns)
+        if isinstance(properties, Lost):
+            rule = f"OpenCV cannot open it: {properties.reason}"
+            raise DataError("video", path, rule, "fetch the file again or leave it out")
+        return properties[field] if field in properties else self._here.get(field)
+
+    @cached_property
+    def _here(self) -> Any:
+        from sf.evaluation.opencv_properties import VideoCapture
+
+        return VideoCapture(*self._given)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._here, name)
+
+
+@lru_cache(maxsize=4096)
+def _properties(path: str, changed_ns: int) -> Mapping[int, float] | Lost:
+    from sf.evaluation import opencv_properties
+
+    call, limit = (path,), time_limit_s(Path(path))
+    ((_, found),) = run_isolated(opencv_properties.properties, [call], [limit], workers=1)
+    assert isinstance(found, dict | Lost)
+    return found
+
+
+def isolate_captures(functions: Mapping[str, Any]) -> None:
+    """Make the functions of a task's configuration open videos in worker processes.
+
+    Their modules were executed for this task alone (lmms-eval's `!function`).
+    """
+    for function in functions.values():
+        names: dict[str, Any] = getattr(function, "__globals__", {})
+        if "cv2" in names:
+            names["cv2"] = SimpleNamespace(**vars(names["cv2"]) | {"VideoCapture": IsolatedCapture})
