@@ -39,7 +39,7 @@ vision = sf.config.Vision(
 old = not hasattr(check, "TIME_LIMIT_S")
 media = [SimpleNamespace(media=m, data_type=t) for m, t in pairs] if old else pairs
 began = time.perf_counter()
-facts = check.check_media(root, media, vision, check.MediaLog(log), workers)
+facts = check.check_media(root, media, vision if old else [vision], check.MediaLog(log), workers)
 seconds = time.perf_counter() - began
 assert not [f.error for f in facts.values() if f.error]
 who = resource.RUSAGE_SELF

@@ -114,17 +114,19 @@ def prepare(root: Path, out: Path, results: Any) -> None:
 
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(list(os.sched_getaffinity(0))[:CORES]))
+    bounds = Vision(
+        image_min_pixels=3136,
+        image_max_pixels=401_408,
+        video_min_pixels=3136,
+        video_max_pixels=100_352,
+        video_max_frames=16,
+        video_fps=2.0,
+    )
     parameters = Parameters(
         output=out,
         seed=0,
-        vision=Vision(
-            image_min_pixels=3136,
-            image_max_pixels=401_408,
-            video_min_pixels=3136,
-            video_max_pixels=100_352,
-            video_max_frames=16,
-            video_fps=2.0,
-        ),
+        vision=bounds,
+        evaluation_vision=bounds,
         prepare=Prepare(
             source=str(root),
             calibration_share=0.005,

@@ -73,6 +73,7 @@ class Params(Section):
     seed: Seed
     axes: Axes
     vision: Vision
+    evaluation_vision: Vision
     runtime: Runtime
     answering: Answering
     prepare: Prepare

@@ -64,7 +64,7 @@ SCRATCH_FAMILIES = ("qwen2_vl", "qwen2_5_vl")  # of which a tiny model can be tr
 
 
 class Vision(Section):
-    """How images and videos become visual tokens, the same in every stage."""
+    """How images and videos become visual tokens."""
 
     image_min_pixels: Positive = Field(description="smaller images are enlarged")
     image_max_pixels: Positive = Field(description="larger images are shrunk")

@@ -142,7 +142,8 @@ def _parameters(stage: Stage, names: Mapping[str, Any], params: Params) -> dict[
                 "scratch": params.scratch if base.source == "scratch" else None,
             }
         else:
-            values[section] = getattr(params, section)
+            field, _, shared = section.partition("=")
+            values[field] = getattr(params, shared or field)
     return validated(model, values, f"stage {stage.name}: ").model_dump(mode="json")
 
 

@@ -86,7 +86,8 @@ def _places(name: str, job: JobSpec, params: Params) -> Iterator[str]:
         yield rest
     if section == "base":
         yield f"base.{job.names['model']}.{rest}"
-    yield name
+    shared = dict(each.partition("=")[::2] for each in job.stage.sections)
+    yield f"{shared[section]}.{rest}" if shared.get(section) else name
 
 
 def as_table(rows: list[Described]) -> Table:

@@ -28,9 +28,9 @@ class Stage:
         axes: axis name -> dotted path of a list (or of a mapping, whose keys are used) in params.
         folder_axes: what `output`'s placeholders are, where they differ from the axes' names.
         values: parameters with fixed text or placeholders.
-        sections: parameter sections that the stage is given; "base" is the model at hand and, for
-            one trained from scratch, its training; "row" are objective and settings of the row
-            that is trained.
+        sections: parameter sections that the stage is given ("FIELD=SECTION" under another name);
+            "base" is the model at hand and, for one trained from scratch, its training; "row" are
+            objective and settings of the row that is trained.
         inputs: parameter -> (kind, placeholders) of the results that are read.
         gather: kinds of results of which everything is read (the report).
         ranks: can run in several processes, one a GPU.
@@ -82,14 +82,14 @@ STAGES = (
         run="benchmarks",
         output="benchmarks",
         values={"seed": "{seed}"},
-        sections=("vision", "benchmarks"),
+        sections=("vision=evaluation_vision", "benchmarks"),
     ),
     Stage(
         name="prepare",
         run="prepare",
         output="prepare",
         values={"seed": "{seed}"},
-        sections=("prepare", "vision"),
+        sections=("prepare", "vision", "evaluation_vision"),
         inputs={"benchmarks": ("benchmarks", {})},
     ),
     Stage(
@@ -107,7 +107,7 @@ STAGES = (
         output="calibrate",
         axes=MODEL,
         values={"model": "{model}", "row": "base", "split": "calibration", "seed": "{seed}"},
-        sections=("calibrate", "answering", "vision", "runtime"),
+        sections=("calibrate", "answering", "vision=evaluation_vision", "runtime"),
         inputs={"checkpoint": ("base", BASE), "data": ("prepare", {})},
     ),
     Stage(
@@ -169,7 +169,7 @@ STAGES = (
             "suite": "{suite}",
             "seed": "{seed}",
         },
-        sections=("evaluate", "answering", "vision", "runtime"),
+        sections=("evaluate", "answering", "vision=evaluation_vision", "runtime"),
         inputs={
             "checkpoint": ("base", BASE),
             "benchmarks": ("benchmarks", {}),
@@ -190,7 +190,7 @@ STAGES = (
             "suite": "{suite}",
             "seed": "{seed}",
         },
-        sections=("evaluate", "answering", "vision", "runtime"),
+        sections=("evaluate", "answering", "vision=evaluation_vision", "runtime"),
         inputs={
             "checkpoint": ("train", CHECKPOINT),
             "benchmarks": ("benchmarks", {}),

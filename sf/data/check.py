@@ -92,15 +92,15 @@ def time_limit_s(path: Path) -> float:
 
 
 def _in_parallel(
-    root: Path, todo: Sequence[tuple[str, str]], vision: Vision, workers: int
+    root: Path, todo: Sequence[tuple[str, str]], visions: Sequence[Vision], workers: int
 ) -> Iterator[MediaFacts]:
     from sf.data import inspection  # loads the decoders
 
-    calls = [(root, media, data_type, vision) for media, data_type in todo]
+    calls = [(root, media, data_type, *visions) for media, data_type in todo]
     seconds = [time_limit_s(root / media) for media, _ in todo]
     for index, facts in run_isolated(inspection.inspect, calls, seconds, workers=workers):
         if isinstance(facts, Lost):
-            key = media_key(*calls[index])
+            key = media_key(root, *todo[index], *visions)
             yield MediaFacts(*todo[index], key, error=facts.reason)
         else:
             yield facts
@@ -114,7 +114,7 @@ def media_faults(media: Sequence[tuple[Path | str, str]], vision: Vision) -> lis
         vision: pixel and frame bounds.
     """
     todo = [(str(Path(path).absolute()), data_type) for path, data_type in media]
-    facts = _in_parallel(Path("/"), list(dict.fromkeys(todo)), vision, num_decoders())
+    facts = _in_parallel(Path("/"), list(dict.fromkeys(todo)), [vision], num_decoders())
     errors = {(each.media, each.data_type): each.error for each in facts}
     return [errors[pair] for pair in todo]
 
@@ -122,7 +122,7 @@ def media_faults(media: Sequence[tuple[Path | str, str]], vision: Vision) -> lis
 def check_media(
     root: Path,
     media: Iterable[tuple[str, str]],
-    vision: Vision,
+    visions: Sequence[Vision],
     log: MediaLog,
     workers: int,
 ) -> dict[tuple[str, str], MediaFacts]:
@@ -131,7 +131,7 @@ def check_media(
     Args:
         root: the data root.
         media: references below it, with "image" or "video"; repeated ones count once.
-        vision: pixel and frame bounds.
+        visions: pixel and frame bounds; the frames of all are decoded.
         log: what earlier calls found.
         workers: processes that decode.
 
@@ -142,13 +142,13 @@ def check_media(
     todo = [
         (media, data_type)
         for media, data_type in needed
-        if not log.known(media, data_type, media_key(root, media, data_type, vision))
+        if not log.known(media, data_type, media_key(root, media, data_type, *visions))
     ]
     log.take_over(set(needed).difference(todo))
     began = time.monotonic()
     with progress("media", len(needed), len(needed) - len(todo)) as bar:
         batch: list[MediaFacts] = []
-        for number, facts in enumerate(_in_parallel(root, todo, vision, workers), start=1):
+        for number, facts in enumerate(_in_parallel(root, todo, visions, workers), start=1):
             batch.append(facts)
             if len(batch) == _FLUSH_EVERY or number == len(todo):
                 log.add(batch)

@@ -40,27 +40,31 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def inspect(root: Path, media: str, data_type: str, vision: Vision) -> MediaFacts:
-    """Open one image or video and decode what a model will look at.
+def inspect(root: Path, media: str, data_type: str, *visions: Vision) -> MediaFacts:
+    """Open one image or video and decode what models will look at, under any of the bounds.
 
     Returns:
         Its facts; an unusable one has `error` set.
     """
-    key = media_key(root, media, data_type, vision)
+    key = media_key(root, media, data_type, *visions)
     path = str(root / media)
     try:
         if data_type == "image":
             with _quiet():
                 image, codec = load_image_and_format(path)
-            size = {"width": image.width, "height": image.height}
-            found: dict[str, Any] = {**size, "num_frames": 1, "codec": codec}
+            found: dict[str, Any] = {
+                "width": image.width,
+                "height": image.height,
+                "num_frames": 1,
+                "codec": codec,
+            }
         else:
-            video = check_video(path, vision)
+            video = check_video(path, *visions)
             found = {name: getattr(video, name) for name in FOUND}
         facts = MediaFacts(media, data_type, key, **found, digest=media_digest(path))
-        visual_tokens(
-            data_type, facts.width, facts.height, facts.num_frames, facts.fps or 1.0, vision
-        )
+        size = (facts.width, facts.height, facts.num_frames, facts.fps or 1.0)
+        for vision in visions:
+            visual_tokens(data_type, *size, vision)
     except DataError as error:
         return MediaFacts(media, data_type, key, error=error.rule)
     except MemoryError:

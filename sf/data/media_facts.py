@@ -25,7 +25,7 @@ class MediaFacts:
     Attributes:
         media: reference below the data root.
         data_type: "image" or "video".
-        key: size and modification time of the file, the frame rule and `FACTS`.
+        key: size and modification time of the file, the frame rules and `FACTS`.
         width, height, num_frames, fps, duration_s, codec: see `sf.data.manifest.Row`.
         digest: of the file's bytes; equal for copies under other names. "" if it cannot be used.
         error: "" or the reason.
@@ -44,11 +44,12 @@ class MediaFacts:
     error: str = ""
 
 
-def media_key(root: Path, media: str, data_type: str, vision: Vision) -> str:
+def media_key(root: Path, media: str, data_type: str, *visions: Vision) -> str:
     """Changes when the file changes, or when other frames of it are looked at."""
     try:
         state = os.stat(split_reference(root / media)[0])
     except OSError:
         return ""  # opening it says what is wrong
-    rule = f" {vision.video_fps:g}/{vision.video_max_frames}" if data_type == "video" else ""
+    rules = dict.fromkeys(f" {v.video_fps:g}/{v.video_max_frames}" for v in visions)
+    rule = "".join(rules) if data_type == "video" else ""
     return f"{state.st_size} {state.st_mtime_ns}{rule} {FACTS}"

@@ -157,22 +157,22 @@ def open_source(
     return _from_folder(Path(source), selection, Path(source).name)
 
 
-def use_media(source: Source, vision: Vision, log: MediaLog) -> None:
+def use_media(source: Source, visions: Sequence[Vision], log: MediaLog) -> None:
     """Find the media of all rows and open each once; rows without become rejects.
 
     Media are told apart by their bytes from then on, not by their names.
 
     Args:
         source: its rows get media references, facts and visual tokens.
-        vision: pixel and frame bounds.
+        visions: pixel and frame bounds, those of training first: each stage must find its frames.
         log: facts that earlier calls found.
     """
     located = locate_rows(source.found.rows, MediaRoot(source.root))
     source.found.drop(located.faults, located.rows)
     rows = source.found.rows
     media = [(row.media, row.data_type) for row in rows]
-    facts = check_media(source.root, media, vision, log, num_decoders())
-    good, faults = apply_facts(rows, facts, vision)
+    facts = check_media(source.root, media, visions, log, num_decoders())
+    good, faults = apply_facts(rows, facts, visions[0])
     source.found.drop(faults, good)
     digests = {row.media: facts[row.media, row.data_type].digest for row in good}
     source.found.groups = {row.id: digests[row.media] for row in good}

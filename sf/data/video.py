@@ -154,14 +154,21 @@ def _numbered(
             following += 1
 
 
-def check_video(path: Path | str, vision: Vision) -> VideoFacts:
-    """Decode the frames that a model will look at, on one thread, and keep none of them.
+def check_video(path: Path | str, *visions: Vision) -> VideoFacts:
+    """Decode the frames that models will look at, on one thread, and keep none of them.
+
+    Args:
+        path: of the video (or an archive member).
+        *visions: frame rules.
 
     Raises:
         DataError: see `probe_video`; or a frame that does not decode.
     """
-    facts, _, _ = _read(path, lambda facts: facts.sampled(vision), lambda f, _: matrix_of(f), 1)
-    return facts
+
+    def choose(facts: VideoFacts) -> list[int]:
+        return sorted({index for vision in visions for index in facts.sampled(vision)})
+
+    return _read(path, choose, lambda frame, _: matrix_of(frame), 1)[0]
 
 
 def _decode(

@@ -156,7 +156,7 @@ def unreadable_rows(
             bad.setdefault(number, f"its text holds {control.group()}, a control token of models")
         videos[number] = [path for path in visuals if isinstance(path, str)]
     pairs = [(path, "video") for paths in videos.values() for path in paths]
-    facts = check_media(Path("/"), pairs, vision, log, num_decoders()) if pairs else {}
+    facts = check_media(Path("/"), pairs, [vision], log, num_decoders()) if pairs else {}
     for number, paths in videos.items():
         for path in paths:
             if facts[path, "video"].error:

@@ -21,6 +21,7 @@ class Parameters(Section):
     seed: Seed = Field(description="of the generator, of sampling and of the split")
     prepare: Prepare
     vision: Vision
+    evaluation_vision: Vision
     benchmarks: Path | None = Field(
         None, description="the benchmarks' data, whose media names are looked for in the rows"
     )
@@ -81,7 +82,7 @@ def write_manifests(p: Parameters, out: Path) -> Prepared:
         given.source, selection, given.synthetic_rows or 0, p.vision, out=out, earlier=p.output
     )
     log = MediaLog(out / "media.jsonl", earlier=p.output / "media.jsonl")
-    preparation.use_media(source, p.vision, log)
+    preparation.use_media(source, (p.vision, p.evaluation_vision), log)
     leaks, leakage = preparation.drop_leaks(source.found, p.benchmarks)
     rejects = reject_table(source.found.rejects)
     write_parquet(rejects, out / "rejects.parquet")

@@ -149,6 +149,15 @@ def damaged_tables(home: Path, number: int, count: int, work: Path) -> list[str]
     return said
 
 
+def _replace_column(home: Path, name: str, column: str, values: Sequence[Any]) -> None:
+    """Repeat the rows of a benchmark's table, with these values in a column."""
+    ((_, file),) = tables(home, benchmark_named(name))
+    table = pq.read_table(file)
+    rows = table.take([at % len(table) for at in range(len(values))])
+    place, kind = rows.column_names.index(column), rows.schema.field(column)
+    pq.write_table(rows.set_column(place, kind, pa.array(values, kind.type)), file)
+
+
 def loaders_agree(
     home: Path, pictures: Sequence[bytes], clips: Sequence[Path], work: Path
 ) -> tuple[set[int], set[int]]:
@@ -164,18 +173,12 @@ def loaders_agree(
     from sf.evaluation.tasks import benchmark_home, build_task, documents
 
     copy = Path(shutil.copytree(home, work / "home"))
-    ((_, file),) = tables(copy, benchmark_named("chartqa"))
-    table = pq.read_table(file)
-    rows = table.take([at % len(table) for at in range(len(pictures))])
-    place, kind = rows.column_names.index("image"), rows.schema.field("image")
-    values = pa.array([{"bytes": content, "path": None} for content in pictures], kind.type)
-    pq.write_table(rows.set_column(place, kind, values), file)
-    ((_, file),) = tables(copy, benchmark_named("egoschema"))
-    table = pq.read_table(file)
-    rows = table.take([at % len(table) for at in range(len(clips))])
-    place, kind = rows.column_names.index("video_idx"), rows.schema.field("video_idx")
-    names = pa.array([f"clip{at}" for at in range(len(clips))], kind.type)
-    pq.write_table(rows.set_column(place, kind, names), file)
+    if pictures:
+        values = [{"bytes": content, "path": None} for content in pictures]
+        _replace_column(copy, "chartqa", "image", values)
+    if clips:
+        names = [f"clip{at}" for at in range(len(clips))]
+        _replace_column(copy, "egoschema", "video_idx", names)
     for at, clip in enumerate(clips):
         shutil.copy(clip, copy / f"egoschema/videos/clip{at}.mp4")
     left_out: list[set[int]] = []

@@ -30,10 +30,11 @@ FIELDS = {
 
 
 def parameters(source: Path | str, folder: Path, **changes) -> prepare.Parameters:
-    """Of the stage, with small bounds; `changes` of its own section, or `benchmarks`."""
+    """Of the stage, with small bounds; `changes` of its own section, or others of it."""
     paths = {"output": folder / "result", "benchmarks": changes.pop("benchmarks", None)}
+    bounds = {"vision": VISION, "evaluation_vision": changes.pop("evaluation_vision", VISION)}
     own = {**FIELDS, "source": str(source), **changes}
-    return prepare.Parameters(seed=0, prepare=own, vision=VISION, **paths)
+    return prepare.Parameters(seed=0, prepare=own, **bounds, **paths)
 
 
 def prepared(source: Path | str, folder: Path, **changes) -> tuple[Path, dict[str, float]]:

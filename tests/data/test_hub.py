@@ -171,7 +171,7 @@ def test_everything_is_fetched_once_and_the_commit_is_recorded(
     source = opened()
     assert source.origin == f"hub:{NAME}@{COMMIT}"
     assert source.root.name == COMMIT
-    use_media(source, vision, MediaLog(tmp_path / "media.jsonl"))
+    use_media(source, [vision], MediaLog(tmp_path / "media.jsonl"))
     assert len(source.found.rows) == 6
     assert source.found.rejects == []
     asked = len(hub.asked)

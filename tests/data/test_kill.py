@@ -55,6 +55,7 @@ def test_killed_pass_ends_with_the_same_manifests(tmp_path, vision, monkeypatch)
     (root / "Video-R1-260k.json").write_text(json.dumps([record(n) for n in range(NUM_MEDIA)]))
     p = prepare.Parameters(
         vision=vision,
+        evaluation_vision=vision,
         output=tmp_path / "result",
         seed=0,
         prepare=Prepare(

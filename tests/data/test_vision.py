@@ -9,8 +9,9 @@ import torch
 from clips import write_clip
 from transformers.video_utils import VideoMetadata
 
+from sf.data import video
 from sf.data.budget import frame_indices, resized_size, visual_tokens
-from sf.data.video import decode_frames
+from sf.data.video import check_video, decode_frames
 from sf.data.vision import encode, load_image, load_video
 from sf.errors import DataError, UnsupportedModelError
 
@@ -177,6 +178,17 @@ def test_load_video_takes_the_frames_of_the_rule(vision, tmp_path):
     frames, metadata = load_video(path, vision)
     assert metadata.frames_indices == frame_indices(48, 10.0, vision)
     np.testing.assert_allclose(frames.mean(axis=(1, 2, 3)) / 4, metadata.frames_indices, atol=0.8)
+
+
+def test_the_frames_of_all_bounds_are_checked(vision, tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "a.mp4", 40)
+    more = vision.model_copy(update={"video_max_frames": 12, "video_fps": 4.0})
+    looked_at = []
+    monkeypatch.setattr(video, "matrix_of", lambda frame: looked_at.append(frame.pts))
+    facts = check_video(path, vision, more)
+    wanted = {facts.times[index] for each in (vision, more) for index in facts.sampled(each)}
+    assert len(wanted) > len(facts.sampled(more)) - 1 > len(facts.sampled(vision))
+    assert looked_at == sorted(wanted)
 
 
 def test_batch_is_left_padded_and_rows_do_not_change(processor, vision, picture, tmp_path):

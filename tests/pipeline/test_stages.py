@@ -12,6 +12,7 @@ import pytest
 from sf.config import Params, validated
 from sf.jobs import read_config, stage_module
 from sf.scales import load_scale, render_scale, scale_values
+from sf.sections import Vision
 from workflow import dvc_yaml
 from workflow.dvc_yaml import CODE
 from workflow.jobs import (
@@ -136,6 +137,25 @@ def test_each_stage_reads_the_results_that_it_is_about() -> None:
     present = {job.stage.name for job in specs("compare")}
     for name in present:
         assert reads(name) == expected[name], name
+
+
+@pytest.mark.parametrize("scale", ["paper", "single_gpu", "mini"])
+def test_benchmarks_and_calibration_see_the_evaluations_pixels(scale: str) -> None:
+    """Held-out rows keep those of training; `prepare` opens media under both."""
+    params = load_scale(scale)
+    training = params.vision.model_dump()
+    evaluation = {**training, "image_max_pixels": 7 * 28**4, "video_max_frames": 77}
+    changed = params.model_copy(update={"evaluation_vision": Vision(**evaluation)})
+    seen: dict[str, set[str]] = {"training": set(), "evaluation": set()}
+    for job in jobs(changed):
+        for field in ("vision", "evaluation_vision"):
+            if field in job.parameters:
+                name = "training" if job.parameters[field] == training else "evaluation"
+                assert job.parameters[field] == {"training": training}.get(name, evaluation)
+                seen[name].add(job.stage.name)
+    assert seen["evaluation"] >= {"prepare", "benchmarks", "calibrate", "evaluate_base"}
+    assert seen["training"] >= {"prepare", "base", "train", "accuracy_curve_base"}
+    assert seen["training"] & seen["evaluation"] == {"prepare"}
 
 
 def test_a_job_reads_the_checkpoint_of_its_own_row_and_the_report_reads_all() -> None:
