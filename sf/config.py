@@ -39,7 +39,7 @@ from sf.sections import (
     Scratch,
     Vision,
 )
-from sf.training.block_config import MobaSettings, NsaSettings
+from sf.training.block_config import BlockSettings, MobaSettings, NsaSettings
 from sf.training.config import Train
 from sf.training.distil_config import DistilSettings
 from sf.training.objectives import OBJECTIVES, Objective
@@ -48,6 +48,7 @@ from sf.training.sharpness_config import SharpnessSettings
 from sf.training.trainer_config import GrpoSettings, Rollouts
 
 Model = TypeVar("Model", bound=BaseModel)
+DENSE = 0.95  # token ratio from which attention over blocks counts as dense
 
 
 class Resources(Section):
@@ -137,7 +138,10 @@ class Params(Section):
             "objective": merged(settings, own),
             "train": merged(self.train.model_dump(), common),
         }
-        return validated(TrainedRow, values, f"objectives.{name}: ")
+        complete = validated(TrainedRow, values, f"objectives.{name}: ")
+        if isinstance(complete.objective, BlockSettings):
+            _check_sparse(f"objectives.{name}", complete.objective, self.vision)
+        return complete
 
     @model_validator(mode="after")
     def _trained_from_scratch(self) -> Params:
@@ -168,6 +172,18 @@ class Params(Section):
                 if rule is not None:
                     raise ValueError(f"axes.methods with {model}: {rule}")
         return self
+
+
+def _check_sparse(name: str, settings: BlockSettings, vision: Vision) -> None:
+    """Refuse attention over blocks that reads the whole of every prompt."""
+    from sf.data.budget import longest_prompt
+
+    length = longest_prompt(vision)
+    ratio = settings.expected_ratio(length)
+    if ratio >= DENSE:
+        rule = f"keeps {ratio:.2f} of a prompt of {length:,} tokens, the longest under vision"
+        remedy = "set token_ratio: 0.25 in place of a number of blocks, and smaller blocks"
+        raise ConfigError(name, settings.model_dump(exclude_none=True), rule, remedy)
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

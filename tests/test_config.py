@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sf.config import Params, field_differences, load_params, merged, validated
+from sf.data.budget import longest_prompt
 from sf.errors import ConfigError
 from sf.scales import render_scale, scale_values
 
@@ -154,6 +155,40 @@ def test_rows_of_one_objective_may_differ_in_their_settings() -> None:
     assert rows["plain"].train.lora is None
     target = rows["target"].objective.pathwise  # type: ignore[union-attr]
     assert (target.weight, target.target.token_ratio) == (1.0, 0.25)
+
+
+PUBLISHED = {
+    "moba": {"token_ratio": None, "top_k": 3, "block": 512},
+    "nsa": {
+        **{"token_ratio": None, "top_n": 16, "compress_block": 32, "compress_stride": 16},
+        **{"select_block": 64, "window": 512},
+    },
+}
+
+
+@pytest.mark.parametrize("scale", ["paper", "single_gpu"])
+@pytest.mark.parametrize("objective", ["moba", "nsa"])
+def test_attention_over_blocks_keeps_a_quarter_and_is_refused_where_it_is_dense(
+    scale: str, objective: str
+) -> None:
+    """The methods' own sizes are for far longer prompts."""
+    values = scale_values(scale, ROOT / "params")
+    values["objectives"] = {"row": {"objective": objective}}
+    params = validated(Params, values)
+    settings = params.trained["row"].objective
+    for vision in (params.vision, params.evaluation_vision):
+        assert settings.expected_ratio(longest_prompt(vision)) == pytest.approx(0.25, abs=0.05)
+    values["objectives"]["row"] |= PUBLISHED[objective]
+    with pytest.raises(ConfigError, match=r"objectives.row = .*keeps 1\.\d\d of a prompt of 1,088"):
+        validated(Params, values)
+
+
+def test_attention_over_blocks_has_a_ratio_or_a_number() -> None:
+    for given, said in (({"top_k": 3}, "both are set"), ({"token_ratio": None}, "none is set")):
+        values = scale_values("mini", ROOT / "params")
+        values["objectives"] = {"row": {"objective": "moba", **given}}
+        with pytest.raises(ConfigError, match=said):
+            validated(Params, values)
 
 
 def test_settings_are_merged_as_rfc_7396_has_it() -> None:

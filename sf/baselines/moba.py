@@ -25,7 +25,7 @@ class MoBA(Method):
 
     Attributes:
         top_k: blocks a query reads; 0: as the checkpoint was trained, else 3.
-        share: in place of their number, of the blocks that begin at or before the query; 0: none.
+        token_ratio: in place of their number, what every prompt is to keep; 0: none.
     """
 
     name: ClassVar[str] = "moba"
@@ -37,7 +37,7 @@ class MoBA(Method):
     )
 
     top_k: float = 0
-    share: float = 0
+    token_ratio: float = 0
 
     def apply(self, model: Any) -> AbstractContextManager[Trace]:
         from sf.attention.blocks import MobaAttention, Replacement
@@ -46,11 +46,11 @@ class MoBA(Method):
         recorded = trained_attention(model.config)
         attention = recorded if isinstance(recorded, MobaAttention) else MobaAttention()
         if self.top_k:
-            attention = replace(attention, top_k=int(self.top_k))
-        if self.share:
-            attention = attention.at_share(self.share)
+            attention = replace(attention, top_k=int(self.top_k), token_ratio=0.0)
+        if self.token_ratio:
+            attention = replace(attention, token_ratio=self.token_ratio)
         return Replacement(model, attention)
 
     def at_point(self, retention_p: float) -> Self:
-        """The share of the blocks before it that each query reads."""
-        return replace(self, share=retention_p)
+        """Every prompt at this token ratio."""
+        return replace(self, token_ratio=retention_p)

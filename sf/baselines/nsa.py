@@ -25,7 +25,7 @@ class NSA(Method):
 
     Attributes:
         top_n: blocks that the selected branch reads, at least 3; 0: as trained.
-        share: in place of their number, of the blocks that begin at or before the query; 0: none.
+        token_ratio: in place of their number, what every prompt is to keep; 0: none.
     """
 
     name: ClassVar[str] = "nsa"
@@ -40,7 +40,7 @@ class NSA(Method):
     )
 
     top_n: float = 0
-    share: float = 0
+    token_ratio: float = 0
 
     def apply(self, model: Any) -> AbstractContextManager[Trace]:
         from sf.attention.blocks import NsaAttention, Replacement
@@ -51,11 +51,11 @@ class NSA(Method):
             rule = "has no NSA weights: the method is trained, not free of training"
             raise ConfigError("model", type(model).__name__, rule, "train it: objective nsa")
         if self.top_n:
-            attention = replace(attention, top_n=int(self.top_n))
-        if self.share:
-            attention = attention.at_share(self.share)
+            attention = replace(attention, top_n=int(self.top_n), token_ratio=0.0)
+        if self.token_ratio:
+            attention = replace(attention, token_ratio=self.token_ratio)
         return Replacement(model, attention)
 
     def at_point(self, retention_p: float) -> Self:
-        """The share of the blocks before it that each query reads."""
-        return replace(self, share=retention_p)
+        """Every prompt at this token ratio."""
+        return replace(self, token_ratio=retention_p)

@@ -28,6 +28,7 @@ __all__ = [
     "TEMPORAL_PATCH",
     "frame_indices",
     "frames_at",
+    "longest_prompt",
     "pixel_bounds",
     "resized_size",
     "visual_tokens",
@@ -37,6 +38,7 @@ FACTOR = 28  # patch 14 x merge 2: side of a visual token in pixels, Qwen2-VL an
 TEMPORAL_PATCH = 2  # frames in one visual token
 MIN_FRAMES = 4
 MAX_ASPECT = 200
+SHORT_QUESTION = 64  # tokens of the text of a prompt
 
 
 def pixel_bounds(data_type: str, vision: Vision) -> tuple[int, int]:
@@ -127,6 +129,14 @@ def frames_at(seconds: Sequence[float], duration_s: float, vision: Vision) -> li
     count = _num_sampled(len(seconds), len(seconds) / duration_s, vision)
     times = (index * duration_s / count for index in range(count))
     return [bisect.bisect_right(seconds, time + 1e-6) - 1 for time in times]
+
+
+def longest_prompt(vision: Vision) -> int:
+    """Tokens of the longest prompt under some bounds, with a short question."""
+    frames = math.ceil(vision.video_max_frames / TEMPORAL_PATCH)
+    cell = FACTOR * FACTOR
+    visual = max(vision.image_max_pixels // cell, frames * (vision.video_max_pixels // cell))
+    return visual + SHORT_QUESTION
 
 
 def visual_tokens(

@@ -2,35 +2,78 @@
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
 
-from sf.fields import Positive, Section
+from sf.fields import Positive, RetentionP, Section
 
 if TYPE_CHECKING:
     from sf.attention.blocks import MobaAttention, NsaAttention
 
-__all__ = ["MobaSettings", "NsaSettings"]
+__all__ = ["BlockSettings", "MobaSettings", "NsaSettings"]
 
 
-class MobaSettings(Section):
+class BlockSettings(Section):
+    """What both have in common."""
+
+    token_ratio: RetentionP | None = Field(
+        None, description="share of its tokens that every prompt keeps, in place of a number"
+    )
+
+    def expected_ratio(self, length: int) -> float:
+        """Token ratio of a prompt of so many tokens, if all chosen blocks lie apart."""
+        pairs = sum(self._read(place) for place in range(length))
+        return (math.sqrt(1 + 8 * pairs) - 1) / 2 / length
+
+    @abstractmethod
+    def _read(self, place: int) -> int:
+        """Entries that the query at a place reads."""
+
+    def _number(self, place: int, size: int, besides: int, number: int | None) -> int:
+        """Blocks that it reads: `sf.attention.blocks.replace.BlockAttention.most`."""
+        if self.token_ratio is None:
+            assert number is not None, "one of both is set"
+            return number
+        left = self.token_ratio**2 * (place + 1) - besides - place % size - 1
+        return 1 + max(0, round(left / size))
+
+    def _one_of(self, name: str, number: int | None) -> None:
+        if (self.token_ratio is None) == (number is None):
+            both = "both are" if number is not None else "none is"
+            raise ValueError(f"token_ratio or {name} is needed, and {both} set; set one of them")
+
+
+class MobaSettings(BlockSettings):
     """MoBA (arXiv 2502.13189)."""
 
-    top_k: Positive = Field(description="blocks that a query reads")
+    top_k: Positive | None = Field(None, description="blocks that a query reads")
     block: Positive = Field(description="tokens of a block")
+
+    @model_validator(mode="after")
+    def _one(self) -> MobaSettings:
+        self._one_of("top_k", self.top_k)
+        return self
 
     def attention(self) -> MobaAttention:
         """The attention with these settings."""
         from sf.attention.blocks import MobaAttention
 
-        return MobaAttention(self.top_k, self.block)
+        return MobaAttention(self.top_k or 1, self.block, token_ratio=self.token_ratio or 0.0)
+
+    def _read(self, place: int) -> int:
+        number = self._number(place, self.block, 0, self.top_k)
+        return min(place, (number - 1) * self.block + place % self.block) + 1
 
 
-class NsaSettings(Section):
+class NsaSettings(BlockSettings):
     """NSA (arXiv 2502.11089)."""
 
-    top_n: Annotated[int, Field(ge=3)] = Field(description="blocks of the selected branch")
+    top_n: Annotated[int, Field(ge=3)] | None = Field(
+        None, description="blocks of the selected branch"
+    )
     compress_block: Positive = Field(description="tokens of a compressed entry")
     compress_stride: Positive = Field(description="tokens between two compressed entries")
     select_block: Positive = Field(description="tokens of a block of the selected branch")
@@ -38,6 +81,7 @@ class NsaSettings(Section):
 
     @model_validator(mode="after")
     def _stride_divides_blocks(self) -> NsaSettings:
+        self._one_of("top_n", self.top_n)
         for name in ("compress_block", "select_block"):
             if getattr(self, name) % self.compress_stride:
                 raise ValueError(
@@ -50,6 +94,12 @@ class NsaSettings(Section):
         """The attention with these settings."""
         from sf.attention.blocks import NsaAttention
 
-        return NsaAttention(
-            self.top_n, self.compress_block, self.compress_stride, self.select_block, self.window
-        )
+        sizes = self.compress_block, self.compress_stride, self.select_block, self.window
+        return NsaAttention(self.top_n or 3, *sizes, token_ratio=self.token_ratio or 0.0)
+
+    def _read(self, place: int) -> int:
+        size = self.select_block
+        ended = max(0, (place - self.compress_block + 1) // self.compress_stride + 1)
+        near = max(0, min(place + 1, self.window) - place % size - 1)
+        number = self._number(place, size, near + ended, self.top_n)
+        return min(place, max(near, (number - 1) * size) + place % size) + 1 + ended

@@ -12,14 +12,15 @@ from sf.attention.trained import note_trained
 from sf.baselines import apply_method
 from sf.errors import ConfigError, DataError, SparsityForcingError
 from sf.models import load_model
+from sf.training.block_config import MobaSettings, NsaSettings
 
 MOBA = MobaAttention(top_k=2, block_size=4)
 NATIVE = NsaAttention(top_n=3, compress_block=4, compress_stride=2, select_block=4, window=6)
 
 
-def equipped(model):
+def equipped(model, attention=NATIVE):
     """With NSA weights that are not those of the start."""
-    note_trained(model, NATIVE)
+    note_trained(model, attention)
     torch.manual_seed(4)
     for name, parameter in model.named_parameters():
         if ".nsa." in name:
@@ -110,6 +111,32 @@ def test_fewer_blocks_read_fewer_tokens(equipped_models, rows):
     assert ratios == sorted(ratios)
     assert ratios[0] < 0.5
     assert ratios[-1] == pytest.approx(1)
+
+
+NSA_RATIO = NsaSettings(
+    token_ratio=0.4, compress_block=16, compress_stride=8, select_block=8, window=9
+)
+
+
+@pytest.mark.parametrize("length", [100, 257])
+@pytest.mark.parametrize(
+    ("settings", "most_below", "floor"),
+    [
+        (MobaSettings(token_ratio=0.25, block=2), 0.0, 0.25),
+        (MobaSettings(token_ratio=1.0, block=8), 0.0, 1.0),
+        (MobaSettings(top_k=3, block=8), 0.0, None),
+        (NSA_RATIO, 0.05, None),  # a selected block can lie in the window
+    ],
+)
+def test_the_expected_token_ratio_is_the_measured_one(settings, most_below, floor, length):
+    attention = settings.attention()
+    model = equipped(build("qwen2_5_vl"), attention)
+    with Replacement(model, attention) as trace:
+        model(input_ids=torch.arange(length)[None] % 50 + 10)
+    measured, expected = float(trace.token_ratio.mean()), settings.expected_ratio(length)
+    assert expected - most_below - 1e-6 <= measured <= expected + 1e-6
+    if floor is not None:
+        assert measured == pytest.approx(floor, abs=0.04)
 
 
 def test_gradient_checkpointing_changes_nothing(method, rows):

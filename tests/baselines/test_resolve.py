@@ -97,7 +97,7 @@ def test_a_point_of_a_curve_is_one_of_the_recorded_method() -> None:
         "zipvl": ZipVL(0.25),
         "top_k": TopKTokens(0.25),
         "threshold": ThresholdTokens(0.75),
-        "moba": MoBA(share=0.25),
+        "moba": MoBA(token_ratio=0.25),
     }
 
 

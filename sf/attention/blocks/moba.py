@@ -60,7 +60,7 @@ class MobaAttention(BlockAttention):
         own = (position_BL // size)[:, None, :, None]
         past = torch.arange(full, device=own.device) < own
         score = (query_BHLD.to(exact) @ mean_BHND.transpose(2, 3)).masked_fill(~past, -torch.inf)
-        wanted = self.most(self.top_k, position_BL // size) - 1
+        wanted = self.most(self.top_k, position_BL, size) - 1
         best = score.topk(min(int(wanted.max()), full), dim=-1).indices
         wanted = torch.arange(best.shape[-1], device=own.device) < wanted
         shape = (*query_BHLD.shape[:3], -(-columns // size))

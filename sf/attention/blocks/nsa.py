@@ -102,7 +102,8 @@ class NsaAttention(BlockAttention):
     Compressed (eq. 7): learnt entries over windows of `compress_block` tokens, one every
     `compress_stride`; a query sees the windows that have ended. Selected (eqs. 8-12): heads that
     share keys choose together the `top_n` blocks of `select_block` tokens with the largest
-    compressed attention; the first block and the two that end at the query are always chosen.
+    compressed attention; the first block and the two that end at the query are always chosen, or
+    with a token ratio as many of them as it allows, the query's own first.
     Window: the last `window` tokens. Gates (sigmoid) come from the layer's input.
 
     Different from the paper: the branches share the model's own K and V (after rope), since the
@@ -203,13 +204,28 @@ class NsaAttention(BlockAttention):
         score = mass_BGLK @ shared.to(mass_BGLK.dtype)
         own = (position_BL // self.select_block)[:, None, :, None]
         index = torch.arange(count, device=device)
-        fixed = (index == 0) | (index == own) | (index == own - 1)
-        score = score.masked_fill(fixed, torch.inf).masked_fill(index > own, -torch.inf)
-        wanted = self.most(self.top_n, position_BL // self.select_block).clamp(min=3)
+        most = torch.finfo(score.dtype).max
+        score = score.masked_fill(index == 0, most / 2).masked_fill(index == own - 1, most)
+        score = score.masked_fill(index == own, torch.inf).masked_fill(index > own, -torch.inf)
+        wanted = self._wanted(position_BL, mass_BGLK.shape[3])
         best = score.topk(min(int(wanted.max()), count), dim=-1).indices
         ranked = (torch.arange(best.shape[-1], device=device) < wanted).expand_as(best)
         chosen = torch.zeros_like(score, dtype=torch.bool).scatter(3, best, ranked)
         return chosen & (index <= own)
+
+    def _wanted(self, position_BL: Tensor, entries: int) -> Tensor:
+        """int64 (B, 1, L, 1), selected blocks, at least three where their number is set."""
+        size = self.select_block
+        if not self.token_ratio:
+            return self.most(self.top_n, position_BL, size).clamp(min=3)
+        own = position_BL % size + 1
+        near = ((position_BL + 1).clamp(max=self.window) - own).clamp(min=0)
+        return self.most(0, position_BL, size, near + self._ended(position_BL, entries))
+
+    def _ended(self, position_BL: Tensor, entries: int) -> Tensor:
+        """int64 (B, L), compressed entries that a query sees."""
+        ended = (position_BL - self.compress_block + 1) // self.compress_stride + 1
+        return ended.clamp(min=0, max=entries)
 
     def read(self, chosen_BGLN: Tensor, position_BL: Tensor, entries: int) -> Tensor:
         """int64 (B, G, L), entries that a query reads: tokens of either branch, and compressed."""
@@ -217,5 +233,4 @@ class NsaAttention(BlockAttention):
         whole = seen_in_blocks(position_BL, self.select_block, count, None)
         near = seen_in_blocks(position_BL, self.select_block, count, self.window)
         tokens = torch.where(chosen_BGLN, whole, near).sum(-1)
-        ended = (position_BL - self.compress_block + 1) // self.compress_stride + 1
-        return tokens + ended.clamp(min=0, max=entries)[:, None]
+        return tokens + self._ended(position_BL, entries)[:, None]

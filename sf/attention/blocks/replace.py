@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,21 +28,30 @@ class BlockAttention(ABC):
     """A causal attention whose queries each read some blocks of keys.
 
     Attributes:
-        share: in (0, 1], instead of a number of blocks: that share of the blocks that begin at or
-            before the query, rounded up. 0: the number.
+        token_ratio: in (0, 1], instead of a number of blocks: every prompt's token ratio, as far as
+            blocks of this size can make it. A query at t then reads about token_ratio² (t + 1)
+            keys, which add up to the pairs of dense attention among that share of the tokens. 0:
+            the number.
     """
 
-    share: float = field(default=0.0, kw_only=True)
+    token_ratio: float = field(default=0.0, kw_only=True)
 
-    def at_share(self, share: float) -> Self:
-        """The same attention reading another share of the blocks."""
-        return replace(self, share=share)
+    def most(
+        self, number: int, position_BL: Tensor, size: int, besides_BL: Tensor | int = 0
+    ) -> Tensor:
+        """int64 (B, 1, L, 1), blocks that queries read at most, their own included.
 
-    def most(self, number: int, own_BL: Tensor) -> Tensor:
-        """int64 (B, 1, L, 1), blocks that queries in the blocks `own_BL` read at most."""
-        if not self.share:
-            return torch.full_like(own_BL, number)[:, None, :, None]
-        return ((own_BL + 1) * self.share).ceil().long()[:, None, :, None]
+        Args:
+            number: of blocks, where no token ratio is set.
+            position_BL: of the queries in their rows.
+            size: tokens of a block.
+            besides_BL: entries that a query reads besides.
+        """
+        if not self.token_ratio:
+            return torch.full_like(position_BL, number)[:, None, :, None]
+        wanted = self.token_ratio**2 * (position_BL.double() + 1)
+        further = (wanted - besides_BL - position_BL % size - 1) / size
+        return (1 + further.round().clamp(min=0)).long()[:, None, :, None]
 
     def check(self, modules: Sequence[Any]) -> None:
         """Raise ConfigError where the decoder's attention modules lack what the method needs."""
