@@ -12,7 +12,7 @@ study: env  ## the whole study at the scale of params.yaml
 	$(BIN)/snakemake --cores all
 
 test: env lint  ## lint, types, and all tests with both engines' smoke runs
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: env  ## what takes minutes: every kernel for every architecture, two processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow

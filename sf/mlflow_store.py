@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from sf.atomic_files import replacing
 from sf.escaping import printable
 from sf.extras import extra
 from sf.redaction import redact, without_credentials
@@ -145,15 +145,11 @@ def _create(file: Path) -> None:
     with FileLock(f"{file}.lock", timeout=_LOCK_SECONDS):
         if _is_there(file):
             return
-        part = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
-        try:
-            with _quiet("alembic", "mlflow.store.db.utils"):
-                client = MlflowClient(tracking_uri=f"{_SQLITE}{part}")
-                client.search_experiments(max_results=1)
+        quiet = _quiet("alembic", "mlflow.store.db.utils")
+        with replacing(file, shared=True) as part, quiet:
+            client = MlflowClient(tracking_uri=f"{_SQLITE}{part}")
+            client.search_experiments(max_results=1)
             client._tracking_client.store.engine.dispose()
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import ast
 import functools
 import hashlib
 import json
-import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import sf
+from sf.atomic_files import replacing
 from sf.result_key.packages import counted_versions
 from sf.result_key.syntax import counted_nodes, syntax_digest
 
@@ -188,10 +188,8 @@ class _Reader:
             return
         self.changed = False
         try:
-            _CACHE.parent.mkdir(exist_ok=True)
-            part = _CACHE.with_name(f".{_CACHE.name}.{os.getpid()}")
-            part.write_text(json.dumps(self.known), encoding="utf-8")
-            os.replace(part, _CACHE)
+            with replacing(_CACHE, shared=True) as part:
+                part.write_text(json.dumps(self.known), encoding="utf-8")
         except OSError:
             return  # a read-only installation: its modules are read again each time
 

@@ -34,7 +34,7 @@ ENGINES = {
     "slurm": ["snakemake", "--cores", "all", "--profile", "slurm",
               "--slurm-init-seconds-before-status-checks", "3"],
 }  # fmt: skip
-LONGEST_WAIT = 600.0
+LONGEST_WAIT = 1500.0
 
 
 def copy_checkout(folder: Path) -> Path:

@@ -92,7 +92,7 @@ def figures(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, d
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(base), str(folder)]
-    done = subprocess.run(command, env=environment, text=True, timeout=300, capture_output=True)
+    done = subprocess.run(command, env=environment, text=True, timeout=1100, capture_output=True)
     assert not done.returncode, done.stderr[-4000:]
     return {size: json.loads((folder / f"{size}.json").read_text()) for size in (1, 2, 4)}
 

@@ -115,7 +115,7 @@ def folder(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = os.pathsep.join(str(Path(__file__).parents[at]) for at in range(3))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(base), str(made)]
-    done = subprocess.run(command, env=environment, text=True, timeout=300, capture_output=True)
+    done = subprocess.run(command, env=environment, text=True, timeout=1100, capture_output=True)
     assert not done.returncode, done.stderr[-4000:]
     return made
 
