@@ -157,14 +157,14 @@ def _identity(stage: str, module: ModuleType, parameters: BaseModel, key: Key) -
 
 def _follow(module: ModuleType, parameters: BaseModel, work: Path) -> str:
     """What a rank but the first does: the stage's own work, if the first one says so."""
-    said: str = ranks.agreed()
-    if said == RUN:
+    decision: str = ranks.agreed()
+    if decision == RUN:
         tracker = SilentTracker(work)
         with _listening(module):
             module.run(parameters, Job(out=work / "out", state=work / "state", tracker=tracker))
         ranks.meet()
-        said = DONE
-    return said
+        decision = DONE
+    return decision
 
 
 def _listening(module: ModuleType) -> AbstractContextManager[None]:

@@ -36,13 +36,13 @@ def _git(*words: str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can move a number."""
-    found = {"python": platform.python_version()}
+    by_name = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            by_name[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            by_name[name] = "absent"
+    return by_name
 
 
 def hardware() -> dict[str, Any]:

@@ -59,9 +59,9 @@ def agreed(value: Any = None) -> Any:
     import torch.distributed as dist
 
     join()
-    said = [value]
-    dist.broadcast_object_list(said, src=0, group=_control)
-    return said[0]
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=_control)
+    return values[0]
 
 
 def gathered(value: Any) -> list[Any]:
@@ -71,9 +71,9 @@ def gathered(value: Any) -> list[Any]:
     import torch.distributed as dist
 
     join()
-    said: list[Any] = [None] * world_size()
-    dist.all_gather_object(said, value, group=_control)
-    return said
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, group=_control)
+    return values
 
 
 def meet() -> None:

@@ -134,11 +134,11 @@ def pick_runtime(device: str | None, dtype: str | None) -> Runtime:
         ConfigError: not a known device or dtype.
         EnvironmentFault: a GPU is asked for and there is none.
     """
-    there = torch.cuda.is_available()
-    device = device or ("cuda" if there else "cpu")
+    has_cuda = torch.cuda.is_available()
+    device = device or ("cuda" if has_cuda else "cpu")
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     runtime = validated(Runtime, {"device": device, "dtype": dtype})
-    if runtime.device == "cuda" and not there:
+    if runtime.device == "cuda" and not has_cuda:
         raise EnvironmentFault(
             "device", device, "torch sees no CUDA device on this machine", "use device cpu"
         )

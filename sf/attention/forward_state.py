@@ -156,9 +156,9 @@ class ForwardState:
     def cache_layer(self, layer: int) -> PrunedLayer | None:
         if self.cache is None:
             return None
-        found = self.cache.layers[layer]
-        assert isinstance(found, PrunedLayer)
-        return found
+        pruned = self.cache.layers[layer]
+        assert isinstance(pruned, PrunedLayer)
+        return pruned
 
     def open_cache(self, active: bool) -> None:
         """Let the cache's pruned layers be updated, or seal them."""

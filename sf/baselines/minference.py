@@ -168,8 +168,8 @@ class Patterns:
         distance = torch.arange(self.length, device=self.last.device)
         column_QL = self.last[:, None] - distance
         index = column_QL.clamp(min=0).expand(self.weight_HQL.shape[0], -1, -1)
-        found = self.weight_HQL.gather(2, index)
-        return found.masked_fill(column_QL < 0, 0.0).sum(1)
+        weight_HQL = self.weight_HQL.gather(2, index)
+        return weight_HQL.masked_fill(column_QL < 0, 0.0).sum(1)
 
     def _blocks(self, query_HLD: Tensor, key_HLD: Tensor, scaling: float, share: float) -> Tensor:
         """bool (H, N, N), the blocks of keys that each block of queries reads."""

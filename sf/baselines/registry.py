@@ -96,8 +96,8 @@ def method_class(name: str) -> type[Method]:
         rule = "which method that is depends on the checkpoint"
         raise ConfigError("method", name, rule, "resolve it with sf.baselines.resolve")
     module, _, attribute = METHODS[name].partition(":")
-    found: type[Method] = getattr(import_module(module), attribute)
-    return found
+    method: type[Method] = getattr(import_module(module), attribute)
+    return method
 
 
 def build(name: str, value: float | None = None) -> Method:

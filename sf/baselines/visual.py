@@ -57,19 +57,19 @@ def watching_visual(model: Any) -> Iterator[VisualColumns]:
         raise UnsupportedModelError(
             "model", type(owner).__name__, "its configuration names no image or video token"
         )
-    found = VisualColumns()
+    columns = VisualColumns()
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length():
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
-        found.mask = None
+        columns.mask = None
         if ids is not None:
-            found.mask = torch.isin(ids, torch.tensor(sorted(tokens), device=ids.device))
+            columns.mask = torch.isin(ids, torch.tensor(sorted(tokens), device=ids.device))
 
     hook = owner.register_forward_pre_hook(before, with_kwargs=True)
     try:
-        yield found
+        yield columns
     finally:
         hook.remove()

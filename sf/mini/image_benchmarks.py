@@ -21,15 +21,15 @@ def _mme(rng: np.random.Generator, index: int, supply: Supply) -> list[Document]
     """Two questions about one picture, one to affirm and one to deny."""
     category = turn(MME_CATEGORIES, index)
     scene = supply.scene(rng, "presence")
-    found: dict[str, Question] = {}
-    while len(found) < 2:
+    by_answer: dict[str, Question] = {}
+    while len(by_answer) < 2:
         question = ask(scene, "presence", rng)
-        found.setdefault(question.answer, question)
+        by_answer.setdefault(question.answer, question)
     return [
         Document(
             columns={
                 "question_id": f"{category}/{index:04d}.png",
-                "question": f"{found[answer].text} Please answer yes or no.",
+                "question": f"{by_answer[answer].text} Please answer yes or no.",
                 "answer": answer.capitalize(),
                 "category": category,
             },

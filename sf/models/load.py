@@ -74,14 +74,16 @@ def load_config(path: Path | str, revision: str | None = None) -> Any:
         _refuse_foreign_parts(folder)
     with _loadable(path):
         values, _ = PreTrainedConfig.get_config_dict(str(path), revision=revision or "main")
-        found = str(values.get("model_type"))
-    if found not in FAMILIES:
+        model_type = str(values.get("model_type"))
+    if model_type not in FAMILIES:
         convert = "convert it to transformers' llava_onevision first (docs/evaluation.md)"
         raise UnsupportedModelError(
             "model type",
-            found,
+            model_type,
             f"must be one of {sorted(FAMILIES)}",
-            convert if found in _ORIGINAL_LLAVA else "choose a checkpoint of a supported family",
+            convert
+            if model_type in _ORIGINAL_LLAVA
+            else "choose a checkpoint of a supported family",
         )
     if not isinstance(values.get("vision_config"), dict):  # transformers would take its defaults
         rule, remedy = "has no vision_config", "give a folder of a saved model"

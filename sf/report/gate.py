@@ -55,8 +55,8 @@ def _of_model(scores: pd.DataFrame, study: Study, model: str, kind: str) -> list
     settings = {str(row): _settings(study, model, str(row), kind) for row in scores["row"].unique()}
     notes = [
         f"{model}: {row} was measured with other settings than {DENSE}: {difference}."
-        for row, found in settings.items()
-        if (difference := _differences(settings.get(DENSE, found), found))
+        for row, used in settings.items()
+        if (difference := _differences(settings.get(DENSE, used), used))
     ]
     dense = scores[(scores["row"] == DENSE) & (scores["published"] != NOT_PUBLISHED)]
     if dense.empty:

@@ -111,7 +111,7 @@ def code_of(start: Path) -> Code:
         packages.update(module.packages)
         for data in _data_files(file, module.files):
             modules[_shown(data)] = _digest(data.read_bytes())
-        waiting += [found for name in module.names for found in module_files(name, runner)]
+        waiting += [imported for name in module.names for imported in module_files(name, runner)]
     reader.save()
     versions = counted_versions(packages)
     return Code(dict(sorted(modules.items())), versions, frozenset(packages))

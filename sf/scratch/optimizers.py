@@ -99,14 +99,14 @@ def hybrid_optimizers(
         if parameter.requires_grad:
             matrix = parameter.ndim == 2 and "embed_tokens" not in name
             (matrices if matrix else others).append(parameter)
-    found: list[torch.optim.Optimizer] = [
+    optimizers: list[torch.optim.Optimizer] = [
         Muon(matrices, lr=_MUON_FACTOR * rate),
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    for optimizer in found:
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["full_rate"] = group["lr"]
-    return found
+    return optimizers
 
 
 def scale_rates(optimizers: Iterable[torch.optim.Optimizer], share: float) -> None:

@@ -100,10 +100,10 @@ def pretrain_tower(
 def naming_accuracy(model: Any, processor: Any, *, seed: int, side: int, frames: int) -> float:
     """Share of cells of fresh scenes and clips all of whose words are told right."""
     embeddings = model.get_input_embeddings().weight.detach()[word_ids(processor.tokenizer)]
-    found: list[Tensor] = []
+    correct: list[Tensor] = []
     for step in (0, 1):
         kind, media, _, labels = _batch(step, seed, side, frames)
         features = vision_features(model, vision_inputs(processor, kind, media)).flatten(0, 1)
         told = _word_logits(features, embeddings).mean(-1) > 0
-        found.append((told == labels.bool()).all(-1).float())
-    return float(torch.cat(found).mean())
+        correct.append((told == labels.bool()).all(-1).float())
+    return float(torch.cat(correct).mean())

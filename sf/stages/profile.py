@@ -55,5 +55,5 @@ def run(p: Parameters, job: Job) -> None:
     def load(name: str) -> Subject:
         return load_subject(name, p.checkpoint, p.runtime.dtype, p.runtime.device, p.seed)
 
-    found = profile(given.subjects, load, settings, p.runtime, job.state, job.out)
-    job.tracker.summary(figures(found))
+    profiled = profile(given.subjects, load, settings, p.runtime, job.state, job.out)
+    job.tracker.summary(figures(profiled))
