@@ -21,6 +21,7 @@ TITLES = {
     "zipvl": "base + top-p (ZipVL)",
     "sparsity_forcing": "Sparsity Forcing",
     "v1_range": "Sparsity Forcing, p from U(0, 1)",
+    "distil": "distilled from full attention (ours)",
     "zipvl_sft": "SFT under ZipVL",
 }
 
