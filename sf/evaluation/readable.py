@@ -8,8 +8,8 @@ table are decoded by the project's one loader (`sf.data.images`), not by that of
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,9 +145,10 @@ def unreadable_rows(
     rows = lmms_task.dataset[task.split].select(range(count))
     bad = dict(_bad_pictures(rows, vision))
     videos: dict[int, list[str]] = {}
+    scores: dict[int, dict[str, Any]] = {}
     for number, row in enumerate(_cast(rows, BlankImage)[0]):
         try:
-            text, visuals = _used(lmms_task, row)
+            text, visuals, scores[number] = _used(lmms_task, row)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - lmms-eval expects good rows
             reason = f"its task cannot use it ({type(error).__name__}: {error})"
             bad.setdefault(number, reason)
@@ -155,6 +156,8 @@ def unreadable_rows(
         if control := QWEN.search(text):
             bad.setdefault(number, f"its text holds {control.group()}, a control token of models")
         videos[number] = [path for path in visuals if isinstance(path, str)]
+    for number, reason in _unscorable(lmms_task, scores):
+        bad.setdefault(number, reason)
     pairs = [(path, "video") for paths in videos.values() for path in paths]
     facts = check_media(Path("/"), pairs, [vision], log, num_decoders()) if pairs else {}
     for number, paths in videos.items():
@@ -164,12 +167,40 @@ def unreadable_rows(
     return dict(sorted(bad.items()))
 
 
-def _used(lmms_task: Any, row: dict[str, Any]) -> tuple[str, list[Any]]:
-    """A row's prompt and media, once lmms-eval has made all of it that an evaluation needs."""
+def _used(lmms_task: Any, row: dict[str, Any]) -> tuple[str, list[Any], dict[str, Any]]:
+    """A row's prompt, media and score, once lmms-eval made all of it that an evaluation needs."""
     lmms_task.doc_to_target(row)
-    lmms_task.process_results(row, ["A"])
+    scores = lmms_task.process_results(row, ["A"])
     lmms_task.doc_to_messages(row)
-    return str(lmms_task.doc_to_text(row)), lmms_task.doc_to_visual(row)
+    return str(lmms_task.doc_to_text(row)), lmms_task.doc_to_visual(row), scores
+
+
+def _unscorable(lmms_task: Any, scores: Mapping[int, dict[str, Any]]) -> Iterator[tuple[int, str]]:
+    """Rows of a category that lmms-eval's aggregation does not know."""
+    for metric, aggregate in lmms_task.aggregation().items():
+        values = {number: row[metric] for number, row in scores.items() if metric in row}
+        if values and _unknown(aggregate, list(values.values())):
+            for number, value in values.items():
+                category = _unknown(aggregate, [value])
+                if category:
+                    yield number, f"its task cannot score it (KeyError: {category})"
+
+
+def _unknown(aggregate: Callable[[list[Any]], Any], values: list[Any]) -> str:
+    """The category that an aggregation does not know; its report is not printed."""
+    from loguru import logger
+
+    logger.disable("")
+    try:
+        with redirect_stdout(io.StringIO()):
+            aggregate(values)
+    except KeyError as error:
+        return str(error)
+    except Exception:  # noqa: BLE001 - of some rows only, without the tools of a whole evaluation
+        return ""
+    finally:
+        logger.enable("")
+    return ""
 
 
 def _bad_pictures(dataset: Dataset, vision: Vision) -> Iterator[tuple[int, str]]:

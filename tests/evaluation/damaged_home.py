@@ -14,6 +14,7 @@ REPOSITORIES = {
     "egoschema": "lmms-eval/egoschema",
     "mme": "lmms-lab-encoder/MME",
     "mmstar": "Lin-Chen/MMStar",
+    "videomme": "lmms-eval/Video-MME",
 }
 
 

@@ -91,6 +91,29 @@ def test_a_control_token_in_a_question_costs_its_row(copy, stand_ins, tmp_path) 
     assert table.loc["chartqa", "evaluated"] == 3
 
 
+def test_rows_that_the_task_cannot_use_are_named(copy, stand_ins, tmp_path) -> None:
+    """The first row too, which lmms-eval tries when it makes a task; a null, a category."""
+
+    def lose(values: list[Any]) -> None:
+        values[0] = None
+
+    def rename(categories: list[Any]) -> None:
+        categories[2] = "unheard of"
+
+    change_column(copy, "mmstar", "question", lose)
+    change_column(copy, "videomme", "domain", rename)
+    change_column(copy, "egoschema", "video_idx", lose)
+    names = ["mmstar", "egoschema", "videomme"]
+    source, table, results = evaluated(copy, names, stand_ins[1], tmp_path)
+    assert source.unreadable.keys() == {"mmstar", "egoschema_subset", "videomme"}
+    assert source.unreadable["mmstar"].keys() == source.unreadable["egoschema_subset"].keys() == {0}
+    assert "its task cannot use it (AttributeError: " in source.unreadable["mmstar"][0]
+    assert source.unreadable["videomme"].keys() == {2}
+    assert "cannot score it (KeyError" in source.unreadable["videomme"][2]
+    assert table.loc[names, "evaluated"].tolist() == [3, 3, 3]
+    assert [len(samples) for r in results for samples in r.samples.values()] == [3, 3, 3]
+
+
 def test_a_limit_is_of_rows_that_were_opened(copy, stand_ins, tmp_path) -> None:
     damage(copy, "chartqa", lambda content: b"", 1, 3)
     source, table, results = evaluated(copy, ["chartqa"], stand_ins[1], tmp_path, samples=2)
