@@ -29,6 +29,13 @@ BIN = shlex.quote(str(Path(sys.executable).parent)).replace("{", "{{").replace("
 shell.prefix(f"set -euo pipefail; trap '' USR1 TERM; export PATH={BIN}:$PATH; ")
 
 
+# The report is made of what is there, and says what is missing.
+onerror:
+    for job in JOBS:
+        if job.stage.gather and not LOOKING & set(sys.argv):
+            shell(job.command)
+
+
 rule all:
     input:
         [job.stamp for job in JOBS],

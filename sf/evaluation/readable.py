@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 _ROWS = 64  # whose images are in memory at once
+_SAID = 200  # characters of an error of task code, which can quote a row
 
 
 class LoadedImage(Image):
@@ -150,7 +151,7 @@ def unreadable_rows(
         try:
             text, visuals, scores[number] = _used(lmms_task, row)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - lmms-eval expects good rows
-            reason = f"its task cannot use it ({type(error).__name__}: {error})"
+            reason = f"its task cannot use it ({type(error).__name__}: {str(error)[:_SAID]})"
             bad.setdefault(number, reason)
             continue
         if control := QWEN.search(text):
@@ -195,7 +196,7 @@ def _unknown(aggregate: Callable[[list[Any]], Any], values: list[Any]) -> str:
         with redirect_stdout(io.StringIO()):
             aggregate(values)
     except KeyError as error:
-        return str(error)
+        return str(error)[:_SAID]
     except Exception:  # noqa: BLE001 - of some rows only, without the tools of a whole evaluation
         return ""
     finally:

@@ -109,4 +109,7 @@ def _provenance(study: Study) -> Section:
         "A run is named by the first characters of the hash of its parameters, inputs and code; "
         "its stage.json holds the whole command. A commit with + had changed files."
     ]
+    missing = study.missing()
+    if missing:
+        text.append(f"Not there when this was written: {', '.join(missing)}.")
     return Section("Where the figures come from", text=text, tables=[shown])

@@ -107,6 +107,18 @@ class Study:
 
     def everything(self) -> list[Result]:
         """All finished results that the report can show, in the order of the stages."""
+        results = [self.result(kind, **axes) for kind, axes in self._wanted()]
+        return [result for result in results if result is not None]
+
+    def missing(self) -> list[str]:
+        """Folders below `root` of the results that the report could show and that are not there."""
+        return [
+            self.folder(kind, **axes).relative_to(self.root).as_posix()
+            for kind, axes in self._wanted()
+            if self.result(kind, **axes) is None
+        ]
+
+    def _wanted(self) -> list[tuple[str, dict[str, str]]]:
         wanted: list[tuple[str, dict[str, str]]] = [("prepare", {}), ("benchmarks", {})]
         for model in self.models:
             named = {"model": model}
@@ -128,5 +140,4 @@ class Study:
                 for suite in self.suites
             ]
             wanted.append(("profile", named))
-        results = [self.result(kind, **axes) for kind, axes in wanted]
-        return [result for result in results if result is not None]
+        return wanted

@@ -231,3 +231,24 @@ def test_the_runs_hang_under_one_study_in_mlflow(checkout: Path) -> None:
     stages = {run.data.tags["sf.stage"] for run in children if run.info.status == "FINISHED"}
     assert stages == {job.stage.run for job in jobs(load_params(checkout / "params.yaml"))}
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == set(parents)
+
+
+@pytest.mark.slow
+def test_a_failed_job_leaves_a_report_that_says_what_is_missing(tmp_path: Path) -> None:
+    folder = copy_checkout(tmp_path / "checkout")
+    run(folder, "sf", "use", "smoke", "--force")
+    parameters = folder / "params.yaml"
+    text = parameters.read_text()
+    assert text.count("  source: synthetic ") == 2
+    before, _, after = text.rpartition("  source: synthetic ")
+    parameters.write_text(f"{before}  source: nowhere {after}")  # of the benchmarks
+    done = subprocess.run(
+        ["snakemake", "--cores", "2", "results/smoke/benchmarks/stage.json"],
+        cwd=folder, capture_output=True, text=True, env=environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    report = (folder / "reports/smoke/report.md").read_text()
+    said = next(line for line in report.splitlines() if line.startswith("Not there when this"))
+    assert "benchmarks, " in said
+    assert "evaluate/" in said
+    assert "train/" in said
