@@ -28,6 +28,7 @@ METHODS: dict[str, str] = {
     "top_k": "sf.baselines.selectors:TopKTokens",
     "threshold": "sf.baselines.selectors:ThresholdTokens",
     "fastv": "sf.baselines.fastv:FastV",
+    "random": "sf.baselines.random_tokens:RandomTokens",
     "visionzip": "sf.baselines.visionzip:VisionZip",
     "minference": "sf.baselines.minference:MInference",
     "twilight": "sf.baselines.twilight:Twilight",

@@ -24,9 +24,11 @@ class VisualColumns:
 
     Attributes:
         mask: bool (B, L), True on placeholders of images and videos.
+        ids: int64 (B, L), the prompt's token ids.
     """
 
     mask: Tensor | None = None
+    ids: Tensor | None = None
 
     def prompt(self, valid_BP: Tensor) -> Tensor:
         """bool (B, P): the visual tokens of a prompt of `valid_BP`'s columns.
@@ -42,6 +44,11 @@ class VisualColumns:
                 "pass input_ids, not inputs_embeds",
             )
         return self.mask[:, : valid_BP.shape[1]].to(valid_BP.device) & valid_BP
+
+    def row_ids(self, row: int, valid_P: Tensor) -> Tensor:
+        """int64 (length,): the token ids of one row of the prompt, without padding."""
+        assert self.ids is not None, "prompt() refuses a forward without token ids"
+        return self.ids[row, : len(valid_P)].to(valid_P.device)[valid_P]
 
 
 @contextmanager
@@ -64,7 +71,7 @@ def watching_visual(model: Any) -> Iterator[VisualColumns]:
         if cache is not None and cache.get_seq_length():
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
-        columns.mask = None
+        columns.mask, columns.ids = None, ids
         if ids is not None:
             columns.mask = torch.isin(ids, torch.tensor(sorted(tokens), device=ids.device))
 

@@ -174,6 +174,7 @@ LOW = {
     "threshold": 0.05,
     "temperature": 0.1,
     "fastv": 0.3,
+    "random": 0.3,
     "visionzip": 0.3,
     "minference": 0.3,
     "twilight": 0.3,
