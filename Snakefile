@@ -9,6 +9,7 @@ from workflow import slurm
 from workflow.code_digests import code_digest
 from workflow.jobs import jobs, load_params, write_configs
 from workflow.status import stale_jobs
+from workflow.targets import asked_jobs, check_asked
 
 PARAMS = load_params(Path("params.yaml"))
 JOBS = jobs(PARAMS)
@@ -17,6 +18,8 @@ if workflow.is_main_process:
     if config.get("cluster") == "slurm" and not LOOKING & set(sys.argv):
         slurm.check(sys.argv)
         slurm.wait_for_jobs(Path.cwd())
+    for place in check_asked(sys.argv, PARAMS, JOBS):
+        print(place, file=sys.stderr)
     write_configs(JOBS)
     for stale in stale_jobs(JOBS):
         print(f"does not hold: {stale.job.name}: {stale.changes[0]}", file=sys.stderr)
@@ -38,7 +41,7 @@ onerror:
 
 rule all:
     input:
-        [job.stamp for job in JOBS],
+        [job.stamp for job in asked_jobs(PARAMS, JOBS)],
     default_target: True
 
 

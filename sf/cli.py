@@ -114,6 +114,8 @@ def run_command(
     if ranks.rank() == 0:
         where = f", in {values['output']}" if words else ""
         _stdout.print(escape(f"{stage}: {outcome}{where}"))
+        if stage == "report" and name != "own":
+            _show_address(name)
 
 
 def _run_help(context: typer.Context, stage: str | None) -> None:
@@ -141,9 +143,12 @@ def use_command(
     force: Annotated[bool, typer.Option(help="overwrite an edited params.yaml")] = False,
 ) -> None:
     """Write params.yaml from the defaults and a scale's changes; print what changed."""
+    from sf.config import load_params
     from sf.scales import use_scale
+    from workflow.dvc_yaml import write_dvc_yaml
 
     changes = use_scale(scale, force)
+    write_dvc_yaml(load_params(Path("params.yaml")))
     table = Table()
     for title in ("parameter", "before", "now"):
         table.add_column(title, overflow="fold")  # nothing is cut where the terminal is narrow
@@ -174,26 +179,13 @@ def status_command(
 def plan_command(
     target: Annotated[str, typer.Argument(help="table1 to table8, figure4a, …, or all")] = "all",
     as_json: Annotated[bool, typer.Option("--json", help="plain values for programs")] = False,
-    files: Annotated[
-        bool, typer.Option("--files", help="print the files to ask Snakemake for, and stop")
-    ] = False,
-    dvc: Annotated[
-        bool, typer.Option("--dvc", help="print the stages to ask DVC for, and stop")
-    ] = False,
 ) -> None:
     """Say which jobs a table of the paper needs, what is already made and what the rest costs."""
     from workflow import plan
-    from workflow.dvc_yaml import stage_name
+    from workflow.dvc_yaml import write_dvc_yaml
     from workflow.jobs import load_params
-    from workflow.targets import jobs_of
 
     params = load_params(Path("params.yaml"))
-    if files:
-        typer.echo(" ".join(job.stamp for job in jobs_of(target, params)))
-        return
-    if dvc:
-        typer.echo(" ".join(map(stage_name, jobs_of(target, params))))
-        return
     made = plan.plan(target, params)
     if as_json:
         _stdout.print_json(data=plan.as_json(made))
@@ -202,9 +194,9 @@ def plan_command(
     for sentence in plan.sentences(made):
         _stdout.print(escape(sentence))
     if made.to_make:
-        engines = {"snakemake --cores all": "--files", "dvc repro": "--dvc"}
-        ways = [f"{engine} $(sf plan {target} {flag})" for engine, flag in engines.items()]
-        _stdout.print(escape(f"to make it: {', or '.join(ways)}"))
+        write_dvc_yaml(params)  # it names a table only where params.yaml has its rows
+        by_dvc = "dvc repro" if target == "all" else f"dvc repro {target}"
+        _stdout.print(escape(f"to make it: snakemake --cores all {target}, or {by_dvc}"))
 
 
 @app.command("ask")
@@ -354,6 +346,17 @@ def log_command() -> None:
 
     count = log_all(Path("results"), Path("reports"))
     _stdout.print(f"{count} results logged to {escape(store_name())}")
+    for study in sorted(path.name for path in Path("results").glob("*") if path.name != "own"):
+        _show_address(study)
+
+
+def _show_address(study: str) -> None:
+    """Where MLflow shows a study's tables; a store that does not answer is warned of."""
+    from sf.mlflow_store import best_effort, client_of_store
+    from sf.mlflow_study import study_address
+
+    with best_effort("a question"):
+        _stdout.print(f"study {escape(study)}: {study_address(client_of_store(), study)}")
 
 
 def _one_line(

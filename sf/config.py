@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     Field,
     PrivateAttr,
     ValidationError,
@@ -25,6 +26,7 @@ from sf.baselines.registry import misfit
 from sf.errors import ConfigError
 from sf.fields import Name, Positive, Section, Seed, flat
 from sf.redaction import without_credentials
+from sf.report.definitions import DEFINITIONS
 from sf.sections import (
     ANSWERING_FAMILIES,
     Answering,
@@ -51,6 +53,19 @@ Model = TypeVar("Model", bound=BaseModel)
 DENSE = 0.95  # token ratio from which attention over blocks counts as dense
 
 
+def _known_table(name: object) -> str:
+    given = str(name)
+    for known in (given, f"table{given}", f"figure{given}"):
+        if known in DEFINITIONS:
+            return known
+    near = get_close_matches(given, DEFINITIONS, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(DEFINITIONS)}"
+    raise ValueError(f"no table or figure has this name; {hint}")
+
+
+TableName = Annotated[str, BeforeValidator(_known_table)]
+
+
 class Resources(Section):
     """What one job of a stage is given by the scheduler."""
 
@@ -72,6 +87,11 @@ class Params(Section):
 
     scale: Name
     seed: Seed
+    tables: list[TableName] = Field(
+        default_factory=list,
+        description="tables and figures that `all` makes, as 1, table1 or figure4a; empty: all "
+        "that the rows make, and every row",
+    )
     axes: Axes
     vision: Vision
     evaluation_vision: Vision

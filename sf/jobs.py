@@ -35,7 +35,10 @@ from sf.result_key.contents import digest_of, file_digests
 from sf.result_key.key import Key, input_paths, key_of
 from sf.tracking import SilentTracker, Tracker, log_pending
 
-STAGES = ("prepare", "benchmarks", "base", "calibrate", "train", "evaluate", "profile", "report")
+STAGES = (
+    *("prepare", "benchmarks", "base", "calibrate", "train", "evaluate", "profile"),
+    *("table", "report"),
+)
 MIN_FREE_GIB = 1.0
 RUN, DONE, UP_TO_DATE = "run", "done", "up to date"
 

@@ -23,6 +23,7 @@ FOLDERS = {
     "accuracy_curve": "results/{scale}/accuracy_curve/{model}/{row}",
     "evaluate": "results/{scale}/evaluate/{model}/{row}/{suite}",
     "profile": "results/{scale}/profile/{model}",
+    "table": "results/{scale}/table/{target}",
     "report": "reports/{scale}",
     "config": "results/{scale}/config",
 }

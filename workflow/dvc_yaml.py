@@ -1,8 +1,13 @@
 """Renders `dvc.yaml` from the table of stages: `python -m workflow.dvc_yaml`.
 
-The file holds no values: DVC fills in the names of params.yaml when it runs, so it follows
-`sf use`. Its first stages write the parameters of every job and the digest of every stage's code
-into files, on which the jobs depend.
+The file holds no values: DVC fills in the names of params.yaml when it runs. Its first stages write
+the parameters of every job and the digest of every stage's code into files, on which the jobs
+depend.
+
+A table depends on the results of its rows alone. DVC takes no list of params.yaml as dependencies:
+each row has a stage that copies the stamps of its results into a folder, which the table reads.
+Which rows with training a table shows stands in the file: `sf use`, `sf plan` and the
+stage `resolve` write it anew when params.yaml has others.
 """
 
 from __future__ import annotations
@@ -13,10 +18,14 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from sf.layout import FOLDERS, STAMP
+from sf.atomic_files import write_text
+from sf.config import Params
+from sf.layout import FOLDERS, STAMP, TRAINED
+from sf.report.definitions import DEFINITIONS
 from workflow.code_digests import code_file
-from workflow.jobs import JobSpec, command, config_file
+from workflow.jobs import JobSpec, command, config_file, jobs, load_params
 from workflow.stages import STAGES, Stage
+from workflow.targets import rows_of
 
 HEADER = "# Rendered from workflow/stages.py by `python -m workflow.dvc_yaml`; do not edit.\n"
 
@@ -42,6 +51,8 @@ CODE = {  # takes a second; its outputs change only when a result can
 
 def stage_name(job: JobSpec) -> str:
     """What DVC calls a job."""
+    if job.stage.name == "table":
+        return job.name
     values = "-".join(str(job.names[axis]) for axis in job.stage.axes)
     return f"{job.stage.name}@{values}" if values else job.stage.name
 
@@ -52,39 +63,110 @@ def _names(stage: Stage) -> dict[str, str]:
 
 def _stage(stage: Stage) -> dict[str, Any]:
     names = _names(stage)
-    deps = [config_file(stage, names), code_file(stage.run)]
-    deps += [f"{path}/{STAMP}" for path in stage.input_folders(names).values()]
-    for kind in stage.gather:
-        parts = FOLDERS[kind].format_map({"scale": names["scale"], **_rest(kind)}).split("/*")
-        deps.append(parts[0])
-    body: dict[str, Any] = {
-        "cmd": " ".join([stage.launch, command(stage, names)]).strip(),
-        "deps": deps,
-        "outs": [{stage.output_folder(names): {"cache": False, "persist": True}}],
-    }
+    deps = [f"{path}/{STAMP}" for path in stage.input_folders(names).values()]
+    deps += [_above(kind) for kind in stage.gather]
+    body = _body(stage, names, deps)
     if stage.axes:
         return {"matrix": {a: f"${{{path}}}" for a, path in stage.axes.items()}, **body}
     return body
 
 
+def _body(stage: Stage, names: dict[str, str], deps: list[str]) -> dict[str, Any]:
+    return {
+        "cmd": " ".join([stage.launch, command(stage, names)]).strip(),
+        "deps": [config_file(stage, names), code_file(stage.run), *deps],
+        "outs": [{stage.output_folder(names): {"cache": False, "persist": True}}],
+    }
+
+
+def _above(kind: str) -> str:
+    """The folder that all results of a kind lie in."""
+    return FOLDERS[kind].format_map({"scale": "${scale}", **_rest(kind)}).split("/*")[0]
+
+
+READ = "results/${scale}/.read"  # copies of the stamps of a table's rows
+
+
+def _tables(params: Params) -> dict[str, Any]:
+    """The stages of the tables that a study can make, each after those of its rows."""
+    (stage,) = (stage for stage in STAGES if stage.name == "table")
+    rendered: dict[str, Any] = {}
+    for job in jobs(params):
+        if job.stage is not stage:
+            continue
+        deps: list[str] = []
+        for kind in DEFINITIONS[job.name].results:
+            if kind in ("calibrate", "profile"):
+                deps.append(_above(kind))
+                continue
+            for group, rows in _groups(job.name, kind, params).items():
+                rendered[f"{job.name}_{group}"] = _row_stage(job.name, kind, rows)
+            deps.append(f"{READ}/{job.name}")
+        rendered[job.name] = _body(stage, {"scale": "${scale}", "target": job.name}, deps)
+    return rendered
+
+
+def _groups(target: str, kind: str, params: Params) -> dict[str, list[str] | str]:
+    """The rows of a table: their names, or where params.yaml names them."""
+    rows = rows_of(target, params)
+    methods = [row.name for row in rows if row.objective is None]
+    groups: dict[str, list[str] | str] = {}
+    if kind == "evaluate":
+        whole = methods == list(params.axes.methods)
+        groups["methods"] = "${axes.methods}" if whole else methods
+    elif kind == "accuracy_curve":
+        groups |= {"base": ["base"], "methods": "${axes.curve_methods}"}
+    groups["trained"] = [row.name for row in rows if row.objective is not None]
+    return {group: names for group, names in groups.items() if names}
+
+
+def _row_stage(target: str, kind: str, rows: list[str] | str) -> dict[str, Any]:
+    """Copies the stamps of a row's results, of every suite and seed, into one file."""
+    pattern = FOLDERS[kind].replace(TRAINED, "{row}").removesuffix("/{suite}")
+    folder = pattern.format(scale="${scale}", model="${item.model}", row="${item.row}")
+    copy = f"{READ}/{target}/${{item.model}}/${{item.row}}.json"
+    find = f"find {folder} -name {STAMP} -not -path '*/.*/*'"
+    return {
+        "matrix": {"model": "${base}", "row": rows},
+        "cmd": f"mkdir -p {copy.rpartition('/')[0]} && {find} | sort | xargs cat > {copy}",
+        "deps": [folder],
+        "outs": [{copy: {"cache": False, "persist": True}}],
+    }
+
+
 def _rest(kind: str) -> dict[str, str]:
     return {
         name: "*"
-        for name in ("model", "objective", "train_seed", "row", "suite")
+        for name in ("model", "objective", "train_seed", "row", "suite", "target")
         if f"{{{name}}}" in FOLDERS[kind]
     }
 
 
-def render() -> str:
-    """The text of `dvc.yaml`."""
+def render(params: Params) -> str:
+    """The text of `dvc.yaml`.
+
+    Args:
+        params: which tables there are depends on their rows, everything else does not.
+    """
     yaml = YAML()
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
     stream = io.StringIO()
-    stages = {stage.name: _stage(stage) for stage in STAGES}
-    yaml.dump({"stages": {"resolve": RESOLVE, "code": CODE, **stages}}, stream)
+    stages: dict[str, Any] = {"resolve": RESOLVE, "code": CODE}
+    for stage in STAGES:
+        stages |= _tables(params) if stage.name == "table" else {stage.name: _stage(stage)}
+    yaml.dump({"stages": stages}, stream)
     return HEADER + stream.getvalue()
 
 
+def write_dvc_yaml(params: Params, root: Path = Path()) -> bool:
+    """Bring the `dvc.yaml` of a checkout up to the rows of params.yaml; whether it was another."""
+    path, text = root / "dvc.yaml", render(params)
+    if not path.is_file() or path.read_text(encoding="utf-8") == text:
+        return False
+    write_text(path, text)
+    return True
+
+
 if __name__ == "__main__":
-    Path("dvc.yaml").write_text(render(), encoding="utf-8")
+    write_dvc_yaml(load_params(Path("params.yaml")))

@@ -16,6 +16,7 @@ from sf.config import Params, load_params, validated
 from sf.jobs import stage_module
 from sf.layout import FOLDERS, STAMP
 from workflow.stages import STAGES, Stage
+from workflow.targets import asked_jobs, lacking, made, rows_of
 
 __all__ = [
     "JobSpec",
@@ -69,7 +70,9 @@ class JobSpec:
 
 
 def job_name(stage: Stage, names: Mapping[str, Any]) -> str:
-    """The name of a job: the rule's and its axis values."""
+    """The name of a job: the rule's and its axis values; of a table its own."""
+    if stage.name == "table":
+        return str(names["target"])
     return "__".join([stage.name, *(str(names[axis]) for axis in stage.axes)])
 
 
@@ -92,33 +95,70 @@ def jobs(params: Params) -> list[JobSpec]:
     """All jobs of a study, each after those whose results it reads.
 
     Raises:
-        ConfigError: the parameters of a job do not fit its stage.
+        ConfigError: the parameters of a job do not fit its stage, or a table that `tables` names
+            needs rows that the study does not have.
     """
     listed: list[JobSpec] = []
     for stage in STAGES:
-        for names in _combinations(stage, params):
-            inputs = [f"{path}/{STAMP}" for path in stage.input_folders(names).values()]
-            inputs += [job.stamp for job in listed if job.stage.output in stage.gather]
-            listed.append(
-                JobSpec(
-                    stage=stage,
-                    names=names,
-                    command=command(stage, names),
-                    parameters=_parameters(stage, names, params),
-                    inputs=inputs,
-                    output=stage.output_folder(names),
-                )
-            )
+        if stage.name == "table":
+            listed += _table_jobs(stage, params, listed)
+            continue
+        asked = asked_jobs(params, listed) if stage.gather else []
+        inputs = [job.stamp for job in asked if job.stage.output in stage.gather]
+        for names in _combinations(stage, params, listed):
+            read = [f"{path}/{STAMP}" for path in stage.input_folders(names).values()]
+            listed.append(_job(stage, names, params, [*read, *inputs]))
     return listed
 
 
-def _combinations(stage: Stage, params: Params) -> Iterator[dict[str, Any]]:
-    constants = {
+def _job(stage: Stage, names: Mapping[str, Any], params: Params, inputs: list[str]) -> JobSpec:
+    return JobSpec(
+        stage=stage,
+        names=names,
+        command=command(stage, names),
+        parameters=_parameters(stage, names, params),
+        inputs=inputs,
+        output=stage.output_folder(names),
+    )
+
+
+def _table_jobs(stage: Stage, params: Params, listed: list[JobSpec]) -> list[JobSpec]:
+    """A job for each table and figure that the study can make."""
+    specs = []
+    for target, shown in made(params, listed).items():
+        names = {
+            **_constants(params),
+            "target": target,
+            "rows": [
+                {
+                    "name": row.name,
+                    "as_published": row.as_published,
+                    "trained": row.objective is not None,
+                }
+                for row in rows_of(target, params)
+            ],
+            "suites": list(dict.fromkeys(j.names["suite"] for j in shown if "suite" in j.names)),
+            "seeds": list(params.axes.seeds),
+        }
+        specs.append(_job(stage, names, params, [job.stamp for job in shown]))
+    return specs
+
+
+def _constants(params: Params) -> dict[str, Any]:
+    return {
         "scale": params.scale,
         "seed": params.seed,
         "models": list(params.base),
         "objectives": list(params.objectives),
     }
+
+
+def _combinations(stage: Stage, params: Params, listed: list[JobSpec]) -> Iterator[dict[str, Any]]:
+    constants = _constants(params)
+    if stage.gather:
+        tables = [job.names["target"] for job in listed if job.stage.name == "table"]
+        constants["targets"] = [name for name in tables if name in (params.tables or tables)]
+        constants["lacking"] = lacking(params)
     choices = [list(look_up(params, path)) for path in stage.axes.values()]
     for values in itertools.product(*choices):
         yield {**constants, **dict(zip(stage.axes, values, strict=True))}

@@ -61,7 +61,9 @@ def plan(target: str, params: Params) -> Plan:
         ConfigError: see `workflow.targets.jobs_of`.
     """
     listed = jobs(params)
-    needed = closure(jobs_of(target, params), listed)
+    shown = jobs_of(target, params, listed)
+    pages = [job for job in listed if job.names.get("target") == target]
+    needed = closure([*shown, *pages], listed)
     statuses = study_status(listed)
     seconds = expected_seconds(statuses)
     names = {job.name for job in needed}

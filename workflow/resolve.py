@@ -9,17 +9,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from sf.errors import SparsityForcingError
+from workflow.dvc_yaml import write_dvc_yaml
 from workflow.jobs import jobs, load_params, write_configs
 
 
 def main() -> None:
     """Resolve params.yaml of the working directory."""
     try:
-        specs = jobs(load_params(Path("params.yaml")))
+        params = load_params(Path("params.yaml"))
+        specs = jobs(params)
+        rewritten = write_dvc_yaml(params)
     except SparsityForcingError as error:
         raise SystemExit(f"error: {error}") from None
     written = write_configs(specs)
     print(f"parameters of {len(specs)} jobs: {len(written)} files written")
+    if rewritten:  # DVC read the old one when it started
+        print("dvc.yaml has other tables or rows now: give the same command again to make them")
 
 
 if __name__ == "__main__":

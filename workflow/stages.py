@@ -6,7 +6,8 @@ changed value changes the files of the jobs that use it and no other. The code t
 on is derived from its imports (`sf.result_key.imports`).
 
 Placeholders: `{model}`, `{method}`, `{objective}`, `{train_seed}`, `{suite}` are axis values;
-`{scale}` and `{seed}` come from the parameters, `{models}` and `{objectives}` are all names.
+`{scale}` and `{seed}` come from the parameters, `{models}` and `{objectives}` are all names;
+`{rows}`, `{suites}`, `{targets}` and `{lacking}` are what `workflow.targets` finds out.
 """
 
 from __future__ import annotations
@@ -208,6 +209,20 @@ STAGES = (
         inputs={"checkpoint": ("base", BASE)},
     ),
     Stage(
+        name="table",  # `workflow.targets` knows its rows, and the results that it reads
+        run="table",
+        output="table",
+        axes={"target": "tables"},
+        values={
+            "target": "{target}",
+            "models": "{models}",
+            "rows": "{rows}",
+            "suites": "{suites}",
+            "seeds": "{seeds}",
+            "results": "results/{scale}",
+        },
+    ),
+    Stage(
         name="report",
         run="report",
         output="report",
@@ -216,8 +231,10 @@ STAGES = (
             "scale": "{scale}",
             "models": "{models}",
             "objectives": "{objectives}",
+            "targets": "{targets}",
+            "lacking": "{lacking}",
         },
         sections=("axes", "benchmarks"),
-        gather=("calibrate", "train", "accuracy_curve", "evaluate", "profile"),
+        gather=("calibrate", "train", "accuracy_curve", "evaluate", "profile", "table"),
     ),
 )

@@ -6,16 +6,28 @@ settings, any other by its method. A study makes a table when it has such rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from sf.config import Params
 from sf.errors import ConfigError
-from sf.evaluation.benchmarks import suite
+from sf.report.definitions import DEFINITIONS
 from sf.training.objectives import AnyObjective, SparsityForcing
-from workflow.jobs import JobSpec, jobs
 
-__all__ = ["TARGETS", "Target", "closure", "jobs_of"]
+if TYPE_CHECKING:
+    from workflow.jobs import JobSpec
+
+__all__ = [
+    "TARGETS",
+    "asked_jobs",
+    "check_asked",
+    "closure",
+    "jobs_of",
+    "lacking",
+    "made",
+    "rows_of",
+]
 
 
 @dataclass(frozen=True)
@@ -27,12 +39,14 @@ class Row:
         method: of the base model; empty for a row with training.
         objective: that was trained; None without training.
         changed: names of the settings in which the row differs from the objective's sections.
+        as_published: its name in the published figures, where a table gives it another one.
     """
 
     name: str
     method: str = ""
     objective: AnyObjective | None = None
     changed: frozenset[str] = frozenset()
+    as_published: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,29 +58,14 @@ class Wanted:
         example: the line of params.yaml that adds one.
         fits: whether a row is one.
         required: the table is not made without one.
+        as_published: their name in the published figures; empty: the method's or objective's.
     """
 
     what: str
     example: str
     fits: Callable[[Row], bool]
     required: bool = True
-
-
-@dataclass(frozen=True)
-class Target:
-    """One table or figure.
-
-    Attributes:
-        about: what it shows.
-        stages: of `sf run`, or kinds of results, that it shows.
-        kind: of the benchmarks, "image" or "video"; empty for both.
-        rows: that it shows; empty: its results are of no row.
-    """
-
-    about: str
-    stages: tuple[str, ...]
-    kind: str = ""
-    rows: tuple[Wanted, ...] = ()
+    as_published: str = ""
 
 
 def _method(name: str) -> Wanted:
@@ -111,104 +110,165 @@ _ALL = (
     replace(_objective("pathwise"), required=False),
 )
 
-TARGETS: dict[str, Target] = {
-    "table1": Target("image benchmarks", ("evaluate",), "image", _ALL),
-    "table2": Target("video benchmarks", ("evaluate",), "video", _ALL),
-    "table3": Target(
-        "trained sparse attention",
-        ("evaluate",),
-        rows=(_FULL, *map(_objective, ("moba", "nsa", "sharpness", "zipvl_sft")), _OWN),
+TARGETS: Mapping[str, tuple[Wanted, ...]] = {
+    "table1": _ALL,
+    "table2": _ALL,
+    "table3": (_FULL, *map(_objective, ("moba", "nsa", "sharpness", "zipvl_sft")), _OWN),
+    "table4": (
+        _selector("top_k"),
+        _selector("threshold"),
+        replace(_OWN, as_published="top_p"),
     ),
-    "table4": Target(
-        "selectors of training and inference",
-        ("evaluate",),
-        rows=(_selector("top_k"), _selector("threshold"), _OWN),
-    ),
-    "table5": Target(
-        "ranges of thresholds and group sizes",
-        ("evaluate",),
-        rows=(
-            _changed(
-                "with thresholds drawn uniformly",
-                "retention_p: {low: 0.0, high: 1.0}",
-                lambda objective: not isinstance(objective.retention_p, list),
-            ),
-            _changed("with another group size", "group_size: 4", lambda _: True),
-            _OWN,
+    "table5": (
+        _changed(
+            "with thresholds drawn uniformly",
+            "retention_p: {low: 0.0, high: 1.0}",
+            lambda objective: not isinstance(objective.retention_p, list),
         ),
+        _changed("with another group size", "group_size: 4", lambda _: True),
+        _OWN,
     ),
-    "table6": Target(
-        "rewards for tokens, and for tokens and latency",
-        ("evaluate",),
-        "video",
-        (
+    "table6": (
+        replace(_OWN, as_published="token_reward"),
+        replace(
             _changed(
                 "rewarded for tokens and latency",
                 "reward_latency_weight: 1.0",
                 lambda objective: objective.reward_latency_weight > 0,
             ),
-            _OWN,
+            as_published="token_and_latency_reward",
         ),
     ),
-    "table7": Target("cost of training", ("train",), rows=(_OWN,)),
-    "table8": Target(
-        "softmax temperatures", ("evaluate",), rows=(_FULL, _method("temperature"), _OWN)
-    ),
-    "figure4a": Target("threshold, token ratio and accuracy", ("accuracy_curve",), rows=_ALL),
-    "figure4b": Target("token ratio and accuracy by prompt length", ("accuracy_curve",), rows=_ALL),
-    "figure4c": Target("prefill latency by prompt length", ("profile",)),
-    "figure4d": Target("decoding memory by prompt length", ("profile",)),
-    "figure5": Target(
-        "token ratio by layer before and after training", ("accuracy_curve",), rows=_ALL
-    ),
+    "table7": (_OWN,),
+    "table8": (_FULL, _method("temperature"), _OWN),
+    "figure4a": _ALL,
+    "figure4b": _ALL,
+    "figure4c": (),
+    "figure4d": (),
+    "figure5": _ALL,
 }
+"""Rows of each of `sf.report.definitions.DEFINITIONS`; none: its results are of no row."""
 
 
-def jobs_of(name: str, params: Params) -> list[JobSpec]:
-    """The jobs whose results a table or figure shows.
+def rows_of(name: str, params: Params) -> list[Row]:
+    """The rows of a study that a table or figure shows.
 
     Args:
-        name: a key of `TARGETS`, or "all": every job of the study.
+        name: a key of `TARGETS`.
         params: of the study.
 
     Raises:
         ConfigError: no such table, or rows that it needs are not in the study.
     """
-    listed = jobs(params)
-    if name == "all":
-        return listed
     if name not in TARGETS:
         known = ", ".join([*TARGETS, "all"])
         raise ConfigError("target", name, "is no table or figure", f"choose one of: {known}")
-    target, rows = TARGETS[name], _rows(params)
-    missing = [w for w in target.rows if w.required and not any(map(w.fits, rows))]
+    rows, missing = _rows(params, DEFINITIONS[name].results), _missing(name, params)
     if missing:
         rule = f"needs rows that params.yaml does not have: {', '.join(w.what for w in missing)}"
         lines = "; ".join(wanted.example for wanted in missing)
         raise ConfigError("target", name, rule, f"add for example {lines}")
-    fitting = {row.name for row in rows if any(w.fits(row) for w in target.rows)}
-    chosen = [
-        job
-        for job in listed
-        if {job.stage.run, job.stage.output} & set(target.stages)
-        and (not target.rows or job.parameters.get("row") in fitting)
-        and (not target.kind or any(b.kind == target.kind for b in suite(job.names["suite"])))
-    ]
-    if not chosen:
-        stages = " or ".join(target.stages)
-        remedy = f"add a benchmark of kind {target.kind} to benchmarks: suites"
-        raise ConfigError("target", name, f"has no {stages} job in params.yaml", remedy)
+    chosen = []
+    for row in rows:
+        wanted = next((w for w in TARGETS[name] if w.fits(row)), None)
+        if wanted is not None:
+            kind = row.method if row.objective is None else row.objective.objective
+            chosen.append(replace(row, as_published=wanted.as_published or kind))
     return chosen
 
 
-def _rows(params: Params) -> list[Row]:
-    names = dict.fromkeys(["base", *params.axes.methods, *params.axes.curve_methods])
+def lacking(params: Params) -> dict[str, int]:
+    """How many rows each table needs that the study does not have; none of those that need none."""
+    counts = {name: len(_missing(name, params)) for name in TARGETS}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _missing(name: str, params: Params) -> list[Wanted]:
+    rows = _rows(params, DEFINITIONS[name].results)
+    return [w for w in TARGETS[name] if w.required and not any(map(w.fits, rows))]
+
+
+def _rows(params: Params, results: Collection[str]) -> list[Row]:
+    """The rows of a study that have results of some kinds."""
+    names: list[str] = list(params.axes.methods) if "evaluate" in results else []
+    if "accuracy_curve" in results:
+        names = ["base", *params.axes.curve_methods]
     untrained = [Row(name, method=name) for name in names]
     trained = [
         Row(name, "", row.objective, frozenset(params.objectives[name]) - {"objective"})
         for name, row in params.trained.items()
     ]
     return [*untrained, *trained]
+
+
+def jobs_of(name: str, params: Params, listed: Sequence[JobSpec] | None = None) -> list[JobSpec]:
+    """The jobs whose results a table or figure shows.
+
+    Args:
+        name: a key of `TARGETS`, or "all": what `tables` in the parameters asks for.
+        params: of the study.
+        listed: its jobs; by default they are made of the parameters.
+
+    Raises:
+        ConfigError: no such table, or rows or benchmarks that it needs are not in the study.
+    """
+    if listed is None:
+        from workflow.jobs import jobs  # which asks for the tables' jobs here
+
+        listed = jobs(params)
+    if name == "all":
+        return asked_jobs(params, listed)
+    rows, definition = {row.name for row in rows_of(name, params)}, DEFINITIONS[name]
+    chosen = [
+        job
+        for job in listed
+        if job.stage.output in definition.results
+        and (job.parameters.get("row") in rows or job.stage.output in ("calibrate", "profile"))
+        and ("suite" not in job.names or definition.is_in(job.names["suite"]))
+    ]
+    if not chosen:
+        kinds = " or ".join(definition.results)
+        remedy = f"add a benchmark of kind {definition.kind or 'image'} to benchmarks: suites"
+        raise ConfigError("target", name, f"has no {kinds} job in params.yaml", remedy)
+    return chosen
+
+
+def made(params: Params, listed: Sequence[JobSpec]) -> dict[str, list[JobSpec]]:
+    """The tables and figures that a study can make, and the jobs that each shows.
+
+    Raises:
+        ConfigError: see `jobs_of`, of one that `tables` in the parameters names.
+    """
+    possible: dict[str, list[JobSpec]] = {}
+    for name in TARGETS:
+        try:
+            possible[name] = jobs_of(name, params, listed)
+        except ConfigError:
+            if name in params.tables:
+                raise
+    return possible
+
+
+def asked_jobs(params: Params, listed: Sequence[JobSpec]) -> list[JobSpec]:
+    """What `all` makes: the asked tables with all that they need, and the report."""
+    if not params.tables:
+        return list(listed)
+    ends = [job for job in listed if job.names.get("target") in params.tables]
+    ends += [job for job in listed if job.stage.name == "report"]
+    return closure(ends, listed)
+
+
+def check_asked(words: Collection[str], params: Params, listed: Sequence[JobSpec]) -> list[str]:
+    """Where the tables will lie that a command line names.
+
+    Raises:
+        ConfigError: see `jobs_of`.
+    """
+    names = [name for name in TARGETS if name in words]
+    for name in names:
+        jobs_of(name, params, listed)
+    outputs = {job.names.get("target"): job.output for job in listed}
+    return [f"{name}: {outputs[name]}/index.html" for name in names]
 
 
 def closure(chosen: Iterable[JobSpec], listed: Iterable[JobSpec]) -> list[JobSpec]:

@@ -11,12 +11,13 @@ from sf.plotting import save
 from sf.report.benchmark_tables import NOT_MEASURED, Cell
 from sf.report.curves import curve_picture
 from sf.report.matched import Difference, at_fixed_p, at_matched_ratio, points_above
+from sf.report.overview import verdict_sentence
 from sf.report.page import Picture, Section, Table
 from sf.report.pictures import accuracy_curve_picture, layers_picture
 from sf.report.results import Result, Study
 from sf.tables import write_csv
 
-__all__ = ["before_after_sections"]
+__all__ = ["BeforeAfter", "before_after"]
 
 DENSE = 1.0
 PUBLISHED_P = 0.975
@@ -33,8 +34,25 @@ class _Trained:
     dense: dict[str, Difference] | None
 
 
-def before_after_sections(study: Study, folder: Path) -> tuple[list[Section], dict[str, float]]:
-    """Sections about the held-out curves, and their figures by name.
+@dataclass(frozen=True)
+class BeforeAfter:
+    """What training changed.
+
+    Attributes:
+        sentence: the first trained model in one sentence; empty without one.
+        picture: of it.
+        sections: all of it.
+        figures: by name.
+    """
+
+    sentence: str
+    picture: Picture | None
+    sections: list[Section]
+    figures: dict[str, float]
+
+
+def before_after(study: Study, folder: Path) -> BeforeAfter:
+    """The part of the report about the held-out curves.
 
     Args:
         study: its results.
@@ -57,6 +75,8 @@ def before_after_sections(study: Study, folder: Path) -> tuple[list[Section], di
             accuracy_curves += _accuracy_curve_pictures(model, rows, trained, p, folder)
         curves += _curve_pictures(study, model, rows, folder)
     _write_matched(comparisons, folder)
+    whole = [entry for entry in comparisons if entry.fixed is not None]
+    first = accuracy_curves[0] if whole and accuracy_curves else None
     sections = [
         Section(
             "In short",
@@ -74,11 +94,15 @@ def before_after_sections(study: Study, folder: Path) -> tuple[list[Section], di
                 "over questions, paired."
             ],
             tables=[_matched_table(entry) for entry in comparisons],
-            pictures=accuracy_curves,
+            pictures=accuracy_curves[1:] if first is not None else accuracy_curves,
         ),
         Section("Threshold, token ratio and layers", pictures=curves),
     ]
-    return sections, _figures(comparisons)
+    sentence = ""
+    if whole:
+        entry = whole[0]
+        sentence = verdict_sentence(entry.model, entry.objective, p, entry.fixed or {})
+    return BeforeAfter(sentence, first, sections, _figures(comparisons))
 
 
 def _evaluated_p(study: Study) -> float:

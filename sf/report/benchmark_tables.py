@@ -25,11 +25,12 @@ ORIENTATION = "qwen2.5-vl-7b"  # the model whose published rows are the most com
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure as text, with its interval and how many samples it is from."""
+    """One figure as text, with its interval, how many samples it is from, and a page to open."""
 
     text: str
     interval: str = ""
     note: str = ""
+    link: str = ""
 
 
 @dataclass

@@ -8,10 +8,12 @@ from typing import Any
 
 from sf.plotting import save
 from sf.report.across_seeds import across_seeds_section
-from sf.report.before_after import before_after_sections
+from sf.report.before_after import before_after
 from sf.report.benchmark_sections import benchmark_sections
 from sf.report.benchmark_tables import Cell
+from sf.report.definitions import Targets
 from sf.report.gpu_figures import gpu_section, measured_on_gpus
+from sf.report.overview import tables_section
 from sf.report.page import Page, Picture, Section, Table, write_page
 from sf.report.paired import paired_sections
 from sf.report.profile_sections import profile_sections
@@ -22,19 +24,23 @@ from sf.training.records import training_picture
 __all__ = ["build_report"]
 
 
-def build_report(study: Study, scale: str, folder: Path) -> dict[str, float]:
+def build_report(
+    study: Study, scale: str, folder: Path, targets: Targets | None = None
+) -> dict[str, float]:
     """Write the report of a study: tables, pictures, `report.md` and `index.html`.
 
     Args:
         study: where its results lie and what it is made of; what is missing is "not measured".
         scale: its name.
         folder: of the report.
+        targets: the tables and figures of the paper that have pages of their own.
 
     Returns:
         The figures that a summary shows, by name.
     """
     stand_ins = _stand_ins(study)
-    sections, figures = before_after_sections(study, folder)
+    changed = before_after(study, folder)
+    sections, figures = changed.sections, changed.figures
     benchmarks, overview, averages = benchmark_sections(study, folder, stand_ins)
     sections[0] = replace(sections[0], tables=[*sections[0].tables, overview])
     objectives = across_seeds_section(study, folder)
@@ -55,8 +61,9 @@ def build_report(study: Study, scale: str, folder: Path) -> dict[str, float]:
             "Rows, benchmarks and models of this scale are small and synthetic: it shows that the "
             "whole study runs and what each part gives, not the paper's figures."
         )
+    sections.insert(1, tables_section(study, targets or Targets(), folder))
     title = "Sparsity Forcing (arXiv 2504.18579): the study at a glance"
-    write_page(Page(title, lead, sections), folder)
+    write_page(Page(title, lead, sections, changed.sentence, changed.picture), folder)
     return {**figures, **averages}
 
 

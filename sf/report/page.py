@@ -19,7 +19,16 @@ from sf.tables import write_csv
 
 SCREEN_PIXELS = 0.6  # of a picture's pixels (160 to the inch) a page shows at most
 
-__all__ = ["Page", "Picture", "Section", "Table", "write_page"]
+__all__ = [
+    "Page",
+    "Picture",
+    "Section",
+    "Table",
+    "embedded",
+    "page_environment",
+    "sort_script",
+    "write_page",
+]
 
 
 @dataclass(frozen=True)
@@ -69,11 +78,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """The whole report."""
+    """The whole report; it begins with one sentence and one picture."""
 
     title: str
     lead: Sequence[str]
     sections: Sequence[Section] = field(default_factory=list)
+    verdict: str = ""
+    picture: Picture | None = None
 
 
 def write_page(page: Page, folder: Path) -> None:
@@ -98,7 +109,10 @@ def _frame(table: Table) -> pd.DataFrame:
 
 def markdown(page: Page) -> str:
     """The report as Markdown; pictures are linked relative to it."""
-    parts = [f"# {escaped(page.title)}", *map(escaped, page.lead)]
+    parts = [f"# {escaped(page.title)}"]
+    parts += [f"**{escaped(page.verdict)}**"] if page.verdict else []
+    parts += _markdown_picture(page.picture) if page.picture is not None else []
+    parts += map(escaped, page.lead)
     parts.append("\n".join(f"- [{escaped(s.title)}](#{s.anchor})" for s in page.sections))
     for section in page.sections:
         parts.append(f"## {escaped(section.title)}")
@@ -107,9 +121,13 @@ def markdown(page: Page) -> str:
         for table in section.tables:
             parts += [f"**{escaped(table.caption)}**", _markdown_table(table)]
         for picture in section.pictures:
-            caption = escaped(picture.caption)
-            parts += [f"![{caption}](figures/{picture.name}.png)", f"*{caption}*"]
+            parts += _markdown_picture(picture)
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown_picture(picture: Picture) -> list[str]:
+    caption = escaped(picture.caption)
+    return [f"![{caption}](figures/{picture.name}.png)", f"*{caption}*"]
 
 
 def _markdown_table(table: Table) -> str:
@@ -117,7 +135,11 @@ def _markdown_table(table: Table) -> str:
         return "| " + " | ".join(cells) + " |"
 
     rule = ["---" if at < table.keys else "---:" for at in range(len(table.header))]
-    rows = [[escaped(_plain(cell)) for cell in row] for row in table.rows]
+    rows = [
+        [f"[{escaped(_plain(cell))}]({cell.link})" if cell.link else escaped(_plain(cell))
+         for cell in row]
+        for row in table.rows
+    ]  # fmt: skip
     return "\n".join([line([*map(escaped, table.header)]), line(rule), *map(line, rows)])
 
 
@@ -128,7 +150,22 @@ def html(page: Page, folder: Path) -> str:
         page: the report.
         folder: where `figures/` lies.
     """
-    environment = jinja2.Environment(
+
+    def embedded_here(name: str) -> str:
+        return embedded(folder, name)
+
+    def width(name: str) -> int:
+        with PIL.Image.open(folder / "figures" / f"{name}.png") as image:
+            return round(SCREEN_PIXELS * image.width)
+
+    template = page_environment().get_template("page.html.jinja")
+    given = {"page": page, "embedded": embedded_here, "width": width, "sort": sort_script()}
+    return printable(template.render(**given))
+
+
+def page_environment() -> jinja2.Environment:
+    """Renders the templates of the pages."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -136,13 +173,13 @@ def html(page: Page, folder: Path) -> str:
         lstrip_blocks=True,
     )
 
-    def embedded(name: str) -> str:
-        content = base64.b64encode((folder / "figures" / f"{name}.png").read_bytes()).decode()
-        return f"data:image/png;base64,{content}"
 
-    def width(name: str) -> int:
-        with PIL.Image.open(folder / "figures" / f"{name}.png") as image:
-            return round(SCREEN_PIXELS * image.width)
+def sort_script() -> str:
+    """The script by which a column's title sorts its table."""
+    return Path(__file__).with_name("sort.js").read_text(encoding="utf-8")
 
-    template = environment.get_template("page.html.jinja")
-    return printable(template.render(page=page, embedded=embedded, width=width))
+
+def embedded(folder: Path, name: str) -> str:
+    """A picture of `figures/` as an address that holds it."""
+    content = (folder / "figures" / f"{name}.png").read_bytes()
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"

@@ -17,7 +17,9 @@ __all__ = [
     "at_200k",
     "average",
     "figure",
+    "figure_of",
     "latest",
+    "models_of",
     "models_with",
 ]
 
@@ -54,6 +56,22 @@ def latest(kind: str, model: str, row: str, metric: str) -> tuple[float | None, 
         if value is not None:
             return value, version
     return None, ""
+
+
+def figure_of(table: str, model: str, row: str, metric: str) -> float | None:
+    """One figure of a table of the file, of the newest version that has it.
+
+    Args:
+        table: as the file names it, e.g. "table3_baselines".
+        model, row, metric: see `figure`.
+    """
+    values = (_figures().get((version, table, model, row, metric)) for version in VERSIONS)
+    return next((value for value in values if value is not None), None)
+
+
+def models_of(table: str) -> list[str]:
+    """The models that a table of the file has, in its order."""
+    return list(dict.fromkeys(key[2] for key in _figures() if key[1] == table))
 
 
 def at_200k(metric: str) -> tuple[float, str]:

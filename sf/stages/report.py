@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from sf.fields import Section
+from sf.report.definitions import Targets
 from sf.report.results import Study
 from sf.sections import Axes, Benchmarks
 
@@ -21,6 +22,12 @@ class Parameters(Section):
     scale: str = Field(description="name of the study")
     models: list[str] = Field(description="names of the base models")
     objectives: list[str] = Field(description="names of the rows with training")
+    targets: list[str] = Field(
+        default_factory=list, description="tables and figures that have a page of their own"
+    )
+    lacking: dict[str, int] = Field(
+        default_factory=dict, description="rows that each of the others needs"
+    )
     axes: Axes
     benchmarks: Benchmarks
     results: Path = Field(description="folder of the study's results")
@@ -42,12 +49,18 @@ def study_of(p: Parameters) -> Study:
 
 def inputs(p: Parameters) -> dict[str, Path]:
     """The finished results that are there; what is missing is shown as "not measured"."""
-    folders = [result.folder for result in study_of(p).everything()]
+    study = study_of(p)
+    folders = [result.folder for result in study.everything()]
+    folders += Targets(tuple(p.targets)).pages(study).values()
     return {folder.relative_to(p.results).as_posix(): folder for folder in folders}
 
 
 def run(p: Parameters, job: Job) -> None:
-    """Write `index.html`, `report.md`, `tables/*.csv` and `figures/*.png` and `.svg`."""
+    """Write `index.html`, `report.md`, `tables/*.csv`, `figures/*.png` and `.svg`.
+
+    Each finished table of `targets` gets a folder with its page.
+    """
     from sf.report.build import build_report
 
-    job.tracker.summary(build_report(study_of(p), p.scale, job.out))
+    targets = Targets(tuple(p.targets), p.lacking)
+    job.tracker.summary(build_report(study_of(p), p.scale, job.out, targets))

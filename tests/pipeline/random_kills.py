@@ -125,7 +125,7 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
     """The report's score tables."""
     return {
         path.name: pd.read_csv(path)
-        for path in sorted((folder / "reports/smoke").rglob("table*.csv"))
+        for path in sorted((folder / "reports/smoke/tables").glob("table*.csv"))
     }
 
 

@@ -33,6 +33,16 @@ atexit.register(record)
 """
 BIN = Path(sys.executable).parent
 
+DOWNSTREAM = {  # what reads a stage's results, directly or not
+    "train": {
+        *("accuracy_curve_trained", "evaluate_trained", "report", "table1", "table2", "table7"),
+        *("figure4a", "figure4b", "figure5"),
+    },
+    "evaluate_base": {"table1", "table2", "report"},
+    "evaluate_trained": {"table1", "table2", "report"},
+    "profile": {"figure4c", "figure4d", "report"},
+}
+
 pytestmark = pytest.mark.timeout(2700)
 
 
@@ -82,7 +92,7 @@ def test_snakemake_survives_kills_in_every_stage_and_finishes(checkout: Path) ->
     specs = jobs(load_params(checkout / "params.yaml"))
     first = {spec.stage.run: spec.output for spec in reversed(specs)}
     chosen = [spec.output for spec in specs if spec.output in first.values()]
-    assert len(chosen) == len(first) == 8
+    assert len(chosen) == len(first) == 9
     lines = run_with_kills(checkout, ENGINES["snakemake"], chosen, 6.0, random.Random(0))
     assert sum("processes after" in line for line in lines) >= 6, lines
     for job in jobs(load_params(checkout / "params.yaml")):
@@ -112,6 +122,17 @@ def test_a_second_call_has_nothing_to_do(checkout: Path) -> None:
     assert "Nothing to be done" in run(checkout, "snakemake", "--cores", "2")
 
 
+def test_every_table_is_made_and_named(checkout: Path) -> None:
+    for job in jobs(load_params(checkout / "params.yaml")):
+        if job.stage.name == "table":
+            for name in ("index.html", *(f"{job.name}.{kind}" for kind in ("csv", "md", "tex"))):
+                assert (checkout / job.output / name).is_file(), name
+                assert (checkout / "reports/smoke" / job.name / name).is_file(), name
+    output = run(checkout, "snakemake", "--cores", "2", "table1")
+    assert "table1: results/smoke/table/table1/index.html" in output
+    assert "Nothing to be done" in output
+
+
 def test_dvc_adopts_what_snakemake_made(checkout: Path) -> None:
     output = run(checkout, "dvc", "repro")
     specs = jobs(load_params(checkout / "params.yaml"))
@@ -134,13 +155,9 @@ def test_a_parameter_reruns_exactly_the_stages_that_use_it(checkout: Path) -> No
         in_dvc = {name for name in changed_in_dvc(checkout) if name != "report"}
         in_snakemake = {name.split("__")[0] for name in planned(checkout)}
         (checkout / "params.yaml").write_text(before)
-        downstream = (
-            {"accuracy_curve_trained", "evaluate_trained", "report"}
-            if "train" in stages
-            else {"report"}
-            if stages
-            else set()
-        )
+        downstream = set()
+        for stage in stages:
+            downstream |= DOWNSTREAM[stage]
         assert in_dvc == stages, old
         assert in_snakemake == stages | downstream, old
 
@@ -178,7 +195,10 @@ def test_a_comment_reruns_nothing_and_code_what_imports_it(checkout: Path) -> No
     assert changed_in_dvc(checkout) == set()
     code.write_text(before + "\nMORE = 1\n")
     run(checkout, "python", "-m", "workflow.code_digests")
-    assert {name.split("__")[0] for name in planned(checkout)} == {"profile", "report"}
+    assert {name.split("__")[0] for name in planned(checkout)} == {
+        "profile",
+        *DOWNSTREAM["profile"],
+    }
     assert changed_in_dvc(checkout) == {"profile"}
     code.write_text(before)
     run(checkout, "python", "-m", "workflow.code_digests")

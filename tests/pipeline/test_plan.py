@@ -15,13 +15,13 @@ from sf.config import Params, validated
 from sf.errors import ConfigError
 from sf.jobs import stage_module
 from sf.layout import work_folder
+from sf.report.definitions import DEFINITIONS
 from sf.result_key.contents import file_digests
 from sf.result_key.key import key_of
 from sf.scales import load_scale, render_scale, scale_values
-from workflow.dvc_yaml import stage_name
 from workflow.jobs import JobSpec, jobs
 from workflow.plan import plan, sentences
-from workflow.targets import TARGETS, closure, jobs_of
+from workflow.targets import TARGETS, check_asked, closure, jobs_of, lacking
 
 FOLDER = Path(__file__).parent.parent.parent / "params"
 
@@ -49,12 +49,13 @@ def finish(job: JobSpec, seconds: float) -> None:
 def test_the_scale_tables_has_jobs_for_every_table_and_figure() -> None:
     params = load_scale("tables", FOLDER)
     listed = jobs(params)
-    for name, target in TARGETS.items():
+    pages = {job.name: job for job in listed if job.stage.name == "table"}
+    assert list(pages) == list(TARGETS) == list(DEFINITIONS)
+    for name, page in pages.items():
         chosen = jobs_of(name, params)
-        assert {job.stage.run for job in chosen} | {job.stage.output for job in chosen} >= {
-            *target.stages
-        }
-        needed = closure(chosen, listed)
+        assert {job.stage.output for job in chosen} == {*DEFINITIONS[name].results}
+        assert page.inputs == [job.stamp for job in chosen]
+        needed = closure([page], listed)
         stamps = {job.stamp for job in needed}
         assert {job.stamp for job in chosen} <= stamps
         assert all(set(job.inputs) <= stamps for job in needed)
@@ -63,7 +64,8 @@ def test_the_scale_tables_has_jobs_for_every_table_and_figure() -> None:
 
 
 def rows_of(name: str) -> set[str]:
-    return {job.parameters["row"] for job in jobs_of(name, load_scale("tables", FOLDER))}
+    chosen = jobs_of(name, load_scale("tables", FOLDER))
+    return {job.parameters["row"] for job in chosen if job.stage.output != "calibrate"}
 
 
 def test_a_table_takes_the_rows_that_it_is_about() -> None:
@@ -102,24 +104,75 @@ def test_rows_that_a_study_lacks_are_named_with_the_lines_that_add_them() -> Non
         jobs_of("table9", validated(Params, values))
 
 
+def test_the_study_has_a_page_for_each_table_that_its_rows_make() -> None:
+    params = load_scale("mini", FOLDER)
+    listed = jobs(params)
+    names = {job.name for job in listed if job.stage.name == "table"}
+    assert {"table1", "table2", "table7", "figure4a", "figure4d"} <= names
+    assert {"table3", "table4", "table8"} & names == set()
+    words = ["snakemake", "--cores", "2", "table1"]
+    assert check_asked(words, params, listed) == ["table1: results/mini/table/table1/index.html"]
+    with pytest.raises(ConfigError, match=r"rows that params\.yaml does not have: objective moba"):
+        check_asked(["snakemake", "table3"], params, listed)
+    assert lacking(params)["table3"] == 4
+    assert "table1" not in lacking(params)
+
+
+@pytest.mark.parametrize(
+    ("tables", "names", "others"),
+    [
+        ([1], {"table1"}, {"profile__tiny-qwen2.5-vl", "calibrate__tiny-qwen2.5-vl"}),
+        (["table1", "2", "4c"], {"table1", "table2", "figure4c"}, {"calibrate__tiny-qwen2.5-vl"}),
+        (["figure5"], {"figure5"}, {"evaluate_base__tiny-qwen2.5-vl__full__all"}),
+    ],
+)
+def test_all_is_what_tables_asks_for(tables: list[Any], names: set[str], others: set[str]) -> None:
+    """Training and evaluation follow from the tables; each job is there once."""
+    params = validated(Params, {**scale_values("mini", FOLDER), "tables": tables})
+    listed = jobs(params)
+    asked = [job.name for job in jobs_of("all", params)]
+    assert len(asked) == len(set(asked))
+    assert {job.name for job in listed if job.stage.name == "table"} & {*asked} == names
+    assert "report" in asked
+    assert not others & {*asked}
+    (report,) = (job for job in listed if job.name == "report")
+    assert set(report.inputs) <= {job.stamp for job in listed if job.name in asked}
+    assert set(report.parameters["targets"]) == names
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [(["tabel3"], "tables.*'tabel3'.*did you mean table3"), ([9], "no table or figure has this")],
+)
+def test_an_unknown_table_is_refused(tables: list[Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validated(Params, {**scale_values("mini", FOLDER), "tables": tables})
+
+
+def test_a_table_whose_rows_are_missing_is_refused_where_it_is_asked_for() -> None:
+    params = validated(Params, {**scale_values("mini", FOLDER), "tables": [1, 3]})
+    with pytest.raises(ConfigError, match=r"rows that params\.yaml does not have: objective moba"):
+        jobs(params)
+
+
 def test_a_plan_counts_what_is_missing_by_measured_time_or_limit() -> None:
     params = load_scale("mini", FOLDER)
     listed = {job.name: job for job in jobs(params)}
     made = plan("table1", params)
-    assert len(made.jobs) == len(made.to_make) == 7
+    assert len(made.jobs) == len(made.to_make) == 8
     assert {job.basis for job in made.jobs} == {"limit"}
-    assert sum(job.hours for job in made.jobs) == 7 * 0.5
+    assert sum(job.hours for job in made.jobs) == 8 * 0.5
     for name in ("benchmarks", "prepare", "base__tiny-qwen2.5-vl"):
         finish(listed[name], 10.0)
     finish(listed["evaluate_base__tiny-qwen2.5-vl__full__all"], 360.0)
     made = plan("table1", params)
     by_name = {job.entry.job.name: job for job in made.jobs}
-    assert len(made.to_make) == 3
+    assert len(made.to_make) == 4
     zipvl = by_name["evaluate_base__tiny-qwen2.5-vl__zipvl__all"]
     assert (zipvl.hours, zipvl.basis) == (0.1, "measured")  # as the rule's finished job took
     assert by_name["evaluate_base__tiny-qwen2.5-vl__full__all"].hours == 0
-    assert sentences(made)[0] == "table1: 7 jobs, 4 results hold, 3 to make"
-    assert sentences(made)[1].startswith("at most 1.1 hours of jobs, 0 GPU-hours; 2 jobs count")
+    assert sentences(made)[0] == "table1: 8 jobs, 4 results hold, 4 to make"
+    assert sentences(made)[1].startswith("at most 1.6 hours of jobs, 0 GPU-hours; 3 jobs count")
 
 
 def test_a_plan_names_downloads_and_counts_gpus() -> None:
@@ -133,16 +186,17 @@ def test_a_plan_names_downloads_and_counts_gpus() -> None:
     assert f"{gpu_hours:.3g} GPU-hours" in sentences(made)[1]
 
 
-def test_the_command_prints_plan_stages_and_json() -> None:
+def test_the_command_prints_plan_and_json() -> None:
     def run(*words: str) -> str:
         result = CliRunner().invoke(app, ["plan", *words], catch_exceptions=False)
         assert result.exit_code == 0
         return result.output
 
-    assert "table1: 7 jobs, 0 results hold, 7 to make" in run("table1")
-    chosen = jobs_of("table1", load_scale("mini", FOLDER))
-    assert run("table1", "--files").split() == [job.stamp for job in chosen]
-    assert run("table1", "--dvc").split() == [stage_name(job) for job in chosen]
+    assert "table1: 8 jobs, 0 results hold, 8 to make" in run("table1")
+    assert "snakemake --cores all table1, or dvc repro table1" in run("table1")
     content: dict[str, Any] = json.loads(run("figure4c", "--json"))
-    assert [job["name"] for job in content["jobs"]][-1] == "profile__tiny-qwen2.5-vl"
+    assert [job["name"] for job in content["jobs"]][-2:] == [
+        "profile__tiny-qwen2.5-vl",
+        "figure4c",
+    ]
     assert content["downloads"] == []

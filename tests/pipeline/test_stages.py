@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
+import networkx as nx
 import pytest
+from dvc.repo import Repo
 
-from sf.config import Params, validated
+from sf.config import Params, load_params, validated
 from sf.jobs import read_config, stage_module
 from sf.scales import load_scale, render_scale, scale_values
 from sf.sections import Vision
@@ -21,17 +25,20 @@ from workflow.jobs import (
     write_configs,
 )
 from workflow.stages import STAGES
+from workflow.targets import TARGETS, closure
 
 ROOT = Path(__file__).parent.parent.parent
 SCALES = ("smoke", "mini", "compare", "tables", "single_gpu", "paper")
 
 
+@cache
 def specs(scale: str) -> list[JobSpec]:
     return jobs(load_scale(scale, ROOT / "params"))
 
 
 def test_dvc_yaml_is_rendered_from_the_table() -> None:
-    assert (ROOT / "dvc.yaml").read_text() == dvc_yaml.render(), "run: python -m workflow.dvc_yaml"
+    rendered = dvc_yaml.render(load_params(ROOT / "params.yaml"))
+    assert (ROOT / "dvc.yaml").read_text() == rendered, "run: python -m workflow.dvc_yaml"
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -95,20 +102,55 @@ def test_a_study_without_training_has_all_other_jobs() -> None:
 
 
 def test_both_engines_run_the_same_commands(tmp_path: Path) -> None:
-    from dvc.repo import Repo
-
     for scale in SCALES:
         subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
         subprocess.run(["cp", "-r", ROOT / ".dvc", ROOT / "dvc.yaml", tmp_path], check=True)
         (tmp_path / "params.yaml").write_text(render_scale(scale, ROOT / "params"))
+        dvc_yaml.write_dvc_yaml(load_scale(scale, ROOT / "params"), tmp_path)
         with Repo(str(tmp_path)) as repo:
             dvc_commands = sorted(stage.cmd for stage in repo.index.stages)
             dvc_names = {stage.name for stage in repo.index.stages}
             read = {dep.def_path for stage in repo.index.stages for dep in stage.deps}
         ours = [f"{job.stage.launch} {job.command}".strip() for job in specs(scale)]
+        dvc_commands = [one for one in dvc_commands if not one.startswith("mkdir")]
         assert dvc_commands == sorted([*ours, "python -m workflow.resolve", CODE["cmd"]])
         assert {job.config for job in specs(scale)} <= read
-        assert dvc_names == {*map(dvc_yaml.stage_name, specs(scale)), "resolve", "code"}
+        copies = {name for name in dvc_names if name.split("_")[0] in TARGETS and "@" in name}
+        assert dvc_names - copies == {*map(dvc_yaml.stage_name, specs(scale)), "resolve", "code"}
+
+
+def test_a_table_reads_the_same_results_under_both_engines(tmp_path: Path) -> None:
+    scale = "tables"
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    subprocess.run(["cp", "-r", ROOT / ".dvc", ROOT / "dvc.yaml", tmp_path], check=True)
+    (tmp_path / "params.yaml").write_text(render_scale(scale, ROOT / "params"))
+    dvc_yaml.write_dvc_yaml(load_scale(scale, ROOT / "params"), tmp_path)
+    listed = specs(scale)
+    with Repo(str(tmp_path)) as repo:
+        index = repo.index
+        graph, stages = index.graph, {stage.name: stage for stage in index.stages}
+    for job in listed:
+        if job.stage.name != "table":
+            continue
+        needed = {dvc_yaml.stage_name(one) for one in closure([job], listed)} - {job.name}
+        through = {other.name for other in nx.descendants(graph, stages[job.name])}
+        copies = {name for name in through if name.split("_")[0] in TARGETS}
+        assert through - copies - {"resolve", "code"} == needed, job.name
+
+
+def test_dvc_yaml_follows_rows_that_params_yaml_gains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = scale_values("mini", ROOT / "params")
+    assert not dvc_yaml.write_dvc_yaml(validated(Params, values))  # no checkout of DVC
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    assert not dvc_yaml.write_dvc_yaml(validated(Params, values))
+    for name in ("moba", "nsa", "sharpness", "zipvl_sft"):
+        values["objectives"][name] = {"objective": name}
+    assert dvc_yaml.write_dvc_yaml(validated(Params, values))
+    assert "  table3:\n" in (tmp_path / "dvc.yaml").read_text()
+    assert not dvc_yaml.write_dvc_yaml(validated(Params, values))
 
 
 def reads(name: str) -> set[str]:
@@ -131,7 +173,8 @@ def test_each_stage_reads_the_results_that_it_is_about() -> None:
         "evaluate_base": {"base", "benchmarks", "prepare"},
         "evaluate_trained": {"train", "benchmarks", "prepare"},
         "profile": {"base"},
-        "report": every,
+        "table": every - {"evaluate"},  # this scale evaluates no benchmark of a table
+        "report": {*every, "table"},
     }
     assert {stage.name for stage in STAGES} == expected.keys()
     present = {job.stage.name for job in specs("compare")}

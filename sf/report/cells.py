@@ -1,0 +1,166 @@
+"""A cell of a paper table: our figure, the published one, their difference, and where ours is from.
+
+Published figures are compared where both are of one model on the benchmarks' own data. Of another
+model, or beside generated stand-ins, they stand there for orientation and get no verdict.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sf.errors import DataError
+from sf.layout import work_folder
+from sf.report.results import Result
+from sf.result_key.contents import input_digest
+
+__all__ = [
+    "DIFFERS",
+    "NOT_COMPARABLE",
+    "NOT_PUBLISHED",
+    "NOT_RUN",
+    "REPRODUCED",
+    "STALE",
+    "Figure",
+    "Sources",
+    "verdict",
+]
+
+TOLERANCE = 1.5
+"""Points of 100 within which a published figure counts as reproduced."""
+REPRODUCED = "reproduced"
+DIFFERS = "differs"
+NOT_RUN = "not run"
+NOT_PUBLISHED = "not published"
+NOT_COMPARABLE = "not comparable"
+STALE = "stale"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One cell.
+
+    Attributes:
+        text: our figure; empty where nothing was measured.
+        value: it as a number, by which the column is sorted.
+        interval: its 95 % interval as text.
+        published: the published figure as text.
+        difference: ours minus published as text.
+        samples: questions, or other units, that it is from; 0 where that has no meaning.
+        verdict: one of this module's.
+        source: index in `Sources.entries`; -1 without a result.
+        stale: an input of the result has changed since.
+        note: what else a reader must know.
+    """
+
+    text: str = ""
+    value: float | None = None
+    interval: str = ""
+    published: str = ""
+    difference: str = ""
+    samples: int = 0
+    verdict: str = NOT_RUN
+    source: int = -1
+    stale: bool = False
+    note: str = ""
+
+
+def verdict(ours: float | None, published: float | None, scale: float, comparable: bool) -> str:
+    """What a pair of figures says.
+
+    Args:
+        ours: None: not measured.
+        published: None: not in our sources.
+        scale: the best possible figure.
+        comparable: both are of one model on the same data.
+    """
+    if ours is None:
+        return NOT_RUN
+    if published is None:
+        return NOT_PUBLISHED
+    if not comparable:
+        return NOT_COMPARABLE
+    return REPRODUCED if abs(ours - published) <= TOLERANCE * scale / 100 else DIFFERS
+
+
+@dataclass
+class Sources:
+    """Where the figures of a table come from, each result once.
+
+    Attributes:
+        root: the folder that results name their inputs from.
+        entries: what a reader is shown of each result.
+        stale: whether an input of each has changed since.
+    """
+
+    root: Path = Path()
+    entries: list[dict[str, str]] = field(default_factory=list)
+    stale: list[bool] = field(default_factory=list)
+    _places: dict[Path, int] = field(default_factory=dict)
+
+    def of(self, result: Result) -> int:
+        """The index of a result's entry."""
+        if result.folder not in self._places:
+            changed = self._changed(result)
+            self._places[result.folder] = len(self.entries)
+            self.entries.append(_entry(result, changed))
+            self.stale.append(bool(changed))
+        return self._places[result.folder]
+
+    def _changed(self, result: Result) -> list[str]:
+        """Names of the inputs whose content is another now."""
+        paths: Mapping[str, str] = result.stamp.get("input_paths", {})
+        recorded: Mapping[str, str] = result.stamp.get("inputs", {})
+        work = work_folder(result.folder)
+        changed = []
+        for name, path in paths.items():
+            try:
+                now = input_digest(self.root / path, work)
+            except DataError:
+                now = ""
+            if recorded.get(name) not in (None, now):
+                changed.append(name)
+        return changed
+
+
+SHOWN_PARAMETERS = (
+    *("method", "value", "evaluate.retention_p", "calibrate.retention_p", "objective.objective"),
+    *("seed", "benchmarks.samples", "runtime.dtype", "runtime.device", "vision.image_max_pixels"),
+    *("vision.video_max_pixels", "vision.video_max_frames"),
+)
+
+
+def _entry(result: Result, changed: list[str]) -> dict[str, str]:
+    stamp, given = result.stamp, result.parameters
+    inputs: Mapping[str, str] = stamp.get("inputs", {})
+    host: Mapping[str, Any] = stamp.get("hardware", {})
+    versions: Mapping[str, str] = stamp.get("versions", {})
+    values = [f"{name} = {given[name]}" for name in SHOWN_PARAMETERS if given.get(name) is not None]
+    entry = {
+        "result": result.folder.as_posix(),
+        "key": str(stamp.get("key", "")),
+        "commit": result.commit,
+        "command": str(stamp.get("command", "")),
+        "parameters": ", ".join(values),
+        "inputs": ", ".join(f"{name} {digest}" for name, digest in inputs.items()),
+        "hardware": ", ".join(f"{name}: {value}" for name, value in host.items()),
+        "versions": ", ".join(f"{name} {value}" for name, value in versions.items()),
+        "seconds": f"{stamp.get('seconds', 0):,.0f}",
+        "MLflow run": _mlflow_run(result.folder),
+    }
+    if (result.folder / "samples.jsonl").is_file():
+        entry["samples"] = (result.folder / "samples.jsonl").as_posix()
+    if changed:
+        entry["stale"] = f"changed since: {', '.join(changed)}"
+    return {name: text for name, text in entry.items() if text}
+
+
+def _mlflow_run(folder: Path) -> str:
+    try:
+        note = json.loads((work_folder(folder) / "mlflow.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""  # not logged, or by a call that was killed meanwhile
+    return str(note.get("run_id") or "")

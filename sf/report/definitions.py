@@ -1,0 +1,163 @@
+"""The tables and figures of the paper (arXiv 2504.18579): what each shows, of which results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sf.evaluation.benchmarks import BENCHMARKS, Benchmark, suite
+from sf.layout import STAMP
+from sf.report.results import Result, Study
+
+__all__ = ["DEFINITIONS", "Definition", "Targets", "results_of"]
+
+Shows = Literal["benchmarks", "curve", "lengths", "layers", "profile", "cost"]
+RESULTS: Mapping[Shows, tuple[str, ...]] = {
+    "benchmarks": ("evaluate",),
+    "curve": ("calibrate", "accuracy_curve"),
+    "lengths": ("accuracy_curve",),
+    "layers": ("accuracy_curve",),
+    "profile": ("profile",),
+    "cost": ("train",),
+}
+"""Kinds of results (`sf.layout.FOLDERS`) that a table or figure is made of."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One table or figure.
+
+    Attributes:
+        title: as the paper counts it.
+        about: what it shows.
+        shows: its form.
+        kind: of the benchmarks, "image" or "video"; empty for both.
+        published: its name in `published.csv`; empty where our sources have no figure of it.
+        names: of the benchmarks; empty for all of the kind.
+        average: the published average's name.
+        metric: of the profile, for figures 4c and 4d.
+    """
+
+    title: str
+    about: str
+    shows: Shows
+    kind: str = ""
+    published: str = ""
+    names: tuple[str, ...] = ()
+    average: str = "average"
+    metric: str = ""
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Kinds of results that it is made of."""
+        return RESULTS[self.shows]
+
+    @property
+    def benchmarks(self) -> list[Benchmark]:
+        """Its benchmarks, in the tables' order."""
+        return [
+            benchmark
+            for benchmark in BENCHMARKS
+            if self.kind in ("", benchmark.kind)
+            and (not self.names or benchmark.name in self.names)
+        ]
+
+    def is_in(self, name: str) -> bool:
+        """Whether a suite of that name has one of its benchmarks."""
+        names = {benchmark.name for benchmark in self.benchmarks}
+        return any(benchmark.name in names for benchmark in suite(name))
+
+
+DEFINITIONS: Mapping[str, Definition] = {
+    "table1": Definition(
+        "Table 1", "image benchmarks", "benchmarks", "image", "table1_image", (), "image_average"
+    ),
+    "table2": Definition(
+        "Table 2", "video benchmarks", "benchmarks", "video", "table2_video", (), "video_average"
+    ),
+    "table3": Definition(
+        "Table 3",
+        "trained sparse attention",
+        "benchmarks",
+        published="table3_baselines",
+        names=("mme", "mmstar", "chartqa", "videomme"),
+    ),
+    "table4": Definition(
+        "Table 4",
+        "selectors of training and inference",
+        "benchmarks",
+        published="table4_selector",
+        names=("mme", "videomme"),
+    ),
+    "table5": Definition(
+        "Table 5",
+        "ranges of thresholds and group sizes",
+        "benchmarks",
+        names=("mme", "videomme"),
+    ),
+    "table6": Definition(
+        "Table 6",
+        "rewards for tokens, and for tokens and latency",
+        "benchmarks",
+        "video",
+        "table6_reward",
+        (),
+        "video_average",
+    ),
+    "table7": Definition("Table 7", "cost of training", "cost"),
+    "table8": Definition(
+        "Table 8", "softmax temperatures", "benchmarks", published="table8_temperature"
+    ),
+    "figure4a": Definition("Figure 4a", "threshold, token ratio and accuracy", "curve"),
+    "figure4b": Definition("Figure 4b", "token ratio and accuracy by prompt length", "lengths"),
+    "figure4c": Definition(
+        "Figure 4c", "prefill latency by prompt length", "profile", metric="prefill_ms"
+    ),
+    "figure4d": Definition(
+        "Figure 4d", "decoding memory by prompt length", "profile", metric="held_decode_bytes"
+    ),
+    "figure5": Definition("Figure 5", "token ratio by layer before and after training", "layers"),
+}
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The tables and figures of a study.
+
+    Attributes:
+        asked: names of those that have a page as soon as they are made.
+        lacking: how many rows each of the others needs that the study does not have.
+    """
+
+    asked: tuple[str, ...] = ()
+    lacking: Mapping[str, int] = field(default_factory=dict)
+
+    def pages(self, study: Study) -> dict[str, Path]:
+        """The folders of those that are made."""
+        folders = {name: study.folder("table", target=name) for name in self.asked}
+        return {name: path for name, path in folders.items() if (path / STAMP).is_file()}
+
+
+def results_of(definition: Definition, study: Study, rows: Sequence[str]) -> list[Result]:
+    """The finished results that a table or figure is made of."""
+    wanted: list[tuple[str, dict[str, str]]] = []
+    for model in study.models:
+        named = {"model": model}
+        for kind in definition.results:
+            if kind in ("calibrate", "profile"):
+                wanted.append((kind, named))
+            elif kind == "train":
+                wanted += [(kind, {**named, "objective": row}) for row in rows]
+            elif kind == "evaluate":
+                names = [name for name in study.suites if definition.is_in(name)]
+                wanted += [
+                    (kind, {**named, "row": row, "suite": name}) for row in rows for name in names
+                ]
+            else:
+                wanted += [(kind, {**named, "row": row}) for row in rows]
+    if definition.shows == "benchmarks":
+        wanted.append(("benchmarks", {}))
+    results = (study.result(kind, **axes) for kind, axes in wanted)
+    return [result for result in results if result is not None]

@@ -1,0 +1,104 @@
+"""The report's first part: one sentence, one picture, and every table and figure of the paper."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+from sf.layout import STAMP
+from sf.report.benchmark_tables import Cell
+from sf.report.definitions import DEFINITIONS, Targets
+from sf.report.matched import Difference
+from sf.report.page import Section, Table
+from sf.report.results import Study
+
+__all__ = ["tables_section", "verdict_sentence"]
+
+
+def verdict_sentence(
+    model: str, objective: str, p: float, changes: Mapping[str, Difference]
+) -> str:
+    """What training changed in one model, by the held-out questions.
+
+    Args:
+        model: base model.
+        objective: that was trained.
+        p: retention threshold of both.
+        changes: of "token_ratio" and "accuracy" at that threshold.
+    """
+    ratio, right = changes["token_ratio"], changes["accuracy"]
+    word = "cuts" if ratio.high < 0 else "raises" if ratio.low > 0 else "does not change"
+    cost = (
+        "fewer right answers"
+        if right.high < 0
+        else "more right answers"
+        if right.low > 0
+        else "no change in right answers that the questions could show"
+    )
+    return (
+        f"Training with {objective} {word} the kept tokens of {model} at p = {p:g}, from "
+        f"{100 * ratio.before:.1f} % to {100 * ratio.after:.1f} % ({_change(ratio)}), with {cost}: "
+        f"{100 * right.before:.1f} % before, {100 * right.after:.1f} % after ({_change(right)})."
+    )
+
+
+def _change(difference: Difference) -> str:
+    low, high = 100 * difference.low, 100 * difference.high
+    return f"{100 * difference.change:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
+
+
+def tables_section(study: Study, targets: Targets, folder: Path) -> Section:
+    """What each table says, with a link to its page; the others with what would make them.
+
+    Args:
+        study: its results.
+        targets: its tables and figures.
+        folder: of the report; the pages are copied there.
+    """
+    pages, rows, quiet = targets.pages(study), [], []
+    for name, definition in DEFINITIONS.items():
+        about = Cell(f"{definition.title}: {definition.about}")
+        if name in pages:
+            shutil.copytree(
+                pages[name], folder / name, ignore=shutil.ignore_patterns(STAMP, "metrics.json")
+            )
+            content = json.loads((pages[name] / f"{name}.json").read_text(encoding="utf-8"))
+            counts = ", ".join(f"{count} {verdict}" for verdict, count in
+                               content["outcome"].items())  # fmt: skip
+            about = Cell(about.text, link=f"{name}/index.html")
+            rows.append([about, Cell(content["sentence"]), Cell(counts), Cell("")])
+            continue
+        quiet.append(len(rows))
+        command = f"snakemake --cores all {name}"
+        missing = targets.lacking.get(name, 0)
+        if missing:
+            command = f"sf plan {name} names {missing} rows to add; then {command}"
+        rows.append([about, Cell("Not run."), Cell(_cost(study, name, missing)), Cell(command)])
+    table = Table(
+        name="contents",
+        caption="Tables and figures of the paper",
+        header=["table or figure", "what it says", "figures, or cost to make", "command"],
+        rows=rows,
+        keys=4,
+        quiet=frozenset(quiet),
+    )
+    return Section("Tables and figures of the paper", tables=[table])
+
+
+def _cost(study: Study, name: str, missing: int) -> str:
+    """What the missing rows take, by the median of this study's finished jobs."""
+    if not missing:
+        return f"`sf plan {name}` says"
+    seconds: dict[str, list[float]] = {}
+    for result in study.everything():
+        seconds.setdefault(result.kind, []).append(float(result.stamp["seconds"]))
+    kinds = ["evaluate"] if name == "table8" else ["train", "evaluate"]
+    if any(kind not in seconds for kind in kinds):
+        return f"not known: no {' and '.join(kinds)} job has run"
+    jobs = missing * len(study.models)
+    times = {"train": len(study.seeds), "evaluate": len(study.suites)}
+    hours = sum(jobs * times[kind] * statistics.median(seconds[kind]) for kind in kinds) / 3600
+    return f"about {hours:.2g} hours of jobs, by this study's"

@@ -1,0 +1,167 @@
+r"""A paper table as files: HTML page, CSV, Markdown, LaTeX and JSON.
+
+Every file holds all columns. The page is one file and asks no other host for anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sf.atomic_files import write_text
+from sf.escaping import markdown as escaped
+from sf.escaping import printable
+from sf.report.cells import DIFFERS, NOT_RUN, REPRODUCED, TOLERANCE, Figure, Sources
+from sf.report.page import Picture, embedded, page_environment, sort_script
+from sf.report.paper_tables import Line, PaperTable
+from sf.tables import write_csv
+
+__all__ = ["TablePage", "outcome", "write_table"]
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TablePage:
+    """What the page of a table says.
+
+    Attributes:
+        name: of its files.
+        title, about: of the table.
+        sentence: what it says, in one sentence.
+        notes: what a reader must know before comparing.
+        table: its lines.
+        sources: where its figures come from.
+        pictures: below it; their files lie in `figures/`.
+        command: that makes it again.
+    """
+
+    name: str
+    title: str
+    about: str
+    sentence: str
+    notes: Sequence[str]
+    table: PaperTable
+    sources: Sources
+    pictures: Sequence[Picture]
+    command: str
+
+
+def outcome(table: PaperTable) -> dict[str, int]:
+    """How many cells have each verdict."""
+    counts: dict[str, int] = {}
+    for line in table.lines:
+        for figure in line.figures:
+            counts[figure.verdict] = counts.get(figure.verdict, 0) + 1
+    return counts
+
+
+def write_table(page: TablePage, folder: Path) -> None:
+    """Write `index.html` and `NAME.csv`, `.md`, `.tex` and `.json` into a folder."""
+    write_csv(_frame(page.table), folder / f"{page.name}.csv", float_format=None)
+    write_text(folder / f"{page.name}.md", _markdown(page))
+    write_text(folder / f"{page.name}.tex", _latex(page))
+    content = {
+        "name": page.name,
+        "title": page.title,
+        "about": page.about,
+        "sentence": page.sentence,
+        "notes": list(page.notes),
+        "columns": list(page.table.columns),
+        "outcome": outcome(page.table),
+        "lines": [{"keys": line.keys, "figures": [asdict(figure) for figure in line.figures]}
+                  for line in page.table.lines],
+    }  # fmt: skip
+    write_text(folder / f"{page.name}.json", json.dumps(content, indent=1) + "\n")
+    write_text(folder / "index.html", _html(page, folder))
+
+
+def _frame(table: PaperTable) -> pd.DataFrame:
+    """A line per cell, as numbers are used further."""
+    lines = []
+    for line in table.lines:
+        named = dict(zip(table.keys, line.keys, strict=True))
+        for column, figure in zip(table.columns, line.figures, strict=True):
+            cell = asdict(figure)
+            cell.pop("source")
+            lines.append({**named, "column": column, **cell})
+    return pd.DataFrame(lines)
+
+
+def _shown(line: Line) -> list[str]:
+    """Ours with the published figure behind it."""
+    return [
+        f"{figure.text or NOT_RUN} ({figure.published})" if figure.published
+        else figure.text or NOT_RUN
+        for figure in line.figures
+    ]  # fmt: skip
+
+
+def _caption(page: TablePage) -> str:
+    models = dict.fromkeys(page.table.published_of.values())
+    brackets = f" In brackets: the published figure of {', '.join(models)}." if models else ""
+    return f"{page.title}: {page.about}.{brackets}"
+
+
+def _markdown(page: TablePage) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    table = page.table
+    rule = ["---"] * len(table.keys) + ["---:"] * len(table.columns)
+    body = [line([escaped(part) for part in (*one.keys, *_shown(one))]) for one in table.lines]
+    head = line([escaped(part) for part in (*table.keys, *table.columns)])
+    parts = [f"**{escaped(_caption(page))}**", "\n".join([head, line(rule), *body])]
+    return "\n\n".join([*parts, escaped(page.sentence), *map(escaped, page.notes)]) + "\n"
+
+
+def _latex(page: TablePage) -> str:
+    table = page.table
+
+    def row(parts: Sequence[str]) -> str:
+        return " & ".join(_tex(part) for part in parts) + r" \\"
+
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_tex(_caption(page))}}}",
+        rf"\label{{tab:{page.name}}}",
+        r"\resizebox{\textwidth}{!}{%",
+        rf"\begin{{tabular}}{{{'l' * len(table.keys)}{'r' * len(table.columns)}}}",
+        r"\toprule",
+        row([*table.keys, *table.columns]),
+        r"\midrule",
+        *(row([*line.keys, *_shown(line)]) for line in table.lines),
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\end{table}",
+    ]
+    return "% needs \\usepackage{booktabs,graphicx}\n" + "\n".join(lines) + "\n"
+
+
+def _tex(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in printable(text).replace("\n", " "))
+
+
+def _html(page: TablePage, folder: Path) -> str:
+    def classes(figure: Figure) -> str:
+        kinds: Mapping[str, str] = {REPRODUCED: "good", DIFFERS: "bad", NOT_RUN: "missing"}
+        return f"{kinds.get(figure.verdict, '')} {'stale' if figure.stale else ''}".strip()
+
+    given: dict[str, Any] = {
+        "page": page,
+        "counts": outcome(page.table),
+        "tolerance": TOLERANCE,
+        "classes": classes,
+        "sort": sort_script(),
+        "embedded": lambda name: embedded(folder, name),
+    }
+    return printable(page_environment().get_template("table.html.jinja").render(**given))

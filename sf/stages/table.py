@@ -1,0 +1,66 @@
+"""Stage `table`: one table or figure of the paper from the results of a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from sf.fields import Section, Seed
+from sf.report.definitions import DEFINITIONS, results_of
+from sf.report.results import Study
+from sf.sections import Suite
+
+if TYPE_CHECKING:
+    from sf.jobs import Job
+
+
+class TableRow(Section):
+    """A row that a table shows."""
+
+    name: str = Field(description="in the parameters")
+    as_published: str = Field(description="in published.csv")
+    trained: bool = Field(description="whether its results lie in a folder a seed")
+
+
+class Parameters(Section):
+    """One table of one study."""
+
+    target: str = Field(description="table1 to table8, figure4a, …")
+    models: list[str] = Field(description="names of the base models")
+    rows: list[TableRow] = Field(description="that the table shows; empty: it has none")
+    suites: list[Suite] = Field(description="evaluations that hold its benchmarks")
+    seeds: list[Seed] = Field(min_length=1, description="of training; the first is shown")
+    results: Path = Field(description="folder of the study's results")
+    output: Path = Field(description="folder of the table")
+
+
+def study_of(p: Parameters) -> Study:
+    """The part of the study that the table shows."""
+    return Study(
+        p.results,
+        tuple(p.models),
+        tuple(row.name for row in p.rows if not row.trained),
+        tuple(row.name for row in p.rows if row.trained),
+        tuple(p.suites),
+        tuple(p.seeds),
+    )
+
+
+def inputs(p: Parameters) -> dict[str, Path]:
+    """The finished results that are there; what is missing is shown as "not run"."""
+    rows = [row.name for row in p.rows]
+    folders = [r.folder for r in results_of(DEFINITIONS[p.target], study_of(p), rows)]
+    return {folder.relative_to(p.results).as_posix(): folder for folder in folders}
+
+
+def run(p: Parameters, job: Job) -> None:
+    """Write `index.html`, the table as CSV, Markdown, LaTeX and JSON, and its pictures."""
+    from sf.report.paper_tables import Row
+    from sf.report.table_pages import write_table_page
+
+    rows = [Row(row.name, row.as_published) for row in p.rows]
+    command = f"snakemake --cores all {p.target}"
+    job.tracker.summary(write_table_page(p.target, study_of(p), rows, job.out, command))
+    print(f"{p.target}: {p.output / 'index.html'}")
