@@ -113,10 +113,18 @@ def log_files(client: Any, run_id: str, output: Path) -> None:
         tables.append({"path": place, "type": "table"})
     if tables:
         client.set_tag(run_id, _TABLES_TAG, json.dumps(tables))
-    for pattern in ("figures/*.png", "figures/*.svg", "*.md", "*.html"):
-        for path in sorted(output.glob(pattern)):
-            target = "figures" if pattern.startswith("figures") else None
-            client.log_artifact(run_id, str(path), target)
+    patterns = (
+        "figures/*.png",
+        "figures/*.svg",
+        "*.md",
+        "*.html",
+        "*.csv",
+        "*.tex",
+        "*/index.html",
+    )
+    for path in (path for pattern in patterns for path in sorted(output.glob(pattern))):
+        target = path.parent.relative_to(output).as_posix()
+        client.log_artifact(run_id, str(path), None if target == "." else target)
 
 
 def _log_dataset(client: Any, run_id: str, record: Path) -> None:

@@ -26,6 +26,7 @@ from sf.redaction import redact, without_credentials
 
 __all__ = [
     "EXPERIMENT",
+    "STUDY_NOTE",
     "Attempt",
     "active_run",
     "best_effort",
@@ -45,7 +46,7 @@ _NOTE_TAG = "mlflow.note.content"  # what MLflow shows as a description
 _EXPERIMENT_NOTE = (
     "Choose 'Model training' at the top left, then a study, and unfold it with its +."
 )
-_STUDY_NOTE = (
+STUDY_NOTE = (
     "One run a stage hangs under this one (the + beside its name in the list). The run `report` "
     "has the study's tables and pictures as one page: its artifact `index.html`."
 )
@@ -188,7 +189,7 @@ def experiment_of_study(client: Any, study: str) -> tuple[str, str]:
             "sf.study": quoted,
             "sf.parent": "true",
             "mlflow.runName": f"study {study}",
-            _NOTE_TAG: _STUDY_NOTE,
+            _NOTE_TAG: STUDY_NOTE,
         }
         return experiment_id, str(client.create_run(experiment_id, tags=tags).info.run_id)
 

@@ -34,6 +34,7 @@ from sf.mlflow_store import (
     finished_runs,
     store_name,
 )
+from sf.mlflow_study import averages, register_model, show_tables
 
 __all__ = ["SilentTracker", "Tracker", "log_all", "log_pending"]
 
@@ -244,11 +245,17 @@ def _log_result(output: Path, work: Path, record: dict[str, Any], note: dict[str
     log_metrics(client, run_id, missing)
     if (output / "metrics.json").is_file():
         summary = read_json(output / "metrics.json")
+        if record["stage"] == "evaluate":
+            summary |= averages(output)
         changed = {name: v for name, v in summary.items() if run.data.metrics.get(name) != v}
         log_metrics(client, run_id, [(0, changed)])
     log_files(client, run_id, output)
+    if record["stage"] == "train":
+        register_model(client, run_id, output, record)
     client.set_terminated(run_id, "FINISHED")
     _, parent = experiment_of_study(client, record["study"])
+    if record["stage"] in ("table", "report"):
+        show_tables(client, parent, record["study"])
     client.set_terminated(parent, "FINISHED")  # its end moves on with each result of the study
     content = {"run_id": run_id, "store": store_name(), "logged": record["key"]}
     write_json(work / _NOTE, content)

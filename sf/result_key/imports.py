@@ -38,6 +38,7 @@ RUNNER: dict[str, str] = {
     "sf.jobs": "starts a stage",
     "sf.mlflow_runs": "records",
     "sf.mlflow_store": "records",
+    "sf.mlflow_study": "records",
     "sf.progress": "prints",
     "sf.provenance": "records",
     "sf.ranks": "starts processes and carries their messages",
