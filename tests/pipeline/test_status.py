@@ -79,7 +79,9 @@ def test_a_finished_study_holds_and_says_why(study: list[JobSpec]) -> None:
 def test_a_changed_parameter_is_named_with_both_values(study: list[JobSpec]) -> None:
     listed = study_status(specs(evaluate={"retention_p": 0.9}))
     assert by_status(listed) == {
-        "stale": ["evaluate_base", "evaluate_base", "evaluate_trained", "report"]
+        "stale": [
+            *("evaluate_base", "evaluate_base", "evaluate_trained", "table", "table", "report")
+        ]
     }
     own = [entry for entry in listed if entry.changes]
     assert [entry.reasons for entry in own] == [["parameter evaluate.retention_p: 0.975 → 0.9"]] * 3
@@ -104,7 +106,7 @@ def test_what_changed_is_named(study: list[JobSpec], part: str, name: str, reaso
     assert stale.job == job
     assert stale.reasons[0].startswith(reason.split(" → ")[0])
     assert by_status(study_status(study))["stale"] == [
-        "train", "accuracy_curve_trained", "evaluate_trained", "report"
+        "train", "accuracy_curve_trained", "evaluate_trained", *["table"] * 6, "report"
     ]  # fmt: skip
 
 
@@ -193,7 +195,7 @@ def test_hours_left_are_those_that_the_same_jobs_took(study: list[JobSpec]) -> N
     text = totals(study_status(study))
     others = [7200.0, 9000.0][: len(trained) - 1]
     assert f"about {sum(others) / len(others) / 3600:.2g} h of work left" in text
-    assert "1 jobs of unknown length" in text  # the report
+    assert "3 jobs of unknown length" in text  # the report, tables 1 and 2
 
 
 def test_the_command_prints_a_table_and_plain_values(study: list[JobSpec]) -> None:
@@ -206,6 +208,8 @@ def test_the_command_prints_a_table_and_plain_values(study: list[JobSpec]) -> No
     listed = json.loads(result.output)
     assert {entry["name"]: entry["status"] for entry in listed if entry["status"] != "holds"} == {
         "profile__tiny-qwen2.5-vl": "stale",
+        "figure4c": "stale",
+        "figure4d": "stale",
         "report": "stale",
     }
     changes = [change for entry in listed for change in entry["changes"]]
@@ -214,4 +218,4 @@ def test_the_command_prints_a_table_and_plain_values(study: list[JobSpec]) -> No
     ]
     table = CliRunner().invoke(app, ["status"], catch_exceptions=False)
     assert table.exit_code == 0
-    assert "2 stale" in table.output
+    assert "4 stale" in table.output
