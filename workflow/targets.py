@@ -104,10 +104,17 @@ def _selector(name: str) -> Wanted:
 
 _FULL = _method("full")
 _OWN = _objective("sparsity_forcing")
+_DISTIL = Wanted(
+    "objective distil",
+    "objectives: distil: {objective: distil}",
+    lambda row: row.objective is not None and row.objective.objective == "distil",
+    required=False,
+)
 _ALL = (
     Wanted("any method", "axes: methods: [full]", lambda row: bool(row.method), required=False),
     replace(_OWN, required=False),
     replace(_objective("pathwise"), required=False),
+    _DISTIL,
 )
 
 TARGETS: Mapping[str, tuple[Wanted, ...]] = {

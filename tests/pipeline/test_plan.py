@@ -159,20 +159,20 @@ def test_a_plan_counts_what_is_missing_by_measured_time_or_limit() -> None:
     params = load_scale("mini", FOLDER)
     listed = {job.name: job for job in jobs(params)}
     made = plan("table1", params)
-    assert len(made.jobs) == len(made.to_make) == 8
+    assert len(made.jobs) == len(made.to_make) == 10
     assert {job.basis for job in made.jobs} == {"limit"}
-    assert sum(job.hours for job in made.jobs) == 8 * 0.5
+    assert sum(job.hours for job in made.jobs) == 10 * 0.5
     for name in ("benchmarks", "prepare", "base__tiny-qwen2.5-vl"):
         finish(listed[name], 10.0)
     finish(listed["evaluate_base__tiny-qwen2.5-vl__full__all"], 360.0)
     made = plan("table1", params)
     by_name = {job.entry.job.name: job for job in made.jobs}
-    assert len(made.to_make) == 4
+    assert len(made.to_make) == 6
     zipvl = by_name["evaluate_base__tiny-qwen2.5-vl__zipvl__all"]
     assert (zipvl.hours, zipvl.basis) == (0.1, "measured")  # as the rule's finished job took
     assert by_name["evaluate_base__tiny-qwen2.5-vl__full__all"].hours == 0
-    assert sentences(made)[0] == "table1: 8 jobs, 4 results hold, 4 to make"
-    assert sentences(made)[1].startswith("at most 1.6 hours of jobs, 0 GPU-hours; 3 jobs count")
+    assert sentences(made)[0] == "table1: 10 jobs, 4 results hold, 6 to make"
+    assert sentences(made)[1].startswith("at most 2.6 hours of jobs, 0 GPU-hours; 5 jobs count")
 
 
 def test_a_plan_names_downloads_and_counts_gpus() -> None:
@@ -192,7 +192,7 @@ def test_the_command_prints_plan_and_json() -> None:
         assert result.exit_code == 0
         return result.output
 
-    assert "table1: 8 jobs, 0 results hold, 8 to make" in run("table1")
+    assert "table1: 10 jobs, 0 results hold, 10 to make" in run("table1")
     assert "snakemake --cores all table1, or dvc repro table1" in run("table1")
     content: dict[str, Any] = json.loads(run("figure4c", "--json"))
     assert [job["name"] for job in content["jobs"]][-2:] == [
