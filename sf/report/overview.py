@@ -30,18 +30,11 @@ def verdict_sentence(
         changes: of "token_ratio" and "accuracy" at that threshold.
     """
     ratio, right = changes["token_ratio"], changes["accuracy"]
-    word = "cuts" if ratio.high < 0 else "raises" if ratio.low > 0 else "does not change"
-    cost = (
-        "fewer right answers"
-        if right.high < 0
-        else "more right answers"
-        if right.low > 0
-        else "no change in right answers that the questions could show"
-    )
     return (
-        f"Training with {objective} {word} the kept tokens of {model} at p = {p:g}, from "
-        f"{100 * ratio.before:.1f} % to {100 * ratio.after:.1f} % ({_change(ratio)}), with {cost}: "
-        f"{100 * right.before:.1f} % before, {100 * right.after:.1f} % after ({_change(right)})."
+        f"Trained with {objective}, {model} keeps {100 * ratio.after:.1f} % of the tokens at "
+        f"p = {p:g}, {100 * ratio.before:.1f} % before training ({_change(ratio)}), and answers "
+        f"{100 * right.after:.1f} % of the questions right, {100 * right.before:.1f} % before "
+        f"({_change(right)})."
     )
 
 
