@@ -161,6 +161,8 @@ def _benchmark_line(
         metric: str, ours: float | None, low: float, high: float, scale: float, **given: Any
     ) -> Figure:
         theirs = figure_of(table, paper, row.as_published, metric)
+        if theirs is None and metric == making.definition.average:
+            theirs = _formed(table, paper, row.as_published, benchmarks)
         digits = 0 if scale > 100 else 1
         span = "" if math.isnan(low) or low == high else f"{low:.{digits}f} to {high:.{digits}f}"
         apart = None if ours is None or theirs is None or not comparable else ours - theirs
@@ -224,6 +226,12 @@ def _benchmark_line(
         kept = replace(kept, note=f"of {len(known)} of {len(benchmarks)} benchmarks")
         mean = replace(mean, note="no average: some benchmarks were not run")
     return Line((model, row.name), (kept, *cells, mean))
+
+
+def _formed(table: str, model: str, row: str, benchmarks: Sequence[Benchmark]) -> float | None:
+    """The average of a published row whose average is not stated."""
+    known = {one.name: figure_of(table, model, row, one.name) for one in benchmarks}
+    return published.average({k: v for k, v in known.items() if v is not None}, list(benchmarks))
 
 
 def _half_width(halves: Sequence[float]) -> float:

@@ -92,6 +92,14 @@ def test_an_average_of_some_benchmarks_is_not_shown(published: Study, tmp_path: 
     assert full["ChartQA"]["verdict"] == NOT_RUN
 
 
+def test_a_published_average_that_is_not_stated_is_formed(made: Study, tmp_path: Path) -> None:
+    assert figure_of("table2_video", MODEL, "full", "video_average") is None
+    full = cells(page("table2", made, ROWS, tmp_path), "full")
+    names = [benchmark.name for benchmark in DEFINITIONS["table2"].benchmarks]
+    known = [figure_of("table2_video", MODEL, "full", name) for name in names]
+    assert full["average"]["published"] == f"{sum(filter(None, known)) / len(names):.1f}"
+
+
 def test_stand_ins_get_no_verdict(made: Study, tmp_path: Path) -> None:
     content = page("table3", made, ROWS, tmp_path)
     assert "not comparable" in content["notes"][0]
