@@ -17,6 +17,8 @@ from sf.errors import ConfigError, EnvironmentFault
 __all__ = [
     "HubSource",
     "Repository",
+    "hub_errors",
+    "is_hub_failure",
     "needed_files",
     "parse_hub",
     "record_commit",
@@ -148,7 +150,7 @@ class Repository:
             self.commit = known
             self.files: list[str] = json.loads(listing.read_text(encoding="utf-8"))
         else:
-            with _hub_errors(source):
+            with hub_errors("prepare.source", source):
                 info = self._api.dataset_info(source.name, revision=known or source.revision)
             self.commit = str(info.sha)
             self.files = sorted(sibling.rfilename for sibling in info.siblings or ())
@@ -166,7 +168,7 @@ class Repository:
         wanted = list(names)
         with progress(f"download {self.source.name}", len(wanted)) as bar:
             for name in wanted:
-                with _hub_errors(self.source):
+                with hub_errors("prepare.source", self.source):
                     self._api.hf_hub_download(
                         self.source.name,
                         name,
@@ -178,19 +180,33 @@ class Repository:
 
 
 @contextmanager
-def _hub_errors(source: HubSource) -> Iterator[None]:
-    """Turns what huggingface_hub raises into one clear error."""
-    from huggingface_hub import errors
+def hub_errors(field: str, source: HubSource) -> Iterator[None]:
+    """Turns what huggingface_hub raises into one clear error.
 
-    hub = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
+    Args:
+        field: parameter that names the source.
+        source: what is asked for.
+
+    Raises:
+        EnvironmentFault: the hub does not answer, or does not have it.
+    """
     try:
         yield
     except Exception as error:
-        client = type(error).__module__.split(".")[0]  # huggingface_hub changed its HTTP library
-        if not isinstance(error, hub) and client not in ("httpx", "httpx2", "requests"):
+        if not is_hub_failure(error):
             raise
         what = f"{source.name}@{source.revision}"
-        reason = str(error).strip().splitlines()[0]
-        raise EnvironmentFault(
-            "prepare.source", what, reason, "check name, revision and network; then run it again"
-        ) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        remedy = (
+            "check name, revision, HF_TOKEN (gated ones need it) and network; then run it again"
+        )
+        raise EnvironmentFault(field, what, reason, remedy) from error
+
+
+def is_hub_failure(error: Exception) -> bool:
+    """Whether huggingface_hub or its HTTP library raised it; the latter has changed."""
+    from huggingface_hub import errors
+
+    hub = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
+    client = type(error).__module__.split(".")[0]
+    return isinstance(error, hub) or client in ("httpx", "httpx2", "httpcore", "requests")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sf.data.check import time_limit_s
+from sf.data.hub import is_hub_failure
 from sf.data.media import num_decoders
 from sf.errors import DataError, EnvironmentFault
 from sf.evaluation.benchmarks import Benchmark, Task
@@ -123,6 +124,12 @@ def _absent_videos(task: Task, lmms_task: Any) -> str:
     return f"{len(absent)} videos of {task.name}: {', '.join(absent[:_SHOWN])}{more}"
 
 
+def _free_gib(folder: Path) -> float:
+    """Room on the disk of a folder, which need not be there yet."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free / 2**30
+
+
 def _hub_home() -> Path:
     return Path(os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface")))
 
@@ -163,11 +170,10 @@ def fetch_from_hub(
 
     Raises:
         DataError: the hub cannot be reached; everything that is missing is listed.
-        EnvironmentFault: the disk has no room for twice the size (archives and what is in them).
+        EnvironmentFault: the disk of HF_HOME has no room for twice the size (archives and what
+            is in them).
     """
-    import requests
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if not missing:
         return
@@ -176,15 +182,18 @@ def fetch_from_hub(
         for repository in sorted({item.repository for item in missing}):
             info = HfApi().dataset_info(repository, files_metadata=True, timeout=20)
             sizes[repository] = sum(file.size or 0 for file in info.siblings or []) / 2**30
-    except (OSError, HfHubHTTPError, OfflineModeIsEnabled, requests.RequestException) as error:
+    except Exception as error:
+        if not (isinstance(error, OSError) or is_hub_failure(error)):
+            raise
         remedy = f"the hub cannot be reached ({type(error).__name__}): bring the files here"
         refuse("hub", missing, remedy)
-    gib, free = sum(sizes.values()), shutil.disk_usage(cache).free / 2**30
+    gib, free = sum(sizes.values()), _free_gib(_hub_home())
     lines = [f"  {repository}: {size:.1f} GiB" for repository, size in sizes.items()]
     print("\n".join([f"to be downloaded, {gib:.1f} GiB:", *lines]), file=sys.stderr, flush=True)
     if free < 2 * gib:
         rule = f"{gib:.0f} GiB are to be downloaded and unpacked: {2 * gib:.0f} GiB are needed"
-        raise EnvironmentFault("free disk space", f"{free:.0f} GiB", rule, "free some space")
+        remedy = "free some space, or set HF_HOME to a larger disk"
+        raise EnvironmentFault(f"free space of {_hub_home()}", f"{free:.0f} GiB", rule, remedy)
     wanted = {item.benchmark for item in missing}
     with benchmark_home(None, cache):
         for task in (task for b in benchmarks if b.name in wanted for task in b.tasks):

@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sf.errors import DataError, EnvironmentFault, UnsupportedModelError
+from sf.atomic_files import read_json, write_json
+from sf.data.hub import HubSource, hub_errors, parse_hub
+from sf.errors import DataError, UnsupportedModelError
 from sf.models.load import load_config
 
 __all__ = ["check_family", "fetch_checkpoint"]
@@ -33,22 +35,29 @@ def check_family(folder: Path, family: str) -> Any:
     return config
 
 
-def _hub_folder(name: str, revision: str) -> tuple[Path, str]:
-    """Download a hub repository's model files; (folder, commit)."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+def _hub_folder(hub: HubSource) -> tuple[Path, str]:
+    """A hub repository's model files; (folder, commit).
 
-    try:
-        commit = str(HfApi().model_info(name, revision=revision).sha)
-        folder = snapshot_download(name, revision=commit, allow_patterns=list(_KINDS))
-    except (HTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise EnvironmentFault(
-            "source",
-            f"hub:{name}@{revision}",
-            f"the hub did not give it: {error}",
-            "check the name, the revision, HF_TOKEN and the connection, then run again",
-        ) from error
-    return Path(folder), commit
+    What came of a commit is listed beside huggingface_hub's own cache: a pinned revision whose
+    files are all there asks no hub.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    listings = Path(constants.HF_HOME) / "sparsity-forcing" / hub.name.replace("/", "--")
+    listing = listings / f"{hub.revision}.files.json"
+    if hub.pinned and listing.is_file():
+        record = read_json(listing)
+        if all((Path(record["folder"]) / name).is_file() for name in record["files"]):
+            return Path(record["folder"]), hub.revision
+    with hub_errors("source", hub):
+        commit = hub.revision
+        if not hub.pinned:
+            commit = str(HfApi().model_info(hub.name, revision=hub.revision).sha)
+        folder = Path(snapshot_download(hub.name, revision=commit, allow_patterns=list(_KINDS)))
+    files = sorted(file.name for kind in _KINDS for file in folder.glob(kind))
+    listings.mkdir(parents=True, exist_ok=True)
+    write_json(listings / f"{commit}.files.json", {"folder": str(folder), "files": files})
+    return folder, commit
 
 
 def _place(source: Path, target: Path) -> None:
@@ -80,10 +89,7 @@ def fetch_checkpoint(source: str, family: str, target: Path) -> dict[str, str]:
     """
     origin = {"source": source}
     if source.startswith("hub:"):
-        from sf.data.hub import parse_hub
-
-        hub = parse_hub(source)
-        folder, origin["commit"] = _hub_folder(hub.name, hub.revision)
+        folder, origin["commit"] = _hub_folder(parse_hub(source))
     else:
         folder = Path(source)
     check_family(folder, family)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from huggingface_hub import HfApi
 from scripted import VISION
@@ -137,6 +138,34 @@ def test_what_the_hub_has_is_said_with_its_own_sizes_before_it_is_fetched(
     assert built == []
     fetch_from_hub(wanted, [], tmp_path)  # nothing is asked of the hub when nothing is missing
     assert capsys.readouterr().err.count("to be downloaded") == 1
+
+
+def test_the_disk_that_the_files_go_to_must_have_room(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scratch lies elsewhere; HF_HOME need not be there yet."""
+    (tmp_path / "small").mkdir()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "small/not/there"))
+    _reachable(monkeypatch, home, 0.25)
+    rooms = {str(tmp_path / "small"): SimpleNamespace(free=2**28)}
+    real = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: rooms.get(str(path)) or real(path))
+    wanted = [benchmark_named("chartqa")]
+    with pytest.raises(EnvironmentFault, match=r"free space of .*small/not/there"):
+        fetch_from_hub(wanted, missing_in_hub_cache(wanted), tmp_path)
+
+
+def test_a_connection_that_fails_lists_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise httpx.ConnectError("no route to host")
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr(HfApi, "dataset_info", fail)
+    text = _refused("hub", ["chartqa"], tmp_path)
+    assert "the hub cannot be reached (ConnectError)" in text
+    assert "chartqa: " in text
 
 
 def test_videos_that_a_fetch_left_out_are_named(

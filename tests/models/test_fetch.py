@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sf.data.manifest import Row, read_manifest, write_manifest
-from sf.errors import ConfigError, DataError, UnsupportedModelError
+from sf.errors import ConfigError, DataError, EnvironmentFault, UnsupportedModelError
 from sf.mini.rows import ANNOTATIONS, write_dataset
 from sf.models import load_model, load_processor
 from sf.models.fetch import fetch_checkpoint
@@ -79,6 +79,67 @@ def test_a_folder_without_weights_is_refused(tiny, checkpoint, tmp_path):
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(DataError, match="safetensors"):
         fetch_checkpoint(str(checkpoint), tiny[0].config.model_type, tmp_path)
+
+
+@pytest.fixture
+def hub(monkeypatch, tiny, checkpoint, tmp_path):
+    """A hub that counts what it is asked, and can be cut off."""
+    import httpx
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    asked: list[str] = []
+    online = [True]
+
+    def answer(what, value):
+        asked.append(what)
+        if not online[0]:
+            raise httpx.ConnectError("no route to host")
+        return value
+
+    def download(name, revision, allow_patterns):
+        return answer("download", str(checkpoint))
+
+    class Api:
+        def model_info(self, name, revision):
+            return answer("revision", SimpleNamespace(sha="a" * 40))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hub"))
+    return SimpleNamespace(asked=asked, online=online, family=tiny[0].config.model_type)
+
+
+def test_a_pinned_revision_that_is_there_asks_no_hub(hub, checkpoint, tmp_path):
+    commit = "b" * 40
+    target = tmp_path / "target"
+    target.mkdir()
+    origin = fetch_checkpoint(f"hub:someone/model@{commit}", hub.family, target)
+    assert origin["commit"] == commit
+    assert hub.asked == ["download"]  # it names its commit itself
+    hub.online[0] = False
+    fetch_checkpoint(f"hub:someone/model@{commit}", hub.family, target)
+    assert hub.asked == ["download"]
+    assert (target / "config.json").is_file()
+
+
+def test_a_pinned_revision_with_a_lost_file_is_fetched_again(hub, checkpoint, tmp_path):
+    source, copy = f"hub:someone/model@{'b' * 40}", tmp_path / "target"
+    copy.mkdir()
+    fetch_checkpoint(source, hub.family, copy)
+    (tmp_path / "hub/sparsity-forcing/someone--model" / f"{'b' * 40}.files.json").write_text(
+        json.dumps({"folder": str(checkpoint), "files": ["config.json", "lost.safetensors"]})
+    )
+    fetch_checkpoint(source, hub.family, copy)
+    assert hub.asked == ["download"] * 2
+
+
+@pytest.mark.parametrize("revision", ["main", "b" * 40])
+def test_a_hub_that_cannot_be_reached_is_one_clear_error(hub, tmp_path, revision):
+    hub.online[0] = False
+    with pytest.raises(EnvironmentFault, match=r"no route to host.*HF_TOKEN.*network") as caught:
+        fetch_checkpoint(f"hub:someone/model@{revision}", "qwen2_vl", tmp_path)
+    assert f"someone/model@{revision}" in str(caught.value)
 
 
 def test_an_unpinned_hub_source_is_refused(tmp_path):
