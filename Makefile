@@ -24,7 +24,7 @@ lint: env
 
 BENCH ?= reports/measured/local
 bench: env  ## the benchmarks that run on a CPU, without the hours of training_settings.py; rows go to $(BENCH)
-	for script in $(filter-out %/gpu_session.py %_settings.py %/table.py,$(wildcard benchmarks/*.py)); do \
+	for script in $(filter-out %/gpu_session.py %_settings.py %/ratio_gradient.py %/table.py,$(wildcard benchmarks/*.py)); do \
 	  echo "== $$script"; \
 	  $(BIN)/python $$script --json $(BENCH)/$$(basename $$script .py).json || exit 1; \
 	done

@@ -51,13 +51,22 @@ class Silent:
     def advance(self, *_: Any, **__: Any) -> None: ...
 
 
-def trainer_of(base: Path, data: Path, folder: Path, grid: list[float], batches: int) -> Any:
-    """The trainer of the paper's objective at the scale `mini`, a batch a step."""
+def trainer_of(
+    base: Path, data: Path, folder: Path, grid: list[float], size: dict[str, int]
+) -> Any:
+    """The trainer of the paper's objective at the scale `mini`, a batch a step.
+
+    Args:
+        base, data: of a finished study.
+        folder: for what the trainer writes.
+        grid: thresholds of a group.
+        size: `steps` and `questions_per_step`.
+    """
     values = scale_values("mini", ROOT / "params")
     values["objectives"] = {"row": {"objective": "sparsity_forcing", "retention_p": grid}}
     params = validated(Params, values)
     row = params.trained["row"]
-    train = row.train.model_copy(update={"steps": batches})
+    train = row.train.model_copy(update=size)
     p = RunParameters(
         model="tiny", row="row", seed=0, objective=row.objective, train=train,
         answering=params.answering, vision=params.vision, runtime=params.runtime,
@@ -144,15 +153,15 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--batches", type=int, default=20)
+    parser.add_argument("--questions", type=int, default=16, help="of a batch")
     parser.add_argument("--base", type=Path, default=Path("results/mini/base/tiny-qwen2.5-vl"))
     parser.add_argument("--data", type=Path, default=Path("results/mini/prepare"))
     arguments = parser.parse_args()
+    size = {"steps": arguments.batches, "questions_per_step": arguments.questions}
     print("| range | figure | mean | standard error | number |\n|---|---|---:|---:|---:|")
     for name, grid in RANGES.items():
         with tempfile.TemporaryDirectory() as folder:
-            trainer = trainer_of(
-                arguments.base, arguments.data, Path(folder), grid, arguments.batches
-            )
+            trainer = trainer_of(arguments.base, arguments.data, Path(folder), grid, size)
             for figure, values in measure(trainer, arguments.batches).items():
                 mean, count = statistics.fmean(values), len(values)
                 error = statistics.stdev(values) / math.sqrt(count) if count > 1 else math.nan

@@ -17,8 +17,9 @@ from sf.profiling.models import SHAPES, Shape
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "table")
-# A sweep of hours whose table has a column per figure; a session with steps of its own.
-OWN_TABLE = ("training_settings", "gpu_session")
+# A sweep of hours whose table has a column per figure; a session with steps of its own; figures of
+# a finished study, without a target.
+OWN_TABLE = ("training_settings", "gpu_session", "ratio_gradient")
 FIELDS = {"name", "value", "low", "high", "unit", "target", "better"}
 
 

@@ -57,7 +57,10 @@ class Budget:
         return TopP(p=self._threshold(curve))
 
     def _threshold(self, curve: Curve) -> float:
-        """By linear interpolation; the curve ends at p = 1, where everything is kept."""
+        """Interpolated in log(1 - p), in which the ratio is nearly linear near p = 1.
+
+        The last piece, which ends at p = 1 where everything is kept, is linear in p.
+        """
         before, points = curve[0], [*curve[1:], (1.0, 1.0)]
         if self.token_ratio < before[1]:
             rule = f"the checkpoint's curve begins at {before[1]:.3g} (p = {before[0]:g})"
@@ -68,6 +71,8 @@ class Budget:
                 if after[1] == before[1]:
                     return before[0]
                 share = (self.token_ratio - before[1]) / (after[1] - before[1])
-                return before[0] + share * (after[0] - before[0])
+                if after[0] == 1:
+                    return before[0] + share * (1 - before[0])
+                return 1 - (1 - before[0]) ** (1 - share) * (1 - after[0]) ** share
             before = after
         raise AssertionError("a curve ends at 1")

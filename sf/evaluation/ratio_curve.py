@@ -35,8 +35,10 @@ __all__ = [
     "spread",
 ]
 
-GRID = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.965, 0.975, 0.985, 0.99, 0.995, 0.999)
-"""Dense where the ratio rises fast; between two points it is interpolated."""
+GRID = (
+    0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995, 0.998, 0.999, 0.9997, 0.9999, 0.99999,
+)  # fmt: skip
+"""Dense where the ratio rises fast; between two points it is interpolated in log(1 - p)."""
 
 ROWS = 128
 """At most: the mean ratio of so many prompts is known to about a point."""

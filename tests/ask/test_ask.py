@@ -341,15 +341,15 @@ def test_a_share_of_the_tokens_is_asked_for_in_place_of_p(files, tmp_path):
     shutil.copytree(files / "model", folder)
     note_curve(folder, [(0.5, 0.2), (0.9, 0.6)])
     result = ask(folder, QUESTION, policy=choose_policy(None, False, 0.4), **given)
-    same = ask(folder, QUESTION, policy=TopP(p=0.7), **given)
-    assert (result.p, result.asked) == (pytest.approx(0.7), 0.4)
-    assert (same.p, same.asked) == (0.7, None)
+    same = ask(folder, QUESTION, policy=TopP(p=result.p), **given)
+    assert (result.p, result.asked) == (pytest.approx(1 - 0.05**0.5), 0.4)
+    assert (same.p, same.asked) == (result.p, None)
     assert result.layer_ratios == same.layer_ratios
     console = Console(width=120)
     with console.capture() as capture:
         console.print(render(result, console))
     assert f"{100 * result.token_ratio:.1f} % of the prompt" in capture.get()
-    assert "(p = 0.7); asked for 40.0 %" in capture.get()
+    assert "(p = 0.7764); asked for 40.0 %" in capture.get()
 
 
 @pytest.mark.parametrize("given", [(0.5, True, None), (0.5, False, 0.3), (None, True, 0.3)])
