@@ -48,6 +48,22 @@ CODE = {  # takes a second; its outputs change only when a result can
     "always_changed": True,
 }
 
+REPORT = FOLDERS["report"].format(scale="${scale}")
+SHOWN = {  # by `dvc metrics show`, `dvc exp show` and `dvc plots show`
+    "metrics": [f"{REPORT}/metrics.json"],
+    "plots": [
+        f"{REPORT}/figures",
+        {
+            f"{REPORT}/tables/benchmarks.csv": {
+                "x": "title",
+                "y": "score",
+                "template": "scatter",
+                "title": "scores of the benchmarks",
+            }
+        },
+    ],
+}
+
 
 def stage_name(job: JobSpec) -> str:
     """What DVC calls a job."""
@@ -155,7 +171,7 @@ def render(params: Params) -> str:
     stages: dict[str, Any] = {"resolve": RESOLVE, "code": CODE}
     for stage in STAGES:
         stages |= _tables(params) if stage.name == "table" else {stage.name: _stage(stage)}
-    yaml.dump({"stages": stages}, stream)
+    yaml.dump({"stages": stages, **SHOWN}, stream)
     return HEADER + stream.getvalue()
 
 

@@ -138,6 +138,25 @@ def test_a_table_reads_the_same_results_under_both_engines(tmp_path: Path) -> No
         assert through - copies - {"resolve", "code"} == needed, job.name
 
 
+def test_dvc_shows_the_reports_figures(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    for name in (".dvc", ".dvcignore", "dvc.yaml", "params.yaml"):
+        subprocess.run(["cp", "-r", ROOT / name, tmp_path], check=True)
+    report = tmp_path / "reports/mini"
+    (report / "figures").mkdir(parents=True)
+    (report / "tables").mkdir()
+    (report / "metrics.json").write_text('{"tiny/zipvl/image_average": 70.0}')
+    (report / "tables/benchmarks.csv").write_text("title,score\nMME,2300\n")
+    for kind in ("png", "svg"):
+        (report / f"figures/curve.{kind}").write_bytes(b"a picture")
+    with Repo(str(tmp_path)) as repo:
+        metrics = repo.metrics.show()
+        shown = repo.plots.show()["workspace"]["sources"]["data"]
+    (values,) = (entry["data"] for entry in metrics[""]["data"].values())
+    assert values == {"tiny/zipvl/image_average": 70.0}
+    assert {*shown} == {"reports/mini/figures/curve.png", "reports/mini/tables/benchmarks.csv"}
+
+
 def test_dvc_yaml_follows_rows_that_params_yaml_gains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
