@@ -64,7 +64,11 @@ def question_text(row: Row, template: Template) -> str:
         raise DataError("problem_type", row.problem_type, rule, "prepare the data again")
     question = row.problem
     if row.problem_type == "multiple choice":
-        question = "\n".join([question, "Options:", *row.options])
+        if template == "think_answer":  # so it stands in Video-R1's code
+            options = "".join(f"{option}\n" for option in row.options)
+            question = f"{question}Options:\n{options}"
+        else:
+            question = "\n".join([question, "Options:", *row.options])
     if template == "answer":
         return f"{question}\n{_ANSWER_SUFFIX[row.problem_type]}"
     if template == "short":

@@ -26,7 +26,7 @@ def test_one_user_turn_media_first(template, problem_type, data_type):
     media, text = turn["content"]
     assert turn["role"] == "user"
     assert media == {"type": data_type, "path": "/data/a/b.png"}
-    assert text["text"].startswith("Which {colour}?\n")
+    assert text["text"].startswith("Which {colour}?")
     assert "<answer> </answer>" in text["text"]
     assert ("<think>" in text["text"]) == (template == "think_answer")
 
@@ -34,7 +34,11 @@ def test_one_user_turn_media_first(template, problem_type, data_type):
 @pytest.mark.parametrize("template", ["answer", "think_answer"])
 def test_options_follow_the_question_of_multiple_choice_only(template):
     text = question_text(row("multiple choice"), template)
-    assert text.startswith("Which {colour}?\nOptions:\nA. red\nB. blue\n")
+    start = {
+        "answer": "Which {colour}?\nOptions:\nA. red\nB. blue\nGive",
+        "think_answer": "Which {colour}?Options:\nA. red\nB. blue\n\nPlease think",
+    }
+    assert text.startswith(start[template])
     assert "Options:" not in question_text(row("OCR"), template)
 
 
