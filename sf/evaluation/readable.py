@@ -7,10 +7,13 @@ table are decoded by the project's one loader (`sf.data.images`), not by that of
 
 from __future__ import annotations
 
+import inspect
 import io
+from argparse import Namespace
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sf.data.check import TIME_LIMIT_S, MediaLog, check_media
@@ -187,14 +190,15 @@ def _unscorable(lmms_task: Any, scores: Mapping[int, dict[str, Any]]) -> Iterato
                     yield number, f"its task cannot score it (KeyError: {category})"
 
 
-def _unknown(aggregate: Callable[[list[Any]], Any], values: list[Any]) -> str:
-    """The category that an aggregation does not know; its report is not printed."""
+def _unknown(aggregate: Callable[..., Any], values: list[Any]) -> str:
+    """The category that an aggregation does not know; its report is not kept."""
     from loguru import logger
 
     logger.disable("")
     try:
-        with redirect_stdout(io.StringIO()):
-            aggregate(values)
+        with redirect_stdout(io.StringIO()), TemporaryDirectory() as folder:
+            wants = "args" in inspect.signature(aggregate).parameters  # to write a report
+            aggregate(values, **({"args": Namespace(output_path=folder)} if wants else {}))
     except KeyError as error:
         return str(error)[:_SAID]
     except Exception:  # noqa: BLE001 - of some rows only, without the tools of a whole evaluation

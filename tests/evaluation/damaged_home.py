@@ -14,6 +14,7 @@ REPOSITORIES = {
     "egoschema": "lmms-eval/egoschema",
     "mme": "lmms-lab-encoder/MME",
     "mmstar": "Lin-Chen/MMStar",
+    "ocrbench": "echo840/OCRBench",
     "videomme": "lmms-eval/Video-MME",
 }
 

@@ -102,16 +102,18 @@ def test_rows_that_the_task_cannot_use_are_named(copy, stand_ins, tmp_path) -> N
 
     change_column(copy, "mmstar", "question", lose)
     change_column(copy, "videomme", "domain", rename)
+    change_column(copy, "ocrbench", "question_type", rename)
     change_column(copy, "egoschema", "video_idx", lose)
-    names = ["mmstar", "egoschema", "videomme"]
+    names = ["mmstar", "egoschema", "videomme", "ocrbench"]
     source, table, results = evaluated(copy, names, stand_ins[1], tmp_path)
-    assert source.unreadable.keys() == {"mmstar", "egoschema_subset", "videomme"}
+    assert source.unreadable.keys() == {"mmstar", "egoschema_subset", "videomme", "ocrbench"}
     assert source.unreadable["mmstar"].keys() == source.unreadable["egoschema_subset"].keys() == {0}
     assert "its task cannot use it (AttributeError: " in source.unreadable["mmstar"][0]
-    assert source.unreadable["videomme"].keys() == {2}
-    assert "cannot score it (KeyError" in source.unreadable["videomme"][2]
-    assert table.loc[names, "evaluated"].tolist() == [3, 3, 3]
-    assert [len(samples) for r in results for samples in r.samples.values()] == [3, 3, 3]
+    for name in ("videomme", "ocrbench"):
+        assert source.unreadable[name].keys() == {2}
+        assert "cannot score it (KeyError" in source.unreadable[name][2]
+    assert table.loc[names, "evaluated"].tolist() == [3] * 4
+    assert [len(samples) for r in results for samples in r.samples.values()] == [3] * 4
 
 
 def test_a_limit_is_of_rows_that_were_opened(copy, stand_ins, tmp_path) -> None:
