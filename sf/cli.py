@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import sf
-from sf import ranks
+from sf import own_commands, ranks
 from sf.errors import ConfigError, EnvironmentFault, SparsityForcingError
 from sf.escaping import printable
 from sf.extras import extra_of, missing
@@ -274,6 +274,11 @@ def curve_command(
     _stdout.print(table)
 
 
+app.command("evaluate")(own_commands.evaluate_command)
+app.command("train")(own_commands.train_command)
+app.command("serve")(own_commands.serve_command)
+
+
 @app.command("profile")
 def profile_command(
     model: Annotated[
@@ -382,6 +387,7 @@ def main() -> None:
     sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
     warnings.formatwarning = _one_line
     try:
+        sys.argv[1:] = own_commands.separated(sys.argv[1:])
         app()
     except SparsityForcingError as error:
         _stop(error)

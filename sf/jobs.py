@@ -39,6 +39,7 @@ STAGES = (
     *("prepare", "benchmarks", "base", "calibrate", "train", "evaluate", "profile"),
     *("table", "report"),
 )
+OWN_STAGES = ("questions",)  # of `sf evaluate`, part of no study
 MIN_FREE_GIB = 1.0
 RUN, DONE, UP_TO_DATE = "run", "done", "up to date"
 
@@ -64,7 +65,7 @@ def stage_module(stage: str) -> ModuleType:
     Raises:
         ConfigError: no such stage.
     """
-    if stage not in STAGES:
+    if stage not in (*STAGES, *OWN_STAGES):
         raise ConfigError("stage", stage, "is unknown", f"choose one of: {', '.join(STAGES)}")
     return import_module(f"sf.stages.{stage}")
 
@@ -87,7 +88,9 @@ def read_config(path: Path) -> dict[str, Any]:
     return values
 
 
-def run_stage(stage: str, values: Mapping[str, Any], study: str, command: str = "") -> str:
+def run_stage(
+    stage: str, values: Mapping[str, Any], study: str, command: str = "", *, tracked: bool = True
+) -> str:
     """Run one stage, or adopt its finished result.
 
     Args:
@@ -95,6 +98,7 @@ def run_stage(stage: str, values: Mapping[str, Any], study: str, command: str = 
         values: of the stage's parameters class.
         study: the study that the MLflow run belongs to.
         command: how the stage was started, for the record.
+        tracked: log to MLflow, which then has to be installed; else `sf log` can do so later.
 
     Returns:
         "done", or "up to date" when a finished result was adopted.
@@ -118,13 +122,14 @@ def run_stage(stage: str, values: Mapping[str, Any], study: str, command: str = 
     with reuse.exclusive(work, output):
         key = key_of(stage, module, parameters)
         if reuse.adopt(output, work, key):
-            log_pending(output, study)
+            if tracked:
+                log_pending(output, study)
             return str(ranks.agreed(UP_TO_DATE))
         reuse.refuse_foreign(output, work)
         _check_disk(output)
         reuse.reset_if_changed(work, key)
         identity = _identity(stage, module, parameters, key)
-        tracker = Tracker.start(stage, identity, work, study)
+        tracker = Tracker.start(stage, identity, work, study) if tracked else Tracker(work)
         job = Job(out=work / "out", state=work / "state", tracker=tracker)
         ranks.agreed(RUN)
         with tracker, _no_space(output), _listening(module):
@@ -139,7 +144,8 @@ def run_stage(stage: str, values: Mapping[str, Any], study: str, command: str = 
         }
         stamp["files"] = file_digests(job.out, work)
         reuse.finish(output, work, stamp)
-        log_pending(output, study)
+        if tracked:
+            log_pending(output, study)
     return DONE
 
 

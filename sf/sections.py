@@ -102,9 +102,15 @@ class Answering(Section):
 
 
 class Prepare(Section):
-    """From rows of Video-R1-260k's schema to manifests."""
+    """From rows of Video-R1-260k's schema, or of an own table, to manifests."""
 
-    source: str = Field(description="'synthetic', a local folder, or 'hub:OWNER/NAME@REVISION'")
+    source: str = Field(
+        description="'synthetic', a local folder, an own table of questions (JSONL, CSV, parquet), "
+        "or 'hub:OWNER/NAME@REVISION'"
+    )
+    media: str | None = Field(
+        None, description="folder that media paths are relative to; absent: that of the rows"
+    )
     synthetic_rows: Positive | None = Field(
         None, description="rows that are made; of source 'synthetic' only"
     )

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sf.data import llava_video
-from sf.data.json_rows import RawRow, read_rows
+from sf.data.json_rows import RawRow
 from sf.data.manifest import Row
+from sf.data.own_rows import is_own_record, own_record, read_table
 from sf.data.schema import RowError, parse_record
 from sf.errors import DataError
 from sf.progress import progress
@@ -113,9 +114,11 @@ def annotation_files(root: Path) -> list[Path]:
     return found
 
 
-def _records(raw: RawRow, folder: str) -> Iterator[dict[str, Any] | Any]:
+def _records(raw: RawRow, file: str, folder: str) -> Iterator[dict[str, Any] | Any]:
     if llava_video.is_llava_record(raw.value):
         yield from llava_video.records(raw.value, folder)
+    elif not file.endswith(ANNOTATIONS) and is_own_record(raw.value):
+        yield own_record(raw.value, raw.number, file.rpartition("/")[2].partition(".")[0])
     else:
         yield raw.value
 
@@ -151,10 +154,10 @@ class _Collector:
             return
         record = raw.value
         try:
-            for record in _records(raw, folder):
+            for record in _records(raw, file, folder):
                 self.found.num_read += 1
                 self._one(record, file, raw.number)
-        except RowError as error:  # a LLaVA-Video record whose turns do not pair up
+        except RowError as error:  # a LLaVA-Video record whose turns do not pair up, an own row
             self.found.num_read += 1
             self._reject(record, file, raw.number, error)
 
@@ -211,11 +214,11 @@ def collect(files: Iterable[Path], root: Path, sources: Sequence[str] = ()) -> C
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
         folder = path.parent.relative_to(root).as_posix() if path.is_relative_to(root) else ""
         try:
-            with path.open("rb") as stream, progress(name, path.stat().st_size) as bar:
-                for raw in read_rows(stream):
+            with progress(name, path.stat().st_size) as bar:
+                for raw in read_table(path):
                     collector.take(raw, name, folder)
-                    if raw.number % 5000 == 0:
-                        bar.advance(stream.tell() - bar.done, f"{raw.number} rows")
+                    if raw.number % 5000 == 0 and raw.offset:
+                        bar.advance(raw.offset - bar.done, f"{raw.number} rows")
         except OSError as error:
             raise DataError("source", str(path), f"cannot be read: {error}", "check it") from error
     if not collector.found.num_read:
@@ -235,8 +238,16 @@ def reject_table(rejects: Iterable[Reject]) -> pd.DataFrame:
     )
 
 
-def refuse_many(found: Collected, most: float, where: Path) -> None:
+def refuse_many(
+    found: Collected, most: float, where: Path, limit: str = "prepare.max_reject_share"
+) -> None:
     """Stop when too large a share of the rows was rejected.
+
+    Args:
+        found: rows and rejects.
+        most: share that may be rejected.
+        where: file with all reasons.
+        limit: what `most` is called.
 
     Raises:
         DataError: with the share, the limit and the commonest reasons.
@@ -253,5 +264,5 @@ def refuse_many(found: Collected, most: float, where: Path) -> None:
         "rejected rows",
         f"{len(found.rejects)} of {found.num_read}",
         f"at most a share of {most:g} may be rejected ({common}; {first})",
-        f"correct the data (all reasons: {where}) or raise prepare.max_reject_share",
+        f"correct the data (all reasons: {where}) or raise {limit}",
     )

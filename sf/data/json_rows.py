@@ -26,7 +26,7 @@ _ARRAY_END = re.compile(r"\}\s*\]\s*$")
 _OVERLAP = 256  # characters kept while looking for the next row: its start may be cut
 _ROW_START = re.compile(
     r'\{\s*"(problem_id|problem|data_type|problem_type|options|solution|path|data_source|process'
-    r'|id|video|conversations)"\s*:'
+    r'|id|image|video|question|answer|conversations)"\s*:'
 )
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -48,7 +48,7 @@ _OTHER_FORMATS = {
     "\x1f\udc8b": "gzip: unpack it",
     "PK\x03\x04": "a zip archive: unpack it",
     "(\udcb5/\udcfd": "zstd: unpack it",
-    "PAR1": "parquet: convert it to JSON",
+    "PAR1": "parquet: give it the ending .parquet",
 }
 _DECODER = json.JSONDecoder()
 
@@ -195,7 +195,7 @@ def _other_format(head: str) -> str:
     if not first.replace("\t", "").isprintable():
         return "binary data"
     commas, tabs = first.count(","), first.count("\t")
-    return "a table (CSV): convert it to a JSON array of objects" if commas + tabs > 1 else ""
+    return "a table (CSV): give it the ending .csv" if commas + tabs > 1 else ""
 
 
 def _fault(window: _Window, number: int, error: Exception) -> RawRow:

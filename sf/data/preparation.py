@@ -17,6 +17,7 @@ from sf.data.locate import MediaRoot, locate_rows
 from sf.data.manifest import Row
 from sf.data.media import num_decoders
 from sf.data.split import sample, unit_hash
+from sf.errors import DataError
 
 if TYPE_CHECKING:
     from sf.sections import Vision
@@ -86,9 +87,13 @@ def _select(found: Collected, selection: Selection) -> Collected:
     return found
 
 
-def _from_folder(root: Path, selection: Selection, origin: str) -> Source:
+def _from_folder(
+    root: Path, selection: Selection, origin: str, media: Path | None = None
+) -> Source:
     files = annotation_files(root)
-    root = root.parent if root.is_file() else root
+    root = media or (root.parent if root.is_file() else root)
+    if not root.is_dir():
+        raise DataError("media", str(root), "there is no such folder", "correct it")
     return Source(root, origin, _select(collect(files, root, selection.sources), selection))
 
 
@@ -131,11 +136,13 @@ def open_source(
     *,
     out: Path,
     earlier: Path,
+    media: Path | None = None,
 ) -> Source:
     """Read and validate the rows of a source; media are not opened.
 
     Args:
-        source: "synthetic", a local folder or annotation file, or "hub:OWNER/NAME@REVISION".
+        source: "synthetic", a local folder, annotation file or own table of questions, or
+            "hub:OWNER/NAME@REVISION".
         selection: which rows.
         synthetic_rows: how many rows a synthetic source has.
         vision: bounds that synthetic media are made for.
@@ -143,6 +150,7 @@ def open_source(
             source into `origin.json`.
         earlier: an earlier result. The commit it recorded for the same hub source is used again,
             whatever the branch or tag stands for now.
+        media: folder that the media paths of a local source are relative to; by default its own.
 
     Raises:
         ConfigError: a malformed hub source.
@@ -154,7 +162,7 @@ def open_source(
         return _from_folder(out / "data", selection, "synthetic")
     if source.startswith("hub:"):
         return _from_hub(source, selection, out, earlier)
-    return _from_folder(Path(source), selection, Path(source).name)
+    return _from_folder(Path(source), selection, Path(source).name, media)
 
 
 def use_media(source: Source, visions: Sequence[Vision], log: MediaLog) -> None:

@@ -11,6 +11,7 @@ out, so 12 equals 12.00.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -110,6 +111,7 @@ def correctness(problem_type: str, completion: str, solution: str, cutoff: float
     """1.0 if the score reaches the cut-off or the answer is the solution's text, else 0.0.
 
     ROUGE-2 knows no pairs in a single word: "red" for "red" scores 2/3, and must count as right.
+    Like ROUGE, the comparison of free-form texts knows no case and no punctuation.
 
     Args:
         problem_type: one of the five.
@@ -124,6 +126,14 @@ def correctness(problem_type: str, completion: str, solution: str, cutoff: float
     if not 0.0 < cutoff <= 1.0:
         rule = "it must lie in (0, 1]: at 0 every completion would be right"
         raise ConfigError("correctness_cutoff", cutoff, rule, "use 0.5 or more")
-    value = score(problem_type, completion, solution)
-    answer = extract_answer(completion)
-    return float(value >= cutoff or (bool(answer) and answer == extract_answer(solution)))
+    if score(problem_type, completion, solution) >= cutoff:
+        return 1.0
+    answer, right = extract_answer(completion), extract_answer(solution)
+    if problem_type == "free-form":  # as ROUGE reads them, of which nothing may be left
+        answer, right = _words(answer) or answer, _words(right) or right
+    return float(bool(answer) and answer == right)
+
+
+def _words(text: str) -> str:
+    """Text without case, punctuation and spaces at its ends."""
+    return " ".join(re.sub(r"[\W_]+", " ", text.casefold()).split())

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "Encoded",
+    "Judge",
+    "Setting",
     "answer_encoded",
     "answer_missing",
     "answer_rows",
@@ -89,6 +91,7 @@ class _Question(Protocol):
 
 Question = TypeVar("Question", bound=_Question)
 Setting = tuple[str | float, ...]  # what a model runs under, such as ("zipvl", 0.975)
+Judge = Callable[["Row", str], float]
 
 
 def batches(rows: Sequence[Question], batch: int) -> list[tuple[Question, ...]]:
@@ -172,6 +175,7 @@ def answers_under(
     template: Template,
     cutoff: float,
     title: str,
+    judge: Judge | None = None,
 ) -> Iterator[tuple[Setting, Row, Answer]]:
     """`answer_missing` for manifest rows, each batch encoded once.
 
@@ -187,6 +191,7 @@ def answers_under(
         template: prompt template.
         cutoff: share from which a fractional score counts as correct.
         title: of the progress.
+        judge: see `answer_encoded`.
     """
 
     def begin(members: tuple[Row, ...]) -> Callable[[Setting], list[Answer]]:
@@ -206,6 +211,7 @@ def answers_under(
                     decodes_densely=attentions[setting].decodes_densely,
                     max_new_tokens=max_new_tokens,
                     cutoff=cutoff,
+                    judge=judge,
                 )
             ]
 
@@ -246,6 +252,7 @@ def answer_encoded(
     decodes_densely: bool,
     max_new_tokens: int,
     cutoff: float = 0.5,
+    judge: Judge | None = None,
 ) -> list[Answer]:
     """Greedy replies to one encoded batch.
 
@@ -257,6 +264,8 @@ def answer_encoded(
         decodes_densely: of the method (`sf.baselines.method.Method`).
         max_new_tokens: generation limit.
         cutoff: share from which a fractional score counts as correct.
+        judge: 1.0 or 0.0 for a row and its reply; by default `sf.data.rewards.correctness`, which
+            reads what stands in answer tags.
 
     Returns:
         One answer per row, in order.
@@ -283,7 +292,9 @@ def answer_encoded(
             data_type=row.data_type,
             problem_type=row.problem_type,
             reply=reply.strip(),
-            correct=float(correctness(row.problem_type, reply, row.solution, cutoff=cutoff)),
+            correct=judge(row, reply)
+            if judge is not None
+            else float(correctness(row.problem_type, reply, row.solution, cutoff=cutoff)),
             token_ratio=float(ratios[:, at].mean()),
             layer_ratios=tuple(float(ratio) for ratio in ratios[:, at]),
             prompt_tokens=tokens,

@@ -10,9 +10,10 @@ from typing import Any
 from sf.atomic_files import read_json, write_json
 from sf.data.hub import HubSource, hub_errors, parse_hub
 from sf.errors import DataError, UnsupportedModelError
+from sf.layout import STAMP
 from sf.models.load import load_config
 
-__all__ = ["check_family", "fetch_checkpoint"]
+__all__ = ["check_family", "checkpoint_files", "fetch_checkpoint"]
 
 _KINDS = ("*.json", "*.txt", "*.jinja", "*.safetensors", "*.model")
 
@@ -97,8 +98,12 @@ def fetch_checkpoint(source: str, family: str, target: Path) -> dict[str, str]:
         raise DataError(
             "source", source, "has no *.safetensors", "give a folder with a model's weights"
         )
-    for kind in _KINDS:
-        for file in sorted(folder.glob(kind)):
-            if file.name != "stage.json":
-                _place(file, target / file.name)
+    for file in checkpoint_files(folder):
+        _place(file, target / file.name)
     return origin
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint's folder that are taken over."""
+    files = [file for kind in _KINDS for file in sorted(folder.glob(kind))]
+    return [file for file in files if file.name not in (STAMP, "metrics.json", "base.json")]

@@ -21,6 +21,17 @@ class Parameters(BaseModelParameters):
     output: Path = Field(description="results folder")
 
 
+def inputs(p: Parameters) -> dict[str, Path]:
+    """What the stage reads: the rows that it trains on, or the files of a local source."""
+    if p.scratch is not None:
+        return {"data": p.data}
+    if p.base.source.startswith("hub:"):
+        return {}
+    from sf.models.fetch import checkpoint_files
+
+    return {f"source/{file.name}": file for file in checkpoint_files(Path(p.base.source))}
+
+
 def run(p: Parameters, job: Job) -> None:
     """Write a transformers checkpoint (model and processor) and say how well it answers.
 

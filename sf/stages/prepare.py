@@ -79,7 +79,13 @@ def write_manifests(p: Parameters, out: Path) -> Prepared:
     )
     selection = preparation.Selection(given.data_sources, given.sample_rows, p.seed)
     source = preparation.open_source(
-        given.source, selection, given.synthetic_rows or 0, p.vision, out=out, earlier=p.output
+        given.source,
+        selection,
+        given.synthetic_rows or 0,
+        p.vision,
+        out=out,
+        earlier=p.output,
+        media=None if given.media is None else Path(given.media),
     )
     log = MediaLog(out / "media.jsonl", earlier=p.output / "media.jsonl")
     preparation.use_media(source, (p.vision, p.evaluation_vision), log)

@@ -1,0 +1,228 @@
+"""The page of `sf evaluate`: accuracy against kept tokens, and replies beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from sf.evaluation.own_questions import FULL, AttentionSetting, attentions_of
+from sf.plotting import figure, in_style, look, note, percent, save, write_figure
+from sf.report.benchmark_tables import Cell
+from sf.report.page import Page, Picture, Section, Table, write_page
+
+if TYPE_CHECKING:
+    from sf.data.manifest import Row
+    from sf.data.prompts import Template
+    from sf.sections import Vision
+
+__all__ = ["summary_table", "write_question_page"]
+
+
+class Evaluated(Protocol):
+    """Parameters of an evaluation on own questions (`sf.stages.questions`)."""
+
+    model: str
+    questions: Path
+    media: Path
+    settings: list[AttentionSetting]
+    pictures: int
+    max_new_tokens: int
+
+    @property
+    def prompt_template(self) -> Template: ...
+    @property
+    def vision(self) -> Vision: ...
+
+
+MOST_SAMPLES = 200
+"""Questions on the page at most; all are in tables/answers.csv."""
+
+
+def write_question_page(
+    folder: Path,
+    p: Evaluated,
+    model: Any,
+    processor: Any,
+    rows: Sequence[Row],
+    answers: pd.DataFrame,
+    table: pd.DataFrame,
+) -> None:
+    """Write `index.html`, `report.md` and their figures.
+
+    Args:
+        folder: of the result.
+        p: parameters of the stage.
+        model, processor: the checkpoint, for the pictures of kept tokens.
+        rows: the questions.
+        answers: `sf.evaluation.own_questions.answer_table`.
+        table: `sf.evaluation.own_questions.summary`.
+    """
+    where = f"{p.model}, {len(rows)} questions of {p.questions.name}"
+    save(_tradeoff(table, where), folder / "figures", "accuracy")
+    order = _changed_first(answers)
+    pictures = _kept_pictures(folder, p, model, processor, rows, order[: p.pictures])
+    shown = order[:MOST_SAMPLES]
+    about = [
+        "A difference is paired, question by question; its interval resamples images and videos. "
+        "The token ratio is the share of the prompt's tokens that takes part in a layer's "
+        "attention and stays in its cache, mean over layers. Seconds are wall time a question, "
+        "without loading the model and the media.",
+    ]
+    sections = [
+        Section(
+            "Result",
+            text=about,
+            tables=[summary_table(table)],
+            pictures=[Picture("accuracy", f"Accuracy against kept tokens: {where}.")],
+        ),
+        Section(
+            "Questions",
+            text=[
+                f"{len(shown)} of {len(order)} questions, those first whose judgement differs "
+                "between the methods; all are in tables/answers.csv."
+            ],
+            tables=[_samples(answers, shown)],
+        ),
+    ]
+    if pictures:
+        sections.append(Section("Kept tokens", pictures=pictures))
+    title = f"{p.model} on {p.questions.name}"
+    write_page(Page(title, [f"{where}; media below {p.media}."], sections), folder)
+
+
+def summary_table(table: pd.DataFrame) -> Table:
+    """The figures of each setting as cells."""
+    rows = []
+    for line in table.to_dict("records"):
+        full = line["setting"] == FULL
+        rows.append(
+            [
+                Cell(str(line["setting"])),
+                Cell(f"{line['questions']}"),
+                Cell(f"{100 * line['accuracy']:.1f}", _between(line, "low", "high")),
+                Cell("reference")
+                if full
+                else Cell(
+                    f"{100 * line['difference']:+.1f}",
+                    _between(line, "difference_low", "difference_high", "+"),
+                ),
+                Cell(f"{100 * line['token_ratio']:.1f}", _between(line, "ratio_low", "ratio_high")),
+                Cell(f"{line['seconds']:.3g}"),
+            ]
+        )
+    header = ["method", "questions", "accuracy (%)", "difference to full (points)"]
+    header += ["token ratio (%)", "seconds a question"]
+    return Table("overview", "Each method on the same questions", header, rows)
+
+
+def _between(line: dict[Any, Any], low: str, high: str, sign: str = "") -> str:
+    if pd.isna(line[low]) or pd.isna(line[high]):
+        return ""
+    return f"{100 * line[low]:{sign}.1f} to {100 * line[high]:{sign}.1f}"
+
+
+@in_style
+def _tradeoff(table: pd.DataFrame, where: str) -> Figure:
+    fig, axes = figure(6.4, 4.0)
+    panel = axes[0][0]
+    methods = list(dict.fromkeys(table["method"]))
+    for method in methods:
+        part = table[table["method"] == method].sort_values("token_ratio")
+        style = look(method, methods)
+        panel.errorbar(
+            part["token_ratio"],
+            part["accuracy"],
+            yerr=[part["accuracy"] - part["low"], part["high"] - part["accuracy"]],
+            color=style.colour,
+            marker=style.marker,
+            linestyle=style.line if len(part) > 1 else "none",
+            capsize=3,
+            elinewidth=1,
+            label="full attention" if method == FULL else method,
+        )
+    panel.set(xlabel="token ratio (%)", ylabel="correct answers (%)", ylim=(0, 1.03))
+    panel.set_xlim(0, 1.03)
+    percent(panel, "x")
+    percent(panel, "y")
+    panel.legend(loc="best")
+    note(fig, f"{where}; bars: 95 % intervals")
+    return fig
+
+
+def _changed_first(answers: pd.DataFrame) -> list[str]:
+    """Ids, those first that some settings answer right and others wrong."""
+    differs = answers.groupby("id", sort=False)["correct"].nunique() > 1
+    return [*differs.index[differs], *differs.index[~differs]]
+
+
+def _samples(answers: pd.DataFrame, ids: Sequence[str]) -> Table:
+    settings = list(dict.fromkeys(answers["setting"]))
+    lines = {(line["id"], line["setting"]): line for line in answers.to_dict("records")}
+    rows = []
+    for identity in ids:
+        first = lines[identity, settings[0]]
+        replies = [lines[identity, setting] for setting in settings]
+        rows.append(
+            [
+                Cell(str(identity)),
+                Cell(_short(first["question"]), note=first["question"]),
+                Cell(str(first["media"])),
+                Cell(_short(first["answer"])),
+                *(
+                    Cell(
+                        f"{'right' if line['correct'] else 'wrong'}: {_short(line['reply'])}",
+                        f"{100 * line['token_ratio']:.0f} % of {line['prompt_tokens']} tokens",
+                        line["reply"],
+                    )
+                    for line in replies
+                ),
+            ]
+        )
+    header = ["id", "question", "media", "answer", *settings]
+    return Table("samples", "Replies", header, rows, keys=4)
+
+
+def _short(text: str, most: int = 60) -> str:
+    text = " ".join(str(text).split())
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _kept_pictures(
+    folder: Path,
+    p: Evaluated,
+    model: Any,
+    processor: Any,
+    rows: Sequence[Row],
+    ids: Sequence[str],
+) -> list[Picture]:
+    """What the first selection of tokens keeps of some questions' media."""
+    from sf.ask import answer, load_media, overlay
+    from sf.baselines.selectors import Selection
+    from sf.data.llava import is_llava
+    from sf.data.prompts import question_text
+
+    def policy_of(setting: AttentionSetting) -> Any:
+        (method,) = attentions_of(model, [setting]).values()
+        return method.policy() if isinstance(method, Selection) else None
+
+    policies = {setting.name: policy_of(setting) for setting in p.settings}
+    chosen = next(((name, each) for name, each in policies.items() if each is not None), None)
+    if chosen is None:
+        return []
+    by_id = {row.id: row for row in rows}
+    pictures = []
+    for number, identity in enumerate(ids, start=1):
+        row = by_id[identity]
+        kind: Any = row.data_type
+        media = load_media(kind, str(row.media_path), p.vision, llava=is_llava(processor))
+        asked = question_text(row, p.prompt_template)
+        result = answer(model, processor, media, asked, chosen[1], max_new_tokens=p.max_new_tokens)
+        name = f"kept_{number}"
+        write_figure(overlay(result, media, row.problem), folder / "figures" / f"{name}.png")
+        ratio = f"{100 * result.token_ratio:.0f} % of {result.prompt_tokens} tokens"
+        pictures.append(Picture(name, f"{chosen[0]}, question {identity}: {ratio}."))
+    return pictures

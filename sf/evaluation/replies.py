@@ -1,0 +1,62 @@
+"""What a reply in a model's own words answers, and whether that is right.
+
+Training rewards the exact form that the prompt asks for (`sf.data.rewards`). Other models write
+"(B)", "B. a red square" or "It is 12.": here the answer is looked for in the whole reply.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from sf.data.answers import extract_answer, option_letters, parse_number
+from sf.data.rewards import correctness
+
+if TYPE_CHECKING:
+    from sf.data.manifest import Row
+
+__all__ = ["judged", "read_reply"]
+
+_NUMBER = re.compile(r"[+-]?(?:[0-9][0-9,]*\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_LEADING = re.compile(r"\(?([A-Z])(?:[).:,\s]|$)")
+_NAMED = re.compile(r"(?:answer|option|choice)\s*(?:is|:)*\s*\**\(?([A-Z])\b")
+
+
+def read_reply(row: Row, reply: str) -> str:
+    """The answer in a reply, in the form that the row's problem type has.
+
+    Inside answer tags, where the reply has any, else in all of it: the letter of an option, which
+    may be spelt out instead; the only number of the reply; or the whole text.
+    """
+    text = (extract_answer(reply) or reply).strip()
+    if row.problem_type == "multiple choice":
+        return _letter(row, text)
+    if row.problem_type in ("numerical", "regression"):
+        if parse_number(text) is not None:
+            return text
+        numbers = {number.rstrip(".,") for number in _NUMBER.findall(text)}
+        return numbers.pop() if len(numbers) == 1 else text
+    return text
+
+
+def _letter(row: Row, text: str) -> str:
+    letters = option_letters(row.options)
+    texts = [re.sub(r"^\(?[A-Z][).:]\s*", "", option) for option in row.options]
+    bare = text.strip(" .\n").casefold()
+    spelt = [letter for letter, t in zip(letters, texts, strict=True) if t.casefold() == bare]
+    if len(spelt) == 1:
+        return spelt[0]
+    match = _LEADING.match(text) or _NAMED.search(text)
+    return match[1] if match and match[1] in letters else text
+
+
+def judged(row: Row, reply: str, cutoff: float = 0.5) -> float:
+    """1.0 if the reply answers the row's question right, else 0.0.
+
+    Args:
+        row: the question.
+        reply: all that the model wrote.
+        cutoff: as `sf.data.rewards.correctness`, for OCR, free-form and regression.
+    """
+    answer = f"<answer>{read_reply(row, reply)}</answer>"
+    return correctness(row.problem_type, answer, row.solution, cutoff)

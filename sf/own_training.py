@@ -1,0 +1,236 @@
+"""`sf train`: an own checkpoint trained on own questions to answer with a share of their tokens.
+
+The stages are those of a study: `base`, `prepare` and `train` with the objective that has a target
+ratio, then `questions` on held-out rows before and after.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sf.errors import ConfigError, DataError
+from sf.jobs import run_stage
+from sf.own import FOLDER, STUDY, Asked, base_of, check_values, runtime_of, vision_of
+from sf.result_key.contents import digest_of
+
+__all__ = ["Recipe", "Trained", "train"]
+
+MEASURED_P = (0.8, 0.9, 0.95, 0.975)
+RETENTION_P = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975]
+HELDOUT_SHARE, CALIBRATION_SHARE = 0.2, 0.05
+MOST_HELDOUT, MOST_CALIBRATION = 400, 200
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much is trained, and how.
+
+    Attributes:
+        token_ratio: to reach at p = 0.975, in (0, 1).
+        steps: of the optimiser.
+        questions_per_step: each is answered eight times, under eight thresholds.
+        learning_rate: of AdamW; Video-R1's by default. It was not tuned on large models.
+        lora_rank: of low-rank adapters, which are merged at the end; 0: all of the decoder's
+            weights are trained.
+        max_new_tokens: length limit of an answer.
+        correctness_cutoff: share from which OCR, free-form and regression count as right.
+        rollouts_per_forward: micro-batch.
+        save_every: steps between two checkpoints.
+        seed: of everything random.
+    """
+
+    token_ratio: float
+    steps: int = 200
+    questions_per_step: int = 8
+    learning_rate: float = 1e-6
+    lora_rank: int = 0
+    max_new_tokens: int = 64
+    correctness_cutoff: float = 0.5
+    rollouts_per_forward: int = 8
+    save_every: int = 25
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where the results lie.
+
+    Attributes:
+        checkpoint: a plain transformers checkpoint with `sparsity.json` and a model card.
+        before, after: `sf evaluate`'s results on held-out questions.
+    """
+
+    checkpoint: Path
+    before: Path
+    after: Path
+
+
+def objective_with(token_ratio: float) -> dict[str, Any]:
+    """The settings of the objective that has a target ratio.
+
+    Raises:
+        ConfigError: the ratio is not inside (0, 1).
+    """
+    if not 0.0 < token_ratio < 1.0:
+        rule, remedy = "a share of the tokens inside (0, 1) is needed", "use 0.25"
+        raise ConfigError("target-token-ratio", token_ratio, rule, remedy)
+    return {
+        "objective": "pathwise",
+        "group_size": len(RETENTION_P),
+        "rollout_selector": "top_p",
+        "retention_p": RETENTION_P,
+        "beta": 0.04,
+        "clip_epsilon": 0.2,
+        "temperature": 1.0,
+        "reward_gate": True,
+        "reward_correctness": "binary",
+        "reward_latency_weight": 0.0,
+        "pathwise": {
+            "weight": 1.0,
+            "gate": True,
+            "layers": "even",
+            "schedule": "constant",
+            "target": {"token_ratio": token_ratio, "dual_rate": 20.0},
+        },
+    }
+
+
+def train(
+    asked: Asked, recipe: Recipe, *, output: Path | None = None, command: str = ""
+) -> Trained:
+    """Train a checkpoint on questions and measure it on held-out ones.
+
+    A fifth of the images and videos is held out, by a hash of their bytes. The same call again goes
+    on from the last whole training checkpoint.
+
+    Args:
+        asked: model and questions.
+        recipe: what is trained.
+        output: folder of all results; by default a folder of its own below `results/own/train`.
+        command: as it was typed, for the record.
+
+    Raises:
+        SparsityForcingError: before any work wherever that is possible; TrainingCollapse.
+    """
+    asked.check()
+    objective = objective_with(recipe.token_ratio)
+    runtime = runtime_of(asked)
+    training = {
+        "model": asked.name,
+        "row": objective["objective"],
+        "seed": recipe.seed,
+        "objective": objective,
+        "train": _settings(recipe, on_gpu=runtime["device"] == "cuda"),
+        "answering": {
+            "prompt_template": "answer",
+            "max_completion_tokens": recipe.max_new_tokens,
+            "correctness_cutoff": recipe.correctness_cutoff,
+        },
+        "vision": vision_of(asked),
+        "runtime": runtime,
+    }
+    rows = {
+        "seed": recipe.seed,
+        "prepare": _prepare(asked),
+        "vision": training["vision"],
+    }
+    where = [os.path.realpath(asked.model), str(asked.questions.absolute())]
+    folder = output or FOLDER / "train" / f"{asked.name}__{digest_of([training, rows, where])[:8]}"
+    data, checkpoint = folder / "data", folder / "model"
+    check_values("train", {**training, "base": folder, "data": data, "output": checkpoint})
+    check_values("prepare", {**rows, "output": data})
+    base = base_of(asked, command)
+    run_stage("prepare", {**rows, "output": data}, STUDY, command, tracked=False)
+    _check_sides(data)
+    values = {**training, "base": base, "data": data, "output": checkpoint}
+    run_stage("train", values, STUDY, command, tracked=False)
+    before, after = (
+        _measure(asked, recipe, model, data, folder / name, command)
+        for name, model in (("before", base), ("after", checkpoint))
+    )
+    return Trained(checkpoint, before, after)
+
+
+def _settings(recipe: Recipe, on_gpu: bool) -> dict[str, Any]:
+    """The section `train`; every question asks for a bare answer, as `sf evaluate` asks."""
+    patience = max(10, recipe.steps // 5)
+    collapse = {"patience": patience, "accuracy": 0.5, "token_ratio": 0.0, "entropy": 0.02}
+    return {
+        "short_share": 1.0,
+        "steps": recipe.steps,
+        "questions_per_step": recipe.questions_per_step,
+        "learning_rate": recipe.learning_rate,
+        "lr_schedule": "cosine",
+        "weight_decay": 0.01,
+        "max_grad_norm": 5.0,
+        "train_vision": False,
+        "sharding": "none",
+        "lora": {"rank": recipe.lora_rank, "alpha": 2 * recipe.lora_rank}
+        if recipe.lora_rank
+        else None,
+        "collapse": collapse if recipe.steps >= 2 * patience else None,
+        "rollouts_per_forward": recipe.rollouts_per_forward,
+        "gradient_checkpointing": on_gpu,
+        "save_every": recipe.save_every,
+        "log_every": 1,
+    }
+
+
+def _prepare(asked: Asked) -> dict[str, Any]:
+    return {
+        "source": str(asked.questions),
+        "media": str(asked.media_folder),
+        "calibration_share": CALIBRATION_SHARE,
+        "heldout_share": HELDOUT_SHARE,
+        "calibration_rows": MOST_CALIBRATION,
+        "heldout_rows": MOST_HELDOUT,
+        "media_check": True,
+        "max_reject_share": asked.max_reject_share,
+    }
+
+
+def _check_sides(data: Path) -> None:
+    """
+    Raises:
+        DataError: nothing to train on, or nothing to measure on.
+    """
+    from sf.data.manifest import read_manifest
+
+    counts = {side: len(read_manifest(data / f"{side}.parquet")) for side in ("train", "heldout")}
+    for side, count in counts.items():
+        if not count:
+            rule = f"no question is on the side {side!r}: questions on the same media stay together"
+            remedy = "give questions about more images or videos: a fifth of these is held out"
+            raise DataError("questions", count, rule, remedy)
+
+
+def _measure(
+    asked: Asked, recipe: Recipe, checkpoint: Path, data: Path, output: Path, command: str
+) -> Path:
+    """The held-out questions under full attention and at several thresholds."""
+    from sf.evaluation.own_questions import settings_of
+
+    methods: Sequence[str] = ["zipvl"]
+    values = {
+        "model": asked.name,
+        "settings": [each.model_dump() for each in settings_of(checkpoint, methods, MEASURED_P)],
+        "seed": recipe.seed,
+        "batch": recipe.rollouts_per_forward,
+        "max_new_tokens": recipe.max_new_tokens,
+        "prompt_template": "short",
+        "correctness_cutoff": recipe.correctness_cutoff,
+        "max_reject_share": 0.0,
+        "pictures": 0,
+        "vision": vision_of(asked),
+        "runtime": runtime_of(asked),
+        "checkpoint": checkpoint,
+        "questions": data / "heldout.parquet",
+        "media": asked.media_folder,
+        "output": output,
+    }
+    run_stage("questions", values, STUDY, command, tracked=False)
+    return output

@@ -1,0 +1,123 @@
+"""Questions in anyone's own table: obvious columns are read, faults are named by their row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from clips import write_picture
+from sources import prepared, used
+
+from sf.data.collect import collect
+from sf.data.manifest import Row
+from sf.data.own_rows import own_record
+from sf.data.schema import RowError
+
+RECORDS = [
+    {"question": "Which?", "options": ["red", "blue"], "answer": "blue", "image": "a.png"},
+    {"question": "How many?", "answer": 3, "image": "b.png"},
+    {"question": "What is it?", "answer": "a cat", "video": "c.mp4"},
+]
+EXPECTED = [
+    ("multiple choice", ("A. red", "B. blue"), "B", "image"),
+    ("numerical", (), "3", "image"),
+    ("free-form", (), "a cat", "video"),
+]
+
+
+def write(path: Path, records: list[dict]) -> Path:
+    ending = path.suffix
+    if ending == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, records)))
+    elif ending == ".json":
+        path.write_text(json.dumps(records))
+    elif ending == ".parquet":
+        pd.DataFrame(records).astype({"answer": str}).to_parquet(path)
+    else:
+        table = pd.DataFrame(records)
+        table["options"] = [
+            json.dumps(x) if isinstance(x, list) else None for x in table["options"]
+        ]
+        table.to_csv(path, index=False, sep="\t" if ending == ".tsv" else ",")
+    return path
+
+
+def rows_of(path: Path) -> list[Row]:
+    found = collect([path], path.parent)
+    assert not found.rejects, found.rejects
+    return found.rows
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+def test_every_form_of_table_gives_the_same_rows(tmp_path: Path, ending: str) -> None:
+    rows = rows_of(write(tmp_path / f"mine{ending}", RECORDS))
+    assert [(r.problem_type, r.options, r.answer, r.data_type) for r in rows] == EXPECTED
+    assert [r.id for r in rows] == ["1", "2", "3"]
+    assert {r.data_source for r in rows} == {"mine"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"A": "red", "B": "blue", "answer": "A"}, (["A. red", "B. blue"], "A")),
+        ({"choices": ["(A) red", "(B) blue"], "answer": "(B)"}, (["(A) red", "(B) blue"], "B")),
+        ({"options": '["red", "blue"]', "answer": "RED"}, (["A. red", "B. blue"], "A")),
+        ({"options": {"A": "red", "B": "blue"}, "answer": "b"}, (["A. red", "B. blue"], "B")),
+        ({"options": ["Ant", "Bee"], "answer": "Bee"}, (["A. Ant", "B. Bee"], "B")),
+        ({"options": ["red", "blue"], "solution": "<answer>B</answer>"},
+         (["A. red", "B. blue"], "B")),
+    ],
+)  # fmt: skip
+def test_options_and_answers_in_many_spellings(fields: dict, expected: tuple) -> None:
+    record = own_record({"Question": "Which?", "image": "a.png", **fields}, 1, "mine")
+    assert (record["options"], record["solution"]) == (
+        expected[0],
+        f"<answer>{expected[1]}</answer>",
+    )
+    assert record["problem_type"] == "multiple choice"
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"answer": "x", "image": "a.png"}, "question or problem"),
+        ({"question": "x", "image": "a.png"}, "answer or solution"),
+        ({"question": "x", "answer": "x"}, "image or video"),
+        ({"question": "x", "answer": "x", "image": "a.png", "video": "b.mp4"},
+         "one image or video"),
+        ({"question": "x", "answer": "x", "image": ["a.png", "b.png"]}, "2 are given"),
+        ({"question": "x", "answer": "x", "image": {"bytes": b""}}, "path of a file"),
+        ({"question": "x", "answer": "green", "image": "a.png", "options": ["red", "blue"]},
+         "a letter of A, B or the text"),
+        ({"question": "x", "answer": ["a", "b"], "image": "a.png"}, "one text or number"),
+        ({"question": "x", "answer": "x", "image": "a.png", "type": "essay"}, "multiple choice"),
+        ({"question": "x", "answer": "x", "image": "a.png", "options": "red, blue"},
+         "columns A, B"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_said(fields: dict, named: str) -> None:
+    with pytest.raises(RowError, match=named):
+        own_record(fields, 1, "mine")
+
+
+def test_a_broken_line_of_a_csv_is_one_reject(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("question,answer,image\nWhat, now?,x,a.png\nWhat?,x,a.png\n")
+    found = collect([tmp_path / "q.csv"], tmp_path)
+    assert len(found.rows) == 1
+    assert "quote values" in found.rejects[0].reason
+
+
+def test_an_own_table_is_a_source_of_prepare(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    records = []
+    for number in range(8):
+        write_picture(tmp_path / f"photos/{number}.png", shade=number)
+        records.append({"question": "How many?", "answer": number, "image": f"{number}.png"})
+    source = write(tmp_path / "mine.jsonl", records)
+    out, _ = prepared(source, tmp_path / "work", media=str(tmp_path / "photos"))
+    rows = used(out)
+    assert len(rows) == 8
+    assert {row.answer for row in rows.values()} == set("01234567")
+    assert all(row.media_path.is_file() for row in rows.values())

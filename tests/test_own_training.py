@@ -1,0 +1,77 @@
+"""`sf train` on an own model and own questions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sf import own, own_training
+from sf.errors import SparsityForcingError
+from sf.mini.scenes import render, sample_scene
+from sf.models import build_tiny
+from sf.own import Asked
+from sf.own_training import Recipe, train
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """A checkpoint and ten questions about as many pictures."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    lines = ["question,answer,image"]
+    for number in range(10):
+        render(sample_scene(rng, rows=2, cols=3)).save(f"{number}.png")
+        lines.append(f"What is it?,red,{number}.png")
+    Path("q.csv").write_text("\n".join(lines))
+    return Asked("ckpt", Path("q.csv"), device="cpu")
+
+
+def test_training_writes_a_checkpoint_and_measures_it_before_and_after(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in build_tiny("qwen2_5_vl", ["What is it? red"] * 3, seed=0):
+        part.save_pretrained("ckpt")
+    monkeypatch.setattr(own_training, "HELDOUT_SHARE", 0.5)  # both sides, whatever the bytes
+    monkeypatch.setattr(own_training, "MEASURED_P", (0.9,))
+    recipe = Recipe(0.25, steps=1, questions_per_step=1, max_new_tokens=2, learning_rate=1e-3)
+    trained = train(asked, recipe)
+    record = json.loads((trained.checkpoint / "sparsity.json").read_text())
+    assert record["provenance"]["objective"]["pathwise"]["target"]["token_ratio"] == 0.25
+    tables = [
+        pd.read_csv(folder / "tables/summary.csv") for folder in (trained.before, trained.after)
+    ]
+    assert all(list(table["setting"]) == ["full", "zipvl 0.9"] for table in tables)
+    stamps = [
+        json.loads((folder / "stage.json").read_text())["inputs"]
+        for folder in (trained.before, trained.after)
+    ]
+    assert stamps[0]["questions"] == stamps[1]["questions"]
+    assert stamps[0]["checkpoint"] != stamps[1]["checkpoint"]
+    times = [path.stat().st_mtime_ns for path in sorted(Path("results").rglob("stage.json"))]
+    assert train(asked, recipe) == trained
+    again = [path.stat().st_mtime_ns for path in sorted(Path("results").rglob("stage.json"))]
+    assert again == times
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"token_ratio": 1.5}, "target-token-ratio = 1.5"),
+        ({"token_ratio": 0.0}, "inside"),
+        ({"steps": 0}, "train.steps"),
+        ({"learning_rate": -1.0}, "train.learning_rate"),
+        ({"lora_rank": -1}, "train.lora.rank"),
+    ],
+)
+def test_bad_values_are_one_error_before_work(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, change: dict, named: str
+) -> None:
+    Path("ckpt").mkdir()
+    for module in (own, own_training):
+        monkeypatch.setattr(module, "run_stage", lambda *_, **__: pytest.fail("a stage ran"))
+    with pytest.raises(SparsityForcingError, match=named):
+        train(asked, Recipe(**{"token_ratio": 0.25, **change}))
