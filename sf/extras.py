@@ -26,6 +26,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
         "loguru",
         "requests",
     ),
+    "serve": ("fastapi", "uvicorn", "starlette", "openai"),
     "pipeline": ("snakemake", "dvc", "mlflow", "sqlalchemy", "requests"),
     "gpu": ("flash_attn",),
 }
@@ -34,6 +35,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
 _PURPOSES = {
     "train": "training",
     "eval": "evaluation on published benchmarks",
+    "serve": "the server",
     "pipeline": "whole studies and their tracking",
     "gpu": "flash attention",
 }

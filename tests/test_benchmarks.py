@@ -111,6 +111,15 @@ def test_the_decode_loops_benchmark_runs(
     assert "token 64 sparse, loop over dense, loop" in rows
 
 
+def test_the_servers_benchmark_runs(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--shape", "tiny", "--concurrency", "2", "--length", "32", "--tokens", "3"]
+    words += ["--rounds", "1", "--repeats", "2", "--threads", "1"]
+    rows = {row["name"] for row in run(load("serving"), words, tmp_path / "r.json", monkeypatch)}
+    assert "2 clients, 32 tokens, sparse over full" in rows
+
+
 def test_the_methods_benchmark_runs(
     load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,7 @@ def test_no_extra_is_imported_unguarded_beside_the_core():
             assert not (unguarded and module in OPTIONAL), (path, module)
 
 
-@pytest.mark.parametrize("name", ["train", "eval", "pipeline"])
+@pytest.mark.parametrize("name", ["train", "eval", "serve", "pipeline"])
 def test_an_extra_lists_what_its_modules_come_from(name: str):
     for module in MODULES[name]:
         assert providers(module) & names(EXTRAS[name]), module
@@ -78,7 +78,7 @@ def test_every_dependency_has_a_constraint_and_no_line_names_a_host():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0] for line in lines}
     wanted = names(PROJECT["dependencies"])
-    for name in ("train", "eval", "pipeline", "dev"):
+    for name in ("train", "eval", "serve", "pipeline", "dev"):
         wanted |= names(EXTRAS[name])
     assert wanted - {"sparsity-forcing"} <= pinned
     assert not any("//" in line or "@" in line for line in lines)
@@ -87,7 +87,7 @@ def test_every_dependency_has_a_constraint_and_no_line_names_a_host():
 def test_make_env_installs_everything():
     assert re.search(r"^EXTRAS \?= dev$", (ROOT / "Makefile").read_text(), flags=re.M)
     assert "sparsity-forcing[all]" in EXTRAS["dev"]
-    assert EXTRAS["all"] == ["sparsity-forcing[train,eval,pipeline]"]
+    assert EXTRAS["all"] == ["sparsity-forcing[train,eval,serve,pipeline]"]
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:

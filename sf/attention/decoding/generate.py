@@ -65,6 +65,8 @@ class Prefilled:
         cache: transformers' cache; `decode` empties it.
         rules: how further tokens are chosen.
         trace: what was kept; None for full attention.
+        logits: float32 (B, V), that the first token was chosen from, before any processor; None
+            where another prefill than `prefill` read the prompt.
     """
 
     model: Any
@@ -75,6 +77,7 @@ class Prefilled:
     cache: Any
     rules: Rules
     trace: Trace | None
+    logits: Tensor | None = None
 
     def loop(
         self,
@@ -189,6 +192,7 @@ def prefill(
                 top_p=None,
                 top_k=None,
                 return_dict_in_generate=True,
+                output_logits=True,
                 **({"suppress_tokens": list(suppress_tokens)} if suppress_tokens else {}),
                 **(tokens or {}),
             )
@@ -205,6 +209,7 @@ def prefill(
         cache=output.past_key_values,
         rules=rules,
         trace=trace,
+        logits=output.logits[0].float(),
     )
 
 

@@ -8,7 +8,7 @@ entries that they hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,7 +194,7 @@ class DecodeLoop:
         results.append(Answers(*empty))
 
     @torch.inference_mode()
-    def _leave(self, results: list[Answers]) -> None:
+    def _leave(self, results: Mapping[int, Answers] | Sequence[Answers]) -> None:
         """Hand over the rows that have ended; on a CPU the others move together."""
         if not any(self._rows):
             return
