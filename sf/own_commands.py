@@ -120,8 +120,8 @@ def train_command(
     ],
     media: MEDIA = None,
     steps: Annotated[int, typer.Option(help="of the optimiser")] = 200,
-    questions_per_step: Annotated[int, typer.Option(help="each is answered eight times")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="of AdamW, at its highest")] = 1e-6,
+    questions_per_step: Annotated[int, typer.Option(help="of one step")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="of AdamW, at its highest")] = 1e-5,
     lora_rank: Annotated[int, typer.Option(help="of adapters; 0: all decoder weights")] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="length limit of an answer")] = 64,
     cutoff: Annotated[

@@ -20,7 +20,7 @@ from sf.result_key.contents import digest_of
 __all__ = ["Recipe", "Trained", "train"]
 
 MEASURED_P = (0.8, 0.9, 0.95, 0.975)
-RETENTION_P = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975]
+INFERENCE_P = 0.975
 HELDOUT_SHARE, CALIBRATION_SHARE = 0.2, 0.05
 MOST_HELDOUT, MOST_CALIBRATION = 400, 200
 
@@ -32,12 +32,12 @@ class Recipe:
     Attributes:
         token_ratio: to reach at p = 0.975, in (0, 1).
         steps: of the optimiser.
-        questions_per_step: each is answered eight times, under eight thresholds.
-        learning_rate: of AdamW; Video-R1's by default. It was not tuned on large models.
+        questions_per_step: of one step.
+        learning_rate: of AdamW, at its highest; it was not tuned on large models.
         lora_rank: of low-rank adapters, which are merged at the end; 0: all of the decoder's
             weights are trained.
-        max_new_tokens: length limit of an answer.
-        correctness_cutoff: share from which OCR, free-form and regression count as right.
+        max_new_tokens: length limit of an answer, where the model is measured.
+        correctness_cutoff: share from which OCR, free-form and regression count as right there.
         rollouts_per_forward: micro-batch.
         save_every: steps between two checkpoints.
         seed: of everything random.
@@ -45,8 +45,8 @@ class Recipe:
 
     token_ratio: float
     steps: int = 200
-    questions_per_step: int = 8
-    learning_rate: float = 1e-6
+    questions_per_step: int = 16
+    learning_rate: float = 1e-5
     lora_rank: int = 0
     max_new_tokens: int = 64
     correctness_cutoff: float = 0.5
@@ -79,23 +79,15 @@ def objective_with(token_ratio: float) -> dict[str, Any]:
         rule, remedy = "a share of the tokens inside (0, 1) is needed", "use 0.25"
         raise ConfigError("target-token-ratio", token_ratio, rule, remedy)
     return {
-        "objective": "pathwise",
-        "group_size": len(RETENTION_P),
+        "objective": "distil",
+        "group_size": 1,
         "rollout_selector": "top_p",
-        "retention_p": RETENTION_P,
-        "beta": 0.04,
-        "clip_epsilon": 0.2,
-        "temperature": 1.0,
-        "reward_gate": True,
-        "reward_correctness": "binary",
-        "reward_latency_weight": 0.0,
-        "pathwise": {
-            "weight": 1.0,
-            "gate": True,
-            "layers": "even",
-            "schedule": "constant",
-            "target": {"token_ratio": token_ratio, "dual_rate": 20.0},
-        },
+        "retention_p": [INFERENCE_P],
+        "target_token_ratio": token_ratio,
+        "hidden_weight": 0.3,
+        "sparsity_weight": 1.0,
+        "sparsity_measure": "tail",
+        "dual_rate": 0.0,
     }
 
 
@@ -137,6 +129,7 @@ def train(
         "seed": recipe.seed,
         "prepare": _prepare(asked),
         "vision": training["vision"],
+        "evaluation_vision": training["vision"],
     }
     where = [os.path.realpath(asked.model), str(asked.questions.absolute())]
     folder = output or FOLDER / "train" / f"{asked.name}__{digest_of([training, rows, where])[:8]}"
@@ -188,7 +181,6 @@ def _prepare(asked: Asked) -> dict[str, Any]:
         "heldout_share": HELDOUT_SHARE,
         "calibration_rows": MOST_CALIBRATION,
         "heldout_rows": MOST_HELDOUT,
-        "media_check": True,
         "max_reject_share": asked.max_reject_share,
     }
 

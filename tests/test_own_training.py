@@ -40,7 +40,7 @@ def test_training_writes_a_checkpoint_and_measures_it_before_and_after(
     recipe = Recipe(0.25, steps=1, questions_per_step=1, max_new_tokens=2, learning_rate=1e-3)
     trained = train(asked, recipe)
     record = json.loads((trained.checkpoint / "sparsity.json").read_text())
-    assert record["provenance"]["objective"]["pathwise"]["target"]["token_ratio"] == 0.25
+    assert record["provenance"]["objective"]["target_token_ratio"] == 0.25
     tables = [
         pd.read_csv(folder / "tables/summary.csv") for folder in (trained.before, trained.after)
     ]

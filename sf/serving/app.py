@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sf.attention import Budget
+from sf.attention.trained import record_of
 from sf.baselines import resolve, resolve_point
 from sf.baselines.method import Method
 from sf.errors import ConfigError, EnvironmentFault, SparsityForcingError
 from sf.extras import extra
 from sf.sections import Vision
+from sf.selection import TopP
 from sf.serving.engine import Engine, Request
 from sf.serving.requests import UnknownModel, chat_body, conversation
 
@@ -77,8 +80,18 @@ def method_of(source: Any, p: float | None, token_ratio: float | None, full: boo
     if full:
         return resolve(source, "full")
     if token_ratio is not None:
-        return resolve(source, "top_k", token_ratio)
+        return _keeping(source, token_ratio)
     return resolve(source) if p is None else resolve_point(source, p)
+
+
+def _keeping(source: Any, token_ratio: float) -> Method:
+    """A share of the tokens: by the curve that a trained checkpoint carries, else by top-k."""
+    if record_of(source) is None:
+        return resolve(source, "top_k", token_ratio)
+    policy = Budget(token_ratio).policy(source)
+    if isinstance(policy, TopP):
+        return resolve_point(source, float(policy.p))  # type: ignore[arg-type]
+    return resolve(source, "top_k", token_ratio)
 
 
 def load(

@@ -123,7 +123,7 @@ def usable_rows(p: Parameters, job: Job) -> list[Row]:
         media=p.media,
     )
     log = MediaLog(job.state / "media.jsonl")
-    preparation.use_media(source, p.vision, check=True, log=log)
+    preparation.use_media(source, [p.vision], log)
     rejects = job.out / "tables" / "rejects.csv"
     write_csv(reject_table(source.found.rejects), rejects)
     refuse_many(source.found, p.max_reject_share, rejects, "--max-reject-share")
