@@ -71,7 +71,8 @@ class Asked:
 
     @property
     def media_folder(self) -> Path:
-        return self.questions.parent if self.media is None else self.media
+        folder = self.questions.parent if self.media is None else self.media
+        return folder.absolute()  # decoders work in processes of their own
 
     def check(self) -> None:
         """Refuse before any work what names nothing.
