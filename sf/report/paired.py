@@ -22,10 +22,16 @@ __all__ = ["paired_lines", "paired_sections"]
 UNTRAINED = "zipvl"
 _TEXT = (
     "Second minus first in the benchmark's own scale, with a paired bootstrap 95 % interval over "
-    "questions, pictures or videos. p: two-sided sign-flip test, adjusted for a pair's number of "
-    "benchmarks (Holm). A difference that no test finds is not shown to be absent."
+    "questions, pictures or videos. p: two-sided sign-flip test, raw and adjusted for a pair's "
+    "number of benchmarks (Holm). The adjusted p can be 1 beside an interval without 0: the "
+    "interval is of one benchmark, the adjusted p counts all. A difference that no test finds is "
+    "not shown to be absent."
 )
-_HEADER = ["model", "first", "second", "benchmark", "first", "second", "difference", "p (Holm)"]
+_HEADER = [
+    *("model", "first", "second", "benchmark", "first", "second", "difference"),
+    *("p", "p (Holm)"),
+]
+_LEVEL = 0.05
 
 
 def _pairs(study: Study) -> Iterator[tuple[str, str]]:
@@ -72,14 +78,29 @@ def paired_lines(study: Study) -> tuple[pd.DataFrame, list[str]]:
 
 
 def paired_sections(study: Study, folder: Path) -> list[Section]:
-    """One section with a line per pair and benchmark; `tables/paired_tests.csv` has all figures."""
+    """One section with what differs; `tables/paired_tests.csv` has a line per pair and benchmark.
+
+    A line is shown when its raw p is below 0.05 or its interval excludes 0.
+    """
     comparisons, notes = paired_lines(study)
     if comparisons.empty:
         return [Section("Paired comparisons", notes=notes)] if notes else []
     write_csv(comparisons, folder / "tables" / "paired_tests.csv")
-    rows = [_line(line) for line in comparisons.to_dict("records")]
+    lines = comparisons.to_dict("records")
+    rows = [_line(line) for line in lines if _matters(line)]
+    sure = sum(line["p_holm"] < _LEVEL for line in lines)
+    count = (
+        f"{len(lines)} comparisons, {sure} with an adjusted p below {_LEVEL}. Shown are the "
+        f"{len(rows)} with a raw p below {_LEVEL} or an interval without 0; all are in "
+        "tables/paired_tests.csv."
+    )
     table = Table("paired", "Differences on the same questions", _HEADER, rows, keys=4)
-    return [Section("Paired comparisons", text=[_TEXT], notes=notes, tables=[table])]
+    tables = [table] if rows else []
+    return [Section("Paired comparisons", text=[_TEXT, count], notes=notes, tables=tables)]
+
+
+def _matters(line: dict[Hashable, Any]) -> bool:
+    return bool(line["p_value"] < _LEVEL or line["low"] > 0 or line["high"] < 0)
 
 
 def _line(line: dict[Hashable, Any]) -> list[Cell]:
@@ -95,5 +116,6 @@ def _line(line: dict[Hashable, Any]) -> list[Cell]:
         Cell(f"{line['first']:.{digits}f}"),
         Cell(f"{line['second']:.{digits}f}", note=f"{line['samples']} samples"),
         Cell(f"{line['difference']:+.{digits}f}", span),
+        Cell(f"{line['p_value']:.3g}"),
         Cell(f"{line['p_holm']:.3g}"),
     ]

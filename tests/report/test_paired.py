@@ -76,6 +76,11 @@ def test_the_report_shows_them(study, tmp_path: Path) -> None:
     assert "+33.3" in line
     table = pd.read_csv(tmp_path / "report" / "tables" / "paired_tests.csv")
     assert len(table) == 6
+    section = part[: part.index("\n## ", 1)]
+    shown = [x for x in section.splitlines() if x.startswith("| tiny |")]
+    matters = (table["p_value"] < 0.05) | (table["low"] > 0) | (table["high"] < 0)
+    assert 0 < len(shown) == matters.sum() < len(table)  # equal rows are left to the file
+    assert f"6 comparisons, {(table['p_holm'] < 0.05).sum()} with an adjusted p below" in part
 
 
 def test_other_questions_are_said_and_not_compared(study) -> None:
