@@ -19,6 +19,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
         "lmms_eval",
         "datasets",
         "decord",
+        "cv2",
         "qwen_vl_utils",
         "latex2sympy2",
         "math_verify",
