@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from sf.cli import app
@@ -25,8 +26,12 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the parameters of `mini`."""
-    (tmp_path / "params.yaml").write_text(render_scale("mini", ROOT / "params"))
+    """A folder with the parameters of `mini`, of which one objective is trained."""
+    yaml = YAML()
+    params = yaml.load(render_scale("mini", ROOT / "params"))
+    del params["objectives"]["distil"]
+    with (tmp_path / "params.yaml").open("w") as stream:
+        yaml.dump(params, stream)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

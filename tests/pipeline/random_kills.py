@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -85,40 +85,58 @@ def kill_all(process: subprocess.Popen[bytes], slurm: bool) -> int:
 def run_with_kills(
     folder: Path, command: Sequence[str], outputs: Sequence[str], longest: float, rng: random.Random
 ) -> list[str]:
-    """Run a study to its end, killed once in each of some jobs.
+    """Run a study to its end, killed once in each of some jobs, in the order in which they begin.
 
     Args:
         folder: the checkout.
         command: of the engine.
-        outputs: of the jobs in which it is killed, in the study's order.
+        outputs: of the jobs in which it is killed; as often as an output is listed.
         longest: seconds of a job's work before it is killed, at most.
         rng: of the moments.
 
     Returns:
-        a line a kill.
+        a line a kill; a job that ends while another one's kill is due has none.
     """
     lines = []
-    for output in outputs:
-        before = begun(folder, output)
-        log = (folder / "engine.log").open("ab")
-        process = subprocess.Popen(
-            [BIN / command[0], *command[1:]], cwd=folder, env=environment(), stdout=log, stderr=log
-        )
-        deadline = time.monotonic() + LONGEST_WAIT
-        while begun(folder, output) == before and process.poll() is None:
-            assert time.monotonic() < deadline, f"{output} was not begun"
-            time.sleep(0.05)
+    left = list(outputs)
+    while left:
+        before = {output: begun(folder, output) for output in left}
+        with (folder / "engine.log").open("ab") as log:
+            process = subprocess.Popen(
+                [BIN / command[0], *command[1:]],
+                cwd=folder,
+                env=environment(),
+                stdout=log,
+                stderr=log,
+            )
+        chosen = _first_begun(process, folder, before)
+        if chosen is None:
+            break
         delay = rng.uniform(0, longest)
         time.sleep(delay)
-        if process.poll() is None:
-            count = kill_all(process, "--profile" in command)
-            lines.append(f"{output}: {count} processes after {delay:.2f} s")
-        else:
-            lines.append(f"{output}: the engine had ended with status {process.returncode}")
+        if process.poll() is not None:
+            break
+        count = kill_all(process, "--profile" in command)
+        left.remove(chosen)
+        lines.append(f"{chosen}: {count} processes after {delay:.2f} s")
     last = [str(BIN / command[0]), *command[1:]]
     done = subprocess.run(last, cwd=folder, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return lines
+
+
+def _first_begun(
+    process: subprocess.Popen[bytes], folder: Path, before: Mapping[str, float]
+) -> str | None:
+    """The first of some jobs that begins anew; None when the engine ends without."""
+    deadline = time.monotonic() + LONGEST_WAIT
+    while process.poll() is None:
+        for output, moment in before.items():
+            if begun(folder, output) != moment:
+                return output
+        assert time.monotonic() < deadline, f"none of {', '.join(before)} was begun"
+        time.sleep(0.05)
+    return None
 
 
 def tables(folder: Path) -> dict[str, pd.DataFrame]:
@@ -153,15 +171,15 @@ def main() -> None:
         run_with_kills(whole, ENGINES["snakemake"], [], 0, rng)
         outputs = outputs_of(killed)
         more = max(given.kills - len(outputs), 0)
-        chosen = sorted(outputs[: given.kills] + rng.choices(outputs, k=more), key=outputs.index)
-        command = ENGINES[given.engine]
-        print("\n".join(run_with_kills(killed, command, chosen, given.longest, rng)))
+        chosen = outputs[: given.kills] + rng.choices(outputs, k=more)
+        lines = run_with_kills(killed, ENGINES[given.engine], chosen, given.longest, rng)
+        print("\n".join(lines))
         first, second = tables(whole), tables(killed)
         assert first.keys() == second.keys()
         assert first
         for name, table in first.items():
             pd.testing.assert_frame_equal(table, second[name])
-        print(f"{len(chosen)} kills under {given.engine}: the {len(first)} tables are the same")
+        print(f"{len(lines)} kills under {given.engine}: the {len(first)} tables are the same")
 
 
 if __name__ == "__main__":
