@@ -10,9 +10,12 @@ from typing import Any
 
 from sf.atomic_files import read_json
 from sf.escaping import printable
+from sf.evaluation.benchmarks import BENCHMARKS
 from sf.layout import FOLDERS, STAMP
 from sf.mlflow_runs import log_metrics
 from sf.mlflow_store import STUDY_NOTE, experiment_of_study, tracking_uri
+from sf.report.definitions import DEFINITIONS
+from sf.report.published import average
 
 __all__ = ["averages", "register_model", "show_tables", "study_address"]
 
@@ -31,9 +34,6 @@ def averages(output: Path) -> dict[str, float]:
         `token_ratio` (of all its benchmarks), `image_average` and `video_average`, where the
         evaluation has all benchmarks of the kind.
     """
-    from sf.evaluation.benchmarks import BENCHMARKS
-    from sf.report.published import average
-
     with (output / "tables/scores.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     scores = {line["benchmark"]: float(line["score"]) for line in lines}
@@ -73,8 +73,6 @@ def show_tables(client: Any, parent: str, study: str) -> None:
 
 def _finished_tables(study: str) -> Iterator[Path]:
     """Folders of the tables, in the paper's order."""
-    from sf.report.definitions import DEFINITIONS
-
     for name in DEFINITIONS:
         folder = Path(FOLDERS["table"].format(scale=study, target=name))
         if (folder / STAMP).is_file():

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sf import ranks
+from sf.attention import Trace, sparsify
 from sf.attention.ratio_curve import Curve, curve_of, note_curve
 from sf.attention.trained import record_of
-from sf.baselines import resolve_point
 from sf.errors import ConfigError
 from sf.evaluation.answer import Answer, Setting, answers_under
 from sf.evaluation.resumable_log import ResumableLog
+from sf.selection import TopP
 
 if TYPE_CHECKING:
     from sf.data.manifest import Row
@@ -63,6 +65,17 @@ class CurveRequest:
     batch: int
 
 
+@dataclass(frozen=True)
+class _TopTokens:
+    """Top-p at one point; no method of `sf.baselines`, whose changes must not stale a training."""
+
+    p: float
+    decodes_densely: ClassVar[bool] = True
+
+    def apply(self, model: Any) -> AbstractContextManager[Trace]:
+        return sparsify(model, TopP(p=self.p))
+
+
 def runs_under_p(checkpoint: Path) -> bool:
     """Whether it has a curve: it was trained under top-p, or is a base model."""
     record = record_of(checkpoint)
@@ -100,7 +113,7 @@ def add_ratio_curve(checkpoint: Path, request: CurveRequest, log: Path) -> Curve
     model = load_model(checkpoint, dtype=request.runtime.dtype, device=request.runtime.device)
     processor = load_processor(checkpoint)
     own = spread(request.rows, ROWS)[ranks.rank() :: ranks.world_size()]
-    points: dict[Setting, object] = {(p,): resolve_point(model, p) for p in GRID}
+    points: dict[Setting, _TopTokens] = {(p,): _TopTokens(p) for p in GRID}
     answered = answers_under(
         model,
         processor,

@@ -12,6 +12,7 @@ from sf.errors import UnsupportedModelError
 
 VALUES = {
     "zipvl": 0.6,
+    "random": 0.3,
     "top_k": 0.4,
     "threshold": 0.05,
     "fastv": 0.3,
