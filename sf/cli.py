@@ -263,7 +263,7 @@ def curve_command(
     """Measure a checkpoint's token ratio over p, for --token-ratio; bounds as in params.yaml."""
     from sf.config import load_params
     from sf.data.manifest import read_manifest
-    from sf.evaluation.ratio_curve import CurveRequest, measure_ratio_curve
+    from sf.training.ratio_curve import CurveRequest, measure_ratio_curve
 
     params, rows = load_params(Path("params.yaml")), read_manifest(manifest)
     template = params.answering.prompt_template

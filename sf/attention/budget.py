@@ -18,7 +18,7 @@ class Budget:
     """The share of a prompt's tokens to keep, mean over layers and prompts.
 
     How many tokens a threshold keeps depends on checkpoint and prompt. Training measures it for the
-    checkpoint (`sf.evaluation.ratio_curve`) and leaves the curve with it; the threshold is read off
+    checkpoint (`sf.training.ratio_curve`) and leaves the curve with it; the threshold is read off
     that curve. The share is therefore met on average, on prompts like those that the curve was
     measured on; what was kept of a prompt says the trace.
 

@@ -44,6 +44,7 @@ COUNTED: dict[str, Counted] = {
         2, "the benchmarks' prompts, parsers and scores", "lmms-eval", ("datasets", "math_verify")
     ),
     "qwen_vl_utils": Counted(2, "frames of the benchmarks' videos", "qwen-vl-utils"),
+    "cv2": Counted(1, "counts the benchmarks' frames", "opencv-python-headless"),
     "decord": Counted(2, "decodes the benchmarks' videos"),
     "math_verify": Counted(2, "judges mathematical answers", "math-verify"),
     "rouge_score": Counted(2, "scores free-form answers", "rouge-score", ("nltk",)),

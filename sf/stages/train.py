@@ -30,16 +30,16 @@ def run(p: Parameters, job: Job) -> None:
     """Train and write a plain transformers checkpoint with `sparsity.json` and a model card.
 
     Of a checkpoint under top-p, `sparsity.json` holds the curve of token ratio over p on the
-    calibration split (`sf.evaluation.ratio_curve`). Beside it lie `tables/completions.csv`, sample
+    calibration split (`sf.training.ratio_curve`). Beside it lie `tables/completions.csv`, sample
     answers of each logged step, and `figures/training.png`.
 
     Checkpoints go to `job.state` every `save_every` steps; a killed run goes on from the last whole
     one and ends with the same weights.
     """
     from sf.data.manifest import read_manifest
-    from sf.evaluation.ratio_curve import CurveRequest, add_ratio_curve, runs_under_p
     from sf.history import history_table
     from sf.plotting import save
+    from sf.training.ratio_curve import CurveRequest, add_ratio_curve, runs_under_p
     from sf.training.records import training_picture
     from sf.training.run import train
 

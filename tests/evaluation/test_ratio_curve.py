@@ -20,9 +20,16 @@ from sf.data.manifest import Row
 from sf.data.prompts import messages
 from sf.data.vision import encode
 from sf.errors import ConfigError
-from sf.evaluation.ratio_curve import GRID, CurveRequest, measure_ratio_curve, spread
 from sf.mini.scenes import render, sample_scene
 from sf.models import load_model, load_processor
+from sf.training import ratio_curve
+from sf.training.ratio_curve import (
+    GRID,
+    CurveRequest,
+    add_ratio_curve,
+    measure_ratio_curve,
+    spread,
+)
 
 VISION = Vision(**BOUNDS)  # type: ignore[arg-type]
 RUNTIME = Runtime(device="cpu", dtype="float32")
@@ -75,6 +82,24 @@ def test_a_budget_is_met_on_other_rows(folder: Path, rows: list[Row]) -> None:
         ratio = least + share * (0.95 - least)
         assert kept(folder, rows[1::2], sf.Budget(ratio)) == pytest.approx(ratio, abs=0.02)
     assert kept(folder, rows[1:2], sf.Budget(1.0)) == 1
+
+
+def test_what_a_killed_call_measured_is_not_measured_again(
+    folder: Path, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = CurveRequest(rows[:5], VISION, RUNTIME, "answer", batch=2)
+    whole = add_ratio_curve(folder, request, tmp_path)
+    log = tmp_path / "ratio_curve_0.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    assert len(lines) == 3 * len(GRID)
+    log.write_text("".join(lines[:-4]) + lines[-4][:9])
+    counted, prefill = [], ratio_curve._ratios
+    monkeypatch.setattr(
+        ratio_curve, "_ratios", lambda *given: (counted.append(given[2]), prefill(*given))[1]
+    )
+    with pytest.warns(UserWarning, match="cut off"):
+        assert add_ratio_curve(folder, request, tmp_path) == whole
+    assert counted == list(GRID[-4:])
 
 
 def test_rows_are_taken_from_the_whole_manifest(rows: list[Row]) -> None:

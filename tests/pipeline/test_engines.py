@@ -80,11 +80,21 @@ def changed_in_dvc(folder: Path) -> set[str]:
     return {name.split("@")[0] for name in status} - {"resolve", "code"}
 
 
-def set_value(folder: Path, old: str, new: str) -> None:
-    path = folder / "params.yaml"
-    text = path.read_text()
-    assert text.count(old) == 1, old
-    path.write_text(text.replace(old, new))
+def set_value(folder: Path, dotted: str, value: object) -> str:
+    """Change one parameter; the text of params.yaml before."""
+    path, yaml = folder / "params.yaml", YAML()
+    before = path.read_text()
+    params = yaml.load(before)
+    section, _, name = dotted.rpartition(".")
+    values = params
+    for part in section.split("."):
+        values = values[part]
+    assert name in values
+    assert values[name] != value
+    values[name] = value
+    with path.open("w") as stream:
+        yaml.dump(params, stream)
+    return before
 
 
 def test_snakemake_survives_kills_in_every_stage_and_finishes(checkout: Path) -> None:
@@ -143,31 +153,29 @@ def test_dvc_adopts_what_snakemake_made(checkout: Path) -> None:
 
 
 def test_a_parameter_reruns_exactly_the_stages_that_use_it(checkout: Path) -> None:
-    before = (checkout / "params.yaml").read_text()
-    expected = {
-        "window: 8": ("window: 4", set()),  # of an objective that the study does not train
-        "  retention_p: 0.975": ("  retention_p: 0.9", {"evaluate_base", "evaluate_trained"}),
-        "beta: ": ("beta: 1", {"train"}),
-        "  token_ratio: 0.25": ("  token_ratio: 0.5", {"profile"}),
-        "default: {cpus: 1": ("default: {cpus: 2", set()),
+    expected: dict[tuple[str, object], set[str]] = {
+        ("nsa.window", 4): set(),  # of an objective that the study does not train
+        ("evaluate.retention_p", 0.9): {"evaluate_base", "evaluate_trained"},
+        ("grpo.beta", 1.0): {"train"},
+        ("profile.token_ratio", 0.5): {"profile"},
+        ("resources.default.cpus", 2): set(),
     }
-    for old, (new, stages) in expected.items():
-        set_value(checkout, old, new)
+    for (name, value), stages in expected.items():
+        before = set_value(checkout, name, value)
         in_dvc = {name for name in changed_in_dvc(checkout) if name != "report"}
         in_snakemake = {name.split("__")[0] for name in planned(checkout)}
         (checkout / "params.yaml").write_text(before)
         downstream = set()
         for stage in stages:
             downstream |= DOWNSTREAM[stage]
-        assert in_dvc == stages, old
-        assert in_snakemake == stages | downstream, old
+        assert in_dvc == stages, name
+        assert in_snakemake == stages | downstream, name
 
 
 def test_snakemake_notices_what_its_records_do_not_say(checkout: Path) -> None:
     shutil.rmtree(checkout / ".snakemake")
     assert planned(checkout) == set()
-    before = (checkout / "params.yaml").read_text()
-    set_value(checkout, "  token_ratio: 0.25", "  token_ratio: 0.5")
+    before = set_value(checkout, "profile.token_ratio", 0.5)
     output = run(checkout, "snakemake", "-n", "--cores", "2")
     (checkout / "params.yaml").write_text(before)
     lines = [line for line in output.splitlines() if line.startswith("does not hold: ")]

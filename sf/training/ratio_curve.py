@@ -5,22 +5,24 @@ Measured by prefill alone, on rows that neither train nor judge the model (the c
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from sf import ranks
-from sf.attention import Trace, sparsify
+from sf.attention import sparsify
 from sf.attention.ratio_curve import Curve, curve_of, note_curve
 from sf.attention.trained import record_of
+from sf.data.prompts import messages
+from sf.data.vision import encode_parts
 from sf.errors import ConfigError
-from sf.evaluation.answer import Answer, Setting, answers_under
-from sf.evaluation.resumable_log import ResumableLog
+from sf.json_lines import append_json_lines, read_json_lines
+from sf.progress import progress
 from sf.selection import TopP
 
 if TYPE_CHECKING:
@@ -65,17 +67,6 @@ class CurveRequest:
     batch: int
 
 
-@dataclass(frozen=True)
-class _TopTokens:
-    """Top-p at one point; no method of `sf.baselines`, whose changes must not stale a training."""
-
-    p: float
-    decodes_densely: ClassVar[bool] = True
-
-    def apply(self, model: Any) -> AbstractContextManager[Trace]:
-        return sparsify(model, TopP(p=self.p))
-
-
 def runs_under_p(checkpoint: Path) -> bool:
     """Whether it has a curve: it was trained under top-p, or is a base model."""
     record = record_of(checkpoint)
@@ -113,28 +104,49 @@ def add_ratio_curve(checkpoint: Path, request: CurveRequest, log: Path) -> Curve
     model = load_model(checkpoint, dtype=request.runtime.dtype, device=request.runtime.device)
     processor = load_processor(checkpoint)
     own = spread(request.rows, ROWS)[ranks.rank() :: ranks.world_size()]
-    points: dict[Setting, _TopTokens] = {(p,): _TopTokens(p) for p in GRID}
-    answered = answers_under(
-        model,
-        processor,
-        own,
-        request.vision,
-        points,
-        ResumableLog(Answer, log / f"ratio_curve_{ranks.rank()}.jsonl"),
-        batch=request.batch,
-        max_new_tokens=1,
-        template=request.template,
-        cutoff=1.0,
-        title="token ratios",
-    )
-    parts = ranks.gathered([(float(p), answer.token_ratio) for (p,), _, answer in answered])
+    file = log / f"ratio_curve_{ranks.rank()}.jsonl"
     ratios: dict[float, list[float]] = {p: [] for p in GRID}
-    for p, ratio in itertools.chain(*parts):
-        ratios[p].append(ratio)
+    for part in ranks.gathered(list(_measured(model, processor, own, request, file))):
+        for p, ratio in part:
+            ratios[p].append(ratio)
     if ranks.rank() == 0:
         note_curve(checkpoint, [(p, fmean(values)) for p, values in ratios.items()])
     ranks.meet()
     return curve_of(checkpoint)
+
+
+def _measured(
+    model: Any, processor: Any, rows: Sequence[Row], request: CurveRequest, file: Path
+) -> Iterator[tuple[float, float]]:
+    """(p, token ratio) of each row at each point; batches that `file` holds are not run again."""
+    known = {
+        (tuple(line["rows"]), line["p"]): line["token_ratios"]
+        for line in (read_json_lines(file) if file.is_file() else ())
+    }
+    batches = [rows[at : at + request.batch] for at in range(0, len(rows), request.batch)]
+    with progress("token ratios", len(batches)) as shown:
+        for batch in batches:
+            names = [row.id for row in batch]
+            points = {p: known.get((tuple(names), p)) for p in GRID}
+            if None in points.values():
+                talks = [messages(row, request.template) for row in batch]
+                parts = encode_parts(processor, talks, request.vision, str(model.device))
+                for p in (p for p, ratios in points.items() if ratios is None):
+                    points[p] = [r for _, inputs in parts for r in _ratios(model, inputs, p)]
+                    line = {"rows": names, "p": p, "token_ratios": points[p]}
+                    append_json_lines(file, [line])
+            for p, ratios in points.items():
+                yield from ((p, ratio) for ratio in ratios or ())
+            shown.advance()
+
+
+@torch.inference_mode()
+def _ratios(model: Any, inputs: Any, p: float) -> list[float]:
+    """Token ratio of each row of a batch, by one prefill under top-p."""
+    with sparsify(model, TopP(p=p)) as trace:
+        model(**inputs, logits_to_keep=1)
+    ratios: list[float] = trace.token_ratio.tolist()
+    return ratios
 
 
 def measure_ratio_curve(checkpoint: Path, request: CurveRequest) -> Curve:
