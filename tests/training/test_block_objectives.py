@@ -100,11 +100,14 @@ def test_a_run_in_two_parts_is_one_run_and_its_checkpoint_is_evaluated_as_traine
     for name in ("trained", objective):
         with apply_method(whole, name):
             assert torch.equal(whole(**inputs).logits, expected)
-    # The curve of such a checkpoint goes by the share of blocks.
+    # The curve of such a checkpoint goes by the token ratio; the least that NSA reads of a short
+    # prompt is above the first two points.
     ratios = []
     for share in (0.2, 0.6, 1.0):
         with resolve_point(whole, share).apply(whole) as trace:
             whole(**inputs)
         ratios.append(float(trace.token_ratio))
-    assert ratios[0] < ratios[1] < ratios[2]
+    assert ratios == sorted(ratios)
+    assert ratios[0] < ratios[2]
+    assert ratios[0] < ratios[1] or objective == "nsa"
     assert ratios[2] == pytest.approx(1) or objective == "nsa"
