@@ -12,8 +12,8 @@ import torch
 from clips import turn_clip, write_clip
 
 from sf.data.budget import visual_tokens
-from sf.data.check import inspect
 from sf.data.frame_cache import FrameCache
+from sf.data.inspection import inspect
 from sf.data.orientation import Orientation
 from sf.data.video import decode_frames, load_video, probe_video
 from sf.data.vision import encode

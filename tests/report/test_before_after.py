@@ -8,7 +8,7 @@ import made_study
 import pandas as pd
 import pytest
 
-from sf.report.before_after import before_after_sections
+from sf.report.before_after import before_after
 from sf.report.matched import at_fixed_p, at_matched_ratio
 
 BEFORE, AFTER = made_study.BEFORE, made_study.AFTER
@@ -19,7 +19,7 @@ def test_the_intervals_are_those_of_the_curves_seed(tmp_path: Path, seed: int) -
     study = made_study.write_study(tmp_path / "results")
     made_study.stamp(study.folder("accuracy_curve", model="tiny", row="base"), "calibrate",
                      seed=seed, split="heldout")  # fmt: skip
-    sections, figures = before_after_sections(study, tmp_path / "report")
+    told = before_after(study, tmp_path / "report")
     written = pd.read_csv(tmp_path / "report/tables/matched.csv")
     expected = at_matched_ratio(BEFORE, AFTER, seed)
     pd.testing.assert_frame_equal(written[expected.columns], expected)
@@ -27,10 +27,10 @@ def test_the_intervals_are_those_of_the_curves_seed(tmp_path: Path, seed: int) -
     fixed, dense = (at_fixed_p(BEFORE, AFTER, p, seed) for p in (0.975, 1.0))
     assert fixed is not None
     assert dense is not None
-    shown = [row[3].interval for row in sections[0].tables[0].rows[:3]]
+    shown = [row[3].interval for row in told.sections[0].tables[0].rows[:3]]
     assert shown == [
         f"{100 * each.low:+.1f} to {100 * each.high:+.1f}"
         for each in (dense["accuracy"], fixed["accuracy"], fixed["token_ratio"])
     ]
-    assert figures["tiny/sparsity_forcing/fixed_p_accuracy_before"] == fixed["accuracy"].before
-    assert figures["tiny/sparsity_forcing/fixed_p_accuracy_after"] == fixed["accuracy"].after
+    assert told.figures["tiny/sparsity_forcing/fixed_p_accuracy_before"] == fixed["accuracy"].before
+    assert told.figures["tiny/sparsity_forcing/fixed_p_accuracy_after"] == fixed["accuracy"].after
