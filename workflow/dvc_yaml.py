@@ -4,10 +4,9 @@ The file holds no values: DVC fills in the names of params.yaml when it runs. It
 the parameters of every job and the digest of every stage's code into files, on which the jobs
 depend.
 
-A table depends on the results of its rows alone. DVC takes no list of params.yaml as dependencies:
-each row has a stage that copies the stamps of its results into a folder, which the table reads.
-Which rows with training a table shows stands in the file: `sf use`, `sf plan` and the
-stage `resolve` write it anew when params.yaml has others.
+A table depends on the results of its rows alone. DVC takes no list of params.yaml as dependencies,
+so these results stand in the file: `sf use`, `sf plan` and the stage `resolve` write it anew when
+params.yaml has other models, rows or suites.
 """
 
 from __future__ import annotations
@@ -20,12 +19,10 @@ from ruamel.yaml import YAML
 
 from sf.atomic_files import write_text
 from sf.config import Params
-from sf.layout import FOLDERS, STAMP, TRAINED
-from sf.report.definitions import DEFINITIONS
+from sf.layout import FOLDERS, STAMP
 from workflow.code_digests import code_file
 from workflow.jobs import JobSpec, command, config_file, jobs, load_params
 from workflow.stages import STAGES, Stage
-from workflow.targets import rows_of
 
 HEADER = "# Rendered from workflow/stages.py by `python -m workflow.dvc_yaml`; do not edit.\n"
 
@@ -97,72 +94,26 @@ def _body(stage: Stage, names: dict[str, str], deps: list[str]) -> dict[str, Any
 
 def _above(kind: str) -> str:
     """The folder that all results of a kind lie in."""
-    return FOLDERS[kind].format_map({"scale": "${scale}", **_rest(kind)}).split("/*")[0]
-
-
-READ = "results/${scale}/.read"  # copies of the stamps of a table's rows
+    return FOLDERS[kind].replace("{scale}", "${scale}").partition("/{")[0]
 
 
 def _tables(params: Params) -> dict[str, Any]:
-    """The stages of the tables that a study can make, each after those of its rows."""
-    (stage,) = (stage for stage in STAGES if stage.name == "table")
-    rendered: dict[str, Any] = {}
+    """The stages of the tables that a study can make."""
+    rendered = {}
     for job in jobs(params):
-        if job.stage is not stage:
-            continue
-        deps: list[str] = []
-        for kind in DEFINITIONS[job.name].results:
-            if kind in ("calibrate", "profile"):
-                deps.append(_above(kind))
-                continue
-            for group, rows in _groups(job.name, kind, params).items():
-                rendered[f"{job.name}_{group}"] = _row_stage(job.name, kind, rows)
-            deps.append(f"{READ}/{job.name}")
-        rendered[job.name] = _body(stage, {"scale": "${scale}", "target": job.name}, deps)
+        if job.stage.name == "table":
+            names = {"scale": "${scale}", "target": job.name}
+            own = f"results/{params.scale}/"
+            deps = [path.replace(own, "results/${scale}/", 1) for path in job.inputs]
+            rendered[job.name] = _body(job.stage, names, deps)
     return rendered
-
-
-def _groups(target: str, kind: str, params: Params) -> dict[str, list[str] | str]:
-    """The rows of a table: their names, or where params.yaml names them."""
-    rows = rows_of(target, params)
-    methods = [row.name for row in rows if row.objective is None]
-    groups: dict[str, list[str] | str] = {}
-    if kind == "evaluate":
-        whole = methods == list(params.axes.methods)
-        groups["methods"] = "${axes.methods}" if whole else methods
-    elif kind == "accuracy_curve":
-        groups |= {"base": ["base"], "methods": "${axes.curve_methods}"}
-    groups["trained"] = [row.name for row in rows if row.objective is not None]
-    return {group: names for group, names in groups.items() if names}
-
-
-def _row_stage(target: str, kind: str, rows: list[str] | str) -> dict[str, Any]:
-    """Copies the stamps of a row's results, of every suite and seed, into one file."""
-    pattern = FOLDERS[kind].replace(TRAINED, "{row}").removesuffix("/{suite}")
-    folder = pattern.format(scale="${scale}", model="${item.model}", row="${item.row}")
-    copy = f"{READ}/{target}/${{item.model}}/${{item.row}}.json"
-    find = f"find {folder} -name {STAMP} -not -path '*/.*/*'"
-    return {
-        "matrix": {"model": "${base}", "row": rows},
-        "cmd": f"mkdir -p {copy.rpartition('/')[0]} && {find} | sort | xargs cat > {copy}",
-        "deps": [folder],
-        "outs": [{copy: {"cache": False, "persist": True}}],
-    }
-
-
-def _rest(kind: str) -> dict[str, str]:
-    return {
-        name: "*"
-        for name in ("model", "objective", "train_seed", "row", "suite", "target")
-        if f"{{{name}}}" in FOLDERS[kind]
-    }
 
 
 def render(params: Params) -> str:
     """The text of `dvc.yaml`.
 
     Args:
-        params: which tables there are depends on their rows, everything else does not.
+        params: which tables there are and what they read depends on them, nothing else does.
     """
     yaml = YAML()
     yaml.width = 4096

@@ -138,7 +138,7 @@ def _table_jobs(stage: Stage, params: Params, listed: list[JobSpec]) -> list[Job
                 for row in rows_of(target, params)
             ],
             "suites": list(dict.fromkeys(j.names["suite"] for j in shown if "suite" in j.names)),
-            "seeds": list(params.axes.seeds),
+            "train_seed": params.axes.seeds[0],
         }
         specs.append(_job(stage, names, params, [job.stamp for job in shown]))
     return specs

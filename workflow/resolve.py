@@ -24,7 +24,7 @@ def main() -> None:
     written = write_configs(specs)
     print(f"parameters of {len(specs)} jobs: {len(written)} files written")
     if rewritten:  # DVC read the old one when it started
-        print("dvc.yaml has other tables or rows now: give the same command again to make them")
+        raise SystemExit("dvc.yaml had other tables or rows than params.yaml: call dvc repro again")
 
 
 if __name__ == "__main__":

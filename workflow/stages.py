@@ -218,7 +218,7 @@ STAGES = (
             "models": "{models}",
             "rows": "{rows}",
             "suites": "{suites}",
-            "seeds": "{seeds}",
+            "train_seed": "{train_seed}",
             "results": "results/{scale}",
         },
     ),

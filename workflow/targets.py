@@ -208,29 +208,27 @@ def _rows(params: Params, results: Collection[str]) -> list[Row]:
     return [*untrained, *trained]
 
 
-def jobs_of(name: str, params: Params, listed: Sequence[JobSpec] | None = None) -> list[JobSpec]:
-    """The jobs whose results a table or figure shows.
+def jobs_of(name: str, params: Params, listed: Sequence[JobSpec]) -> list[JobSpec]:
+    """The jobs whose results a table or figure shows: of several training seeds the first.
 
     Args:
         name: a key of `TARGETS`, or "all": what `tables` in the parameters asks for.
         params: of the study.
-        listed: its jobs; by default they are made of the parameters.
+        listed: its jobs.
 
     Raises:
         ConfigError: no such table, or rows or benchmarks that it needs are not in the study.
     """
-    if listed is None:
-        from workflow.jobs import jobs  # which asks for the tables' jobs here
-
-        listed = jobs(params)
     if name == "all":
         return asked_jobs(params, listed)
     rows, definition = {row.name for row in rows_of(name, params)}, DEFINITIONS[name]
+    seed = params.axes.seeds[0]
     chosen = [
         job
         for job in listed
         if job.stage.output in definition.results
         and (job.parameters.get("row") in rows or job.stage.output in ("calibrate", "profile"))
+        and job.names.get("train_seed", seed) == seed
         and ("suite" not in job.names or definition.is_in(job.names["suite"]))
     ]
     if not chosen:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from sf.evaluation.benchmarks import BENCHMARKS, Benchmark, suite
 from sf.layout import STAMP
-from sf.report.results import Result, Study
+from sf.report.results import Study
 
-__all__ = ["DEFINITIONS", "Definition", "Targets", "results_of"]
+__all__ = ["DEFINITIONS", "Definition", "Targets"]
 
 Shows = Literal["benchmarks", "curve", "lengths", "layers", "profile", "cost"]
 RESULTS: Mapping[Shows, tuple[str, ...]] = {
@@ -138,26 +138,3 @@ class Targets:
         """The folders of those that are made."""
         folders = {name: study.folder("table", target=name) for name in self.asked}
         return {name: path for name, path in folders.items() if (path / STAMP).is_file()}
-
-
-def results_of(definition: Definition, study: Study, rows: Sequence[str]) -> list[Result]:
-    """The finished results that a table or figure is made of."""
-    wanted: list[tuple[str, dict[str, str]]] = []
-    for model in study.models:
-        named = {"model": model}
-        for kind in definition.results:
-            if kind in ("calibrate", "profile"):
-                wanted.append((kind, named))
-            elif kind == "train":
-                wanted += [(kind, {**named, "objective": row}) for row in rows]
-            elif kind == "evaluate":
-                names = [name for name in study.suites if definition.is_in(name)]
-                wanted += [
-                    (kind, {**named, "row": row, "suite": name}) for row in rows for name in names
-                ]
-            else:
-                wanted += [(kind, {**named, "row": row}) for row in rows]
-    if definition.shows == "benchmarks":
-        wanted.append(("benchmarks", {}))
-    results = (study.result(kind, **axes) for kind, axes in wanted)
-    return [result for result in results if result is not None]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from sf.fields import Section, Seed
-from sf.report.definitions import DEFINITIONS, results_of
+from sf.report.definitions import DEFINITIONS
 from sf.report.results import Study
 from sf.sections import Suite
 
@@ -31,27 +31,31 @@ class Parameters(Section):
     models: list[str] = Field(description="names of the base models")
     rows: list[TableRow] = Field(description="that the table shows; empty: it has none")
     suites: list[Suite] = Field(description="evaluations that hold its benchmarks")
-    seeds: list[Seed] = Field(min_length=1, description="of training; the first is shown")
+    train_seed: Seed = Field(description="training whose results are shown")
     results: Path = Field(description="folder of the study's results")
     output: Path = Field(description="folder of the table")
 
 
 def study_of(p: Parameters) -> Study:
     """The part of the study that the table shows."""
+    untrained = tuple(row.name for row in p.rows if not row.trained)
     return Study(
         p.results,
         tuple(p.models),
-        tuple(row.name for row in p.rows if not row.trained),
+        untrained,
         tuple(row.name for row in p.rows if row.trained),
         tuple(p.suites),
-        tuple(p.seeds),
+        (p.train_seed,),
+        tuple(name for name in untrained if name != "base"),
     )
 
 
 def inputs(p: Parameters) -> dict[str, Path]:
     """The finished results that are there; what is missing is shown as "not run"."""
-    rows = [row.name for row in p.rows]
-    folders = [r.folder for r in results_of(DEFINITIONS[p.target], study_of(p), rows)]
+    kinds = DEFINITIONS[p.target].results
+    if "evaluate" in kinds:
+        kinds = (*kinds, "benchmarks")  # whether their data are stand-ins
+    folders = [result.folder for result in study_of(p).everything() if result.kind in kinds]
     return {folder.relative_to(p.results).as_posix(): folder for folder in folders}
 
 

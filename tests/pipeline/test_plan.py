@@ -46,13 +46,17 @@ def finish(job: JobSpec, seconds: float) -> None:
     write_json(Path(job.stamp), {**key.record(), **made})
 
 
+def shown(name: str, params: Params) -> list[JobSpec]:
+    return jobs_of(name, params, jobs(params))
+
+
 def test_the_scale_tables_has_jobs_for_every_table_and_figure() -> None:
     params = load_scale("tables", FOLDER)
     listed = jobs(params)
     pages = {job.name: job for job in listed if job.stage.name == "table"}
     assert list(pages) == list(TARGETS) == list(DEFINITIONS)
     for name, page in pages.items():
-        chosen = jobs_of(name, params)
+        chosen = shown(name, params)
         assert {job.stage.output for job in chosen} == {*DEFINITIONS[name].results}
         assert page.inputs == [job.stamp for job in chosen]
         needed = closure([page], listed)
@@ -60,11 +64,11 @@ def test_the_scale_tables_has_jobs_for_every_table_and_figure() -> None:
         assert {job.stamp for job in chosen} <= stamps
         assert all(set(job.inputs) <= stamps for job in needed)
         assert "report" not in {job.stage.name for job in needed}
-    assert jobs_of("all", params) == listed
+    assert shown("all", params) == listed
 
 
 def rows_of(name: str) -> set[str]:
-    chosen = jobs_of(name, load_scale("tables", FOLDER))
+    chosen = shown(name, load_scale("tables", FOLDER))
     return {job.parameters["row"] for job in chosen if job.stage.output != "calibrate"}
 
 
@@ -84,24 +88,24 @@ def test_a_job_whose_benchmarks_a_table_does_not_show_is_left_out() -> None:
     values = scale_values("mini", FOLDER)
     values["benchmarks"]["suites"] = ["mme", "mlvu_dev"]
     params = validated(Params, values)
-    assert {job.names["suite"] for job in jobs_of("table1", params)} == {"mme"}
-    assert {job.names["suite"] for job in jobs_of("table2", params)} == {"mlvu_dev"}
+    assert {job.names["suite"] for job in shown("table1", params)} == {"mme"}
+    assert {job.names["suite"] for job in shown("table2", params)} == {"mlvu_dev"}
     values["benchmarks"]["suites"] = ["mme"]
     with pytest.raises(ConfigError, match=r"'table2'. has no evaluate job.* kind video"):
-        jobs_of("table2", validated(Params, values))
+        shown("table2", validated(Params, values))
 
 
 def test_rows_that_a_study_lacks_are_named_with_the_lines_that_add_them() -> None:
     values = scale_values("mini", FOLDER)
     with pytest.raises(ConfigError) as caught:
-        jobs_of("table3", validated(Params, values))
+        shown("table3", validated(Params, values))
     assert "rows that params.yaml does not have: objective moba, objective nsa" in str(caught.value)
     for name in ("moba", "nsa", "sharpness", "zipvl_sft"):  # the remedy
         assert f"objectives: {name}: {{objective: {name}}}" in str(caught.value)
         values["objectives"][name] = {"objective": name}
-    assert jobs_of("table3", validated(Params, values))
+    assert shown("table3", validated(Params, values))
     with pytest.raises(ConfigError, match=r"'table9'. is no table or figure.*table1"):
-        jobs_of("table9", validated(Params, values))
+        shown("table9", validated(Params, values))
 
 
 def test_the_study_has_a_page_for_each_table_that_its_rows_make() -> None:
@@ -130,7 +134,7 @@ def test_all_is_what_tables_asks_for(tables: list[Any], names: set[str], others:
     """Training and evaluation follow from the tables; each job is there once."""
     params = validated(Params, {**scale_values("mini", FOLDER), "tables": tables})
     listed = jobs(params)
-    asked = [job.name for job in jobs_of("all", params)]
+    asked = [job.name for job in shown("all", params)]
     assert len(asked) == len(set(asked))
     assert {job.name for job in listed if job.stage.name == "table"} & {*asked} == names
     assert "report" in asked

@@ -165,11 +165,11 @@ def test_the_stage_reads_what_its_table_shows_and_nothing_else(tmp_path: Path) -
     made_study.write_study(tmp_path)
     rows = [TableRow(name="full", as_published="full", trained=False)]
     rows.append(TableRow(name="sparsity_forcing", as_published="sparsity_forcing", trained=True))
-    given = {"models": ["tiny"], "rows": rows, "suites": ["all"], "seeds": [0]}
+    given = {"models": ["tiny"], "rows": rows, "suites": ["all"], "train_seed": 0}
     for target, names in (
         (
             "table1",
-            ["evaluate/tiny/full/all", "evaluate/tiny/sparsity_forcing/seed0/all", "benchmarks"],
+            ["benchmarks", "evaluate/tiny/full/all", "evaluate/tiny/sparsity_forcing/seed0/all"],
         ),
         ("figure4c", ["profile/tiny"]),
         ("table7", ["train/tiny/sparsity_forcing/seed0"]),
