@@ -4,7 +4,8 @@ Routes, streaming and replies are those of transformers' own server (`transforme
 tokens are made by one decode loop in which the requests of all clients are rows.
 """
 
-from sf.serving.app import Served, build_app, load, serve
+from sf.serving.app import build_app, serve
 from sf.serving.engine import Engine
+from sf.serving.served import Served, load
 
 __all__ = ["Engine", "Served", "build_app", "load", "serve"]

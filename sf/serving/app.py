@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import socket
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from sf.attention import Budget
-from sf.attention.trained import record_of
-from sf.baselines import resolve, resolve_point
-from sf.baselines.method import Method
+from sf.attention.decoding.per_row import RowRules
 from sf.errors import ConfigError, EnvironmentFault, SparsityForcingError
 from sf.extras import extra
-from sf.sections import Vision
-from sf.selection import TopP
 from sf.serving.engine import Engine, Request
 from sf.serving.requests import UnknownModel, chat_body, conversation
+from sf.serving.served import Served
 
 with extra("serve"):
     import uvicorn
@@ -45,92 +41,16 @@ except ImportError as error:
         "transformers", transformers.__version__, rule, "install transformers 5.23 or later"
     ) from error
 
-__all__ = ["Served", "build_app", "load", "serve"]
+__all__ = ["build_app", "serve"]
 
 
-@dataclass(frozen=True)
-class Served:
-    """A loaded model and how it is run.
-
-    Attributes:
-        name: that clients call it by.
-        model, processor: the checkpoint.
-        method: that prompts are read under.
-        vision: bounds of pictures.
-    """
-
-    name: str
-    model: Any
-    processor: Any
-    method: Method
-    vision: Vision
-
-
-def method_of(source: Any, p: float | None, token_ratio: float | None, full: bool) -> Method:
-    """What a checkpoint is served under; without a choice what it was trained with.
-
-    Raises:
-        ConfigError: several choices, or a value out of range.
-        UnsupportedModelError: see `sf.baselines.resolve`.
-    """
-    given = [name for name, value in (("p", p), ("token-ratio", token_ratio)) if value is not None]
-    given += ["full"] if full else []
-    if len(given) > 1:
-        raise ConfigError(" and ".join(given), None, "exclude each other", "give one of them")
-    if full:
-        return resolve(source, "full")
-    if token_ratio is not None:
-        return _keeping(source, token_ratio)
-    return resolve(source) if p is None else resolve_point(source, p)
-
-
-def _keeping(source: Any, token_ratio: float) -> Method:
-    """A share of the tokens: by the curve that a trained checkpoint carries, else by top-k."""
-    if record_of(source) is None:
-        return resolve(source, "top_k", token_ratio)
-    policy = Budget(token_ratio).policy(source)
-    if isinstance(policy, TopP):
-        return resolve_point(source, float(policy.p))  # type: ignore[arg-type]
-    return resolve(source, "top_k", token_ratio)
-
-
-def load(
-    checkpoint: str,
-    *,
-    p: float | None = None,
-    token_ratio: float | None = None,
-    full: bool = False,
-    revision: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    max_pixels: int | None = None,
-) -> Served:
-    """Load a checkpoint for serving.
-
-    Raises:
-        ConfigError, DataError, EnvironmentFault, UnsupportedModelError: before weights are read
-            wherever that can be known.
-    """
-    from sf.ask import pick_runtime
-    from sf.ask.media import bounds
-    from sf.models import load_model, load_processor
-    from sf.models.load import load_config
-
-    runtime = pick_runtime(device, dtype)
-    vision = bounds("image", max_pixels)
-    source = Path(checkpoint) if Path(checkpoint).is_dir() else checkpoint
-    method = method_of(load_config(source, revision), p, token_ratio, full)
-    processor = load_processor(source, revision=revision)
-    model = load_model(source, dtype=runtime.dtype, device=runtime.device, revision=revision)
-    name = Path(checkpoint).resolve().name if isinstance(source, Path) else checkpoint
-    return Served(name, model, processor, method, vision)
-
-
+@dataclass
 class _Settings:
-    """What transformers' handler reads of a generation config, and the request's own rules."""
+    """What transformers' handler reads of a generation config, and what is ours of a request."""
 
-    def __init__(self, max_new_tokens: int, rules: Any) -> None:
-        self.max_new_tokens, self.rules = max_new_tokens, rules
+    max_new_tokens: int
+    rules: RowRules
+    token_ratio: float | None = None
 
 
 class _Manager(BaseGenerateManager):
@@ -138,7 +58,6 @@ class _Manager(BaseGenerateManager):
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.ratios: dict[str, float] = {}
 
     def generate_streaming(
         self,
@@ -169,10 +88,10 @@ class _Manager(BaseGenerateManager):
             return True
 
         def failed(error: Exception) -> None:
-            text = str(error).replace("\\", "\\\\").replace('"', "'").replace("\n", " ")
+            text = json.dumps(str(error))[1:-1]  # transformers puts it between quotes as it is
             loop.call_soon_threadsafe(queue.put_nowait, _StreamError(text))
 
-        self.engine.submit(self._request(inputs, gen_config, request_id, made, failed))
+        self.engine.submit(_request(inputs, gen_config, made, failed))
         return queue, streamer
 
     async def generate_non_streaming(
@@ -196,29 +115,28 @@ class _Manager(BaseGenerateManager):
         def failed(error: Exception) -> None:
             loop.call_soon_threadsafe(settle, error)
 
-        self.engine.submit(self._request(inputs, gen_config, request_id, made, failed))
+        self.engine.submit(_request(inputs, gen_config, made, failed))
         tokens = await future
         text = processor.decode(tokens, skip_special_tokens=True)
         return text, inputs["input_ids"].shape[-1], tokens
 
-    def _request(
-        self, inputs: Any, settings: Any, request_id: str, made: Any, failed: Any
-    ) -> Request:
-        def begun(ratio: float) -> None:
-            self.ratios[request_id] = ratio
-
-        return Request(inputs, settings.max_new_tokens, settings.rules, begun, made, failed)
-
     def stop(self) -> None:
-        """End the engine's thread."""
+        """See transformers."""
         self.engine.stop()
+
+
+def _request(inputs: Any, settings: _Settings, made: Any, failed: Any) -> Request:
+    def begun(ratio: float) -> None:
+        settings.token_ratio = ratio
+
+    return Request(inputs, settings.max_new_tokens, settings.rules, begun, made, failed)
 
 
 class _Models:
     """transformers' model manager for the one model that is served."""
 
-    def __init__(self, served: Served, manager: _Manager) -> None:
-        self.served, self.manager = served, manager
+    def __init__(self, served: Served) -> None:
+        self.served = served
         self.force_model = served.name
         self.loaded = int(time.time())
 
@@ -245,8 +163,7 @@ class _Models:
             raise UnknownModel("model", name, "is not served here", remedy)
 
     def shutdown(self) -> None:
-        """When the server ends."""
-        self.manager.stop()
+        """The model stays: POST /reset, which is any client's, calls this too."""
 
 
 class _State:
@@ -257,12 +174,30 @@ class _State:
         return True
 
 
-class _Chat(ChatCompletionHandler):
+class _Reply(ChatCompletionHandler):
+    """transformers' reply to one request, with the token ratio."""
+
+    def __init__(self, settings: _Settings) -> None:
+        super().__init__(None, None)  # type: ignore[arg-type]
+        self.settings = settings
+
+    def _build_completion(self, *args: Any, **options: Any) -> dict[str, Any]:
+        completion = super()._build_completion(*args, **options)
+        return {**completion, "token_ratio": self.settings.token_ratio}
+
+    def _build_chunk_sse(self, *args: Any, **options: Any) -> str:
+        text = super()._build_chunk_sse(*args, **options)
+        if options.get("finish_reason") is None:
+            return text
+        last = {**json.loads(text.removeprefix("data: ")), "token_ratio": self.settings.token_ratio}
+        return f"data: {json.dumps(last)}\n\ndata: [DONE]\n\n"
+
+
+class _Chat:
     """POST /v1/chat/completions: our checks and encoding, transformers' replies."""
 
-    def __init__(self, served: Served, manager: _Manager, models: _Models) -> None:
-        super().__init__(models, _State())  # type: ignore[arg-type]
-        self.served, self.manager, self.models = served, manager, models
+    def __init__(self, served: Served, engine: Engine, models: _Models) -> None:
+        self.served, self.models, self.manager = served, models, _Manager(engine)
         self._encoding = threading.Lock()  # a fast tokenizer is changed by its calls
 
     async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
@@ -274,17 +209,18 @@ class _Chat(ChatCompletionHandler):
         asked = chat_body(body)
         self.models.check(asked.model)
         served = self.served
-        settings: Any = _Settings(
+        settings = _Settings(
             asked.new_tokens(self.manager.engine.max_new_tokens),
             asked.rules(served.model.generation_config),
         )
         inputs = await asyncio.to_thread(self._encode, asked)
         self._check_length(inputs["input_ids"].shape[-1], settings.max_new_tokens)
+        reply: Any = _Reply(settings)
         common = (request_id, served.model, served.processor, served.name, inputs, settings)
         if asked.stream:
-            return self._streaming(*common, gen_manager=self.manager)
+            return reply._streaming(*common, gen_manager=self.manager)
         try:
-            return await self._non_streaming(*common, gen_manager=self.manager)
+            return await reply._non_streaming(*common, gen_manager=self.manager)
         except (SparsityForcingError, HTTPException):
             raise
         except Exception as error:  # of memory, of a kernel: the server goes on
@@ -305,17 +241,6 @@ class _Chat(ChatCompletionHandler):
             rule = f"with max_tokens {new} it exceeds the model's {most} positions"
             raise ConfigError("prompt tokens", prompt, rule, "shorten the prompt or the reply")
 
-    def _build_completion(self, request_id: str, *args: Any, **options: Any) -> dict[str, Any]:
-        ratio = self.manager.ratios.pop(request_id, None)
-        return {**super()._build_completion(request_id, *args, **options), "token_ratio": ratio}
-
-    def _build_chunk_sse(self, request_id: str = "", *args: Any, **options: Any) -> str:
-        text = super()._build_chunk_sse(request_id, *args, **options)
-        if options.get("finish_reason") is None:
-            return text
-        ratio = self.manager.ratios.pop(request_id, None)
-        return f'{text.rstrip()[:-1]},"token_ratio":{ratio or "null"}}}\n\ndata: [DONE]\n\n'
-
 
 class _Elsewhere:
     """A route of transformers' server that this one does not have."""
@@ -331,11 +256,11 @@ def build_app(served: Served, engine: Engine) -> FastAPI:
         served: model, processor and method.
         engine: of the same model.
     """
-    manager = _Manager(engine)
-    models = _Models(served, manager)
-    chat: Any = _Chat(served, manager, models)
+    models: Any = _Models(served)
+    chat: Any = _Chat(served, engine, models)
     none: Any = _Elsewhere()
-    app = build_server(models, chat, none, none, none, none, _State())  # type: ignore[arg-type]
+    state: Any = _State()
+    app = build_server(models, chat, none, none, none, none, state)
 
     @app.exception_handler(SparsityForcingError)
     async def _ours(_: Any, error: SparsityForcingError) -> JSONResponse:
@@ -364,7 +289,7 @@ def _error(status: int, message: str, field: str | None = None) -> JSONResponse:
 
 
 def serve(served: Served, engine: Engine, host: str, port: int) -> None:
-    """Answer clients until the process is told to end.
+    """Answer clients until the process is told to end; the engine ends with it.
 
     Raises:
         EnvironmentFault: the address cannot be listened at.
@@ -378,4 +303,7 @@ def serve(served: Served, engine: Engine, host: str, port: int) -> None:
         rule = f"cannot be listened at: {error.strerror}"
         raise EnvironmentFault("address", f"{host}:{port}", rule, "give another --port") from error
     config = uvicorn.Config(build_app(served, engine), log_level="warning")
-    uvicorn.Server(config).run(sockets=[listening])
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        engine.stop()

@@ -115,7 +115,7 @@ class Engine:
     def _run(self) -> None:
         while not self._stopped:
             self._admit()
-            if self._rows:
+            if self._loop.busy:
                 self._turn()
         error = EnvironmentFault("server", None, "it was shut down")
         waiting = [self._queue.get_nowait() for _ in range(self._queue.qsize())]
@@ -126,7 +126,7 @@ class Engine:
         """Read prompts while there are slots; wait for one where nothing is to be done."""
         while self._loop.free and not self._stopped:
             try:
-                request = self._queue.get(block=not self._rows)
+                request = self._queue.get(block=not self._loop.busy)
             except queue.Empty:
                 return
             if request is None:
@@ -171,9 +171,15 @@ class Engine:
             self._hand_over(number, progress)
 
     def _hand_over(self, number: int, progress: Progress) -> None:
-        request = self._rows[number]
-        wanted = request.made(progress.tokens, progress.ended)
-        if progress.ended:
+        request = self._rows.get(number)
+        if request is None:  # a row that was dropped has left the loop
+            return
+        try:
+            wanted = request.made(progress.tokens, progress.ended)
+        except Exception as error:  # noqa: BLE001 - of the tokenizer; others go on
+            request.failed(error)
+            wanted = False
+        if progress.ended or not wanted:
             del self._rows[number]
-        elif not wanted:
+        if not progress.ended and not wanted:
             self._loop.drop(number)

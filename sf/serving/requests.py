@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import secrets
+import threading
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sf.attention.decoding.per_row import RowRules
-from sf.data.images import decode_image
+from sf.data.inspection import read_picture
 from sf.errors import ConfigError, DataError, SparsityForcingError
+from sf.isolation import Lost, run_isolated
 
 __all__ = ["ChatBody", "UnknownModel", "chat_body", "conversation"]
+
+_SECONDS = 20.0  # that the decoder of a picture may take
+_one_at_a_time = threading.Lock()  # requests are read in several threads
 
 
 class UnknownModel(SparsityForcingError, LookupError):
@@ -148,7 +152,10 @@ def conversation(body: ChatBody) -> list[dict[str, Any]]:
 
 
 def _image(url: str, number: int) -> Any:
-    """The picture of a data URL; nothing is fetched and no file is read for a client."""
+    """The picture of a data URL, decoded in a worker process.
+
+    Nothing is fetched and no file is read for a client.
+    """
     head, comma, data = url.partition(",")
     if not url.startswith("data:image/") or not comma or not head.endswith(";base64"):
         rule = "a picture is given as data:image/...;base64,..."
@@ -158,4 +165,10 @@ def _image(url: str, number: int) -> Any:
         content = base64.b64decode(data, validate=True)
     except binascii.Error as error:
         raise DataError(f"image_url of part {number}", None, f"is no base64: {error}") from None
-    return decode_image(io.BytesIO(content), f"image_url of part {number}")[0]
+    name = f"image_url of part {number}"
+    with _one_at_a_time:
+        ((_, picture),) = run_isolated(read_picture, [(content, name)], [_SECONDS], workers=1)
+    rule = picture.reason if isinstance(picture, Lost) else picture
+    if isinstance(rule, str):
+        raise DataError(name, None, rule, "send another picture")
+    return picture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import queue
 import re
 import socket
 import threading
@@ -20,13 +21,15 @@ import torch
 import uvicorn
 
 from sf.attention.decoding import greedy
+from sf.attention.decoding.per_row import RowRules
 from sf.data.vision import encode
 from sf.errors import ConfigError, EnvironmentFault, UnsupportedModelError
 from sf.mini.scenes import render, sample_scene
 from sf.models import build_tiny
-from sf.serving import Engine, Served, build_app, load, serve
-from sf.serving.app import method_of
+from sf.serving import Engine, Served, build_app, load, requests, serve
+from sf.serving.engine import Request
 from sf.serving.requests import chat_body, conversation
+from sf.serving.served import method_of
 
 TEXT = "What color is the triangle? red blue green yellow how many shapes are there"
 RATIO = 0.25
@@ -81,7 +84,8 @@ def client(served: Served, engine: Engine) -> Iterator[httpx.Client]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    with httpx.Client(base_url=address, timeout=120) as client:
+    headers = {"x-request-id": "the same"}  # clients choose it: replies must not depend on it
+    with httpx.Client(base_url=address, timeout=120, headers=headers) as client:
         while not server.started:
             thread.join(0.05)
         yield client
@@ -269,12 +273,55 @@ def test_an_error_in_the_model_ends_its_requests_only(
 ) -> None:
     step = type(engine._loop.step)
 
+    message = 'no "memory"\tleft\n'
+
     def broken(self: Any) -> None:
-        raise torch.OutOfMemoryError("no memory left")
+        raise torch.OutOfMemoryError(message)
 
     with monkeypatch.context() as patch:
         patch.setattr(step, "__call__", broken)
         assert client.post("/v1/chat/completions", json=body(0)).status_code == 500
+        stream = client.post("/v1/chat/completions", json=body(0, stream=True))
+    last = stream.text.strip().splitlines()[-1]
+    assert json.loads(last.removeprefix("data: ")) == {"error": message}
+    assert ask(client, body(0))["choices"]
+
+
+def test_a_reply_that_cannot_be_handed_over_ends_alone(
+    client: httpx.Client, served: Served, engine: Engine
+) -> None:
+    turn = {"role": "user", "content": [{"type": "text", "text": "red"}]}
+    failures = queue.Queue[Exception]()
+
+    def broken(tokens: list[int], ended: bool) -> bool:
+        raise ValueError("no text")
+
+    inputs = encode(served.processor, [[turn]], served.vision)
+    engine.submit(Request(inputs, 30, RowRules(), lambda _: None, broken, failures.put))
+    assert str(failures.get(timeout=60)) == "no text"
+    assert ask(client, body(0))["choices"]
+    assert failures.empty()  # it was told once
+
+
+def test_a_picture_that_crashes_its_decoder_ends_alone(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import crashing_decoders
+
+    monkeypatch.setattr(requests, "read_picture", crashing_decoders.read_picture)
+    monkeypatch.setattr(requests, "_SECONDS", 1.0)
+    for content, named in ((b"abort", "crashed"), (b"hang", "within 1 s")):
+        url = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        bad = body(0)
+        bad["messages"][0]["content"][0]["image_url"]["url"] = url
+        answer = client.post("/v1/chat/completions", json=bad)
+        assert answer.status_code == 400
+        assert named in answer.json()["error"]["message"]
+    assert ask(client, body(0))["choices"]
+
+
+def test_no_client_ends_the_server(client: httpx.Client) -> None:
+    assert client.post("/reset").status_code == 200
     assert ask(client, body(0))["choices"]
 
 

@@ -1,0 +1,95 @@
+"""Which model is served, and under which attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sf.attention import Budget
+from sf.attention.trained import record_of
+from sf.baselines import resolve, resolve_point
+from sf.baselines.method import Method
+from sf.errors import ConfigError
+from sf.sections import Vision
+from sf.selection import TopP
+
+__all__ = ["Served", "load", "method_of"]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A loaded model and how it is run.
+
+    Attributes:
+        name: that clients call it by.
+        model, processor: the checkpoint.
+        method: that prompts are read under.
+        vision: bounds of pictures.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+    method: Method
+    vision: Vision
+
+
+def method_of(source: Any, p: float | None, token_ratio: float | None, full: bool) -> Method:
+    """What a checkpoint is served under; without a choice what it was trained with.
+
+    Raises:
+        ConfigError: several choices, or a value out of range.
+        UnsupportedModelError: see `sf.baselines.resolve`.
+    """
+    given = [name for name, value in (("p", p), ("token-ratio", token_ratio)) if value is not None]
+    given += ["full"] if full else []
+    if len(given) > 1:
+        raise ConfigError(" and ".join(given), None, "exclude each other", "give one of them")
+    if full:
+        return resolve(source, "full")
+    if token_ratio is not None:
+        return _keeping(source, token_ratio)
+    return resolve(source) if p is None else resolve_point(source, p)
+
+
+def _keeping(source: Any, token_ratio: float) -> Method:
+    """A share of the tokens: by the curve that a trained checkpoint carries, else by top-k."""
+    if record_of(source) is None:
+        return resolve(source, "top_k", token_ratio)
+    policy = Budget(token_ratio).policy(source)
+    if isinstance(policy, TopP):
+        return resolve_point(source, float(policy.p))  # type: ignore[arg-type]
+    return resolve(source, "top_k", token_ratio)
+
+
+def load(
+    checkpoint: str,
+    *,
+    p: float | None = None,
+    token_ratio: float | None = None,
+    full: bool = False,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    max_pixels: int | None = None,
+) -> Served:
+    """Load a checkpoint for serving.
+
+    Raises:
+        ConfigError, DataError, EnvironmentFault, UnsupportedModelError: before weights are read
+            wherever that can be known.
+    """
+    from sf.ask import pick_runtime
+    from sf.ask.media import bounds
+    from sf.models import load_model, load_processor
+    from sf.models.load import load_config
+
+    runtime = pick_runtime(device, dtype)
+    vision = bounds("image", max_pixels)
+    source = Path(checkpoint) if Path(checkpoint).is_dir() else checkpoint
+    method = method_of(load_config(source, revision), p, token_ratio, full)
+    processor = load_processor(source, revision=revision)
+    model = load_model(source, dtype=runtime.dtype, device=runtime.device, revision=revision)
+    name = Path(checkpoint).resolve().name if isinstance(source, Path) else checkpoint
+    return Served(name, model, processor, method, vision)
