@@ -32,14 +32,14 @@ NUMBERS = {"image": 1, "video": 2}
 
 
 def benchmark_sections(
-    study: Study, folder: Path, stand_ins: bool
+    study: Study, folder: Path, generated: bool
 ) -> tuple[list[Section], Table, dict[str, float]]:
     """Tables 1 and 2 with their pictures.
 
     Args:
         study: its results.
         folder: of the report; `tables/benchmarks.csv` and the pictures go there.
-        stand_ins: the benchmarks' data were generated.
+        generated: the benchmarks' data were.
 
     Returns:
         The sections, an overview of the averages, and the averages by name.
@@ -50,7 +50,7 @@ def benchmark_sections(
     sections = [
         Section(
             title=f"Table {number}: {kind} benchmarks",
-            notes=gate(table, study, kind, stand_ins),
+            notes=gate(table, study, kind, generated),
             text=[_average_text(kind)],
             tables=[_table(kind, number, rows[kind])],
             pictures=_benchmark_pictures(study, table, kind, folder),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,10 @@ from sf.report import published
 from sf.report.published import NOT_PUBLISHED
 from sf.report.results import Result, Study
 
-__all__ = ["NOT_MEASURED", "Cell", "Line", "benchmarks_of_kind", "beyond", "lines", "measured"]
+__all__ = [
+    *("NOT_MEASURED", "ORIENTATION", "RATIO", "Cell", "Line", "around_mean", "benchmarks_of_kind"),
+    *("beyond", "lines", "measured", "scored", "shown", "span"),
+]
 
 NOT_MEASURED = "not measured"
 MEASURED = "measured"
@@ -50,6 +54,16 @@ def benchmarks_of_kind(kind: str) -> list[Benchmark]:
     return [benchmark for benchmark in BENCHMARKS if benchmark.kind == kind]
 
 
+def scored(study: Study) -> Iterator[tuple[Result, Benchmark, dict[str, Any]]]:
+    """Every evaluation, its benchmarks and the line of `scores.csv` of each, as `measured`."""
+    for result in study.everything():
+        if result.kind == "evaluate" and study.shown(result):
+            scores = _by_benchmark(result.table("scores.csv"))
+            for benchmark in (*BENCHMARKS, *EXTRA):
+                if benchmark.name in scores:
+                    yield result, benchmark, scores[benchmark.name]
+
+
 def measured(study: Study) -> pd.DataFrame:
     """All measured figures, one line each; of several training seeds the first.
 
@@ -58,15 +72,7 @@ def measured(study: Study) -> pd.DataFrame:
         token_ratio, token_ratio_low, token_ratio_high, published, published_version, run, commit,
         seconds; published is "n/p" where our sources have no figure of that model.
     """
-    measured_lines = []
-    for result in study.everything():
-        if result.kind == "evaluate" and study.shown(result):
-            scores = _by_benchmark(result.table("scores.csv"))
-            measured_lines += [
-                _measured_line(result, benchmark, scores[benchmark.name])
-                for benchmark in (*BENCHMARKS, *EXTRA)
-                if benchmark.name in scores
-            ]
+    measured_lines = [_measured_line(*each) for each in scored(study)]
     names = ["kind", "model", "row", "benchmark", "title", "score", "low", "high", "scale"]
     names += ["samples", "token_ratio", "token_ratio_low", "token_ratio_high"]
     names += ["published", "published_version", "run", "commit"]
@@ -103,34 +109,38 @@ def _measured_line(result: Result, benchmark: Benchmark, score: Any) -> dict[str
     }
 
 
-def _digits(value: float, benchmark: Benchmark) -> str:
-    return f"{value:.0f}" if benchmark.scale > 100 else f"{value:.1f}"
+def shown(value: float, scale: float = 100.0) -> str:
+    """A figure with the paper's number of digits."""
+    return f"{value:.0f}" if scale > 100 else f"{value:.1f}"
 
 
-def _span(low: float, high: float, benchmark: Benchmark | None = None) -> str:
-    if math.isnan(low) or math.isnan(high):
+def span(low: float, high: float, scale: float = 100.0) -> str:
+    """An interval as text; empty where nothing is known, and of one point, as dense ratios are."""
+    if math.isnan(low) or math.isnan(high) or low == high:
         return ""
-    if benchmark is None:
-        return f"{low:.1f} to {high:.1f}"
-    return f"{_digits(low, benchmark)} to {_digits(high, benchmark)}"
+    return f"{shown(low, scale)} to {shown(high, scale)}"
+
+
+def around_mean(mean: float, halves: Sequence[float]) -> tuple[float, float]:
+    """The interval of a mean of percentages, taken as independent, from their half widths."""
+    half = math.sqrt(sum(width**2 for width in halves)) / len(halves)
+    return (half, half) if math.isnan(half) else (max(0.0, mean - half), min(100.0, mean + half))
 
 
 def _ratio_cell(ratio: float, low: float, high: float) -> Cell:
-    """In percent; dense attention has no interval."""
-    return Cell(f"{100 * ratio:.1f}", "" if low == high else _span(100 * low, 100 * high))
+    return Cell(shown(100 * ratio), span(100 * low, 100 * high))
 
 
 def beyond(table: pd.DataFrame) -> list[list[Cell]]:
     """Model, method, benchmark, score and token ratio of what is in neither table."""
-    benchmarks = {benchmark.name: benchmark for benchmark in EXTRA}
     return [
         [
             Cell(line["model"]),
             Cell(line["row"]),
             Cell(line["title"]),
             Cell(
-                _digits(line["score"], benchmarks[line["benchmark"]]),
-                _span(line["low"], line["high"], benchmarks[line["benchmark"]]),
+                shown(line["score"], line["scale"]),
+                span(line["low"], line["high"], line["scale"]),
                 f"{line['samples']:.0f} samples, run {line['run']}, commit {line['commit']}",
             ),
             _ratio_cell(line["token_ratio"], line["token_ratio_low"], line["token_ratio_high"]),
@@ -176,8 +186,8 @@ def _measured_row(model: str, row: str, scores: pd.DataFrame, kind: str) -> Line
             continue
         score = by_benchmark[benchmark.name]
         line.cells[benchmark.name] = Cell(
-            _digits(score["score"], benchmark),
-            _span(score["low"], score["high"], benchmark),
+            shown(score["score"], benchmark.scale),
+            span(score["low"], score["high"], benchmark.scale),
             f"{score['samples']:.0f} samples, {100 * score['token_ratio']:.1f} % of tokens, "
             f"run {score['run']}, commit {score['commit']}",
         )
@@ -187,33 +197,21 @@ def _measured_row(model: str, row: str, scores: pd.DataFrame, kind: str) -> Line
     )
     if average is not None:
         line.values[AVERAGE] = average
-        line.cells[AVERAGE] = Cell(
-            f"{average:.1f}", _average_span(average, by_benchmark, benchmarks)
-        )
+        halves = [
+            50 * (by_benchmark[b.name]["high"] - by_benchmark[b.name]["low"]) / b.scale
+            for b in benchmarks
+        ]
+        line.cells[AVERAGE] = Cell(shown(average), span(*around_mean(average, halves)))
     if len(scores):
-        line.values[RATIO] = 100 * float(scores["token_ratio"].mean())
-        # As of the average: the benchmarks' intervals, as if they were independent.
-        halves = (scores["token_ratio_high"] - scores["token_ratio_low"]) / 2
-        half, mean = math.sqrt(float((halves**2).sum())) / len(scores), scores["token_ratio"].mean()
-        line.cells[RATIO] = _ratio_cell(mean, mean - half, min(mean + half, 1.0))
+        ratio = line.values[RATIO] = 100 * float(scores["token_ratio"].mean())
+        widths = scores["token_ratio_high"] - scores["token_ratio_low"]
+        line.cells[RATIO] = Cell(shown(ratio), span(*around_mean(ratio, [*(50 * widths)])))
         runs, commits = sorted(set(scores["run"])), sorted(set(scores["commit"]))
         samples = int(scores["samples"].sum())
         line.provenance = f"{samples} samples; run {', '.join(runs)}; commit {', '.join(commits)}"
     else:
         line.cells[RATIO] = Cell(NOT_MEASURED)
     return line
-
-
-def _average_span(value: float, by_benchmark: dict[str, Any], benchmarks: list[Benchmark]) -> str:
-    """The average's interval from the benchmarks' widths, as if they were independent."""
-    halves = [
-        (by_benchmark[b.name]["high"] - by_benchmark[b.name]["low"]) / 2 * 100 / b.scale
-        for b in benchmarks
-    ]
-    half = math.sqrt(sum(width**2 for width in halves)) / len(halves)
-    if math.isnan(half):
-        return ""
-    return _span(max(0.0, value - half), min(100.0, value + half))
 
 
 def _published_rows(model: str, row: str, kind: str) -> list[Line]:
@@ -239,7 +237,7 @@ def _published_row(model: str, row: str, kind: str, version: str, scores: dict[s
     line.cells[RATIO] = Cell(f"{scores[RATIO]:g}" if RATIO in scores else NOT_PUBLISHED)
     for benchmark in benchmarks:
         figure = scores.get(benchmark.name)
-        text = NOT_PUBLISHED if figure is None else _digits(figure, benchmark)
+        text = NOT_PUBLISHED if figure is None else shown(figure, benchmark.scale)
         line.cells[benchmark.name] = Cell(text)
     stated, formed = scores.get(f"{kind}_average"), published.average(scores, benchmarks)
     if stated is not None:

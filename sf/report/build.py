@@ -12,6 +12,7 @@ from sf.report.before_after import before_after
 from sf.report.benchmark_sections import benchmark_sections
 from sf.report.benchmark_tables import Cell
 from sf.report.definitions import Targets
+from sf.report.gate import stand_ins
 from sf.report.gpu_figures import gpu_section, measured_on_gpus
 from sf.report.overview import tables_section
 from sf.report.page import Page, Picture, Section, Table, write_page
@@ -38,10 +39,10 @@ def build_report(
     Returns:
         The figures that a summary shows, by name.
     """
-    stand_ins = _stand_ins(study)
+    generated = stand_ins(study)
     changed = before_after(study, folder)
     sections, figures = changed.sections, changed.figures
-    benchmarks, overview, averages = benchmark_sections(study, folder, stand_ins)
+    benchmarks, overview, averages = benchmark_sections(study, folder, generated)
     sections[0] = replace(sections[0], tables=[*sections[0].tables, overview])
     objectives = across_seeds_section(study, folder)
     sections += [objectives] if objectives is not None else []
@@ -56,7 +57,7 @@ def build_report(
         f"Scale: {scale}. Base models: {', '.join(study.models)}. Every figure comes from the "
         "stage runs listed at the end; figures in brackets or small print are 95 % intervals.",
     ]
-    if stand_ins:
+    if generated:
         lead.append(
             "Rows, benchmarks and models of this scale are small and synthetic: it shows that the "
             "whole study runs and what each part gives, not the paper's figures."
@@ -65,11 +66,6 @@ def build_report(
     title = "Sparsity Forcing (arXiv 2504.18579): the study at a glance"
     write_page(Page(title, lead, sections, changed.sentence, changed.picture), folder)
     return {**figures, **averages}
-
-
-def _stand_ins(study: Study) -> bool:
-    source = study.result("benchmarks")
-    return source is not None and source.parameters["benchmarks.source"] == "synthetic"
 
 
 def _training_sections(study: Study, folder: Path) -> list[Section]:

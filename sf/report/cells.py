@@ -6,12 +6,12 @@ model, or beside generated stand-ins, they stand there for orientation and get n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sf.atomic_files import read_json
 from sf.errors import DataError
 from sf.layout import work_folder
 from sf.report.results import Result
@@ -91,12 +91,10 @@ class Sources:
     """Where the figures of a table come from, each result once.
 
     Attributes:
-        root: the folder that results name their inputs from.
         entries: what a reader is shown of each result.
         stale: whether an input of each has changed since.
     """
 
-    root: Path = Path()
     entries: list[dict[str, str]] = field(default_factory=list)
     stale: list[bool] = field(default_factory=list)
     _places: dict[Path, int] = field(default_factory=dict)
@@ -118,7 +116,7 @@ class Sources:
         changed = []
         for name, path in paths.items():
             try:
-                now = input_digest(self.root / path, work)
+                now = input_digest(Path(path), work)
             except DataError:
                 now = ""
             if recorded.get(name) not in (None, now):
@@ -160,7 +158,6 @@ def _entry(result: Result, changed: list[str]) -> dict[str, str]:
 
 def _mlflow_run(folder: Path) -> str:
     try:
-        note = json.loads((work_folder(folder) / "mlflow.json").read_text(encoding="utf-8"))
+        return str(read_json(work_folder(folder) / "mlflow.json")["run_id"])
     except (OSError, ValueError):
         return ""  # not logged, or by a call that was killed meanwhile
-    return str(note.get("run_id") or "")

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from sf.evaluation.benchmarks import BENCHMARKS, Benchmark, suite
+from sf.fields import Section
 from sf.layout import STAMP
 from sf.report.results import Study
 
-__all__ = ["DEFINITIONS", "Definition", "Targets"]
+__all__ = ["DEFINITIONS", "Definition", "Row", "Shows", "Targets"]
 
 Shows = Literal["benchmarks", "curve", "lengths", "layers", "profile", "cost"]
 RESULTS: Mapping[Shows, tuple[str, ...]] = {
@@ -106,7 +109,7 @@ DEFINITIONS: Mapping[str, Definition] = {
         (),
         "video_average",
     ),
-    "table7": Definition("Table 7", "cost of training", "cost"),
+    "table7": Definition("Table 7", "cost of training", "cost", published="cost"),
     "table8": Definition(
         "Table 8", "softmax temperatures", "benchmarks", published="table8_temperature"
     ),
@@ -120,6 +123,14 @@ DEFINITIONS: Mapping[str, Definition] = {
     ),
     "figure5": Definition("Figure 5", "token ratio by layer before and after training", "layers"),
 }
+
+
+class Row(Section):
+    """A row that a table shows."""
+
+    name: str = Field(description="in the parameters")
+    as_published: str = Field(description="in published.csv")
+    trained: bool = Field(description="whether its results lie in a folder a seed")
 
 
 @dataclass(frozen=True)

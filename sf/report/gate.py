@@ -15,7 +15,7 @@ from sf.evaluation.benchmarks import BENCHMARKS
 from sf.report.published import NOT_PUBLISHED
 from sf.report.results import Result, Study
 
-__all__ = ["GATE_POINTS", "gate"]
+__all__ = ["GATE_POINTS", "STAND_INS", "gate", "stand_ins"]
 
 GATE_POINTS = 1.5
 """How far, of 100, a dense score may lie from the published one."""
@@ -28,19 +28,25 @@ PACKAGES = ("lmms_eval", "transformers", "torch")
 UNKNOWN = "not recorded"
 
 
-def gate(table: pd.DataFrame, study: Study, kind: str, stand_ins: bool) -> list[str]:
+def stand_ins(study: Study) -> bool:
+    """Whether the benchmarks' data were generated."""
+    source = study.result("benchmarks")
+    return source is not None and source.parameters["benchmarks.source"] == "synthetic"
+
+
+def gate(table: pd.DataFrame, study: Study, kind: str, generated: bool) -> list[str]:
     """What a reader must know before comparing measured with published figures.
 
     Args:
         table: of `sf.report.benchmark_tables.measured`.
         study: its models and results.
         kind: "image" or "video".
-        stand_ins: the benchmarks' data were generated, not downloaded.
+        generated: the benchmarks' data were (`stand_ins`), not downloaded.
 
     Returns:
         Sentences for the table's header.
     """
-    if stand_ins:
+    if generated:
         return [STAND_INS]
     notes = []
     for model in study.models:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import jinja2
@@ -25,6 +26,7 @@ __all__ = [
     "Section",
     "Table",
     "embedded",
+    "markdown_table",
     "page_environment",
     "sort_script",
     "write_page",
@@ -119,7 +121,7 @@ def markdown(page: Page) -> str:
         parts += [f"> **Note.** {escaped(note)}" for note in section.notes]
         parts += map(escaped, section.text)
         for table in section.tables:
-            parts += [f"**{escaped(table.caption)}**", _markdown_table(table)]
+            parts += [f"**{escaped(table.caption)}**", markdown_table(table)]
         for picture in section.pictures:
             parts += _markdown_picture(picture)
     return "\n\n".join(parts) + "\n"
@@ -130,16 +132,19 @@ def _markdown_picture(picture: Picture) -> list[str]:
     return [f"![{caption}](figures/{picture.name}.png)", f"*{caption}*"]
 
 
-def _markdown_table(table: Table) -> str:
-    def line(cells: Sequence[str]) -> str:
+def markdown_table(table: Table) -> str:
+    """A table of Markdown, without its caption."""
+
+    def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cells) + " |"
 
     rule = ["---" if at < table.keys else "---:" for at in range(len(table.header))]
-    rows = [
-        [f"[{escaped(_plain(cell))}]({cell.link})" if cell.link else escaped(_plain(cell))
-         for cell in row]
-        for row in table.rows
-    ]  # fmt: skip
+
+    def linked(cell: Cell) -> str:
+        text = escaped(_plain(cell))
+        return f"[{text}]({cell.link})" if cell.link else text
+
+    rows = [map(linked, row) for row in table.rows]
     return "\n".join([line([*map(escaped, table.header)]), line(rule), *map(line, rows)])
 
 
@@ -151,15 +156,17 @@ def html(page: Page, folder: Path) -> str:
         folder: where `figures/` lies.
     """
 
-    def embedded_here(name: str) -> str:
-        return embedded(folder, name)
-
     def width(name: str) -> int:
         with PIL.Image.open(folder / "figures" / f"{name}.png") as image:
             return round(SCREEN_PIXELS * image.width)
 
     template = page_environment().get_template("page.html.jinja")
-    given = {"page": page, "embedded": embedded_here, "width": width, "sort": sort_script()}
+    given = {
+        "page": page,
+        "embedded": partial(embedded, folder),
+        "width": width,
+        "sort": sort_script(),
+    }
     return printable(template.render(**given))
 
 

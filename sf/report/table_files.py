@@ -5,20 +5,22 @@ Every file holds all columns. The page is one file and asks no other host for an
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from sf.atomic_files import write_text
+from sf.atomic_files import write_json, write_text
 from sf.escaping import markdown as escaped
 from sf.escaping import printable
+from sf.report.benchmark_tables import Cell
 from sf.report.cells import DIFFERS, NOT_RUN, REPRODUCED, TOLERANCE, Figure, Sources
-from sf.report.page import Picture, embedded, page_environment, sort_script
-from sf.report.paper_tables import Line, PaperTable
+from sf.report.page import Picture, Table, embedded, markdown_table, page_environment, sort_script
+from sf.report.paper_lines import Line, PaperTable
 from sf.tables import write_csv
 
 __all__ = ["TablePage", "outcome", "write_table"]
@@ -55,13 +57,9 @@ class TablePage:
     command: str
 
 
-def outcome(table: PaperTable) -> dict[str, int]:
+def outcome(table: PaperTable) -> Counter[str]:
     """How many cells have each verdict."""
-    counts: dict[str, int] = {}
-    for line in table.lines:
-        for figure in line.figures:
-            counts[figure.verdict] = counts.get(figure.verdict, 0) + 1
-    return counts
+    return Counter(figure.verdict for line in table.lines for figure in line.figures)
 
 
 def write_table(page: TablePage, folder: Path) -> None:
@@ -80,7 +78,7 @@ def write_table(page: TablePage, folder: Path) -> None:
         "lines": [{"keys": line.keys, "figures": [asdict(figure) for figure in line.figures]}
                   for line in page.table.lines],
     }  # fmt: skip
-    write_text(folder / f"{page.name}.json", json.dumps(content, indent=1) + "\n")
+    write_json(folder / f"{page.name}.json", content)
     write_text(folder / "index.html", _html(page, folder))
 
 
@@ -112,14 +110,12 @@ def _caption(page: TablePage) -> str:
 
 
 def _markdown(page: TablePage) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
     table = page.table
-    rule = ["---"] * len(table.keys) + ["---:"] * len(table.columns)
-    body = [line([escaped(part) for part in (*one.keys, *_shown(one))]) for one in table.lines]
-    head = line([escaped(part) for part in (*table.keys, *table.columns)])
-    parts = [f"**{escaped(_caption(page))}**", "\n".join([head, line(rule), *body])]
+    rows = [[Cell(text) for text in (*line.keys, *_shown(line))] for line in table.lines]
+    header = [*table.keys, *table.columns]
+    caption = _caption(page)
+    body = markdown_table(Table(page.name, caption, header, rows, len(table.keys)))
+    parts = [f"**{escaped(caption)}**", body]
     return "\n\n".join([*parts, escaped(page.sentence), *map(escaped, page.notes)]) + "\n"
 
 
@@ -162,6 +158,6 @@ def _html(page: TablePage, folder: Path) -> str:
         "tolerance": TOLERANCE,
         "classes": classes,
         "sort": sort_script(),
-        "embedded": lambda name: embedded(folder, name),
+        "embedded": partial(embedded, folder),
     }
     return printable(page_environment().get_template("table.html.jinja").render(**given))

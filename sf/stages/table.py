@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from sf.fields import Section, Seed
-from sf.report.definitions import DEFINITIONS
+from sf.report.definitions import DEFINITIONS, Row
 from sf.report.results import Study
 from sf.sections import Suite
 
@@ -16,20 +16,12 @@ if TYPE_CHECKING:
     from sf.jobs import Job
 
 
-class TableRow(Section):
-    """A row that a table shows."""
-
-    name: str = Field(description="in the parameters")
-    as_published: str = Field(description="in published.csv")
-    trained: bool = Field(description="whether its results lie in a folder a seed")
-
-
 class Parameters(Section):
     """One table of one study."""
 
     target: str = Field(description="table1 to table8, figure4a, …")
     models: list[str] = Field(description="names of the base models")
-    rows: list[TableRow] = Field(description="that the table shows; empty: it has none")
+    rows: list[Row] = Field(description="that the table shows; empty: it has none")
     suites: list[Suite] = Field(description="evaluations that hold its benchmarks")
     train_seed: Seed = Field(description="training whose results are shown")
     results: Path = Field(description="folder of the study's results")
@@ -61,10 +53,8 @@ def inputs(p: Parameters) -> dict[str, Path]:
 
 def run(p: Parameters, job: Job) -> None:
     """Write `index.html`, the table as CSV, Markdown, LaTeX and JSON, and its pictures."""
-    from sf.report.paper_tables import Row
     from sf.report.table_pages import write_table_page
 
-    rows = [Row(row.name, row.as_published) for row in p.rows]
     command = f"snakemake --cores all {p.target}"
-    job.tracker.summary(write_table_page(p.target, study_of(p), rows, job.out, command))
+    job.tracker.summary(write_table_page(p.target, study_of(p), p.rows, job.out, command))
     print(f"{p.target}: {p.output / 'index.html'}")

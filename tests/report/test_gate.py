@@ -58,7 +58,7 @@ def write(root: Path, shift: dict[str, float], *, rows: int = 0, **zipvl: object
 
 
 def notes(study: Study, kind: str = "image") -> list[str]:
-    return gate(measured(study), study, kind, stand_ins=False)
+    return gate(measured(study), study, kind, generated=False)
 
 
 def test_a_dense_row_within_the_tolerance_passes(tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def test_columns_without_a_dense_score_are_named(tmp_path: Path) -> None:
 
 def test_stand_ins_are_called_what_they_are(tmp_path: Path) -> None:
     study = made_study.write_study(tmp_path)
-    assert "not comparable" in gate(measured(study), study, "image", stand_ins=True)[0]
-    assert "no dense score" in gate(measured(study), study, "image", stand_ins=False)[0]
+    assert "not comparable" in gate(measured(study), study, "image", generated=True)[0]
+    assert "no dense score" in gate(measured(study), study, "image", generated=False)[0]
 
 
 @pytest.mark.parametrize(("shift", "words"), [(0.0, "lies within 1.5"), (3.0, "no reproduction")])

@@ -12,15 +12,17 @@ import pandas as pd
 import pytest
 
 from sf.report.cells import DIFFERS, NOT_COMPARABLE, NOT_PUBLISHED, NOT_RUN, REPRODUCED
-from sf.report.definitions import DEFINITIONS
-from sf.report.paper_tables import Row
+from sf.report.definitions import DEFINITIONS, Row
 from sf.report.published import figure_of
 from sf.report.results import Study
 from sf.report.table_pages import write_table_page
-from sf.stages.table import Parameters, TableRow, inputs
+from sf.stages.table import Parameters, inputs
 
-ROWS = [Row(name, name) for name in ("full", "zipvl", "sparsity_forcing")]
-CURVES = [Row(name, name) for name in ("base", "sparsity_forcing")]
+OWN = Row(name="sparsity_forcing", as_published="sparsity_forcing", trained=True)
+FULL, ZIPVL, BASE = (
+    Row(name=name, as_published=name, trained=False) for name in ("full", "zipvl", "base")
+)
+ROWS, CURVES = [FULL, ZIPVL, OWN], [BASE, OWN]
 MODEL = "qwen2.5-vl-7b"
 
 
@@ -163,9 +165,7 @@ def test_text_of_results_stays_text(tmp_path: Path) -> None:
 
 def test_the_stage_reads_what_its_table_shows_and_nothing_else(tmp_path: Path) -> None:
     made_study.write_study(tmp_path)
-    rows = [TableRow(name="full", as_published="full", trained=False)]
-    rows.append(TableRow(name="sparsity_forcing", as_published="sparsity_forcing", trained=True))
-    given = {"models": ["tiny"], "rows": rows, "suites": ["all"], "train_seed": 0}
+    given = {"models": ["tiny"], "rows": [FULL, OWN], "suites": ["all"], "train_seed": 0}
     for target, names in (
         (
             "table1",

@@ -1,0 +1,155 @@
+"""Tables of the paper that are of benchmarks: scores and token ratios beside the published ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from matplotlib.figure import Figure as Drawing
+
+from sf.report import published
+from sf.report.benchmark_tables import RATIO, around_mean, scored, shown, span
+from sf.report.cells import Figure, verdict
+from sf.report.definitions import Definition, Row
+from sf.report.gate import STAND_INS, gate, stand_ins
+from sf.report.paper_lines import Line, PaperTable, Request, a_model_each
+from sf.report.pictures import benchmark_picture
+from sf.report.results import Result
+
+__all__ = ["notes", "pictures", "sentence", "table"]
+
+Scores = dict[str, tuple[Mapping[str, Any], Result]]
+UNKNOWN = (math.nan, math.nan)
+
+
+def table(request: Request) -> PaperTable:
+    """A line a model and row: token ratio, the benchmarks and their average."""
+    scores: dict[tuple[str, str], Scores] = {}
+    for result, benchmark, score in scored(request.study):
+        line = scores.setdefault((result.axes["model"], result.axes["row"]), {})
+        line[benchmark.name] = score, result
+    titles = (benchmark.title for benchmark in request.definition.benchmarks)
+    return PaperTable(
+        ("model", "method"),
+        ("token ratio (%)", *titles, "average"),
+        tuple(
+            _line(request, model, row, scores.get((model, row.name), {}))
+            for model in request.study.models
+            for row in request.rows
+        ),
+        request.published_of,
+    )
+
+
+def _line(request: Request, model: str, row: Row, scores: Scores) -> Line:
+    definition, cell = request.definition, partial(_cell, request, model, row)
+    cells = []
+    for benchmark in definition.benchmarks:
+        if benchmark.name not in scores:
+            cells.append(cell(benchmark.name, None, UNKNOWN, benchmark.scale))
+            continue
+        score, result = scores[benchmark.name]
+        cells.append(
+            cell(
+                benchmark.name,
+                float(score["score"]),
+                (score["low"], score["high"]),
+                benchmark.scale,
+                samples=int(score["samples"]),
+                note=f"{100 * score['token_ratio']:.1f} % of the tokens",
+                **request.origin(result),
+            )
+        )
+    known = [(b, scores[b.name][0]) for b in definition.benchmarks if b.name in scores]
+    shared = {
+        "samples": sum(figure.samples for figure in cells),
+        "source": min((figure.source for figure in cells if figure.source >= 0), default=-1),
+        "stale": any(figure.stale for figure in cells),
+    }
+    ratio, bounds = None, UNKNOWN
+    if known:
+        ratio = 100 * sum(score["token_ratio"] for _, score in known) / len(known)
+        widths = [score["token_ratio_high"] - score["token_ratio_low"] for _, score in known]
+        bounds = around_mean(ratio, [50 * width for width in widths])
+    kept = cell(RATIO, ratio, bounds, 100.0, **shared)
+    whole = {b.name: float(score["score"]) for b, score in known}
+    average, bounds = published.average(whole, definition.benchmarks), UNKNOWN
+    if average is not None:
+        halves = [50 * (score["high"] - score["low"]) / b.scale for b, score in known]
+        bounds = around_mean(average, halves)
+    mean = cell(definition.average, average, bounds, 100.0, **shared)
+    if known and average is None:
+        kept = replace(kept, note=f"of {len(known)} of {len(definition.benchmarks)} benchmarks")
+        mean = replace(mean, note="no average: some benchmarks were not run")
+    return Line((model, row.name), (kept, *cells, mean))
+
+
+def _cell(
+    request: Request,
+    model: str,
+    row: Row,
+    metric: str,
+    ours: float | None,
+    bounds: tuple[float, float],
+    scale: float,
+    **given: Any,
+) -> Figure:
+    """Our figure of a metric and the published one."""
+    paper = request.published_model(model)
+    theirs = _published(request.definition, paper, row.as_published, metric)
+    comparable = paper == model and request.own_data
+    difference = ""
+    if ours is not None and theirs is not None and comparable:
+        difference = f"{'+' if ours >= theirs else ''}{shown(ours - theirs, scale)}"
+    return Figure(
+        text="" if ours is None else shown(ours, scale),
+        value=ours,
+        interval=span(*bounds, scale),
+        published="" if theirs is None else shown(theirs, scale),
+        difference=difference,
+        verdict=verdict(ours, theirs, scale, comparable),
+        **given,
+    )
+
+
+def _published(definition: Definition, model: str, row: str, metric: str) -> float | None:
+    """A published figure; an average that is not stated is formed of the row's scores."""
+    stated = published.figure_of(definition.published, model, row, metric)
+    if stated is not None or metric != definition.average:
+        return stated
+    figures = {
+        benchmark.name: figure
+        for benchmark in definition.benchmarks
+        if (figure := published.figure_of(definition.published, model, row, benchmark.name))
+        is not None
+    }
+    return published.average(figures, definition.benchmarks)
+
+
+def sentence(model: str, lines: Sequence[Line]) -> str:
+    """The averages of the rows that are whole."""
+    parts = [
+        f"{line.keys[1]} {line.figures[-1].text} with {line.figures[0].text} % of the tokens"
+        for line in lines
+        if line.figures[-1].value is not None
+    ]
+    return f"{model}, average: {'; '.join(parts)}." if parts else f"{model}: no whole row."
+
+
+def notes(request: Request) -> list[str]:
+    """What a reader must know before comparing measured with published figures."""
+    definition, generated = request.definition, stand_ins(request.study)
+    if definition.published in published.TABLES.values():
+        return gate(request.scores, request.study, definition.kind, generated)
+    return [STAND_INS] if generated else []
+
+
+@a_model_each
+def pictures(request: Request, table: PaperTable, model: str) -> Drawing | None:
+    """Score and token ratio of every benchmark."""
+    part = request.scores[request.scores["model"] == model]
+    names = [row.name for row in request.rows]
+    return benchmark_picture(part, request.definition.benchmarks, names, request.of(model))
