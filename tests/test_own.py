@@ -165,6 +165,7 @@ def row(kind: str, answer: str, options: tuple[str, ...] = ()) -> Row:
 
 
 CHOICE = row("multiple choice", "B", ("A. red", "B. dark blue"))
+RIGHT_IS_A = row("multiple choice", "A", ("A. red", "B. dark blue"))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +176,10 @@ CHOICE = row("multiple choice", "B", ("A. red", "B. dark blue"))
         (CHOICE, "B. dark blue", "B"),
         (CHOICE, "Dark blue.", "B"),
         (CHOICE, "The answer is B.", "B"),
+        (CHOICE, "Answer: B", "B"),
+        (CHOICE, "**B**", "B"),
+        (CHOICE, "B dark blue", "B"),
+        (CHOICE, "B\nIt is dark.", "B"),
         (CHOICE, "<think>A?</think><answer>B</answer>", "B"),
         (row("numerical", "12"), "It is 12.", "12"),
         (row("numerical", "12"), "$12", "12"),
@@ -192,6 +197,8 @@ def test_right_replies_in_other_words_count(question: Row, reply: str, read: str
     [
         (CHOICE, "A. red"),
         (CHOICE, "Both are possible"),
+        (RIGHT_IS_A, "A dark blue circle"),
+        (RIGHT_IS_A, "The answer is a circle"),
         (CHOICE, ""),
         (CHOICE, "C"),
         (row("numerical", "12"), "between 11 and 12"),

@@ -13,7 +13,14 @@ from collections.abc import Sequence
 from sf.data.manifest import PROBLEM_TYPES
 from sf.errors import DataError
 
-__all__ = ["extract_answer", "option_letters", "parse_number", "parse_solution"]
+__all__ = [
+    "extract_answer",
+    "option_letters",
+    "option_texts",
+    "parse_number",
+    "parse_solution",
+    "spelt_option",
+]
 
 _ANSWER = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -40,11 +47,40 @@ def parse_number(text: str) -> float | None:
 
 def option_letters(options: Sequence[str]) -> tuple[str, ...]:
     """The letter of each option: written in front of it, else by position (A, B, ...)."""
-    written = [_LETTER.match(option) for option in options]
-    letters = [found.group(1) if found else "" for found in written]
-    if all(letters) and len(set(letters)) == len(letters):
-        return tuple(letters)
+    written = _written(options)
+    if written:
+        return tuple(match[1] for match in written)
     return tuple(chr(ord("A") + index) for index in range(len(options)))
+
+
+def option_texts(options: Sequence[str]) -> tuple[str, ...]:
+    """The options without the letters that are written in front of them."""
+    written = _written(options)
+    return tuple(match.string[match.end() :].strip() for match in written) or tuple(options)
+
+
+def spelt_option(answer: str, options: Sequence[str]) -> str:
+    """The letter of the one option that an answer spells out, with or without it; else ""."""
+    bare = answer.strip(" .\n")
+    pairs = [
+        (letter, text.strip(" ."))
+        for letter, text in zip(option_letters(options), option_texts(options), strict=True)
+    ]
+    alone = [letter for letter, text in pairs if text.casefold() == bare.casefold()]
+    both = [
+        letter
+        for letter, text in pairs
+        if re.fullmatch(rf"\(?{letter}[.):]*\s*(?i:{re.escape(text)})", bare)
+    ]
+    spelt = alone or both
+    return spelt[0] if len(spelt) == 1 else ""
+
+
+def _written(options: Sequence[str]) -> list[re.Match[str]]:
+    """The letters in front of the options; empty unless each has another one."""
+    matches = [match for option in options if (match := _LETTER.match(option))]
+    distinct = len({match[1] for match in matches}) == len(options)
+    return matches if distinct else []
 
 
 def parse_solution(problem_type: str, solution: str, options: Sequence[str] = ()) -> str:

@@ -1,31 +1,28 @@
 """Questions in anyone's own table as records of Video-R1-260k's schema.
 
-A row needs a question, an answer and one image or video; everything else has a default:
-
-| column | other names | if it is absent |
-|---|---|---|
-| `question` | `problem`, `query`, `prompt` | refused |
-| `answer` | `solution`, `label`, `target` | refused |
-| `image` or `video` | `image_path`, `video_path`, `media`, `path`, `file`, `file_name` | refused |
-| `options` | `choices`; or one column each, `A`, `B`, ... | no multiple choice |
-| `type` | `problem_type`, `question_type` | multiple choice with options, numerical where \
-the answer is a number, else free-form |
-| `id` | `problem_id`, `question_id` | the number of the row |
-| `source` | `data_source` | the file's name |
-
-An answer to options is a letter or an option's text. Answer tags are taken off if there are any.
+A row needs a question, an answer and one image or video; everything else has a default. Columns go
+by several names (`docs/your_model.md`). An answer to options is a letter or an option's text;
+answer tags are taken off if there are any.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
-from sf.data.answers import extract_answer, option_letters, parse_number
+from sf.data.answers import (
+    extract_answer,
+    option_letters,
+    option_texts,
+    parse_number,
+    spelt_option,
+)
 from sf.data.json_rows import RawRow, read_rows
 from sf.data.manifest import PROBLEM_TYPES
 from sf.data.schema import RowError
@@ -47,7 +44,6 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "id": ("id", "problem_id", "question_id"),
     "source": ("source", "data_source"),
 }
-_LETTERS = "ABCDEFGHIJ"
 _VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts")
 _TYPES = {
     **{name.lower(): name for name in PROBLEM_TYPES},
@@ -84,7 +80,7 @@ def own_record(fields: Mapping[str, Any], number: int, source: str) -> dict[str,
     if kind == "multiple choice":
         solution = _letter(solution, options)
     return {
-        "problem_id": _first(given, "id") or number,
+        "problem_id": number if (identity := _first(given, "id")) is None else identity,
         "problem": question,
         "data_type": _data_type(given, name, media),
         "problem_type": kind,
@@ -162,12 +158,8 @@ def _options(given: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
     """Each option with its letter."""
     options = _first(given, "options")
     if options is None:
-        options = []
-        for letter in _LETTERS:
-            value = fields.get(letter)
-            if _empty(value):
-                break
-            options.append(str(value))
+        columns = itertools.takewhile(fields.__contains__, ascii_uppercase)
+        options = {letter: fields[letter] for letter in columns}
     if isinstance(options, str):
         try:
             options = json.loads(options)
@@ -178,13 +170,13 @@ def _options(given: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
         options = [f"{letter}. {text}" for letter, text in options.items() if not _empty(text)]
     if not isinstance(options, list | tuple):
         raise RowError("wrong type", "options", options, "they must be a list")
+    if len(options) > len(ascii_uppercase):
+        rule = f"there are letters for {len(ascii_uppercase)}"
+        raise RowError("bad options", "options", len(options), rule)
     texts = [str(option).strip() for option in options]
-    letters = option_letters(texts)
-    written = [text.lstrip("( ").startswith(tuple(f"{x}{end}" for end in ".):"))
-               for x, text in zip(letters, texts, strict=True)]  # fmt: skip
-    if texts and all(written):
+    if list(option_texts(texts)) != texts:
         return texts
-    return [f"{letter}. {text}" for letter, text in zip(_LETTERS, texts, strict=False)]
+    return [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, texts, strict=False)]
 
 
 def _plain_answer(value: Any) -> str:
@@ -217,13 +209,10 @@ def _kind(given: Mapping[str, Any], options: Sequence[str], answer: str) -> str:
 def _letter(answer: str, options: Sequence[str]) -> str:
     """The letter of the right option, which the answer names or spells out."""
     letters = option_letters(options)
-    texts = [option.lstrip("( ")[1:].lstrip(".): ").strip().casefold() for option in options]
     if answer in letters:
         return answer
-    spelt = [letter for letter, text in zip(letters, texts, strict=True)
-             if answer.casefold() in (text, f"{letter.casefold()}. {text}")]  # fmt: skip
-    if len(spelt) == 1:
-        return spelt[0]
+    if spelt := spelt_option(answer, options):
+        return spelt
     bare = answer.strip("(). :").upper()
     if bare in letters:
         return bare
@@ -261,22 +250,39 @@ def _read_parquet(path: Path) -> Iterator[RawRow]:
 
 
 def _read_csv(path: Path) -> Iterator[RawRow]:
-    number = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             first = stream.readline()
             stream.seek(0)
             signs = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
             table = csv.DictReader(stream, delimiter=signs, strict=True)
-            for number, row in enumerate(table, start=1):
-                if None in row or None in row.values():
-                    rule = f"line {table.line_num} does not have the {len(table.fieldnames or ())} "
-                    rule += "columns of the first line; quote values that hold the separator"
-                    yield RawRow(number, 0, None, "malformed CSV", rule)
-                else:
-                    yield RawRow(number, 0, row)
+            yield from _csv_rows(path, table)
     except UnicodeDecodeError as error:
         rule = f"it is not UTF-8: {error.reason} at byte {error.start}"
         raise DataError("questions", str(path), rule, "save it as UTF-8") from error
     except csv.Error as error:
-        yield RawRow(number + 1, 0, None, "malformed CSV", f"row {number + 1}: {error}")
+        rule = f"the names of its columns cannot be read: {error}"
+        raise DataError("questions", str(path), rule, "correct the first line") from error
+
+
+def _csv_rows(path: Path, table: csv.DictReader[str]) -> Iterator[RawRow]:
+    columns = len(table.fieldnames or ())  # reads the first line
+    for number in itertools.count(1):
+        line = table.reader.line_num  # the table's own stands still at an error
+        try:
+            row = next(table)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            last = table.reader.line_num
+            if last > line + 1:  # a quote that nothing closes hides the rows after it
+                rule = f"row {number}, which begins in line {line + 1}, has no end: {error}"
+                raise DataError("questions", str(path), rule, "close its quotes") from error
+            yield RawRow(number, 0, None, "malformed CSV", f"line {last}: {error}")
+            continue
+        if None in row or None in row.values():
+            rule = f"line {table.line_num} does not have the {columns} columns of "
+            rule += "the first line; quote values that hold the separator"
+            yield RawRow(number, 0, None, "malformed CSV", rule)
+        else:
+            yield RawRow(number, 0, row)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from sf.data.answers import extract_answer, option_letters, parse_number
+from sf.data.answers import extract_answer, option_letters, parse_number, spelt_option
 from sf.data.rewards import correctness
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["judged", "read_reply"]
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9][0-9,]*\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_LEADING = re.compile(r"\(?([A-Z])(?:[).:,\s]|$)")
-_NAMED = re.compile(r"(?:answer|option|choice)\s*(?:is|:)*\s*\**\(?([A-Z])\b")
+_END = r"(?:[).:,*\n]|$|(?<![AI]) )"  # "A red square" names no option
+_LEADING = re.compile(rf"\**\(?([A-Z]){_END}")
+_NAMED = re.compile(rf"(?:answer|option|choice)\s*(?:is|:)*\s*\**\(?((?-i:[A-Z])){_END}", re.I)
 
 
 def read_reply(row: Row, reply: str) -> str:
@@ -40,14 +41,10 @@ def read_reply(row: Row, reply: str) -> str:
 
 
 def _letter(row: Row, text: str) -> str:
-    letters = option_letters(row.options)
-    texts = [re.sub(r"^\(?[A-Z][).:]\s*", "", option) for option in row.options]
-    bare = text.strip(" .\n").casefold()
-    spelt = [letter for letter, t in zip(letters, texts, strict=True) if t.casefold() == bare]
-    if len(spelt) == 1:
-        return spelt[0]
+    if spelt := spelt_option(text, row.options):
+        return spelt
     match = _LEADING.match(text) or _NAMED.search(text)
-    return match[1] if match and match[1] in letters else text
+    return match[1] if match and match[1] in option_letters(row.options) else text
 
 
 def judged(row: Row, reply: str, cutoff: float = 0.5) -> float:

@@ -14,6 +14,7 @@ from sf.data.collect import collect
 from sf.data.manifest import Row
 from sf.data.own_rows import own_record
 from sf.data.schema import RowError
+from sf.errors import DataError
 
 RECORDS = [
     {"question": "Which?", "options": ["red", "blue"], "answer": "blue", "image": "a.png"},
@@ -66,6 +67,11 @@ def test_every_form_of_table_gives_the_same_rows(tmp_path: Path, ending: str) ->
         ({"options": '["red", "blue"]', "answer": "RED"}, (["A. red", "B. blue"], "A")),
         ({"options": {"A": "red", "B": "blue"}, "answer": "b"}, (["A. red", "B. blue"], "B")),
         ({"options": ["Ant", "Bee"], "answer": "Bee"}, (["A. Ant", "B. Bee"], "B")),
+        ({"A": "red", "B": "", "C": "blue", "answer": "C"}, (["A. red", "C. blue"], "C")),
+
+        ({"options": ["Cat", "A cat"], "answer": "a cat"}, (["A. Cat", "B. A cat"], "B")),
+        ({"options": [f"no. {n}" for n in range(11)], "answer": "no. 10"},
+         ([f"{letter}. no. {n}" for n, letter in enumerate("ABCDEFGHIJK")], "K")),
         ({"options": ["red", "blue"], "solution": "<answer>B</answer>"},
          (["A. red", "B. blue"], "B")),
     ],
@@ -93,6 +99,7 @@ def test_options_and_answers_in_many_spellings(fields: dict, expected: tuple) ->
          "a letter of A, B or the text"),
         ({"question": "x", "answer": ["a", "b"], "image": "a.png"}, "one text or number"),
         ({"question": "x", "answer": "x", "image": "a.png", "type": "essay"}, "multiple choice"),
+        ({"question": "x", "answer": "x", "image": "a.png", "options": list("x" * 27)}, "26"),
         ({"question": "x", "answer": "x", "image": "a.png", "options": "red, blue"},
          "columns A, B"),
     ],
@@ -103,10 +110,37 @@ def test_what_cannot_be_used_is_said(fields: dict, named: str) -> None:
 
 
 def test_a_broken_line_of_a_csv_is_one_reject(tmp_path: Path) -> None:
-    (tmp_path / "q.csv").write_text("question,answer,image\nWhat, now?,x,a.png\nWhat?,x,a.png\n")
+    lines = ["question,answer,image", "What, now?,x,a.png", '"What"?,x,a.png', "What?,x,a.png"]
+    (tmp_path / "q.csv").write_text("\n".join(lines))
     found = collect([tmp_path / "q.csv"], tmp_path)
-    assert len(found.rows) == 1
-    assert "quote values" in found.rejects[0].reason
+    assert [row.id for row in found.rows] == ["3"]
+    assert [reject.reason.partition(":")[0] for reject in found.rejects] == [
+        *("line 2 does not have the 3 columns of the first line; quote values that hold the "
+          "separator", "line 3")
+    ]  # fmt: skip
+
+
+def test_a_csv_with_a_quote_that_nothing_closes_is_refused(tmp_path: Path) -> None:
+    """It hides the rows after it, whose number nobody knows."""
+    (tmp_path / "q.csv").write_text('question,answer,image\n"What?,x,a.png\nWhat?,x,a.png\n')
+    with pytest.raises(DataError, match="row 1, which begins in line 2, has no end"):
+        collect([tmp_path / "q.csv"], tmp_path)
+
+
+def test_a_csv_without_names_of_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text('"question"s,answer,image\nWhat?,x,a.png\n')
+    with pytest.raises(DataError, match="names of its columns"):
+        collect([tmp_path / "q.csv"], tmp_path)
+
+
+def test_a_letter_alone_is_no_option() -> None:
+    fields = {"question": "Where?", "image": "a.png", "X": "left", "answer": "12"}
+    assert own_record(fields, 1, "mine")["problem_type"] == "numerical"
+
+
+def test_numbers_from_zero_are_kept(tmp_path: Path) -> None:
+    records = [{"id": n, "question": "x", "answer": "x", "image": "a.png"} for n in range(2)]
+    assert [row.id for row in rows_of(write(tmp_path / "mine.jsonl", records))] == ["0", "1"]
 
 
 def test_an_own_table_is_a_source_of_prepare(tmp_path: Path) -> None:
