@@ -139,7 +139,7 @@ def test_a_letter_alone_is_no_option() -> None:
 
 
 def test_numbers_from_zero_are_kept(tmp_path: Path) -> None:
-    records = [{"id": n, "question": "x", "answer": "x", "image": "a.png"} for n in range(2)]
+    records = [{"id": n, "question": f"x{n}", "answer": "x", "image": "a.png"} for n in range(2)]
     assert [row.id for row in rows_of(write(tmp_path / "mine.jsonl", records))] == ["0", "1"]
 
 
