@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.category import StrCategoryFormatter
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter
+from numpy.typing import ArrayLike
 
 from sf.atomic_files import replacing
 from sf.escaping import printable
@@ -28,6 +30,7 @@ __all__ = [
     "figure",
     "in_style",
     "look",
+    "marks",
     "note",
     "rows_figure",
     "save",
@@ -93,6 +96,30 @@ def look(row: str, others: list[str] | None = None) -> Look:
         return ROWS[row]
     names = sorted(set(others or [row]) - set(ROWS))
     return OTHERS[names.index(row) % len(OTHERS)]
+
+
+def marks(
+    axes: Axes,
+    x: ArrayLike,
+    y: ArrayLike,
+    interval: tuple[ArrayLike, ArrayLike],
+    style: Look,
+    label: str,
+    joined: bool = True,
+) -> None:
+    """Values with a bar each for their intervals (lowest, highest), joined by the row's line."""
+    values, (low, high) = np.asarray(y), map(np.asarray, interval)
+    axes.errorbar(
+        x,
+        values,
+        yerr=[values - low, high - values],
+        color=style.colour,
+        marker=style.marker,
+        linestyle=style.line if joined else "none",
+        capsize=3,
+        elinewidth=1,
+        label=label,
+    )
 
 
 in_style = mpl.rc_context(SETTINGS)

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sf.evaluation.own_questions import FULL, AttentionSetting, attentions_of
-from sf.plotting import figure, in_style, look, note, percent, save, write_figure
+from sf.plotting import figure, in_style, look, marks, note, percent, save, write_figure
 from sf.report.benchmark_tables import Cell
 from sf.report.page import Page, Picture, Section, Table, write_page
 
@@ -132,18 +132,9 @@ def _tradeoff(table: pd.DataFrame, where: str) -> Figure:
     methods = list(dict.fromkeys(table["method"]))
     for method in methods:
         part = table[table["method"] == method].sort_values("token_ratio")
-        style = look(method, methods)
-        panel.errorbar(
-            part["token_ratio"],
-            part["accuracy"],
-            yerr=[part["accuracy"] - part["low"], part["high"] - part["accuracy"]],
-            color=style.colour,
-            marker=style.marker,
-            linestyle=style.line if len(part) > 1 else "none",
-            capsize=3,
-            elinewidth=1,
-            label="full attention" if method == FULL else method,
-        )
+        interval, style = (part["low"], part["high"]), look(method, methods)
+        label = "full attention" if method == FULL else method
+        marks(panel, part["token_ratio"], part["accuracy"], interval, style, label)
     panel.set(xlabel="token ratio (%)", ylabel="correct answers (%)", ylim=(0, 1.03))
     panel.set_xlim(0, 1.03)
     percent(panel, "x")

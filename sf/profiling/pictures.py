@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from sf.plotting import figure, in_style, look, note, rows_figure
+from sf.plotting import figure, in_style, look, marks, note, rows_figure
 from sf.profiling.summary import PROCESSOR, break_even
 
 __all__ = ["latency_picture", "memory_picture", "parts_picture"]
@@ -63,17 +63,13 @@ def _sides(axes: Axes, table: pd.DataFrame, metric: str, unit: float) -> None:
         part = table[(table["side"] == side) & (table["metric"] == metric)].sort_values("length")
         measured = part[part["status"] == "measured"]
         style = look(system)
-        below = (measured["value"] - measured["low"]).fillna(0.0) / unit
-        above = (measured["high"] - measured["value"]).fillna(0.0) / unit
-        axes.errorbar(
+        marks(
+            axes,
             measured["length"] * (0.985 if side == "full" else 1.015),  # bars beside each other
             measured["value"] / unit,
-            yerr=[below, above],
-            color=style.colour,
-            marker=style.marker,
-            linestyle=style.line,
-            capsize=3,
-            label=label + (_dense(table) if side == "full" else ""),
+            (measured["low"] / unit, measured["high"] / unit),
+            style,
+            label + (_dense(table) if side == "full" else ""),
         )
         for length in part[part["status"] != "measured"]["length"]:
             axes.axvline(length, color=style.colour, linestyle=":", linewidth=1)
@@ -147,16 +143,8 @@ def _speedup(axes: Axes, ratios: pd.DataFrame, lengths: list[int]) -> None:
         tokens = break_even(part, metric)
         start = "not faster here" if tokens is None else f"faster from {_length(tokens)}"
         label = f"{label}: {start}"
-        style = look(system)
-        axes.errorbar(
-            part["length"] * shift,
-            part["ratio"],
-            yerr=[part["ratio"] - part["low"], part["high"] - part["ratio"]],
-            color=style.colour,
-            marker=style.marker,
-            capsize=3,
-            label=label,
-        )
+        interval = part["low"], part["high"]
+        marks(axes, part["length"] * shift, part["ratio"], interval, look(system), label)
     axes.axhline(1.0, color="#555555", linewidth=1, linestyle="--")
     _length_axis(axes, lengths)
     axes.set_ylim(bottom=0, top=1.35 * max(1.5, axes.get_ylim()[1]))  # room for the legend

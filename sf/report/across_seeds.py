@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sf.evaluation.intervals import interval
-from sf.plotting import figure, in_style, look, note, percent, save
+from sf.plotting import figure, in_style, look, marks, note, percent, save
 from sf.report.benchmark_tables import Cell
 from sf.report.curves import title
 from sf.report.matched import Array, Curve, both_curves, interpolated, row_weights
@@ -140,14 +140,9 @@ def across_seeds_picture(points: pd.DataFrame, matched: pd.DataFrame, where: str
         if row == UNTRAINED or lines.empty:
             continue
         shift = 0.008 * (at - len(rows) / 2)
-        right.errorbar(
-            lines["token_ratio"] + shift,
-            100 * lines["difference"],
-            yerr=[100 * (lines["difference"] - lines["low"]),
-                  100 * (lines["high"] - lines["difference"])],
-            color=style.colour, marker=style.marker, linestyle="none", capsize=3, elinewidth=1,
-            label=title(row),
-        )  # fmt: skip
+        change, low, high = (100 * lines[name] for name in ("difference", "low", "high"))
+        places = lines["token_ratio"] + shift
+        marks(right, places, change, (low, high), style, title(row), joined=False)
     left.set(title="Accuracy at a token ratio", xlabel="token ratio (%)",
              ylabel="correct answers (%)")  # fmt: skip
     left.set_xlim(0, 1.03)

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sf.evaluation.benchmarks import Benchmark
-from sf.plotting import figure, in_style, look, note, percent
+from sf.plotting import figure, in_style, look, marks, note, percent
 from sf.report.curves import title
 from sf.tables import rows_at
 
@@ -30,18 +30,9 @@ def accuracy_curve_picture(
     left, right = axes[0]
     for row, curve in curves.items():
         part = curve[curve["media"] == "all"].sort_values("token_ratio")
+        interval = part["low"], part["high"]
         style = look(row, list(curves))
-        left.errorbar(
-            part["token_ratio"],
-            part["accuracy"],
-            yerr=[part["accuracy"] - part["low"], part["high"] - part["accuracy"]],
-            color=style.colour,
-            marker=style.marker,
-            linestyle=style.line,
-            capsize=3,
-            elinewidth=1,
-            label=title(row),
-        )
+        marks(left, part["token_ratio"], part["accuracy"], interval, style, title(row))
     left.set(
         title="Accuracy at a token ratio", xlabel="token ratio (%)", ylabel="correct answers (%)"
     )
@@ -50,19 +41,10 @@ def accuracy_curve_picture(
     right.axhline(0.0, color="#555555", linewidth=1, linestyle="--")
     for row, table in matched.items():
         part = table[table["verdict"] != "outside"]
+        points = [100 * part[name] for name in ("difference", "low", "high")]
         style = look(row, list(curves))
-        right.errorbar(
-            part["token_ratio"],
-            100 * part["difference"],
-            yerr=[
-                100 * (part["difference"] - part["low"]),
-                100 * (part["high"] - part["difference"]),
-            ],
-            color=style.colour,
-            marker=style.marker,
-            linestyle="none",
-            capsize=3,
-            label=title(row),
+        marks(
+            right, part["token_ratio"], points[0], (points[1], points[2]), style, title(row), False
         )
     right.set(
         title="Trained minus base at the same ratio",
@@ -96,16 +78,8 @@ def layers_picture(layers: Mapping[str, pd.DataFrame], p: float, where: str) -> 
     for at, (row, part) in enumerate(parts.items()):
         style = look(row, list(parts))
         shift = 0.12 * (at - (len(parts) - 1) / 2) if count < 12 else 0.0
-        panel.errorbar(
-            part["layer"] + 1 + shift,
-            part["token_ratio"],
-            yerr=[part["token_ratio"] - part["low"], part["high"] - part["token_ratio"]],
-            color=style.colour,
-            marker=style.marker,
-            linestyle=style.line,
-            capsize=3,
-            label=title(row),
-        )
+        interval = part["low"], part["high"]
+        marks(panel, part["layer"] + 1 + shift, part["token_ratio"], interval, style, title(row))
     panel.set(title=f"Kept tokens by layer at p = {p:g}", xlabel="layer", ylabel="token ratio (%)")
     panel.set_ylim(0, 1.03)
     panel.set_xlim(0.5, count + 0.5)
@@ -140,21 +114,11 @@ def benchmark_picture(
             continue
         style = look(row, list(rows))
         places = [place + 0.22 * (at - (len(rows) - 1) / 2) for place, _, _ in measured]
-        values = [100 * line["score"] / c.scale for _, c, line in measured]
-        score.errorbar(
-            places,
-            values,
-            yerr=[
-                [100 * (line["score"] - line["low"]) / c.scale for _, c, line in measured],
-                [100 * (line["high"] - line["score"]) / c.scale for _, c, line in measured],
-            ],
-            color=style.colour,
-            marker=style.marker,
-            linestyle="none",
-            capsize=2,
-            elinewidth=1,
-            label="full attention" if row == "full" else title(row),
+        values, low, high = (
+            [100 * line[name] / c.scale for _, c, line in measured]
+            for name in ("score", "low", "high")
         )
+        marks(score, places, values, (low, high), style, title(row), joined=False)
         ratio.bar(
             places,
             [100 * line["token_ratio"] for _, _, line in measured],
