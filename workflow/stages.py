@@ -71,6 +71,14 @@ class Stage:
 MODEL = {"model": "base"}
 BASE = {"model": "{model}"}
 CHECKPOINT = {"model": "{model}", "objective": "{objective}", "train_seed": "{train_seed}"}
+OF_BASE = {"checkpoint": ("base", BASE)}
+OF_TRAINED = {"checkpoint": ("train", CHECKPOINT)}
+DATA: Mapping[str, tuple[str, Mapping[str, str]]] = {"data": ("prepare", {})}
+BENCHMARKS: Mapping[str, tuple[str, Mapping[str, str]]] = {"benchmarks": ("benchmarks", {})}
+BY_METHOD = {"model": "{model}", "row": "{method}", "method": "{method}", "seed": "{seed}"}
+BY_OBJECTIVE = {"model": "{model}", "row": "{objective}", "seed": "{seed}"}
+CURVE = ("calibrate", "answering", "vision", "runtime")
+EVALUATION = ("evaluate", "answering", "vision=evaluation_vision", "runtime")
 TRAINED_AXES = {
     "model": "base",
     "objective": "objectives",
@@ -91,7 +99,7 @@ STAGES = (
         output="prepare",
         values={"seed": "{seed}"},
         sections=("prepare", "vision", "evaluation_vision"),
-        inputs={"benchmarks": ("benchmarks", {})},
+        inputs=BENCHMARKS,
     ),
     Stage(
         name="base",
@@ -100,7 +108,7 @@ STAGES = (
         axes={"model": "base"},
         values={"model": "{model}", "seed": "{seed}"},
         sections=("base", "answering", "vision", "runtime"),
-        inputs={"data": ("prepare", {})},
+        inputs=DATA,
     ),
     Stage(
         name="calibrate",
@@ -109,7 +117,7 @@ STAGES = (
         axes=MODEL,
         values={"model": "{model}", "row": "base", "split": "calibration", "seed": "{seed}"},
         sections=("calibrate", "answering", "vision=evaluation_vision", "runtime"),
-        inputs={"checkpoint": ("base", BASE), "data": ("prepare", {})},
+        inputs={**OF_BASE, **DATA},
     ),
     Stage(
         name="train",
@@ -118,7 +126,7 @@ STAGES = (
         axes=TRAINED_AXES,
         values={"model": "{model}", "row": "{objective}", "seed": "{train_seed}"},
         sections=("row", "answering", "vision", "runtime"),
-        inputs={"base": ("base", BASE), "data": ("prepare", {})},
+        inputs={"base": ("base", BASE), **DATA},
         ranks=True,
     ),
     Stage(
@@ -128,8 +136,8 @@ STAGES = (
         axes=MODEL,
         folder_axes={"row": "base"},
         values={"model": "{model}", "row": "base", "split": "heldout", "seed": "{seed}"},
-        sections=("calibrate", "answering", "vision", "runtime"),
-        inputs={"checkpoint": ("base", BASE), "data": ("prepare", {})},
+        sections=CURVE,
+        inputs={**OF_BASE, **DATA},
     ),
     Stage(
         name="accuracy_curve_method",
@@ -137,15 +145,9 @@ STAGES = (
         output="accuracy_curve",
         axes={"model": "base", "method": "axes.curve_methods"},
         folder_axes={"row": "{method}"},
-        values={
-            "model": "{model}",
-            "row": "{method}",
-            "method": "{method}",
-            "split": "heldout",
-            "seed": "{seed}",
-        },
-        sections=("calibrate", "answering", "vision", "runtime"),
-        inputs={"checkpoint": ("base", BASE), "data": ("prepare", {})},
+        values={**BY_METHOD, "split": "heldout"},
+        sections=CURVE,
+        inputs={**OF_BASE, **DATA},
     ),
     Stage(
         name="accuracy_curve_trained",
@@ -153,9 +155,9 @@ STAGES = (
         output="accuracy_curve",
         axes=TRAINED_AXES,
         folder_axes={"row": TRAINED},
-        values={"model": "{model}", "row": "{objective}", "split": "heldout", "seed": "{seed}"},
-        sections=("calibrate", "answering", "vision", "runtime"),
-        inputs={"checkpoint": ("train", CHECKPOINT), "data": ("prepare", {})},
+        values={**BY_OBJECTIVE, "split": "heldout"},
+        sections=CURVE,
+        inputs={**OF_TRAINED, **DATA},
     ),
     Stage(
         name="evaluate_base",
@@ -163,19 +165,9 @@ STAGES = (
         output="evaluate",
         axes={"model": "base", "method": "axes.methods", "suite": "benchmarks.suites"},
         folder_axes={"row": "{method}"},
-        values={
-            "model": "{model}",
-            "row": "{method}",
-            "method": "{method}",
-            "suite": "{suite}",
-            "seed": "{seed}",
-        },
-        sections=("evaluate", "answering", "vision=evaluation_vision", "runtime"),
-        inputs={
-            "checkpoint": ("base", BASE),
-            "benchmarks": ("benchmarks", {}),
-            "data": ("prepare", {}),
-        },
+        values={**BY_METHOD, "suite": "{suite}"},
+        sections=EVALUATION,
+        inputs={**OF_BASE, **BENCHMARKS, **DATA},
         ranks=True,
     ),
     Stage(
@@ -184,19 +176,9 @@ STAGES = (
         output="evaluate",
         axes={**TRAINED_AXES, "suite": "benchmarks.suites"},
         folder_axes={"row": TRAINED},
-        values={
-            "model": "{model}",
-            "row": "{objective}",
-            "method": "trained",
-            "suite": "{suite}",
-            "seed": "{seed}",
-        },
-        sections=("evaluate", "answering", "vision=evaluation_vision", "runtime"),
-        inputs={
-            "checkpoint": ("train", CHECKPOINT),
-            "benchmarks": ("benchmarks", {}),
-            "data": ("prepare", {}),
-        },
+        values={**BY_OBJECTIVE, "method": "trained", "suite": "{suite}"},
+        sections=EVALUATION,
+        inputs={**OF_TRAINED, **BENCHMARKS, **DATA},
         ranks=True,
     ),
     Stage(
@@ -206,7 +188,7 @@ STAGES = (
         axes=MODEL,
         values={"model": "{model}", "seed": "{seed}"},
         sections=("profile", "runtime"),
-        inputs={"checkpoint": ("base", BASE)},
+        inputs=OF_BASE,
     ),
     Stage(
         name="table",  # `workflow.targets` knows its rows, and the results that it reads

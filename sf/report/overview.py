@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
+from sf.atomic_files import read_json
 from sf.layout import STAMP
 from sf.report.benchmark_tables import Cell
 from sf.report.definitions import DEFINITIONS, Targets
@@ -58,7 +58,7 @@ def tables_section(study: Study, targets: Targets, folder: Path) -> Section:
             shutil.copytree(
                 pages[name], folder / name, ignore=shutil.ignore_patterns(STAMP, "metrics.json")
             )
-            content = json.loads((pages[name] / f"{name}.json").read_text(encoding="utf-8"))
+            content = read_json(pages[name] / f"{name}.json")
             counts = ", ".join(f"{count} {verdict}" for verdict, count in
                                content["outcome"].items())  # fmt: skip
             about = Cell(about.text, link=f"{name}/index.html")
