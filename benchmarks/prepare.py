@@ -107,34 +107,20 @@ def described(root: Path, media: Any, *rest: Any) -> dict[tuple[str, str], Any]:
 def prepare(root: Path, out: Path, results: Any) -> None:
     """One repeat, in a process of its own: seconds, CPU seconds, peak GiB, rows."""
     from sf.data import preparation
-    from sf.sections import Prepare, Vision
+    from sf.scales import load_scale
     from sf.stages.prepare import Parameters, write_manifests
 
     preparation.check_media = described  # type: ignore[assignment]
 
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(list(os.sched_getaffinity(0))[:CORES]))
-    bounds = Vision(
-        image_min_pixels=3136,
-        image_max_pixels=401_408,
-        video_min_pixels=3136,
-        video_max_pixels=100_352,
-        video_max_frames=16,
-        video_fps=2.0,
-    )
+    paper = load_scale("paper")
     parameters = Parameters(
         output=out,
         seed=0,
-        vision=bounds,
-        evaluation_vision=bounds,
-        prepare=Prepare(
-            source=str(root),
-            calibration_share=0.005,
-            heldout_share=0.01,
-            calibration_rows=512,
-            heldout_rows=2048,
-            max_reject_share=0.05,
-        ),
+        vision=paper.vision,
+        evaluation_vision=paper.evaluation_vision,
+        prepare=paper.prepare.model_copy(update={"source": str(root)}),
     )
     began, began_cpu = time.perf_counter(), time.process_time()
     done = write_manifests(parameters, out)

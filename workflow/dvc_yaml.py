@@ -36,7 +36,7 @@ RESOLVE = {
     "outs": [{FOLDERS["config"].format(scale="${scale}"): {"cache": False, "persist": True}}],
 }
 
-CODE = {  # takes a second; its outputs change only when a result can
+CODE = {  # its outputs change only when a result can
     "cmd": "python -m workflow.code_digests",
     "outs": [
         {code_file(run): {"cache": False, "persist": True}}
