@@ -3,66 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sf.attention import Trace, sparsify
-from sf.baselines.method import Hyperparameter, Method
-from sf.baselines.visual import VisualColumns, watching_visual
-from sf.selection import Policy, Scores
+from sf.baselines.visual import VisualColumns, VisualPolicy, VisualShare
+from sf.selection import Scores
 
 __all__ = ["RandomTokens"]
 
 
 @dataclass(frozen=True)
-class RandomTokens(Method):
+class RandomTokens(VisualShare):
     """A uniformly drawn share of the prompt's visual tokens, the same in every layer.
 
-    All text stays; positions stay. The draw depends on the prompt's token ids alone, so a question
-    gets the same tokens in every batch and every run. A larger ratio keeps a superset. Random
-    pruning is a strong baseline (arXiv 2511.02650); that paper also drops visual tokens only.
-
-    Attributes:
-        ratio: share of the prompt's visual tokens that is kept, rounded down. The default is
-            FastV's.
+    The draw depends on the prompt's token ids alone, so a question gets the same tokens in every
+    batch and every run. A larger ratio keeps a superset. Random pruning is a strong baseline
+    (arXiv 2511.02650); that paper also drops visual tokens only.
     """
 
     name: ClassVar[str] = "random"
     text: ClassVar[str] = "random visual tokens, seeded by the question"
     paper: ClassVar[str] = "2511.02650 (random pruning; seed: ours)"
-    decodes_densely: ClassVar[bool] = True
     counts: ClassVar[str] = "text and the visual tokens kept, the same in every layer and its KV"
-    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("ratio", 0.5, dense=1.0)
 
-    ratio: float = 0.5
-
-    @contextmanager
-    def apply(self, model: nn.Module) -> Iterator[Trace]:
-        with (
-            watching_visual(model) as visual,
-            sparsify(model, _Drawn(self.ratio, visual)) as trace,
-        ):
-            yield trace
+    def policy(self, model: Any, visual: VisualColumns) -> VisualPolicy:
+        return _Drawn(self.ratio, visual)
 
 
 @dataclass(frozen=True)
-class _Drawn(Policy):
+class _Drawn(VisualPolicy):
     """Draws in the first layer, for all layers."""
 
-    ratio: float
-    visual: VisualColumns
-    chosen: dict[str, Tensor] = field(default_factory=dict)
-
     needs_scores: ClassVar[bool] = False
-
-    @property
-    def dense(self) -> bool:
-        return self.ratio == 1
 
     def keep(self, scores: Scores, layer: int) -> Tensor:
         if layer == 0:
@@ -72,10 +47,8 @@ class _Drawn(Policy):
     def _draw(self, valid_BL: Tensor) -> Tensor:
         visual_BL = self.visual.prompt(valid_BL)
         kept_BL = valid_BL & ~visual_BL
-        for row, columns in enumerate(visual_BL):
-            places = columns.nonzero()[:, 0]
-            # 0.3 * 10 is a little below 3 in float64; that must not cost a token.
-            count = int(self.ratio * len(places) + 1e-9)
+        for row, count in enumerate(self.num_kept(visual_BL).tolist()):
+            places = visual_BL[row].nonzero()[:, 0]
             order = torch.randperm(len(places), generator=self._generator(row, valid_BL[row]))
             kept_BL[row, places[order[:count].to(places.device)]] = True
         return kept_BL

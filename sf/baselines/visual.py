@@ -1,19 +1,23 @@
-"""Which columns of a prompt are visual tokens, for methods that treat them apart from text."""
+"""Methods that keep all text and a share of the prompt's visual tokens."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from sf.attention import Trace, sparsify
 from sf.attention.decoder_hooks import unwrapped
+from sf.baselines.method import Hyperparameter, Method
 from sf.errors import ConfigError, UnsupportedModelError
+from sf.selection import Policy
 
-__all__ = ["VisualColumns", "watching_visual"]
+__all__ = ["VisualColumns", "VisualPolicy", "VisualShare", "watching_visual"]
 
 _NAMES = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
@@ -80,3 +84,51 @@ def watching_visual(model: Any) -> Iterator[VisualColumns]:
         yield columns
     finally:
         hook.remove()
+
+
+@dataclass(frozen=True)
+class VisualPolicy(Policy):
+    """Chooses in one layer, for those after it.
+
+    Attributes:
+        ratio: share of a row's visual tokens that is kept, rounded down.
+        visual: which columns they are.
+        chosen: what was kept of the last prompt.
+    """
+
+    ratio: float
+    visual: VisualColumns
+    chosen: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def dense(self) -> bool:
+        return self.ratio == 1
+
+    def num_kept(self, visual_BL: Tensor) -> Tensor:
+        """int64 (B,), visual tokens that are kept of each row."""
+        # 0.3 * 10 is a little below 3 in float64; that must not cost a token.
+        return (self.ratio * visual_BL.sum(-1).double() + 1e-9).floor().long()
+
+
+@dataclass(frozen=True)
+class VisualShare(Method):
+    """All text stays, and all positions.
+
+    Attributes:
+        ratio: share of the prompt's visual tokens that is kept, rounded down; the default is
+            FastV's.
+    """
+
+    decodes_densely: ClassVar[bool] = True
+    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("ratio", 0.5, dense=1.0)
+
+    ratio: float = 0.5
+
+    @abstractmethod
+    def policy(self, model: Any, visual: VisualColumns) -> VisualPolicy:
+        """What chooses the tokens."""
+
+    @contextmanager
+    def apply(self, model: Any) -> Iterator[Trace]:
+        with watching_visual(model) as visual, sparsify(model, self.policy(model, visual)) as trace:
+            yield trace
