@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_sft import Gradients, frozen_tower, gradients, prompt_and_reply, same
-from tiny_world import Log, parameters
+from test_sft import Gradients, first_loss, frozen_tower, gradients, prompt_and_reply, same
+from tiny_world import Log, first_batch, parameters
 
 from sf.attention import sparsify
 from sf.data.manifest import Row
@@ -43,17 +43,6 @@ def perturbed(trainer: Any) -> Gradients:
             if weight.requires_grad:
                 weight.add_(0.02 * torch.randn_like(weight))
     return {name: w.clone() for name, w in trainer.model.state_dict().items()}
-
-
-def first_loss(trainer: DistilTrainer) -> tuple[dict[str, Any], torch.Tensor, Gradients]:
-    """The first micro-batch, its loss and its gradient."""
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    trainer.model.zero_grad()
-    loss = trainer.compute_loss(trainer.model, batch)
-    loss.backward()
-    return batch, loss.detach(), gradients(trainer.model)
 
 
 def outputs(model: Any, inputs: dict[str, Any], reply: torch.Tensor) -> list[torch.Tensor]:
@@ -190,9 +179,7 @@ def test_the_teacher_of_adapters_is_the_model_without_them(
     for lora in (None, {"rank": 4, "alpha": 8}):
         trainer, _ = trainer_of(base, rows, tmp_path / str(lora), lora=lora)
         perturbed(trainer)
-        trainer.model.train()
-        trainer.current_gradient_accumulation_steps = 1
-        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        batch = first_batch(trainer)
         answers = gather_answers(
             trainer.encoder, trainer.processing_class.tokenizer, batch["row"].tolist(),
             trainer.schedule(0, batch["place"].tolist()), trainer.schedule,

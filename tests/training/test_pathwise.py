@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_world import Log, parameters
+from tiny_world import Log, first_batch, parameters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sf.attention import sparse_projections
@@ -74,9 +74,7 @@ def one_step(
 ) -> tuple[Any, dict[str, Any]]:
     p = parameters(objective="pathwise", **changes)
     trainer = assemble(p, base, rows, folder, Log(), Progress("t", p.train.steps)).trainer
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    return trainer, trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    return trainer, first_batch(trainer)
 
 
 def gradients(trainer: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:

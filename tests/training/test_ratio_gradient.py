@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_world import Log, parameters
+from tiny_world import Log, first_batch, parameters
 
 from sf.data.manifest import Row
 from sf.progress import Progress
@@ -29,9 +29,7 @@ def trainer(base: Path, rows: list[Row], tmp_path: Path) -> Any:
 
 def test_the_gradient_is_the_ratios(script: Any, trainer: Any) -> None:
     """A small step against it lowers the mean ratio by as much as its length says."""
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    inputs = first_batch(trainer)
     vector, before = script.of_effective_ratio(trainer, inputs)
     step = 1e-3 / float(vector.norm())
     with torch.no_grad():

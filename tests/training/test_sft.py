@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_world import VISION, Log, parameters
+from tiny_world import VISION, Log, first_batch, parameters
 
 from sf.attention import sparsify
 from sf.data.answers import extract_answer
@@ -41,9 +41,7 @@ def trainer_of(
 def first_loss(trainer: SparseSFTTrainer) -> tuple[dict[str, Any], torch.Tensor, Gradients]:
     """The first micro-batch, its loss and its gradient."""
     assert trainer.model is not None
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    batch = first_batch(trainer)
     trainer.model.zero_grad()
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()

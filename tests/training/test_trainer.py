@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_world import Log, parameters
+from tiny_world import Log, first_batch, parameters
 
 from sf.attention.trained import record_of
 from sf.baselines import build as build_method
@@ -30,19 +30,15 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def first_batch(base: Path, rows: list[Row], tmp_path: Path) -> tuple[Any, dict[str, Any]]:
+def first_step(base: Path, rows: list[Row], tmp_path: Path) -> tuple[Any, dict[str, Any]]:
     """A trainer before its first step, and the scored rollouts of that step."""
     training, _ = build(base, rows, tmp_path)
-    trainer = training.trainer
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    batch = next(iter(trainer.get_train_dataloader()))
-    return trainer, trainer._prepare_inputs(batch)
+    return training.trainer, first_batch(training.trainer)
 
 
-def test_loss_is_the_papers(first_batch: tuple[Any, dict[str, Any]]) -> None:
+def test_loss_is_the_papers(first_step: tuple[Any, dict[str, Any]]) -> None:
     """By hand: group-normalised advantages, ratio 1, k3 KL to the dense initial model."""
-    trainer, inputs = first_batch
+    trainer, inputs = first_step
     loss = trainer.compute_loss(trainer.model, inputs)
     rollout, order = trainer.rollout, inputs["rollout"]
     reward = (1 - rollout.token_ratio).view(2, 4)
@@ -58,9 +54,9 @@ def test_loss_is_the_papers(first_batch: tuple[Any, dict[str, Any]]) -> None:
 
 
 def test_dense_rollouts_have_no_divergence_at_first(
-    first_batch: tuple[Any, dict[str, Any]],
+    first_step: tuple[Any, dict[str, Any]],
 ) -> None:
-    trainer, inputs = first_batch
+    trainer, inputs = first_step
     dense = (trainer.rollout.retention_p == 1)[inputs["rollout"]]
     delta = inputs["ref_per_token_logps"] - inputs["sampling_per_token_logps"]
     delta = delta * inputs["completion_mask"]

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from tiny_world import VISION
+from tiny_world import VISION, first_batch
 from transformers import Qwen2Config, TrainingArguments
 from trl import GRPOConfig
 
@@ -294,9 +294,7 @@ def test_an_evaluation_does_not_move_the_dual_variable(
 def first_gradient(trainer: SparsityForcingTrainer) -> tuple[dict[str, Any], torch.Tensor, Any]:
     """The first batch, its loss and the gradient of the head."""
     model: Any = trainer.model
-    model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    inputs: Any = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    inputs = first_batch(trainer)
     loss = trainer.compute_loss(model, inputs)
     loss.backward()
     return inputs, loss.detach(), model.lm_head.weight.grad

@@ -139,6 +139,14 @@ def build(family: str, rows: list[Row]) -> tuple[Any, Any]:
     return build_tiny(family, corpus, seed=1)
 
 
+def first_batch(trainer: Any) -> dict[str, Any]:
+    """The inputs of a trainer's first forward, before its first step."""
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    inputs: dict[str, Any] = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    return inputs
+
+
 class Log:
     """Collects what a run logs."""
 
