@@ -11,7 +11,7 @@ Shapes: R answers, C answer length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -49,30 +49,21 @@ class DistilForward(AnswerForward):
         teacher: what is learnt from.
         hidden: (R, C, H), what the teacher makes of the answers.
         hidden_weight: of the hidden states' distance beside the KL divergence.
-        divergence: per bucket its rows and their KL (R, C), without gradient.
     """
 
     teacher: Teacher | None = None
     hidden: torch.Tensor | None = None
     hidden_weight: float = 0.0
-    divergence: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    _rows: torch.Tensor | None = None
 
-    def _forward(
-        self, rows: torch.Tensor, start: int, ids: torch.Tensor, mask: torch.Tensor, width: int
+    def _head(
+        self, rows: torch.Tensor, inputs: dict[str, Any], width: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._rows = rows
-        return super()._forward(rows, start, ids, mask, width)
-
-    def _head(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.teacher is not None
         assert self.hidden is not None
-        assert self._rows is not None
         targets = inputs["input_ids"][:, -width:]
-        with compared(self.bare, self.teacher, self.hidden[self._rows], targets):
-            found = Distance.of(self.model(**inputs, logits_to_keep=width + 1))
-        self.divergence.append((self._rows, found.kl.detach()))
-        return found.kl + self.hidden_weight * found.hidden, found.likeliest
+        with compared(self.bare, self.teacher, self.hidden[rows], targets):
+            distance = Distance.of(self.model(**inputs, logits_to_keep=width + 1))
+        return distance.kl + self.hidden_weight * distance.hidden, distance.likeliest
 
 
 class DistilTrainer(SparseSFTTrainer):

@@ -124,7 +124,7 @@ class PolicyForward:
             "use_cache": True,
         }
         with sparsify(self.bare, self.forced.policy(part.rows, part.start)):
-            logps, entropies = self._head(inputs, width - 1)
+            logps, entropies = self._head(part.rows, inputs, width - 1)
         self.ratios.append((part.rows, part.layer_ratios))
         first = scores_of(
             part.logits[:, None], ids[:, :1], self.temperature,
@@ -153,7 +153,7 @@ class PolicyForward:
             inputs["sparsity_term"] = term
         # Skipped projections would leave the term out, and probes' queries without a gradient.
         with self._attention(policy, ids.shape[1] - width, term is None) as trace:
-            result = self._head(inputs, width)
+            result = self._head(rows, inputs, width)
         if term is not None:
             self.measured.append(term.mean_ratio)
         self.ratios.append((rows, trace.layer_ratios))
@@ -165,7 +165,9 @@ class PolicyForward:
         """What the model's attention is during a forward."""
         return sparsify(self.bare, policy, prompt_width=prompt_width, skip_dropped=skip_dropped)
 
-    def _head(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _head(
+        self, rows: torch.Tensor, inputs: dict[str, Any], width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities and entropies of the last `width` tokens; the first has none."""
         scores = self._scores(inputs, width)
         return scores.logps, scores.entropies

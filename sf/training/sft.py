@@ -56,7 +56,9 @@ class AnswerForward(PolicyForward):
         self.replacement.prompt_width = prompt_width
         return nullcontext(self.replacement.trace)
 
-    def _head(self, inputs: dict[str, Any], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _head(
+        self, rows: torch.Tensor, inputs: dict[str, Any], width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         scores = self._scores(inputs, width)
         return -scores.logps, scores.likeliest
 

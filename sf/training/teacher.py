@@ -73,7 +73,7 @@ class Teacher:
             bucketed: as in `PolicyForward`.
         """
         owner = answers.owner.tolist()
-        unique = torch.tensor([owner.index(at) for at in dict.fromkeys(owner)])
+        first = [owner.index(question) for question in range(1 + max(owner))]
         forward = HiddenForward(
             model=self.model,
             bare=self.model,
@@ -81,13 +81,11 @@ class Teacher:
             temperature=1.0,
             bucketed=bucketed,
         )
-        rows = unique.to(answers.owner.device)
+        rows = torch.tensor(first, device=answers.owner.device)
+        ids, mask = answers.input_ids[rows], answers.attention_mask[rows]
         with self._base():
-            found, _ = forward(
-                rows, answers.input_ids[rows], answers.attention_mask[rows], answers.width
-            )
-        place = {question: at for at, question in enumerate(dict.fromkeys(owner))}
-        return found[[place[question] for question in owner]]
+            hidden, _ = forward(rows, ids, mask, answers.width)
+        return hidden[answers.owner]
 
     def _base(self) -> AbstractContextManager[Any]:
         return self.model.disable_adapter() if self.adapters else nullcontext()
@@ -96,7 +94,7 @@ class Teacher:
 class HiddenForward(PolicyForward):
     """Gives the last hidden states in the log-probabilities' place."""
 
-    def _head(self, inputs: dict[str, Any], width: int) -> tuple[Tensor, Tensor]:
+    def _head(self, rows: Tensor, inputs: dict[str, Any], width: int) -> tuple[Tensor, Tensor]:
         with replaced_head(self.bare, lambda head, own, hidden: hidden[:, :width]):
             hidden = self.model(**inputs, logits_to_keep=width + 1).logits
         return hidden, hidden
