@@ -108,16 +108,16 @@ def of_effective_ratio(trainer: Any, inputs: dict[str, Any]) -> tuple[torch.Tens
 
 def within_groups(advantages: torch.Tensor, values: torch.Tensor, size: int) -> list[float]:
     """Correlation in each group in which both differ."""
-    found = []
+    correlations = []
     for a, v in zip(advantages.view(-1, size), values.view(-1, size), strict=True):
         if float(a.std()) > 1e-6 and float(v.std()) > 1e-6:
-            found.append(float(np.corrcoef(a.numpy(), v.numpy())[0, 1]))
-    return found
+            correlations.append(float(np.corrcoef(a.numpy(), v.numpy())[0, 1]))
+    return correlations
 
 
 def measure(trainer: Any, batches: int) -> dict[str, list[float]]:
     """Figures of each batch, or of each group."""
-    found: dict[str, list[float]] = {}
+    figures: dict[str, list[float]] = {}
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     beta = trainer.beta
@@ -132,8 +132,8 @@ def measure(trainer: Any, batches: int) -> dict[str, list[float]]:
         ratio_gradient, effective = of_effective_ratio(trainer, inputs)
         for name, vector in gradients.items():
             cosine = torch.cosine_similarity(vector, ratio_gradient, dim=0)
-            found.setdefault(f"cosine {name}", []).append(float(cosine))
-        found.setdefault("chance", []).append(1 / math.sqrt(len(ratio_gradient)))
+            figures.setdefault(f"cosine {name}", []).append(float(cosine))
+        figures.setdefault("chance", []).append(1 / math.sqrt(len(ratio_gradient)))
         order = inputs["rollout"]
         rollout, size = trainer.rollout, trainer.num_generations
         advantages = torch.empty(len(order))
@@ -145,8 +145,8 @@ def measure(trainer: Any, batches: int) -> dict[str, list[float]]:
         }
         for name, column in columns.items():
             pairs = within_groups(advantages, column, size)
-            found.setdefault(f"correlation of advantage and {name}", []).extend(pairs)
-    return found
+            figures.setdefault(f"correlation of advantage and {name}", []).extend(pairs)
+    return figures
 
 
 def main() -> None:

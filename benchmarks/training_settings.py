@@ -191,13 +191,15 @@ class Measured:
         """From the folders of two finished stages."""
         table = pd.read_csv(scores / "tables" / "scores.csv").set_index("benchmark")["score"]
         replies = pd.read_json(scores / "samples.jsonl", lines=True)["reply"]
-        found = {kind: average(table.to_dict(), list(suite(kind))) for kind in ("image", "video")}
-        assert found["image"] is not None
-        assert found["video"] is not None
+        averages = {
+            kind: average(table.to_dict(), list(suite(kind))) for kind in ("image", "video")
+        }
+        assert averages["image"] is not None
+        assert averages["video"] is not None
         return cls(
             pd.read_parquet(curve / "tables" / "answers.parquet"),
-            found["image"],
-            found["video"],
+            averages["image"],
+            averages["video"],
             100 * float(replies.str.contains("answer>", regex=False).mean()),
         )
 
@@ -226,12 +228,12 @@ def cell(row: Row) -> str:
 
 def rows_of(name: str, base: Measured, runs: Sequence[Measured]) -> list[Row]:
     """A setting's figures; what lies outside its curve is left out."""
-    found = across_seeds(base.answers, {name: [run.answers for run in runs]}, 0, RATIOS)
+    curves = across_seeds(base.answers, {name: [run.answers for run in runs]}, 0, RATIOS)
     rows = [
         Row(f"{name}: at {100 * line['token_ratio']:g} %",
             *(100 * float(line[column]) for column in ("accuracy", "least", "most")),
             unit="%", better="higher")
-        for line in found[found["row"] == name].dropna(subset="accuracy").to_dict("records")
+        for line in curves[curves["row"] == name].dropna(subset="accuracy").to_dict("records")
     ]  # fmt: skip
     for column in runs[0].figures():
         values = [run.figures()[column] for run in runs]

@@ -69,22 +69,22 @@ def encode_as_lmms_eval(
 def _loaded(conversations: Sequence[Conversation], vision: Vision) -> list[tuple[Any, Any]]:
     """Images and videos of each conversation."""
     loaded: dict[int, tuple[Any, Any]] = {}
-    for index, found in _load_isolated(conversations, vision):
-        if isinstance(found, str):
+    for index, media in _load_isolated(conversations, vision):
+        if isinstance(media, str):
             name = ", ".join(_paths(conversations[index])) or "an image in memory"
             remedy = "leave the row out, or use media=training"
-            raise DataError("media", name, f"decord cannot read it: {found}", remedy)
-        loaded[index] = found
+            raise DataError("media", name, f"decord cannot read it: {media}", remedy)
+        loaded[index] = media
     return [loaded[index] for index in range(len(conversations))]
 
 
 def decord_faults(conversations: Sequence[Conversation], vision: Vision) -> list[str]:
     """Why the media of conversations cannot be read in this way; "" where they can."""
     faults = [""] * len(conversations)
-    for index, found in _load_isolated(conversations, vision):
-        if isinstance(found, str):
+    for index, media in _load_isolated(conversations, vision):
+        if isinstance(media, str):
             names = "".join(f"{path}: " for path in _paths(conversations[index]))
-            faults[index] = f"{names}decord cannot read it: {found}"
+            faults[index] = f"{names}decord cannot read it: {media}"
     return faults
 
 
@@ -103,5 +103,5 @@ def _load_isolated(
         for talk in conversations
     ]
     calls = [(talk, vision) for talk in conversations]
-    for index, found in run_isolated(qwen_vl_media.load, calls, seconds, workers=num_decoders()):
-        yield index, found.reason if isinstance(found, Lost) else found
+    for index, media in run_isolated(qwen_vl_media.load, calls, seconds, workers=num_decoders()):
+        yield index, media.reason if isinstance(media, Lost) else media

@@ -158,8 +158,8 @@ def _faults(processor: Any, questions: Sequence[Question], vision: Vision, media
     """Why questions cannot be encoded, "" for those that can."""
     faults = [_text_or_size(processor, question, vision) for question in questions]
     if media == "lmms_eval":
-        found = decord_faults([question.turns for question in questions], vision)
-        return [fault or reason for fault, reason in zip(faults, found, strict=True)]
+        reasons = decord_faults([question.turns for question in questions], vision)
+        return [fault or reason for fault, reason in zip(faults, reasons, strict=True)]
     files = [
         (at, part["path"], part["type"])
         for at, question in enumerate(questions)

@@ -63,9 +63,9 @@ def _properties(path: str, changed_ns: int) -> Mapping[int, float] | Lost:
     from sf.evaluation import opencv_properties
 
     call, limit = (path,), time_limit_s(Path(path))
-    ((_, found),) = run_isolated(opencv_properties.properties, [call], [limit], workers=1)
-    assert isinstance(found, dict | Lost)
-    return found
+    ((_, answer),) = run_isolated(opencv_properties.properties, [call], [limit], workers=1)
+    assert isinstance(answer, dict | Lost)
+    return answer
 
 
 def isolate_captures(functions: Mapping[str, Any]) -> None:
