@@ -196,6 +196,8 @@ def plan_command(
     if made.to_make:
         write_dvc_yaml(params)  # it names a table only where params.yaml has its rows
         by_dvc = "dvc repro" if target == "all" else f"dvc repro {target}"
+        if params.tables and target not in ("all", *params.tables):
+            by_dvc += " once tables in params.yaml names it"
         _stdout.print(escape(f"to make it: snakemake --cores all {target}, or {by_dvc}"))
 
 

@@ -1,17 +1,17 @@
 """Renders `dvc.yaml` from the table of stages: `python -m workflow.dvc_yaml`.
 
-The file holds no values: DVC fills in the names of params.yaml when it runs. Its first stages write
-the parameters of every job and the digest of every stage's code into files, on which the jobs
-depend.
+DVC fills in the names of params.yaml when it runs. The first stages write the parameters of every
+job and the digest of every stage's code into files, on which the jobs depend.
 
-A table depends on the results of its rows alone. DVC takes no list of params.yaml as dependencies,
-so these results stand in the file: `sf use`, `sf plan` and the stage `resolve` write it anew when
-params.yaml has other models, rows or suites.
+Two things of params.yaml stand in the file, as DVC has no form for them: the results that a table
+depends on, and, where `tables` asks for some of the tables, the jobs that these need. `sf use`,
+`sf plan` and the stage `resolve` write the file anew when params.yaml asks for others.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sf.layout import FOLDERS, STAMP
 from workflow.code_digests import code_file
 from workflow.jobs import JobSpec, command, config_file, jobs, load_params
 from workflow.stages import STAGES, Stage
+from workflow.targets import asked_jobs
 
 HEADER = "# Rendered from workflow/stages.py by `python -m workflow.dvc_yaml`; do not edit.\n"
 
@@ -66,19 +67,36 @@ def stage_name(job: JobSpec) -> str:
     """What DVC calls a job."""
     if job.stage.name == "table":
         return job.name
-    values = "-".join(str(job.names[axis]) for axis in job.stage.axes)
-    return f"{job.stage.name}@{values}" if values else job.stage.name
+    return f"{job.stage.name}@{_item(job)}" if job.stage.axes else job.stage.name
+
+
+def _item(job: JobSpec) -> str:
+    """What DVC calls a job among those of its stage."""
+    return "-".join(str(job.names[axis]) for axis in job.stage.axes)
 
 
 def _names(stage: Stage) -> dict[str, str]:
     return {"scale": "${scale}", **{axis: f"${{item.{axis}}}" for axis in stage.axes}}
 
 
-def _stage(stage: Stage) -> dict[str, Any]:
-    names = _names(stage)
+def _stage(stage: Stage, asked: Sequence[JobSpec], some: bool) -> dict[str, Any]:
+    """A stage that is no table.
+
+    Args:
+        stage: of the table of stages.
+        asked: the jobs that `all` makes.
+        some: of its axes' combinations, those of `asked` alone.
+    """
+    names, outputs = _names(stage), {job.stage.output for job in asked}
     deps = [f"{path}/{STAMP}" for path in stage.input_folders(names).values()]
-    deps += [_above(kind) for kind in stage.gather]
+    deps += [_above(kind) for kind in stage.gather if kind in outputs]
     body = _body(stage, names, deps)
+    if some and stage.axes:
+        own = [job for job in asked if job.stage is stage]
+        return {
+            "foreach": {_item(job): {axis: job.names[axis] for axis in stage.axes} for job in own},
+            "do": body,
+        }
     if stage.axes:
         return {"matrix": {a: f"${{{path}}}" for a, path in stage.axes.items()}, **body}
     return body
@@ -97,13 +115,12 @@ def _above(kind: str) -> str:
     return FOLDERS[kind].replace("{scale}", "${scale}").partition("/{")[0]
 
 
-def _tables(params: Params) -> dict[str, Any]:
-    """The stages of the tables that a study can make."""
+def _tables(asked: Sequence[JobSpec]) -> dict[str, Any]:
     rendered = {}
-    for job in jobs(params):
+    for job in asked:
         if job.stage.name == "table":
             names = {"scale": "${scale}", "target": job.name}
-            own = f"results/{params.scale}/"
+            own = f"results/{job.names['scale']}/"
             deps = [path.replace(own, "results/${scale}/", 1) for path in job.inputs]
             rendered[job.name] = _body(job.stage, names, deps)
     return rendered
@@ -113,21 +130,26 @@ def render(params: Params) -> str:
     """The text of `dvc.yaml`.
 
     Args:
-        params: which tables there are and what they read depends on them, nothing else does.
+        params: which tables there are, what they read, and with `tables` which jobs there are.
     """
     yaml = YAML()
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
     stream = io.StringIO()
     stages: dict[str, Any] = {"resolve": RESOLVE, "code": CODE}
+    asked, some = asked_jobs(params, jobs(params)), bool(params.tables)
+    asked_stages = {job.stage.name for job in asked}
     for stage in STAGES:
-        stages |= _tables(params) if stage.name == "table" else {stage.name: _stage(stage)}
+        if stage.name == "table":
+            stages |= _tables(asked)
+        elif not some or stage.name in asked_stages:
+            stages[stage.name] = _stage(stage, asked, some)
     yaml.dump({"stages": stages, **SHOWN}, stream)
     return HEADER + stream.getvalue()
 
 
 def write_dvc_yaml(params: Params, root: Path = Path()) -> bool:
-    """Bring the `dvc.yaml` of a checkout up to the rows of params.yaml; whether it was another."""
+    """Bring the `dvc.yaml` of a checkout up to params.yaml; whether it was another."""
     path, text = root / "dvc.yaml", render(params)
     if not path.is_file() or path.read_text(encoding="utf-8") == text:
         return False

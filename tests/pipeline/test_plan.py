@@ -197,10 +197,14 @@ def test_the_command_prints_plan_and_json() -> None:
         return result.output
 
     assert "table1: 10 jobs, 0 results hold, 10 to make" in run("table1")
-    assert "snakemake --cores all table1, or dvc repro table1" in run("table1")
+    assert "snakemake --cores all table1, or dvc repro table1\n" in run("table1")
     content: dict[str, Any] = json.loads(run("figure4c", "--json"))
     assert [job["name"] for job in content["jobs"]][-2:] == [
         "profile__tiny-qwen2.5-vl",
         "figure4c",
     ]
     assert content["downloads"] == []
+    path = Path("params.yaml")
+    path.write_text(path.read_text().replace("tables: []", "tables: [1]"))
+    assert "dvc repro figure4c once tables in params.yaml names it" in run("figure4c")
+    assert "or dvc repro table1\n" in run("table1")

@@ -27,7 +27,7 @@ from workflow.jobs import (
     write_configs,
 )
 from workflow.stages import STAGES
-from workflow.targets import closure
+from workflow.targets import asked_jobs, closure
 
 ROOT = Path(__file__).parent.parent.parent
 SCALES = ("smoke", "mini", "compare", "tables", "single_gpu", "paper")
@@ -103,12 +103,20 @@ def test_a_study_without_training_has_all_other_jobs() -> None:
     } - {"accuracy_curve_method"}  # mini has no curve methods
 
 
+def checkout(folder: Path, scale: str, tables: str = "[]") -> Params:
+    """What DVC reads of a checkout, with a study's parameters."""
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    subprocess.run(["cp", "-r", ROOT / ".dvc", ROOT / "dvc.yaml", folder], check=True)
+    text = render_scale(scale, ROOT / "params").replace("tables: []", f"tables: {tables}")
+    (folder / "params.yaml").write_text(text)
+    params = load_params(folder / "params.yaml")
+    dvc_yaml.write_dvc_yaml(params, folder)
+    return params
+
+
 def test_both_engines_run_the_same_commands(tmp_path: Path) -> None:
     for scale in SCALES:
-        subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-        subprocess.run(["cp", "-r", ROOT / ".dvc", ROOT / "dvc.yaml", tmp_path], check=True)
-        (tmp_path / "params.yaml").write_text(render_scale(scale, ROOT / "params"))
-        dvc_yaml.write_dvc_yaml(load_scale(scale, ROOT / "params"), tmp_path)
+        checkout(tmp_path, scale)
         with Repo(str(tmp_path)) as repo:
             dvc_commands = sorted(stage.cmd for stage in repo.index.stages)
             dvc_names = {stage.name for stage in repo.index.stages}
@@ -121,10 +129,7 @@ def test_both_engines_run_the_same_commands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scale", ["tables", "compare"])
 def test_a_table_reads_the_same_results_under_both_engines(scale: str, tmp_path: Path) -> None:
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    subprocess.run(["cp", "-r", ROOT / ".dvc", ROOT / "dvc.yaml", tmp_path], check=True)
-    (tmp_path / "params.yaml").write_text(render_scale(scale, ROOT / "params"))
-    dvc_yaml.write_dvc_yaml(load_scale(scale, ROOT / "params"), tmp_path)
+    checkout(tmp_path, scale)
     listed = specs(scale)
     with Repo(str(tmp_path)) as repo:
         index = repo.index
@@ -134,6 +139,25 @@ def test_a_table_reads_the_same_results_under_both_engines(scale: str, tmp_path:
             needed = {dvc_yaml.stage_name(one) for one in closure([job], listed)} - {job.name}
             through = {other.name for other in nx.descendants(graph, stages[job.name])}
             assert through - {"resolve", "code"} == needed, job.name
+
+
+@pytest.mark.parametrize(
+    ("scale", "tables"), [("tables", "[4, figure5]"), ("compare", "[7]"), ("mini", "[figure4c]")]
+)
+def test_both_engines_make_the_asked_tables_alone(scale: str, tables: str, tmp_path: Path) -> None:
+    params = checkout(tmp_path, scale, tables)
+    listed = jobs(params)
+    asked = asked_jobs(params, listed)
+    assert len(asked) < len(listed)
+    with Repo(str(tmp_path)) as repo:
+        stages = repo.index.stages
+        made = [out.def_path for stage in stages for out in stage.outs]
+        read = {dep.def_path for stage in stages for dep in stage.deps}
+    ours = {dvc_yaml.stage_name(job): f"{job.stage.launch} {job.command}".strip() for job in asked}
+    theirs = {stage.name: stage.cmd for stage in stages if stage.name not in ("resolve", "code")}
+    assert theirs == ours
+    for path in (path for path in read if path.startswith("results/")):
+        assert any(f"{path}/".startswith(f"{out}/") or out.startswith(path) for out in made), path
 
 
 @pytest.mark.parametrize("scale", ["tables", "compare"])
