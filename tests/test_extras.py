@@ -157,7 +157,7 @@ def test_the_command_line_names_it_in_one_line(
     def app() -> None:
         raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
-    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr("sf.cli.entry.app", app)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2

@@ -169,7 +169,7 @@ def test_help_names_where_the_values_of_a_row_come_from() -> None:
 
 
 def test_help_is_printed_with_and_without_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sf.cli._stdout", Console(soft_wrap=True, width=200))
+    monkeypatch.setattr("sf.cli.study.stdout", Console(soft_wrap=True, width=200))
     shown = CliRunner().invoke(app, ["run", "train", "--help"])
     assert shown.exit_code == 0, shown.output
     for words in ("train.learning_rate", "of AdamW, at its highest", "0.0003", "--set"):

@@ -32,7 +32,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHAPES, "tiny", Shape(64, 4, 4, 2, 96, 256, True, "a test's"))
     monkeypatch.setattr("sf.profiling.study.ceilings", lambda *given: roofline.Ceilings(1e10, 1e10))
     # No heading is broken, whatever terminal other tests made the console for.
-    monkeypatch.setattr("sf.cli._stdout", Console(soft_wrap=True, width=240))
+    monkeypatch.setattr("sf.cli.model.stdout", Console(soft_wrap=True, width=240))
 
 
 def test_it_prints_its_table_and_goes_on(tmp_path: Path) -> None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from sf import own
-from sf.data.manifest import Row
 from sf.errors import DataError, SparsityForcingError
-from sf.evaluation.replies import judged, read_reply
 from sf.evaluation.resumable_log import ResumableLog
 from sf.jobs import Job
 from sf.mini.scenes import render, sample_scene
 from sf.models import build_tiny
-from sf.own import Asked, evaluate
-from sf.own_commands import separated
+from sf.own import Asked, Comparison, evaluation, stages
+from sf.own.evaluation import evaluate
 from sf.stages import questions
 from sf.tracking import SilentTracker
 
@@ -47,7 +45,7 @@ def result(files: Path) -> Path:
     """Of the whole evaluation, with a picture."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(files)
-        return evaluate(asked_of(files), **SMALL, pictures=1, output=files / "result")
+        return evaluate(asked_of(files), replace(SMALL, pictures=1), output=files / "result")
 
 
 @pytest.fixture
@@ -60,7 +58,7 @@ def asked_of(files: Path) -> Asked:
     return Asked(str(files / "ckpt"), files / "q.jsonl", files / "photos", device="cpu")
 
 
-SMALL = {"retention_p": [0.5, 1.0], "max_new_tokens": 3, "batch": 4}
+SMALL = Comparison(p=[0.5, 1.0], max_new_tokens=3, batch=4, pictures=0)
 
 
 def test_table_and_page_hold_what_was_answered(result: Path) -> None:
@@ -90,16 +88,16 @@ def test_a_killed_evaluation_goes_on(
 
     monkeypatch.setattr(ResumableLog, "add", killed)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(asked, **SMALL, pictures=0, output=Path("killed"))
+        evaluate(asked, SMALL, output=Path("killed"))
     assert not Path("killed/stage.json").exists()
-    again = evaluate(asked, **SMALL, pictures=0, output=Path("killed"))
+    again = evaluate(asked, SMALL, output=Path("killed"))
     done = [key for replies in batches for key in replies]
     assert len(done) == len(set(done)) == 18  # nothing was answered twice
     columns = ["setting", "id", "reply", "correct", "token_ratio"]
     assert pd.read_csv(again / "tables" / "answers.csv")[columns].equals(
         pd.read_csv(result / "tables" / "answers.csv")[columns]
     )
-    assert evaluate(asked, **SMALL, pictures=0, output=Path("killed")) == again  # adopted
+    assert evaluate(asked, SMALL, output=Path("killed")) == again  # adopted
 
 
 def test_checkpoint_questions_and_pictures_are_inputs(files: Path, result: Path) -> None:
@@ -120,22 +118,23 @@ def test_checkpoint_questions_and_pictures_are_inputs(files: Path, result: Path)
         ({"media": Path("none")}, {}, "there is no such folder"),
         ({"device": "tpu"}, {}, "device"),
         ({"max_pixels": 0}, {}, "max_pixels"),
-        ({}, {"retention_p": [2.0]}, "p = 2.0"),
+        ({}, {"p": [2.0]}, "p = 2.0"),
         ({}, {"methods": ["zipvll"]}, "did you mean zipvl"),
         ({}, {"methods": ["fastv=x"]}, "needs a number"),
         ({}, {"methods": ["nsa"]}, "weights of its own"),
-        ({}, {"methods": ["fastv"], "retention_p": [0.9]}, "none of the methods has a threshold"),
-        ({}, {"prompt_template": "poem"}, "prompt_template"),
+        ({}, {"methods": ["fastv"], "p": [0.9]}, "none of the methods has a threshold"),
+        ({}, {"prompt": "poem"}, "prompt_template"),
         ({}, {"batch": 0}, "batch"),
     ],
 )
 def test_bad_input_is_one_error_before_work(
     asked: Asked, monkeypatch: pytest.MonkeyPatch, change: dict, values: dict, named: str
 ) -> None:
-    monkeypatch.setattr(own, "run_stage", lambda *_, **__: pytest.fail("a stage ran"))
+    for module in (evaluation, stages):
+        monkeypatch.setattr(module, "run_stage", lambda *_, **__: pytest.fail("a stage ran"))
     given = {**vars(asked), **change}
     with pytest.raises(SparsityForcingError, match=named):
-        evaluate(Asked(**given), **values)
+        evaluate(Asked(**given), Comparison(**values))
 
 
 def test_unusable_questions_are_refused_or_left_out(files: Path, tmp_path: Path) -> None:
@@ -149,7 +148,7 @@ def test_unusable_questions_are_refused_or_left_out(files: Path, tmp_path: Path)
     values = {
         **{"model": "m", "settings": [{"method": "full"}, {"method": "zipvl"}], "seed": 0},
         **{"batch": 1, "max_new_tokens": 1, "prompt_template": "short", "pictures": 0},
-        **{"correctness_cutoff": 0.5, "max_reject_share": 0.0, "vision": own.vision_of(asked)},
+        **{"correctness_cutoff": 0.5, "max_reject_share": 0.0, "vision": stages.vision_of(asked)},
         **{"runtime": {"device": "cpu", "dtype": "float32"}, "checkpoint": files / "ckpt"},
         **{"questions": mine, "media": files / "photos", "output": tmp_path / "result"},
     }
@@ -158,61 +157,3 @@ def test_unusable_questions_are_refused_or_left_out(files: Path, tmp_path: Path)
     some = questions.Parameters(**{**values, "max_reject_share": 0.2})
     assert [row.id for row in questions.usable_rows(some, job)] == list("123456")
     assert list(pd.read_csv(tmp_path / "out/tables/rejects.csv")["number"]) == [7]
-
-
-def row(kind: str, answer: str, options: tuple[str, ...] = ()) -> Row:
-    return Row("1", "?", kind, "image", options, f"<answer>{answer}</answer>", answer, "a.png", "")
-
-
-CHOICE = row("multiple choice", "B", ("A. red", "B. dark blue"))
-RIGHT_IS_A = row("multiple choice", "A", ("A. red", "B. dark blue"))
-
-
-@pytest.mark.parametrize(
-    ("question", "reply", "read"),
-    [
-        (CHOICE, "B", "B"),
-        (CHOICE, "(B)", "B"),
-        (CHOICE, "B. dark blue", "B"),
-        (CHOICE, "Dark blue.", "B"),
-        (CHOICE, "The answer is B.", "B"),
-        (CHOICE, "Answer: B", "B"),
-        (CHOICE, "**B**", "B"),
-        (CHOICE, "B dark blue", "B"),
-        (CHOICE, "B\nIt is dark.", "B"),
-        (CHOICE, "<think>A?</think><answer>B</answer>", "B"),
-        (row("numerical", "12"), "It is 12.", "12"),
-        (row("numerical", "12"), "$12", "12"),
-        (row("numerical", "1234.5"), "1,234.50", "1,234.50"),
-        (row("free-form", "Red"), "red.", "red."),
-    ],
-)
-def test_right_replies_in_other_words_count(question: Row, reply: str, read: str) -> None:
-    assert read_reply(question, reply) == read
-    assert judged(question, reply) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("question", "reply"),
-    [
-        (CHOICE, "A. red"),
-        (CHOICE, "Both are possible"),
-        (RIGHT_IS_A, "A dark blue circle"),
-        (RIGHT_IS_A, "The answer is a circle"),
-        (CHOICE, ""),
-        (CHOICE, "C"),
-        (row("numerical", "12"), "between 11 and 12"),
-        (row("numerical", "12"), "nan"),
-        (row("free-form", "red"), "blue"),
-        (row("free-form", "?"), "!"),
-    ],
-)
-def test_wrong_replies_do_not(question: Row, reply: str) -> None:
-    assert judged(question, reply) == 0.0
-
-
-def test_values_of_an_option_may_follow_each_other() -> None:
-    words = ["evaluate", "--p", "0.9", "0.975", "--methods", "zipvl", "random", "--batch", "4"]
-    apart = ["evaluate", "--p", "0.9", "--p", "0.975", "--methods", "zipvl", "--methods", "random"]
-    assert separated(words) == [*apart, "--batch", "4"]
-    assert separated(["ask", "--p", "0.9", "--full"]) == ["ask", "--p", "0.9", "--full"]

@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sf import own, own_training
 from sf.errors import SparsityForcingError
 from sf.mini.scenes import render, sample_scene
 from sf.models import build_tiny
-from sf.own import Asked
-from sf.own_training import Recipe, train
+from sf.own import Asked, Recipe, stages, training
+from sf.own.training import train
 
 
 @pytest.fixture
@@ -35,8 +34,8 @@ def test_training_writes_a_checkpoint_and_measures_it_before_and_after(
 ) -> None:
     for part in build_tiny("qwen2_5_vl", ["What is it? red"] * 3, seed=0):
         part.save_pretrained("ckpt")
-    monkeypatch.setattr(own_training, "HELDOUT_SHARE", 0.5)  # both sides, whatever the bytes
-    monkeypatch.setattr(own_training, "MEASURED_P", (0.9,))
+    monkeypatch.setattr(training, "HELDOUT_SHARE", 0.5)  # both sides, whatever the bytes
+    monkeypatch.setattr(training, "MEASURED_P", (0.9,))
     recipe = Recipe(0.25, steps=1, questions_per_step=1, max_new_tokens=2, learning_rate=1e-3)
     trained = train(asked, recipe)
     record = json.loads((trained.checkpoint / "sparsity.json").read_text())
@@ -60,8 +59,8 @@ def test_training_writes_a_checkpoint_and_measures_it_before_and_after(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"token_ratio": 1.5}, "target-token-ratio = 1.5"),
-        ({"token_ratio": 0.0}, "inside"),
+        ({"target_token_ratio": 1.5}, "target-token-ratio = 1.5"),
+        ({"target_token_ratio": 0.0}, "inside"),
         ({"steps": 0}, "train.steps"),
         ({"learning_rate": -1.0}, "train.learning_rate"),
         ({"lora_rank": -1}, "train.lora.rank"),
@@ -71,7 +70,7 @@ def test_bad_values_are_one_error_before_work(
     asked: Asked, monkeypatch: pytest.MonkeyPatch, change: dict, named: str
 ) -> None:
     Path("ckpt").mkdir()
-    for module in (own, own_training):
+    for module in (stages, training):
         monkeypatch.setattr(module, "run_stage", lambda *_, **__: pytest.fail("a stage ran"))
     with pytest.raises(SparsityForcingError, match=named):
-        train(asked, Recipe(**{"token_ratio": 0.25, **change}))
+        train(asked, Recipe(**{"target_token_ratio": 0.25, **change}))

@@ -7,52 +7,23 @@ ratio, then `questions` on held-out rows before and after.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sf.errors import ConfigError, DataError
 from sf.jobs import run_stage
-from sf.own import FOLDER, STUDY, Asked, base_of, check_values, runtime_of, vision_of
+from sf.own.asked import Asked, Comparison, Recipe
+from sf.own.evaluation import question_values
+from sf.own.stages import FOLDER, STUDY, base_of, check_values, runtime_of, vision_of
 from sf.result_key.contents import digest_of
 
-__all__ = ["Recipe", "Trained", "train"]
+__all__ = ["Trained", "train"]
 
 MEASURED_P = (0.8, 0.9, 0.95, 0.975)
 INFERENCE_P = 0.975
 HELDOUT_SHARE, CALIBRATION_SHARE = 0.2, 0.05
 MOST_HELDOUT, MOST_CALIBRATION = 400, 200
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How much is trained, and how.
-
-    Attributes:
-        token_ratio: to reach at p = 0.975, in (0, 1).
-        steps: of the optimiser.
-        questions_per_step: of one step.
-        learning_rate: of AdamW, at its highest; it was not tuned on large models.
-        lora_rank: of low-rank adapters, which are merged at the end; 0: all of the decoder's
-            weights are trained.
-        max_new_tokens: length limit of an answer, where the model is measured.
-        correctness_cutoff: share from which OCR, free-form and regression count as right there.
-        rollouts_per_forward: micro-batch.
-        save_every: steps between two checkpoints.
-        seed: of everything random.
-    """
-
-    token_ratio: float
-    steps: int = 200
-    questions_per_step: int = 16
-    learning_rate: float = 1e-5
-    lora_rank: int = 0
-    max_new_tokens: int = 64
-    correctness_cutoff: float = 0.5
-    rollouts_per_forward: int = 8
-    save_every: int = 25
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +80,7 @@ def train(
         SparsityForcingError: before any work wherever that is possible; TrainingCollapse.
     """
     asked.check()
-    objective = objective_with(recipe.token_ratio)
+    objective = objective_with(recipe.target_token_ratio)
     runtime = runtime_of(asked)
     training = {
         "model": asked.name,
@@ -120,7 +91,7 @@ def train(
         "answering": {
             "prompt_template": "answer",
             "max_completion_tokens": recipe.max_new_tokens,
-            "correctness_cutoff": recipe.correctness_cutoff,
+            "correctness_cutoff": recipe.cutoff,
         },
         "vision": vision_of(asked),
         "runtime": runtime,
@@ -204,25 +175,22 @@ def _measure(
     asked: Asked, recipe: Recipe, checkpoint: Path, data: Path, output: Path, command: str
 ) -> Path:
     """The held-out questions under full attention and at several thresholds."""
-    from sf.evaluation.own_questions import settings_of
-
-    methods: Sequence[str] = ["zipvl"]
-    values = {
-        "model": asked.name,
-        "settings": [each.model_dump() for each in settings_of(checkpoint, methods, MEASURED_P)],
-        "seed": recipe.seed,
-        "batch": recipe.rollouts_per_forward,
-        "max_new_tokens": recipe.max_new_tokens,
-        "prompt_template": "short",
-        "correctness_cutoff": recipe.correctness_cutoff,
-        "max_reject_share": 0.0,
-        "pictures": 0,
-        "vision": vision_of(asked),
-        "runtime": runtime_of(asked),
-        "checkpoint": checkpoint,
-        "questions": data / "heldout.parquet",
-        "media": asked.media_folder,
-        "output": output,
-    }
+    heldout = replace(
+        asked,
+        questions=data / "heldout.parquet",
+        media=asked.media_folder,
+        max_reject_share=0.0,
+    )
+    comparison = Comparison(
+        p=list(MEASURED_P),
+        methods=["zipvl"],
+        batch=recipe.rollouts_per_forward,
+        max_new_tokens=recipe.max_new_tokens,
+        cutoff=recipe.cutoff,
+        pictures=0,
+        seed=recipe.seed,
+    )
+    values = question_values(heldout, comparison, checkpoint)
+    values |= {"checkpoint": checkpoint, "output": output}
     run_stage("questions", values, STUDY, command, tracked=False)
     return output

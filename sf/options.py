@@ -1,0 +1,68 @@
+"""Options that several commands have, with their help, as typer reads them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+__all__ = [
+    "DEVICE",
+    "DTYPE",
+    "FPS",
+    "MAX_FRAMES",
+    "MAX_PIXELS",
+    "MODEL",
+    "REVISION",
+    "from_dataclasses",
+]
+
+MODEL = Annotated[str, typer.Option(help="a checkpoint's folder, or OWNER/NAME on the hub")]
+REVISION = Annotated[str | None, typer.Option(help="of a hub id")]
+DEVICE = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one")]
+DTYPE = Annotated[
+    str | None, typer.Option(help="float32 (default on a CPU), bfloat16 (on a GPU) or float16")
+]
+MAX_PIXELS = Annotated[int | None, typer.Option(help="of an image, or of each frame")]
+MAX_FRAMES = Annotated[int, typer.Option(help="of a video")]
+FPS = Annotated[float, typer.Option(help="frames looked at a second")]
+
+
+def from_dataclasses(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with an option for every field of its arguments that are dataclasses.
+
+    Args:
+        command: fields' annotations are as typer wants them; their names are the options'.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    classes: dict[str, Any] = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if is_dataclass(parameter.annotation)
+    }
+    options: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        options += _options(classes[name]) if name in classes else [parameter]
+
+    @functools.wraps(command)
+    def called(**values: Any) -> None:
+        arguments = {
+            name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+            for name, kind in classes.items()
+        }
+        command(**arguments, **values)
+
+    called.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options]
+    )
+    return called
+
+
+def _options(kind: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    parameters = inspect.signature(kind).parameters.values()
+    return [parameter.replace(annotation=hints[parameter.name]) for parameter in parameters]

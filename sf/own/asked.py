@@ -1,0 +1,113 @@
+"""What the commands for an own model are asked; each field is one of their options."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sf.errors import ConfigError, DataError
+from sf.options import DEVICE, DTYPE, FPS, MAX_FRAMES, MAX_PIXELS, MODEL, REVISION
+
+__all__ = ["Asked", "Comparison", "Recipe"]
+
+MAX_NEW_TOKENS = Annotated[int, typer.Option(help="length limit of a reply")]
+CUTOFF = Annotated[
+    float, typer.Option(help="share from which OCR, free-form and regression count as right")
+]
+SEED = Annotated[int, typer.Option(help="of everything random")]
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model and questions."""
+
+    model: MODEL
+    questions: Annotated[
+        Path,
+        typer.Option(help="JSONL, JSON, CSV or parquet: question, answer, image or video, options"),
+    ]
+    media: Annotated[
+        Path | None, typer.Option(help="folder of the images and videos; that of the questions")
+    ] = None
+    revision: REVISION = None
+    device: DEVICE = None
+    dtype: DTYPE = None
+    max_pixels: MAX_PIXELS = None
+    max_frames: MAX_FRAMES = 32
+    fps: FPS = 2.0
+    max_reject_share: Annotated[
+        float, typer.Option(help="share of the questions that may be unusable, 0 to 1")
+    ] = 0.0
+
+    @property
+    def name(self) -> str:
+        """Of the model, as a folder's."""
+        return re.sub(r"[^A-Za-z0-9.-]+", "-", Path(self.model).resolve().name).strip("-.")
+
+    @property
+    def media_folder(self) -> Path:
+        folder = self.questions.parent if self.media is None else self.media
+        return folder.absolute()  # decoders work in processes of their own
+
+    def check(self) -> None:
+        """Refuse before any work what names nothing.
+
+        Raises:
+            DataError: no such file, folder or model.
+            ConfigError: the model's name is neither a folder nor a hub id.
+        """
+        from sf.data.own_rows import TABLES
+
+        if not self.questions.is_file():
+            remedy = f"give a file in JSON or JSONL, or one that ends in {', '.join(TABLES)}"
+            raise DataError("questions", str(self.questions), "there is no such file", remedy)
+        if not self.media_folder.is_dir():
+            raise DataError("media", str(self.media_folder), "there is no such folder")
+        if Path(self.model).is_dir():
+            return
+        parent = Path(self.model).parent
+        if not _HUB.fullmatch(self.model) or parent.is_dir() or self.model.startswith("."):
+            rule = "is neither a folder nor OWNER/NAME on the hub"
+            raise ConfigError("model", self.model, rule, "give a folder with model and processor")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The methods that answer, and how replies are judged (`sf.stages.questions`)."""
+
+    p: Annotated[list[float] | None, typer.Option(help="retention thresholds in (0, 1]")] = None
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(help="beside full attention, NAME or NAME=VALUE; as trained by default"),
+    ] = None
+    batch: Annotated[int, typer.Option(help="questions answered at once")] = 8
+    max_new_tokens: MAX_NEW_TOKENS = 64
+    prompt: Annotated[
+        str, typer.Option(help="short: a bare answer; answer: in tags; think_answer: reasoning too")
+    ] = "short"
+    cutoff: CUTOFF = 0.5
+    pictures: Annotated[int, typer.Option(help="questions whose kept tokens are drawn")] = 6
+    seed: SEED = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much is trained, and how; the learning rate was not tuned on large models."""
+
+    target_token_ratio: Annotated[
+        float, typer.Option(help="share of the prompt's tokens to need at p = 0.975")
+    ]
+    steps: Annotated[int, typer.Option(help="of the optimiser")] = 200
+    questions_per_step: Annotated[int, typer.Option(help="of one step")] = 16
+    learning_rate: Annotated[float, typer.Option(help="of AdamW, at its highest")] = 1e-5
+    lora_rank: Annotated[int, typer.Option(help="of adapters; 0: all decoder weights")] = 0
+    max_new_tokens: MAX_NEW_TOKENS = 64
+    cutoff: CUTOFF = 0.5
+    rollouts_per_forward: Annotated[int, typer.Option(help="micro-batch, in answers")] = 8
+    save_every: Annotated[int, typer.Option(help="steps between two checkpoints")] = 25
+    seed: SEED = 0

@@ -1,0 +1,82 @@
+"""`sf evaluate`: own questions under full attention and other methods."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sf.jobs import run_stage
+from sf.own.stages import (
+    FOLDER,
+    STUDY,
+    base_of,
+    check_values,
+    config_of,
+    runtime_of,
+    vision_of,
+)
+from sf.result_key.contents import digest_of
+
+if TYPE_CHECKING:
+    from sf.own.asked import Asked, Comparison
+
+__all__ = ["evaluate", "question_values"]
+
+
+def evaluate(
+    asked: Asked, comparison: Comparison, *, output: Path | None = None, command: str = ""
+) -> Path:
+    """Answer the questions under full attention and other methods.
+
+    Args:
+        asked: model and questions.
+        comparison: methods; none: what the checkpoint was trained with, else ZipVL.
+        output: of the result; by default a folder of its own below `results/own/evaluate`.
+        command: as it was typed, for the record.
+
+    Returns:
+        The folder with `index.html` and `tables/`.
+
+    Raises:
+        SparsityForcingError: before any work wherever that is possible.
+    """
+    asked.check()
+    values = question_values(asked, comparison, config_of(asked))
+    digest = digest_of([values, os.path.realpath(asked.model), asked.questions.absolute()])[:8]
+    folder = output or FOLDER / "evaluate" / f"{asked.name}__{digest}"
+    check_values("questions", {**values, "checkpoint": asked.model, "output": folder})
+    values |= {"checkpoint": base_of(asked, command), "output": folder}
+    run_stage("questions", values, STUDY, command, tracked=False)
+    return folder
+
+
+def question_values(asked: Asked, comparison: Comparison, source: Any) -> dict[str, Any]:
+    """The values of the stage `questions`, but for `checkpoint` and `output`.
+
+    Args:
+        asked: model and questions.
+        comparison: methods.
+        source: the checkpoint's folder, or its configuration.
+
+    Raises:
+        ConfigError, UnsupportedModelError: see `sf.evaluation.own_questions.settings_of`.
+    """
+    from sf.evaluation.own_questions import settings_of
+
+    settings = settings_of(source, comparison.methods or (), comparison.p or ())
+    return {
+        "model": asked.name,
+        "settings": [setting.model_dump() for setting in settings],
+        "seed": comparison.seed,
+        "batch": comparison.batch,
+        "max_new_tokens": comparison.max_new_tokens,
+        "prompt_template": comparison.prompt,
+        "correctness_cutoff": comparison.cutoff,
+        "max_reject_share": asked.max_reject_share,
+        "pictures": comparison.pictures,
+        "vision": vision_of(asked),
+        "runtime": runtime_of(asked),
+        "questions": asked.questions,
+        "media": asked.media_folder,
+    }
