@@ -66,9 +66,10 @@ for job in JOBS:
         resources:
             mem_mb=slurm.grow(given.mem_gib * 1024),
             runtime=slurm.grow(slurm.minutes(given.hours)),
-            gpu=given.gpus,
-            nodes=1,  # torchrun starts its processes on one
+            gpu=given.gpus * given.nodes,
+            nodes=given.nodes,
             cpus_per_task=given.cpus,  # `threads` is cut to the submitting machine's cores
+            **slurm.several_nodes(given),
         shell:
             "if [ -s {log} ]; then mv {log} {log}.$(date -r {log} +%Y%m%dT%H%M%S); fi; "
             "{params.launch} {params.cmd} 2>&1 | tee {log}"

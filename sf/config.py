@@ -69,10 +69,11 @@ TableName = Annotated[str, BeforeValidator(_known_table)]
 class Resources(Section):
     """What one job of a stage is given by the scheduler."""
 
-    cpus: Positive
-    mem_gib: Positive
-    gpus: Annotated[int, Field(ge=0)]
+    cpus: Positive = Field(description="on each node")
+    mem_gib: Positive = Field(description="on each node")
+    gpus: Annotated[int, Field(ge=0, description="on each node; a process each")]
     hours: Annotated[float, Field(gt=0)]
+    nodes: Positive = Field(1, description="machines; several need Slurm")
 
 
 class TrainedRow(Section):

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sf.atomic_files import write_json
-from sf.config import Params, load_params, validated
+from sf.config import Params, Resources, load_params, validated
+from sf.errors import ConfigError
 from sf.jobs import stage_module
 from sf.layout import FOLDERS, STAMP
 from workflow.stages import STAGES, Stage
@@ -29,11 +30,24 @@ __all__ = [
 ]
 
 
-def launcher(run: str, gpus: int) -> list[str]:
-    """How the Python of a stage of `sf run` is started in several processes; [] for one."""
-    if gpus < 2 or not any(stage.ranks for stage in STAGES if stage.run == run):
+_TORCHRUN = ("-m", "torch.distributed.run")
+
+
+def launcher(run: str, given: Resources) -> list[str]:
+    """How the Python of a stage of `sf run` is started in several processes; [] for one.
+
+    Raises:
+        ConfigError: several nodes for a stage that runs in one process.
+    """
+    ranks = any(stage.ranks for stage in STAGES if stage.run == run)
+    if given.nodes > 1:
+        if not ranks:
+            rule = f"must be 1: {run} runs in one process"
+            raise ConfigError(f"resources.{run}.nodes", given.nodes, rule, "leave it out")
+        return [*_TORCHRUN, f"--nnodes={given.nodes}", f"--nproc-per-node={max(given.gpus, 1)}"]
+    if given.gpus < 2 or not ranks:
         return []
-    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
+    return [*_TORCHRUN, "--standalone", f"--nproc-per-node={given.gpus}"]
 
 
 @dataclass(frozen=True)
@@ -95,9 +109,11 @@ def jobs(params: Params) -> list[JobSpec]:
     """All jobs of a study, each after those whose results it reads.
 
     Raises:
-        ConfigError: the parameters of a job do not fit its stage, or a table that `tables` names
-            needs rows that the study does not have.
+        ConfigError: the parameters of a job do not fit its stage, a table that `tables` names
+            needs rows that the study does not have, or a stage of one process asks for nodes.
     """
+    for name, given in params.resources.items():
+        launcher(name, given)
     listed: list[JobSpec] = []
     for stage in STAGES:
         if stage.name == "table":

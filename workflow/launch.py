@@ -2,10 +2,11 @@
 
     python -m workflow.launch sf run train --study mini …
 
-With more than one GPU the command of a stage that can use them runs under torchrun on this machine,
-else as it is. On a machine without a scheduler the job first waits for free GPUs
-(`workflow.devices`). The number is read from params.yaml when the job starts: it is no part of the
-command, so changing it reruns nothing.
+With more than one GPU the command of a stage that can use them runs under torchrun, else as it is.
+With several nodes, which only Slurm gives, each node runs a torchrun of its own, and they meet on
+the first node. On a machine without a scheduler the job first waits for free GPUs
+(`workflow.devices`). The numbers are read from params.yaml when the job starts: they are no part of
+the command, so changing them reruns nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from pathlib import Path
 
 from sf.errors import SparsityForcingError
-from workflow import devices
+from workflow import devices, slurm
 from workflow.jobs import launcher, load_params
 
 
@@ -25,9 +26,17 @@ def main(words: list[str]) -> None:
     stage = words[2]
     params = load_params(Path("params.yaml"))
     name, given = params.resources_of(stage)
-    gpus, prefix = given.gpus, launcher(stage, given.gpus)
-    if params.runtime.device == "cuda" and gpus and "SLURM_JOB_ID" not in os.environ:
-        devices.claim(gpus, f"resources.{name}.gpus")
+    prefix = launcher(stage, given)
+    if params.runtime.device == "cuda" and given.gpus and "SLURM_JOB_ID" not in os.environ:
+        devices.claim(given.gpus, f"resources.{name}.gpus")
+    if given.nodes > 1:
+        here = slurm.node_of_step()
+        if here is None:  # once on each node
+            call = [sys.executable, "-m", "workflow.launch", *words]
+            words = [*slurm.on_every_node(given, f"resources.{name}.nodes"), *call]
+            os.execvp(words[0], words)
+        prefix += [f"--node-rank={here.number}", f"--master-addr={here.first}"]
+        prefix += [f"--master-port={here.port}"]
     if prefix:
         words = [sys.executable, *prefix, "-m", "sf.cli", *words[1:]]
     os.execvp(words[0], words)

@@ -78,11 +78,12 @@ def plan(target: str, params: Params) -> Plan:
 
 def _planned(entry: JobStatus, params: Params, seconds: float | None) -> PlannedJob:
     _, given = params.resources_of(entry.job.stage.run)
+    gpus = given.gpus * given.nodes
     if entry.status == "holds":
-        return PlannedJob(entry, 0.0, "", given.gpus)
+        return PlannedJob(entry, 0.0, "", gpus)
     if seconds is not None:
-        return PlannedJob(entry, seconds / 3600, "measured", given.gpus)
-    return PlannedJob(entry, given.hours, "limit", given.gpus)
+        return PlannedJob(entry, seconds / 3600, "measured", gpus)
+    return PlannedJob(entry, given.hours, "limit", gpus)
 
 
 def _downloads(missing: Iterable[JobSpec]) -> Iterator[str]:

@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import getpass
 import math
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sf.errors import EnvironmentFault
+from sf.config import Resources
+from sf.errors import ConfigError, EnvironmentFault
 
-__all__ = ["QueuedJob", "check", "end_of", "grow", "jobs_of", "minutes", "wait_for_jobs"]
+__all__ = [
+    *("Node", "QueuedJob", "check", "end_of", "grow", "jobs_of", "minutes", "node_of_step"),
+    *("on_every_node", "several_nodes", "wait_for_jobs"),
+]
 
 POLL_SECONDS = 5.0
 LEAST_JOB_AGE = 120
 """Seconds that a finished job must stay visible to squeue: three of the plugin's status checks."""
+_PORTS = range(15_000, 30_000)  # below those that systems give to outgoing connections
 GROWTH = 0.5
 """What every retry of a job is given on top of its first try's memory and time."""
 
@@ -40,6 +47,72 @@ class QueuedJob:
     id: str
     state: str
     rule: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One of a job's nodes, seen from itself.
+
+    Attributes:
+        number: of this node, from 0.
+        first: address of the first node, where the job's processes meet.
+        port: where they meet, the same on every node and another one for each job.
+    """
+
+    number: int
+    first: str
+    port: int
+
+
+_FIRST = "SF_FIRST_NODE"
+"""Set for the steps that `on_every_node` starts, and for nothing else."""
+
+
+def several_nodes(given: Resources) -> dict[str, Any]:
+    """What the executor plugin is told of a job on several nodes: a task on each; {} for one.
+
+    The plugin's name for this is an MPI job: the job itself starts its steps.
+    """
+    if given.nodes == 1:
+        return {}
+    # With `tasks` alone the plugin would ask for so many tasks a GPU.
+    return {"mpi": "srun", "tasks": given.nodes, "tasks_per_gpu": 0}
+
+
+def on_every_node(given: Resources, field: str) -> list[str]:
+    """The words that start what follows them once on every node of this job.
+
+    If it fails on one node, it is ended on all.
+
+    Args:
+        given: nodes and CPUs of the job.
+        field: name of the parameter that asks for the nodes, for the message.
+
+    Raises:
+        ConfigError: this is no job of Slurm on so many nodes.
+    """
+    has = int(os.environ.get("SLURM_JOB_NUM_NODES", "0"))
+    if has != given.nodes:
+        what = f"a Slurm job of {has}" if has else "no Slurm job"
+        remedy = "start it with `snakemake --profile slurm`, or set it to 1"
+        raise ConfigError(field, given.nodes, f"needs as many nodes, and this is {what}", remedy)
+    hosts = _output(["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]])
+    node = _output(["scontrol", "--oneliner", "show", "node", hosts.split()[0]])
+    first = node.partition("NodeAddr=")[2].split()[0]
+    return [
+        *("srun", f"--nodes={has}", f"--ntasks={has}", "--ntasks-per-node=1"),
+        *(f"--cpus-per-task={given.cpus}", "--kill-on-bad-exit=1", "--label"),
+        *("env", f"{_FIRST}={first}"),
+    ]
+
+
+def node_of_step() -> Node | None:
+    """The node on which `on_every_node` started this process; None if nothing did."""
+    first = os.environ.get(_FIRST)
+    if first is None:
+        return None
+    job = int(os.environ["SLURM_JOB_ID"])
+    return Node(int(os.environ["SLURM_NODEID"]), first, _PORTS.start + job % len(_PORTS))
 
 
 def minutes(hours: float) -> int:

@@ -1,4 +1,4 @@
-"""A real Slurm of one node on this machine, for the tests: started as root, stopped at the end."""
+"""A real Slurm of two nodes on this machine, for the tests: started as root, stopped at the end."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["CPUS", "missing", "slurm"]
+__all__ = ["CPUS", "NODES", "kill_node", "missing", "slurm", "start_node"]
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 CONFIGURATION = Path("/etc/slurm/slurm.conf")  # jobs lose SLURM_CONF: only this place is read
+NODES = ("n1", "n2")
 CPUS = 8
-"""What the node says that it has; jobs are given no more than the machine's own."""
+"""What each node says that it has; jobs are given no more than the machine's own."""
 
 CONFIG = """\
 ClusterName=test
@@ -36,19 +37,20 @@ SchedulerParameters=batch_sched_delay=1,sched_interval=2,bf_interval=2
 SlurmdParameters=config_overrides
 ReturnToService=2
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldPort=16817
-SlurmdPort=16818
+SlurmdTimeout=10
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 MinJobAge=300
 KillWait=5
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} State=UNKNOWN
-PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[16818-16819] CPUs={cpus} \
+RealMemory={memory} State=UNKNOWN
+PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
 """
 
 
@@ -88,26 +90,43 @@ def _munge() -> None:
         _start("runuser", "-u", "munge", "--", "munged")
 
 
+def start_node(node: str) -> None:
+    """Start a node's daemon."""
+    _start("slurmd", "-N", node)
+
+
+def kill_node(node: str) -> None:
+    """Kill a node's daemon and the daemons of the steps that it runs."""
+    subprocess.run(["pkill", "-9", "-f", f"^slurmd -N {node}$"], check=True)
+    subprocess.run(["pkill", "-9", "-f", "^slurmstepd"], check=False)
+
+
+def _idle() -> list[str]:
+    words = ["sinfo", "--noheader", "--Node", "--states=idle", "--format=%N"]
+    return subprocess.check_output(words, text=True).split()
+
+
 @contextmanager
 def slurm(folder: Path) -> Iterator[None]:
     """Slurm without accounting, with its state below `folder`, until the context ends."""
-    for name in ("state", "spool"):
+    for name in ("state", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir(parents=True, exist_ok=True)
     host = socket.gethostname().split(".")[0]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 * 9 // 10
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 * 9 // 20
     CONFIGURATION.parent.mkdir(exist_ok=True)
     CONFIGURATION.write_text(CONFIG.format(host=host, folder=folder, cpus=CPUS, memory=memory))
     _munge()
     try:
         _start("slurmctld")
-        _start("slurmd", "-N", host)
+        for node in NODES:
+            start_node(node)
         deadline = time.monotonic() + 30
-        while "idle" not in subprocess.check_output(["sinfo", "-h", "-o", "%t"], text=True):
+        while _idle() != list(NODES):
             assert time.monotonic() < deadline, (folder / "slurmctld.log").read_text()[-2000:]
             time.sleep(0.2)
         yield
     finally:
-        for name in ("slurmd", "slurmctld"):
+        for name in (*(f"slurmd-{node}" for node in NODES), "slurmctld"):
             pid = folder / f"{name}.pid"
             if pid.is_file():
                 subprocess.run(["kill", pid.read_text().strip()])

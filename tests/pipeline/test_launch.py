@@ -16,12 +16,14 @@ import pytest
 from ruamel.yaml import YAML
 
 from sf.atomic_files import write_json
-from sf.config import Params, validated
+from sf.config import Params, Resources, validated
+from sf.errors import ConfigError
 from sf.layout import STAMP, work_folder
 from sf.result_key.contents import file_digests
 from sf.scales import scale_values
 from sf.training.checkpoints import SEAL
 from workflow.jobs import JobSpec, jobs, launcher, write_configs
+from workflow.slurm import on_every_node
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "training"))
@@ -35,14 +37,36 @@ ENVIRONMENT = {
 }
 
 
+def resources(**changed: int) -> Resources:
+    return validated(Resources, {**ALONE, **changed})
+
+
 def test_only_stages_that_can_are_started_in_several_processes() -> None:
-    words = launcher("train", 4)
+    words = launcher("train", resources(gpus=4))
     assert words[:2] == ["-m", "torch.distributed.run"]
-    assert "--nproc-per-node=4" in words
-    assert launcher("evaluate", 4)
-    assert launcher("calibrate", 4) == []
+    assert {"--standalone", "--nproc-per-node=4"} <= set(words)
+    assert launcher("evaluate", resources(gpus=4))
+    assert launcher("calibrate", resources(gpus=4)) == []
     for gpus in (0, 1):
-        assert launcher("train", gpus) == []
+        assert launcher("train", resources(gpus=gpus)) == []
+        words = launcher("train", resources(gpus=gpus, nodes=3))
+        assert {"--nnodes=3", "--nproc-per-node=1"} <= set(words)
+
+
+def test_only_stages_that_can_are_given_several_nodes() -> None:
+    given = params(1)
+    given["resources"]["train"]["nodes"] = 2
+    assert jobs(validated(Params, given))
+    given["resources"]["base"] = {**ALONE, "nodes": 2}
+    with pytest.raises(ConfigError, match=r"resources\.base\.nodes.*one process"):
+        jobs(validated(Params, given))
+
+
+def test_several_nodes_without_slurm_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_NUM_NODES", "SLURM_JOB_NODELIST"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=r"resources\.train\.nodes.*no Slurm job"):
+        on_every_node(resources(nodes=2), "resources.train.nodes")
 
 
 def params(processes: int, **row: Any) -> dict[str, Any]:
@@ -71,7 +95,8 @@ def study(folder: Path, given: dict[str, Any]) -> Path:
     rows = write_rows(folder / "media")
     for piece in build("qwen2_5_vl", rows):
         piece.save_pretrained(base)
-    write_manifest(data / "train.parquet", rows, folder / "media")
+    for split in ("train", "calibration"):
+        write_manifest(data / f"{split}.parquet", rows, folder / "media")
     for part in (base, data):
         write_json(part / STAMP, {"files": file_digests(part, work_folder(part))})
     with (folder / "params.yaml").open("w") as stream:

@@ -1,6 +1,6 @@
 """The documented command under a real Slurm: `snakemake --cores all --profile slurm`.
 
-One node, no accounting, more CPUs than the machine has. One study of one job goes through what
+Two nodes, no accounting, more CPUs than the machine has. One study of one job goes through what
 happens on clusters, as the start of Snakemake takes most of the time.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -17,12 +16,16 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 import slurm_cluster
 from random_kills import copy_checkout, environment
 from ruamel.yaml import YAML
+from test_launch import job, params, study, weights
 
 from sf.errors import EnvironmentFault
+from sf.layout import work_folder
+from sf.training.checkpoints import SEAL
 from workflow import slurm
 
 ROOT = Path(__file__).parent.parent.parent
@@ -169,15 +172,15 @@ def wait_for(state: str, rule: str, other_than: str = "") -> str:
     raise AssertionError(f"no {state} {rule}: {queue()}")
 
 
-def node(state: str) -> None:
-    name = f"NodeName={socket.gethostname().split('.')[0]}"
+def nodes(state: str) -> None:
+    name = f"NodeName={','.join(slurm_cluster.NODES)}"
     subprocess.run(["scontrol", "update", name, f"State={state}", "Reason=test"], check=True)
 
 
 @real
 @pytest.mark.timeout(2700)
 def test_a_study_survives_what_happens_on_a_cluster(checkout: Path) -> None:
-    """A killed submitter's job, a drained node, a job cancelled, a job at its time limit."""
+    """A killed submitter's job, drained nodes, a job cancelled, a job at its time limit."""
     params = checkout / "params.yaml"
     text = params.read_text()
     assert "  default: {cpus: 1," in text
@@ -192,7 +195,7 @@ def test_a_study_survives_what_happens_on_a_cluster(checkout: Path) -> None:
 
     wait_until(lambda: "Slurm starts it again" in read(checkout / "limited.log"))
     subprocess.run(["scontrol", "update", f"JobId={told}", "StartTime=now"], check=False)
-    node("DRAIN")
+    nodes("DRAIN")
     left = sbatch(checkout, "--comment", "rule_benchmarks", "--wrap", "sleep 600")
     assert slurm.jobs_of(checkout)[-1] == slurm.QueuedJob(left, "PENDING", "benchmarks")
     process = submit(checkout, "benchmarks")
@@ -201,9 +204,9 @@ def test_a_study_survives_what_happens_on_a_cluster(checkout: Path) -> None:
             lambda: f"Slurm job {left} of an earlier call" in read(checkout / "submitter.log")
         )
         subprocess.run(["scancel", left], check=True)
-        waiting = wait_for("PENDING", "benchmarks", other_than=left)  # the node is drained
+        waiting = wait_for("PENDING", "benchmarks", other_than=left)  # the nodes are drained
     finally:
-        node("RESUME")
+        nodes("RESUME")
     wait_for("RUNNING", "benchmarks")
     subprocess.run(["scancel", waiting], check=True)
     assert process.wait(timeout=1200) == 0, read(checkout / "submitter.log")[-4000:]
@@ -217,6 +220,69 @@ def test_a_study_survives_what_happens_on_a_cluster(checkout: Path) -> None:
     wait_until(result.is_file)
     assert set(result.read_text().split()) == {told}
     assert "report: done" in read(checkout / "limited.log")
+
+
+@real
+@pytest.mark.slow
+@pytest.mark.timeout(2700)
+def test_a_training_over_two_nodes_survives_a_rank_and_a_node(
+    checkout: Path, tmp_path: Path
+) -> None:
+    """One rank a node, over gloo: the same weights as without kills."""
+    given = params(0)
+    given["train"] |= {"steps": 8}
+    given["resources"]["train"]["nodes"] = 2
+    whole, killed = (study(tmp_path / name, given) for name in ("whole", "killed"))
+    spec = job(given)
+    call = f"{shlex.quote(sys.executable)} -m workflow.launch {spec.command}"
+    words = ("--nodes=2", "--ntasks=2", f"--export=ALL,PYTHONPATH={ROOT}", "--output", "log")
+    words = (*words, "--open-mode=append", "--wrap", call)
+    ended(sbatch(whole, *words), "COMPLETED", whole)
+
+    seal = work_folder(killed / spec.output) / "state" / "checkpoints"
+    first = sbatch(killed, *words)
+    wait_until(lambda: (seal / "checkpoint-2" / SEAL).is_file())
+    victim = next(p for p in ranks(first) if p.environ()["RANK"] == "1")
+    assert {p.environ()["SLURM_NODEID"] for p in ranks(first)} == {"0", "1"}
+    victim.kill()
+    ended(first, "FAILED", killed)
+    wait_until(lambda: not ranks(first), seconds=60)
+    assert not (killed / spec.output).exists()
+
+    second = sbatch(killed, *words)
+    wait_until(lambda: (seal / "checkpoint-4" / SEAL).is_file())
+    lost = [p for p in ranks(second) if p.environ()["SLURM_NODEID"] == "1"]
+    slurm_cluster.kill_node("n2")
+    for process in lost:
+        process.kill()
+    wait_until(lambda: state(second) == "PENDING")  # its node is down: back into the queue
+    slurm_cluster.start_node("n2")
+    subprocess.run(["scontrol", "update", f"JobId={second}", "StartTime=now"], check=False)
+    ended(second, "COMPLETED", killed)
+    assert weights(killed, spec) == weights(whole, spec)
+
+
+def state(number: str) -> str:
+    return next(line[1] for line in queue("--jobs", number))
+
+
+def ended(number: str, how: str, folder: Path) -> None:
+    """Wait for the end of a job, which must be this one."""
+    wait_until(lambda: state(number) in ("COMPLETED", "FAILED", "CANCELLED"))
+    assert state(number) == how, read(folder / "log")[-4000:]
+
+
+def ranks(number: str) -> list[psutil.Process]:
+    """The processes of a job that torchrun has started."""
+    chosen = []
+    for process in psutil.process_iter():
+        try:
+            values = process.environ()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if values.get("SLURM_JOB_ID") == number and "TORCHELASTIC_RUN_ID" in values:
+            chosen.append(process)
+    return chosen
 
 
 def read(path: Path) -> str:
