@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["FOLDERS", "STAMP", "TRAINED", "folder", "work_folder"]
+__all__ = ["FOLDERS", "RECORD", "STAMP", "TRAINED", "folder", "work_folder"]
 
 STAMP = "stage.json"  # written last into a result folder: its presence says "complete"
+RECORD = "record.json"  # the copy of the stamp in the work folder
 
 TRAINED = "{objective}/seed{train_seed}"  # a row with training: its name and seed
 

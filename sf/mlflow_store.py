@@ -34,6 +34,7 @@ __all__ = [
     "experiment_of_study",
     "finished_runs",
     "store_name",
+    "store_state",
     "tracking_uri",
 ]
 
@@ -132,6 +133,15 @@ def _sqlite_file(uri: str) -> Path | None:
         return None
     name = uri.removeprefix(_SQLITE).partition("?")[0]
     return Path(name) if name and not name.startswith((":", "file:")) else None
+
+
+def store_state() -> list[int] | None:
+    """Tells whether a store's file has changed; None where it is no file, or not there yet."""
+    file = _sqlite_file(tracking_uri())
+    if file is None or not _is_there(file):
+        return None
+    state = file.stat()
+    return [state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns]
 
 
 def _is_there(file: Path) -> bool:

@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 from sf import attempts
 from sf.atomic_files import write_json, write_text
 from sf.errors import OutputConflictError
-from sf.layout import STAMP
-from sf.result_key.key import RECORD, Key, state_of
+from sf.layout import RECORD, STAMP
+from sf.result_key.key import Key, state_of
 from sf.result_key.stamp import read_stamp
 
 __all__ = ["adopt", "exclusive", "finish", "refuse_foreign", "reset_if_changed"]

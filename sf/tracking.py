@@ -10,11 +10,12 @@ respected.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,9 +23,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from sf.atomic_files import read_json, write_json, write_text
+from sf.atomic_files import read_json, write_bytes, write_json, write_text
 from sf.history import append_step, read_history
-from sf.layout import STAMP
+from sf.layout import RECORD, STAMP
 from sf.mlflow_runs import log_files, log_metrics, open_run
 from sf.mlflow_store import (
     active_run,
@@ -33,6 +34,7 @@ from sf.mlflow_store import (
     experiment_of_study,
     finished_runs,
     store_name,
+    store_state,
 )
 from sf.mlflow_study import averages, register_model, show_tables
 
@@ -42,6 +44,7 @@ LIVE_SECONDS = 20.0  # at most one live transfer per this time: sqlite locks und
 SECONDS_EVERY = 2.0  # the time of a running job is written at most this often
 _NOTE = "mlflow.json"  # in the work folder: {"run_id": …, "logged": key, "store": …}
 _SECONDS = "seconds"
+_HELD = ".mlflow-held"  # in a study's folder: what the store and the results were when all was held
 
 
 @dataclass
@@ -142,18 +145,55 @@ class SilentTracker(Tracker):
 
 
 def log_pending(output: Path, study: str) -> None:
-    """Log the result in `output` and any other of the study that MLflow does not hold."""
-    log_all(*{Path("results") / study, Path("reports"), output.parent})
+    """Log the result in `output` and any other of the study that MLflow does not hold.
+
+    When all were held and neither they nor the store's file have changed since, nothing is asked:
+    to import MLflow and open a store takes longer than all else that a finished stage does.
+    """
+    results = Path("results") / study
+    works = _works(results, Path("reports"), output.parent)
+    memo = results / _HELD
+    before = _seen(works)
+    if before is not None and memo.is_file() and memo.read_bytes() == before:
+        return
+    logged, failed = _log(works)
+    if before is not None and not (logged or failed) and _seen(works) == before:
+        results.mkdir(parents=True, exist_ok=True)
+        write_bytes(memo, before)
 
 
 def log_all(*roots: Path) -> int:
-    """Log every finished result below `roots` that MLflow does not hold; returns how many.
+    """Log every finished result below `roots` that MLflow does not hold; returns how many."""
+    return _log(_works(*roots))[0]
+
+
+def _works(*roots: Path) -> list[Path]:
+    return sorted({work for root in roots if root.is_dir() for work in _work_folders(root)})
+
+
+def _seen(works: Sequence[Path]) -> bytes | None:
+    """The store's file and the results as they are; None for a store that is no file."""
+    store = store_state()
+    if store is None:
+        return None
+    files = [work / name for work in works for name in (RECORD, _NOTE)]
+    return json.dumps([store, [(str(file), _content(file)) for file in files]]).encode()
+
+
+def _content(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:  # of an unfinished result, or of one that another stage starts again
+        return ""
+
+
+def _log(works: Sequence[Path]) -> tuple[int, bool]:
+    """Log what MLflow does not hold; how many were logged, and whether any could not be.
 
     A store that does not answer is not asked again for each result: that could take minutes.
     """
-    works = sorted(work for root in roots if root.is_dir() for work in _work_folders(root))
     held: set[str] | None = None
-    logged = 0
+    logged, failed = 0, False
     for work in works:
         output = work.parent / work.name.removeprefix(".").removesuffix(".work")
         # Another stage may publish or restart this result while it is looked at.
@@ -161,14 +201,15 @@ def log_all(*roots: Path) -> int:
             if held is None and _note(work).get("logged"):
                 held = finished_runs(client_of_store())
             logged += _log_once(output, work, held or set())
+        failed = failed or attempt.failed
         if attempt.down:
             break
-    return logged
+    return logged, failed
 
 
 def _log_once(output: Path, work: Path, held: set[str]) -> bool:
     """Log one finished result unless its run is among those that MLflow holds; True if logged."""
-    file = work / "record.json"
+    file = work / RECORD
     if not ((output / STAMP).is_file() and file.is_file()):
         return False
     record = read_json(file)

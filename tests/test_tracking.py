@@ -81,6 +81,35 @@ def test_a_result_that_is_logged_twice_is_there_once(place: Path) -> None:
     assert log_all(Path("results")) == 0
 
 
+def test_a_store_that_held_all_is_asked_again_when_it_or_a_result_changes(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    whole = tracking.finished_runs
+    monkeypatch.setattr(
+        tracking, "finished_runs", lambda client: asked.append(True) or whole(client)
+    )
+
+    def times_asked(output: Path) -> int:
+        asked.clear()
+        tracking.log_pending(output, "test")
+        return len(asked)
+
+    work = finished()
+    output = work.parent / "tiny"
+    assert [times_asked(output) for _ in range(4)] == [0, 1, 0, 0]
+    client_of_store().delete_run(the_run().info.run_id)
+    assert [times_asked(output) for _ in range(4)] == [1, 1, 0, 0]
+    assert the_run().info.status == "FINISHED"  # logged again
+    (work / "mlflow.json").write_text("damaged")
+    with pytest.warns(UserWarning, match="logged again"):
+        tracking.log_pending(output, "test")
+    assert [times_asked(output) for _ in range(2)] == [1, 0]
+    finished("other", "key-2")
+    assert [times_asked(output) for _ in range(3)] == [1, 1, 0]
+    assert len(runs(**{"sf.key": "key-2"})) == 1
+
+
 def test_figures_that_were_not_sent_are_sent_at_the_end(place: Path) -> None:
     """A killed call loses what waited; the history holds it."""
     work = finished()

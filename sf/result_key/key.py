@@ -12,14 +12,13 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from sf.fields import flat
-from sf.layout import STAMP, work_folder
+from sf.layout import RECORD, STAMP, work_folder
 from sf.result_key.contents import damaged, digest_of, input_digest
 from sf.result_key.imports import Code, code_of
 from sf.result_key.stamp import read_stamp
 
 __all__ = ["Change", "Key", "State", "input_paths", "key_of", "state_of", "used_parameters"]
 
-RECORD = "record.json"  # the copy of the stamp in the work folder
 NO_VALUE = "absent"
 
 
