@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from picture_rows import picture_row
-from scripted import BOUNDS
+from tiny_world import VISION
 
 import sf
 from sf.attention.ratio_curve import curve_of
 from sf.attention.trained import TrainedAttention, note_trained, record_of, write_sparsity
-from sf.config import Runtime, Vision
 from sf.data.manifest import Row
 from sf.data.prompts import messages
 from sf.data.vision import encode
 from sf.errors import ConfigError
 from sf.mini.scenes import render, sample_scene
 from sf.models import load_model, load_processor
+from sf.sections import Runtime
 from sf.training import ratio_curve
 from sf.training.ratio_curve import (
     GRID,
@@ -31,27 +31,32 @@ from sf.training.ratio_curve import (
     spread,
 )
 
-VISION = Vision(**BOUNDS)  # type: ignore[arg-type]
 RUNTIME = Runtime(device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+def many(rows: list[Row], tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     """Pictures of different sizes."""
     place, rng = tmp_path_factory.mktemp("rows"), np.random.default_rng(4)
     for at in range(24):
         render(sample_scene(rng, rows=3 + at % 3, cols=4)).save(place / f"{at}.png")
-    return [picture_row(place, f"{at}.png") for at in range(24)]
+    return [
+        replace(rows[0], id=str(at), media=f"{at}.png", data_root=str(place)) for at in range(24)
+    ]
 
 
 @pytest.fixture(scope="module")
-def folder(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint under top-p, as training leaves it."""
+def folder(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint under top-p, as training leaves it, with attention that is not flat."""
     path = tmp_path_factory.mktemp("curve")
-    model, record = load_model(checkpoints["qwen2_5_vl"]), TrainedAttention("zipvl", 0.975)
+    model, record = load_model(base), TrainedAttention("zipvl", 0.975)
+    generator = torch.Generator().manual_seed(1)
+    for weight in model.model.language_model.layers.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.25, generator=generator)
     note_trained(model, record)
     model.save_pretrained(path)
-    load_processor(checkpoints["qwen2_5_vl"]).save_pretrained(path)
+    load_processor(base).save_pretrained(path)
     write_sparsity(path, record, {"objective": "distil"})
     return path
 
@@ -68,9 +73,9 @@ def kept(folder: Path, rows: list[Row], policy: sf.Budget) -> float:
     return sum(ratios) / len(ratios)
 
 
-def test_a_budget_is_met_on_other_rows(folder: Path, rows: list[Row]) -> None:
+def test_a_budget_is_met_on_other_rows(folder: Path, many: list[Row]) -> None:
     """Within two points of the ratio, half of the rows measured, the other half asked."""
-    request = CurveRequest(rows[::2], VISION, RUNTIME, "answer", batch=5)
+    request = CurveRequest(many[::2], VISION, RUNTIME, "answer", batch=5)
     curve = measure_ratio_curve(folder, request)
     assert [p for p, _ in curve] == list(GRID)
     assert curve == curve_of(folder) == curve_of(load_model(folder))
@@ -80,14 +85,14 @@ def test_a_budget_is_met_on_other_rows(folder: Path, rows: list[Row]) -> None:
     least = curve[0][1]
     for share in (0.1, 0.4, 0.8):
         ratio = least + share * (0.95 - least)
-        assert kept(folder, rows[1::2], sf.Budget(ratio)) == pytest.approx(ratio, abs=0.02)
-    assert kept(folder, rows[1:2], sf.Budget(1.0)) == 1
+        assert kept(folder, many[1::2], sf.Budget(ratio)) == pytest.approx(ratio, abs=0.02)
+    assert kept(folder, many[:1], sf.Budget(1.0)) == 1
 
 
 def test_what_a_killed_call_measured_is_not_measured_again(
-    folder: Path, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, many: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = CurveRequest(rows[:5], VISION, RUNTIME, "answer", batch=2)
+    request = CurveRequest(many[:5], VISION, RUNTIME, "answer", batch=2)
     whole = add_ratio_curve(folder, request, tmp_path)
     log = tmp_path / "ratio_curve_0.jsonl"
     lines = log.read_text().splitlines(keepends=True)
@@ -102,21 +107,17 @@ def test_what_a_killed_call_measured_is_not_measured_again(
     assert counted == list(GRID[-4:])
 
 
-def test_rows_are_taken_from_the_whole_manifest(rows: list[Row]) -> None:
-    assert spread(rows, 4) == rows[::6]
-    assert spread(rows, 100) == rows
-    assert len({row.id for row in spread(rows, 7)}) == 7
+def test_rows_are_taken_from_the_whole_manifest(many: list[Row]) -> None:
+    assert spread(many, 4) == many[::6]
+    assert spread(many, 100) == many
+    assert len({row.id for row in spread(many, 7)}) == 7
 
 
-def test_no_rows_or_no_p_is_one_error(
-    checkpoints: dict[str, Path], rows: list[Row], tmp_path: Path
-) -> None:
+def test_no_rows_or_no_p_is_one_error(base: Path, many: list[Row], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="rows"):
-        measure_ratio_curve(
-            checkpoints["qwen2_vl"], CurveRequest([], VISION, RUNTIME, "answer", batch=1)
-        )
+        measure_ratio_curve(base, CurveRequest([], VISION, RUNTIME, "answer", batch=1))
     copy = tmp_path / "threshold"
-    shutil.copytree(checkpoints["qwen2_vl"], copy)
+    shutil.copytree(base, copy)
     write_sparsity(copy, TrainedAttention("threshold", 0.01), {})
     with pytest.raises(ConfigError, match="without p"):
-        measure_ratio_curve(copy, CurveRequest(rows, VISION, RUNTIME, "answer", batch=1))
+        measure_ratio_curve(copy, CurveRequest(many, VISION, RUNTIME, "answer", batch=1))
