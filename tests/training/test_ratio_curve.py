@@ -22,6 +22,7 @@ from sf.errors import ConfigError
 from sf.mini.scenes import render, sample_scene
 from sf.models import load_model, load_processor
 from sf.sections import Runtime
+from sf.selection import TopP
 from sf.training import ratio_curve
 from sf.training.ratio_curve import (
     GRID,
@@ -61,7 +62,7 @@ def folder(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def kept(folder: Path, rows: list[Row], policy: sf.Budget) -> float:
+def kept(folder: Path, rows: list[Row], policy: sf.Budget | TopP) -> float:
     """Mean token ratio of prefills, one row at a time."""
     model, processor = load_model(folder), load_processor(folder)
     ratios = []
@@ -78,6 +79,7 @@ def test_a_budget_is_met_on_other_rows(folder: Path, many: list[Row]) -> None:
     request = CurveRequest(many[::2], VISION, RUNTIME, "answer", batch=5)
     curve = measure_ratio_curve(folder, request)
     assert [p for p, _ in curve] == list(GRID)
+    assert dict(curve)[0.8] == pytest.approx(kept(folder, many[::2], TopP(p=0.8)), abs=1e-6)
     assert curve == curve_of(folder) == curve_of(load_model(folder))
     assert record_of(folder) == TrainedAttention("zipvl", 0.975)
     beside = json.loads((folder / "sparsity.json").read_text(encoding="utf-8"))
