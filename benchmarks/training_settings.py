@@ -3,10 +3,12 @@
 Each setting is trained from one base model over training seeds, measured on held-out questions at
 equal token ratios and, since training may cost the answers' form, on the benchmarks' stand-ins. The
 base model and the rows are those of a finished study (`make study`, `results/mini`); results lie in
-`results/settings`.
+`results/settings`. The picture shows the paper's objective against the steps of training, with the
+published range of p and a wide one: each length is a run of its own with its own learning rate
+schedule, up to ten times the default's.
 
     python benchmarks/training_settings.py [--only NAME …] [--seeds 0 1 2] [--json FILE]
-    python benchmarks/training_settings.py --finished    # the table of what is there, no run
+    python benchmarks/training_settings.py --finished    # what is there, no run
 
 Every run is a call of `sf run` with a folder of its own: finished runs are adopted, a killed one
 goes on, and a setting that is added or given more seeds leaves the others alone. A run that the
@@ -26,6 +28,7 @@ import sf  # noqa: F401  (before transformers: it lets torchvision import beside
 
 # isort: split
 import pandas as pd
+from matplotlib.figure import Figure
 from table import Row, write_rows
 
 from sf.config import Params, merged, validated
@@ -33,6 +36,7 @@ from sf.errors import TrainingCollapse
 from sf.evaluation.benchmarks import suite
 from sf.jobs import run_stage
 from sf.layout import STAMP, folder
+from sf.plotting import figure, in_style, look, marks, note, save
 from sf.provenance import ROOT
 from sf.report.across_seeds import across_seeds
 from sf.report.published import average
@@ -42,7 +46,8 @@ from sf.tables import rows_at
 MODEL = "tiny-qwen2.5-vl"
 RESULTS = Path("results/settings")
 RATIOS = (0.15, 0.25, 0.5)
-BLOCKS = [0.05, 0.15, 0.25, 0.35, 0.5, 0.975]
+RATIO, ACCURACY = "ratio at the largest p", "accuracy there"
+POINTS = [0.05, 0.15, 0.25, 0.35, 0.5, 0.975]
 PAPER = [0.94, 0.945, 0.95, 0.955, 0.96, 0.965, 0.97, 0.975]
 
 
@@ -53,12 +58,14 @@ class Setting:
     Attributes:
         about: what differs from the default, for the table.
         row: the settings of the row that differ from the default.
-        curve: values of `calibrate` that differ: MoBA's and NSA's p is a share of the blocks.
+        curve: values of `calibrate` that differ: MoBA's and NSA's p is their token ratio.
+        series: of the picture, in which the setting is a point at its number of steps.
     """
 
     about: str
     row: Mapping[str, Any] = field(default_factory=dict)
     curve: Mapping[str, Any] = field(default_factory=dict)
+    series: str = ""
 
 
 def target(token_ratio: float) -> dict[str, Any]:
@@ -68,9 +75,28 @@ def target(token_ratio: float) -> dict[str, Any]:
     return {"objective": "pathwise", "pathwise": term, "train": common}
 
 
+def distilled(measure: str, weight: float) -> dict[str, Any]:
+    """The row of the objective distil, as the scale mini has it but for the sparsity term."""
+    term = {"sparsity_measure": measure, "sparsity_weight": weight, "target_token_ratio": 0.245}
+    train = {"steps": 400, "questions_per_step": 48, "learning_rate": 7e-4, "short_share": 0.25}
+    common = {"group_size": 1, "retention_p": [0.975], "train": train}
+    return {"objective": "distil", **term, **common}
+
+
+def paper(about: str, steps: int, **row: Any) -> Setting:
+    """The paper's objective, trained longer."""
+    row["train"] = {"steps": steps}
+    return Setting(f"{about}, {steps:,} steps", row, series=about)
+
+
+WIDE, PUBLISHED = "p in [0.5, 0.975]", "p in [0.94, 0.975]"
 SETTINGS: dict[str, Setting] = {
-    "default": Setting("the default"),
-    "range_paper": Setting("p in [0.94, 0.975]", {"retention_p": PAPER}),
+    "default": Setting("the default", series=WIDE),
+    "wide_300": paper(WIDE, 300),
+    "wide_1000": paper(WIDE, 1000),
+    "range_paper": Setting(PUBLISHED, {"retention_p": PAPER}, series=PUBLISHED),
+    "paper_300": paper(PUBLISHED, 300, retention_p=PAPER),
+    "paper_1000": paper(PUBLISHED, 1000, retention_p=PAPER),
     "range_v1": Setting("p ~ U(0, 1)", {"retention_p": {"low": 0.0, "high": 1.0}}),
     "group_4": Setting(
         "4 rollouts x 16 questions",
@@ -94,8 +120,10 @@ SETTINGS: dict[str, Setting] = {
     "short_50": Setting("half asked for bare answers", {"train": {"short_share": 0.5}}),
     "target_25": Setting("pathwise, target 25 %", target(0.25)),
     "target_50": Setting("pathwise, target 50 %", target(0.5)),
-    "moba": Setting("MoBA", {"objective": "moba"}, curve={"retention_p": BLOCKS}),
-    "nsa": Setting("NSA", {"objective": "nsa"}, curve={"retention_p": BLOCKS}),
+    "distil_tail": Setting("distil, tail", distilled("tail", 1.0)),
+    "distil_effective": Setting("distil, effective", distilled("effective", 6.0)),
+    "moba": Setting("MoBA", {"objective": "moba"}, curve={"retention_p": POINTS}),
+    "nsa": Setting("NSA", {"objective": "nsa"}, curve={"retention_p": POINTS}),
 }
 
 
@@ -211,7 +239,8 @@ class Measured:
         """The columns of the table that need no other checkpoint."""
         largest = float(self.answers[self.answers["p"] < 1]["p"].max())
         return {
-            "ratio at the largest p": self.at(largest, "token_ratio"),
+            RATIO: self.at(largest, "token_ratio"),
+            ACCURACY: self.at(largest, "correct"),
             "full attention": self.at(1.0, "correct"),
             "image average": self.image,
             "video average": self.video,
@@ -243,6 +272,31 @@ def rows_of(name: str, base: Measured, runs: Sequence[Measured]) -> list[Row]:
     return rows
 
 
+@in_style
+def against_steps(
+    lengths: Mapping[str, Mapping[int, Sequence[Measured]]], base: Measured
+) -> Figure:
+    """Token ratio and accuracy at the largest p against the steps of training.
+
+    Args:
+        lengths: series -> steps -> the models of the seeds.
+        base: the model before training, step 0.
+    """
+    fig, axes = figure(11.0, 4.4, columns=2)
+    for series, trained in lengths.items():
+        runs = {0: [base], **dict(sorted(trained.items()))}
+        for axis, column in zip(axes[0], (RATIO, ACCURACY), strict=True):
+            values = [[run.figures()[column] for run in models] for models in runs.values()]
+            means = [sum(of_seeds) / len(of_seeds) for of_seeds in values]
+            extremes = [min(v) for v in values], [max(v) for v in values]
+            marks(axis, list(runs), means, extremes, look(series, list(lengths)), series)
+    for axis, name in zip(axes[0], ("Token ratio", "Correct answers"), strict=True):
+        axis.set(title=f"{name} at the largest p (%)", xlabel="training steps")
+    axes[0][0].legend()
+    note(fig, "held-out questions; bars: least and most of the training seeds")
+    return fig
+
+
 def main() -> None:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -252,13 +306,14 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=48, help="of each benchmark's stand-in")
     parser.add_argument("--finished", action="store_true", help="run nothing")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--pictures", type=Path, default=RESULTS / "figures", help="folder")
     arguments = parser.parse_args()
     sweep = Sweep(arguments.study, arguments.samples, arguments.finished)
     sweep.stand_ins()
     base = sweep.untrained()
     columns = [*(f"at {100 * ratio:g} %" for ratio in RATIOS), *base.figures()]
     print(f"| setting | seeds | {' | '.join(columns)} |\n|---|---:|{'---:|' * len(columns)}")
-    every = []
+    every, lengths = [], dict[str, dict[int, list[Measured]]]()
     for name in ("none", *arguments.only):
         tried = [sweep.trained(name, seed) for seed in arguments.seeds] if name != "none" else []
         runs = [run for run in tried if run is not None] if tried else [base]
@@ -270,6 +325,11 @@ def main() -> None:
         cells = [about, str(len(runs)) if tried else "", *(by_column.get(c, "") for c in columns)]
         print(f"| {' | '.join(cells)} |", flush=True)
         every += rows
+        if name in SETTINGS and SETTINGS[name].series:
+            steps = sweep.params.trained[name].train.steps
+            lengths.setdefault(SETTINGS[name].series, {})[steps] = runs
+    if lengths:
+        save(against_steps(lengths, base), arguments.pictures, "training_steps")
     if arguments.json:
         write_rows(arguments.json, every)
 

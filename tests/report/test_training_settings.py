@@ -63,3 +63,25 @@ def test_what_a_curve_does_not_reach_is_left_out(sweeping: Any) -> None:
     rows = [row.name for row in sweeping.rows_of("x", base, [short])]
     assert "x: at 15 %" not in rows
     assert "x: at 25 %" in rows
+
+
+def test_the_picture_shows_every_length_and_the_model_before(sweeping: Any) -> None:
+    base = measured(sweeping, {0.8: 7, 1.0: 9}, 80.0)
+    runs = [measured(sweeping, {0.8: right, 1.0: 9}, 70.0) for right in (4, 8)]
+    fig = sweeping.against_steps({"wide": {300: runs, 100: [base]}, "narrow": {100: runs}}, base)
+    ratio, accuracy = fig.axes
+    assert [text.get_text() for text in ratio.get_legend().get_texts()] == ["wide", "narrow"]
+    drawn = [container.lines[0].get_xydata().tolist() for container in accuracy.containers]
+    assert drawn == [[[0, 70], [100, 70], [300, 60]], [[0, 70], [100, 60]]]
+    (bars,) = accuracy.containers[0].lines[2]
+    assert bars.get_segments()[2].tolist() == [[300, 40], [300, 80]]
+
+
+def test_the_papers_objective_is_trained_ten_times_as_long_with_both_ranges(sweeping: Any) -> None:
+    trained = sweeping.Sweep("mini", 4, only_finished=True).params.trained
+    lengths: dict[str, list[int]] = {}
+    for name, setting in sweeping.SETTINGS.items():
+        if setting.series:
+            assert trained[name].objective.objective == "sparsity_forcing"
+            lengths.setdefault(setting.series, []).append(trained[name].train.steps)
+    assert list(lengths.values()) == [[100, 300, 1000]] * 2
