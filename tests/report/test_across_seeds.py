@@ -61,6 +61,29 @@ def test_seeds_give_mean_range_and_a_wider_interval() -> None:
     assert both["low"] <= other["difference"] < one["difference"] <= both["high"]
 
 
+def alike(accuracy: float) -> pd.DataFrame:
+    """A model to which all questions are equally hard, so that only training seeds differ."""
+    return BEFORE.assign(correct=accuracy)
+
+
+@pytest.mark.parametrize("runs", [[AFTER], [alike(a) for a in (0.0, 0.13, 0.41, 0.77, 1.0)]])
+def test_questions_and_training_seeds_are_drawn_by_the_seed(runs: list[pd.DataFrame]) -> None:
+    base = BEFORE.assign(correct=0.5) if len(runs) > 1 else BEFORE
+    drawn = [
+        lines(across_seeds(base, {"x": runs}, seed, (0.6,)), "x").loc[0, ["low", "high"]].tolist()
+        for seed in (0, 1, 2, 3, 0)
+    ]
+    assert drawn[0] == drawn[-1]
+    assert not all(np.allclose(other, drawn[0]) for other in drawn)
+
+
+def test_points_of_runs_stay_apart() -> None:
+    points = at_thresholds({"x": [AFTER, WORSE], "base": [BEFORE]})
+    assert points.groupby("row")["run"].unique().map(list).to_dict() == {"x": [0, 1], "base": [0]}
+    last = points[(points["row"] == "x") & (points["run"] == 1) & (points["p"] == 0.9)]
+    assert last["accuracy"].tolist() == pytest.approx([0.65])
+
+
 def test_a_report_of_several_seeds_has_the_section(tmp_path: Path) -> None:
     study = made_study.write_study(tmp_path / "results")
     assert across_seeds_section(study, tmp_path / "none") is None
@@ -69,14 +92,23 @@ def test_a_report_of_several_seeds_has_the_section(tmp_path: Path) -> None:
     made_study.write_curve(other, "calibrate", BEFORE, "heldout")
     folder = study.root / f"accuracy_curve/{made_study.MODEL}/sparsity_forcing"
     made_study.write_curve(folder / "seed1", "calibrate", WORSE, "heldout")
+    base = study.root / f"accuracy_curve/{made_study.MODEL}/base"
+    made_study.stamp(base, "calibrate", seed=5, split="heldout")
     build_report(more, "compare", tmp_path / "report")
     text = (tmp_path / "report/report.md").read_text()
     assert "Objectives over training seeds" in text
     assert "outside the curve" in text
     row = next(line for line in text.splitlines() if line.startswith("| sparsity_forcing | 2 |"))
     assert "71.0 (62.0 to 80.0) (+11.0," in row.split("|")[6]  # at half of the tokens
+    ratio, full = row.split("|")[8:10]
+    assert "70.0 (69." in ratio or "70.0 (70." in ratio  # both runs' ratio at p = 0.975
+    assert "86.5 (80.0 to 93.0)" in full
     assert any(line.startswith("| temperature |  |") for line in text.splitlines())
     table = pd.read_csv(tmp_path / "report/tables/across_seeds.csv")
     assert set(table["row"]) == {"base", "sparsity_forcing", "temperature"}
+    runs = {"sparsity_forcing": [AFTER, WORSE]}
+    by_hand = lines(across_seeds(BEFORE, runs, 5), "sparsity_forcing")
+    own = lines(table, "sparsity_forcing")
+    assert np.allclose(own[["low", "high"]], by_hand[["low", "high"]], equal_nan=True)
     for kind in ("png", "svg"):
         assert (tmp_path / f"report/figures/across_seeds_tiny.{kind}").stat().st_size > 5000
