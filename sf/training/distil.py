@@ -25,10 +25,10 @@ from sf.training.sft import AnswerForward, SparseSFTTrainer
 from sf.training.sparsity_weight import LaggedWeight
 from sf.training.teacher import Distance, Teacher, compared
 
-__all__ = ["DistilForward", "DistilTrainer", "measure_of"]
+__all__ = ["DistilForward", "DistilTrainer"]
 
 
-def measure_of(settings: DistilSettings, retention_p: float) -> Measure:
+def _measure(settings: DistilSettings, retention_p: float) -> Measure:
     """The sparsity term.
 
     Args:
@@ -41,7 +41,7 @@ def measure_of(settings: DistilSettings, retention_p: float) -> Measure:
     return partial(tail_excess, token_ratio=ratio, retention_p=retention_p)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DistilForward(AnswerForward):
     """Gives each token's distance from the teacher.
 
@@ -51,15 +51,13 @@ class DistilForward(AnswerForward):
         hidden_weight: of the hidden states' distance beside the KL divergence.
     """
 
-    teacher: Teacher | None = None
-    hidden: torch.Tensor | None = None
-    hidden_weight: float = 0.0
+    teacher: Teacher
+    hidden: torch.Tensor
+    hidden_weight: float
 
     def _head(
         self, rows: torch.Tensor, inputs: dict[str, Any], width: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        assert self.teacher is not None
-        assert self.hidden is not None
         targets = inputs["input_ids"][:, -width:]
         with compared(self.bare, self.teacher, self.hidden[rows], targets):
             distance = Distance.of(self.model(**inputs, logits_to_keep=width + 1))
@@ -88,7 +86,7 @@ class DistilTrainer(SparseSFTTrainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.teacher, self.settings, self.weight = teacher, settings, weight
-        self.measure = measure_of(settings, self.schedule.inference)
+        self.measure = _measure(settings, self.schedule.inference)
 
     def _forward(self, model: Any, answers: Answers) -> DistilForward:
         bare = self.accelerator.unwrap_model(model)

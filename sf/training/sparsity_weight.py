@@ -162,9 +162,11 @@ class LaggedWeight:
     def of(cls, p: RunParameters) -> LaggedWeight:
         """From the parameters."""
         assert isinstance(p.objective, Distil)
-        own, steps = p.objective, p.train.steps
-        weight = PathwiseWeight(own.sparsity_weight, False, "even", "constant", steps)
-        weight.target, weight.dual_rate = own.target_token_ratio, own.dual_rate
+        own = p.objective
+        weight = PathwiseWeight(
+            own.sparsity_weight, gate=False, layers="even", schedule="constant",
+            total_steps=p.train.steps, target=own.target_token_ratio, dual_rate=own.dual_rate,
+        )  # fmt: skip
         return cls(weight)
 
     def of_step(self, step: int) -> float:
