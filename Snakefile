@@ -32,11 +32,19 @@ BIN = shlex.quote(str(Path(sys.executable).parent)).replace("{", "{{").replace("
 shell.prefix(f"set -euo pipefail; trap '' USR1 TERM; export PATH={BIN}:$PATH; ")
 
 
+# Jobs of Slurm leave what MLflow is told in files (`sf.mlflow_store.is_left_to_submitter`).
+onsuccess:
+    if config.get("cluster") == "slurm":
+        shell("sf log")
+
+
 # The report is made of what is there, and says what is missing.
 onerror:
     for job in JOBS:
         if job.stage.gather and not LOOKING & set(sys.argv):
             shell(job.command)
+    if config.get("cluster") == "slurm":
+        shell("sf log")
 
 
 rule all:

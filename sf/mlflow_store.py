@@ -33,6 +33,7 @@ __all__ = [
     "client_of_store",
     "experiment_of_study",
     "finished_runs",
+    "is_left_to_submitter",
     "store_name",
     "store_state",
     "tracking_uri",
@@ -133,6 +134,14 @@ def _sqlite_file(uri: str) -> Path | None:
         return None
     name = uri.removeprefix(_SQLITE).partition("?")[0]
     return Path(name) if name and not name.startswith((":", "file:")) else None
+
+
+def is_left_to_submitter() -> bool:
+    """Whether a job of Slurm leaves its figures in its files, for one process to log them.
+
+    Nodes that write to one sqlite file over a network file system lock each other out or damage it.
+    """
+    return "SLURM_JOB_ID" in os.environ and _sqlite_file(tracking_uri()) is not None
 
 
 def store_state() -> list[int] | None:

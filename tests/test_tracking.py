@@ -110,6 +110,23 @@ def test_a_store_that_held_all_is_asked_again_when_it_or_a_result_changes(
     assert len(runs(**{"sf.key": "key-2"})) == 1
 
 
+@pytest.mark.parametrize(
+    ("store", "slurm", "left"),
+    [(None, True, True), (None, False, False), ("sqlite:///else.db", True, True),
+     ("http://127.0.0.1:9", True, False)],
+)  # fmt: skip
+def test_jobs_of_slurm_leave_a_sqlite_store_to_the_submitter(
+    monkeypatch: pytest.MonkeyPatch, store: str | None, slurm: bool, left: bool
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if store:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    if slurm:
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert mlflow_store.is_left_to_submitter() is left
+
+
 def test_figures_that_were_not_sent_are_sent_at_the_end(place: Path) -> None:
     """A killed call loses what waited; the history holds it."""
     work = finished()

@@ -53,6 +53,7 @@ def run_command(
         _run_help(context, stage)
         return
     from sf.jobs import read_config, run_stage
+    from sf.mlflow_store import is_left_to_submitter
 
     words = list(changes or [])
     if config is None:
@@ -69,11 +70,12 @@ def run_command(
     command = ["sf", "run", stage, "--study", name]
     command += ["--config", str(config)] if config is not None else []
     command += [part for word in words for part in ("--set", word)]
-    outcome = run_stage(stage, values, name, shlex.join(command))
+    tracked = not is_left_to_submitter()
+    outcome = run_stage(stage, values, name, shlex.join(command), tracked=tracked)
     if ranks.rank() == 0:
         where = f", in {values['output']}" if words else ""
         stdout.print(escape(f"{stage}: {outcome}{where}"))
-        if stage == "report" and name != "own":
+        if stage == "report" and name != "own" and tracked:
             _show_address(name)
 
 
