@@ -1,7 +1,8 @@
 """Muon for the matrices, AdamW for the rest.
 
 torch's Muon orthogonalises in bfloat16, matrix by matrix: on a CPU without bfloat16 instructions
-that was 85 % of a step. Here it is done in float32, for all matrices of one shape at once.
+that was most of a step (e0a54be: 5.1 of 7.4 s for 15 steps of the tower). Here it is done in
+float32, for all matrices of one shape at once.
 
 On the mini world Muon reached in 200 steps what AdamW had not reached in 400 (docs/mini-world.md).
 Embeddings, norms, biases and convolution kernels go to AdamW, as Muon's authors advise.
@@ -45,7 +46,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         matrices: [rows, columns] each.
-        lr: learning rate of a square or wide matrix; a tall one's is sqrt(rows / columns) as large.
+        lr: rate of a square or wide matrix; a tall one's is multiplied by sqrt(rows / columns).
         momentum: of the gradients' mean.
         weight_decay: share of `lr` by which weights shrink a step.
     """
