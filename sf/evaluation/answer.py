@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, TypeVar
 
 import torch
 
@@ -32,6 +32,7 @@ __all__ = [
     "Answer",
     "Encoded",
     "Judge",
+    "Limits",
     "Setting",
     "answer_encoded",
     "answer_missing",
@@ -92,6 +93,22 @@ class _Question(Protocol):
 Question = TypeVar("Question", bound=_Question)
 Setting = tuple[str | float, ...]  # what a model runs under, such as ("zipvl", 0.975)
 Judge = Callable[["Row", str], float]
+
+
+class Limits(TypedDict):
+    """How rows are answered, for callers of `answers_under` that hand it on as it is.
+
+    Attributes:
+        batch: rows in a batch at most.
+        max_new_tokens: generation limit.
+        template: prompt template; by default "answer".
+        cutoff: share from which a fractional score counts as correct; by default 0.5.
+    """
+
+    batch: int
+    max_new_tokens: int
+    template: NotRequired[Template]
+    cutoff: NotRequired[float]
 
 
 def batches(rows: Sequence[Question], batch: int) -> list[tuple[Question, ...]]:
@@ -170,11 +187,11 @@ def answers_under(
     attentions: Mapping[Setting, Any],
     log: ResumableLog[Answer],
     *,
+    title: str,
     batch: int,
     max_new_tokens: int,
-    template: Template,
-    cutoff: float,
-    title: str,
+    template: Template = "answer",
+    cutoff: float = 0.5,
     judge: Judge | None = None,
 ) -> Iterator[tuple[Setting, Row, Answer]]:
     """`answer_missing` for manifest rows, each batch encoded once.
@@ -186,11 +203,8 @@ def answers_under(
         vision: pixel and frame bounds.
         attentions: by setting, with `apply(model)` as the context to answer under.
         log: answers of an earlier run of the same call, to which this one appends.
-        batch: rows in a batch at most.
-        max_new_tokens: generation limit.
-        template: prompt template.
-        cutoff: share from which a fractional score counts as correct.
         title: of the progress.
+        batch, max_new_tokens, template, cutoff: see `Limits`.
         judge: see `answer_encoded`.
     """
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 
 from sf.baselines import TRAINED, resolve_point
-from sf.evaluation.answer import Answer, Setting, answers_under
+from sf.evaluation.answer import Answer, Limits, Setting, answers_under
 from sf.evaluation.intervals import bootstrap_mean, wilson
 from sf.evaluation.resumable_log import ResumableLog
 from sf.tables import table_of
 
 if TYPE_CHECKING:
     from sf.data.manifest import Row
-    from sf.data.prompts import Template
     from sf.sections import Vision
 
 __all__ = ["answers_at", "curve_table", "grid_with_dense", "layer_table"]
@@ -44,11 +43,8 @@ def answers_at(
     grid: Sequence[float],
     log: ResumableLog[Answer],
     *,
-    batch: int,
-    max_new_tokens: int,
-    template: Template = "answer",
-    cutoff: float = 0.5,
     method: str = TRAINED,
+    **limits: Unpack[Limits],
 ) -> pd.DataFrame:
     """Answer every row at every p; what the log already holds is not computed again.
 
@@ -60,11 +56,8 @@ def answers_at(
         grid: points of the curve in (0, 1] (`sf.baselines.resolve_point`): for a checkpoint
             that runs under top-p its thresholds.
         log: answers of an earlier run of the same call, to which this one appends.
-        batch: rows in a batch at most.
-        max_new_tokens: generation limit.
-        template: prompt template.
-        cutoff: share from which a fractional score counts as correct.
         method: what the checkpoint was trained with, or a method with a threshold p.
+        **limits: how rows are answered.
 
     Raises:
         ConfigError: the method has no p.
@@ -76,19 +69,7 @@ def answers_at(
     """
     model.eval()
     points: dict[Setting, Any] = {(float(p),): resolve_point(model, p, method) for p in grid}
-    answered = answers_under(
-        model,
-        processor,
-        rows,
-        vision,
-        points,
-        log,
-        batch=batch,
-        max_new_tokens=max_new_tokens,
-        template=template,
-        cutoff=cutoff,
-        title="answers",
-    )
+    answered = answers_under(model, processor, rows, vision, points, log, title="answers", **limits)
     return table_of({"p": p, **asdict(answer)} for (p,), _, answer in answered)
 
 

@@ -10,19 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 
 from sf.baselines import resolve
 from sf.errors import ConfigError
-from sf.evaluation.answer import Answer, answers_under
+from sf.evaluation.answer import Answer, Limits, answers_under
 from sf.evaluation.resumable_log import ResumableLog
 
 if TYPE_CHECKING:
     from sf.baselines import Hyperparameter
     from sf.data.manifest import Row
-    from sf.data.prompts import Template
     from sf.sections import Vision
 
 __all__ = ["Match", "find_value", "match_method", "match_table"]
@@ -158,10 +157,7 @@ def match_method(
     log: ResumableLog[Answer],
     *,
     tolerance: float,
-    batch: int,
-    max_new_tokens: int,
-    template: Template = "answer",
-    cutoff: float = 0.5,
+    **limits: Unpack[Limits],
 ) -> tuple[Match, pd.DataFrame]:
     """Search a method's hyperparameter on manifest rows.
 
@@ -174,7 +170,7 @@ def match_method(
         asked: wanted token ratio, mean over rows and layers.
         log: answers of an earlier run of the same call, to which this one appends.
         tolerance: of the ratio.
-        batch, max_new_tokens, template, cutoff: as `sf.evaluation.curve.answers_at`.
+        **limits: how rows are answered.
 
     Returns:
         The match, and a line per measurement: method, hyperparameter, value, token_ratio, accuracy,
@@ -200,11 +196,8 @@ def match_method(
             vision,
             {(method, value): resolve(model, method, value)},
             log,
-            batch=batch,
-            max_new_tokens=max_new_tokens,
-            template=template,
-            cutoff=cutoff,
             title=f"{method} at {value:g}",
+            **limits,
         )
         answers = [answer for _, _, answer in answered]
         ratio = sum(answer.token_ratio for answer in answers) / len(answers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 from pydantic import Field
@@ -22,8 +22,7 @@ from sf.tables import table_of
 if TYPE_CHECKING:
     from sf.baselines.method import Method
     from sf.data.manifest import Row
-    from sf.data.prompts import Template
-    from sf.evaluation.answer import Answer
+    from sf.evaluation.answer import Answer, Limits
     from sf.evaluation.resumable_log import ResumableLog
     from sf.sections import Vision
 
@@ -115,11 +114,7 @@ def answer_table(
     vision: Vision,
     settings: Sequence[AttentionSetting],
     log: ResumableLog[Answer],
-    *,
-    batch: int,
-    max_new_tokens: int,
-    template: Template,
-    cutoff: float,
+    **limits: Unpack[Limits],
 ) -> pd.DataFrame:
     """Answer every row under every setting; what the log already holds is not computed again.
 
@@ -130,10 +125,7 @@ def answer_table(
         vision: pixel and frame bounds.
         settings: of `settings_of`.
         log: answers of an earlier run of the same call, to which this one appends.
-        batch: rows in a batch at most.
-        max_new_tokens: generation limit.
-        template: prompt template.
-        cutoff: of `sf.evaluation.replies.judged`.
+        **limits: how rows are answered; `cutoff` is that of `sf.evaluation.replies.judged`.
 
     Returns:
         One line per setting and row: setting, method, value, question, answer, media, and the
@@ -143,6 +135,7 @@ def answer_table(
     from sf.evaluation.replies import judged, read_reply
 
     model.eval()
+    cutoff = limits.get("cutoff", 0.5)
     answered = answers_under(
         model,
         processor,
@@ -150,12 +143,9 @@ def answer_table(
         vision,
         attentions_of(model, settings),
         log,
-        batch=batch,
-        max_new_tokens=max_new_tokens,
-        template=template,
-        cutoff=cutoff,
         title="answers",
         judge=lambda row, reply: judged(row, reply, cutoff),
+        **limits,
     )
     return table_of(
         {
