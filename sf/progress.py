@@ -1,4 +1,7 @@
-"""Progress of a long loop: a bar on a terminal, plain lines with an ETA elsewhere."""
+"""Progress of a long loop: a bar on a terminal, plain lines with an ETA elsewhere.
+
+transformers' own bars are left out: they count tensors, in the midst of these lines.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 
 from sf.ranks import rank
 
-__all__ = ["Progress", "progress"]
+__all__ = ["Progress", "progress", "without_tensor_bars"]
 
 INTERVAL_S = 10.0
 
@@ -86,3 +89,20 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Progress]:
         bar.add_task(title, total=total, completed=done, note="")
         counter._bar = bar
         yield counter
+
+
+@contextmanager
+def without_tensor_bars() -> Iterator[None]:
+    """Leave out transformers' bars over tensors that are read or written; downloads keep theirs."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    if are_progress_bars_disabled() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()  # those of huggingface_hub too
+    enable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()

@@ -120,6 +120,8 @@ main()
     )
     assert done.returncode == 0, done.stderr
     assert "token ratio" in done.stdout
+    assert "Loading weights" not in done.stderr
+    assert "Warning" not in done.stderr
     assert (tmp_path / "kept.png").is_file()
 
 

@@ -51,6 +51,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an engine's shell may have it ignored
     sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
     warnings.formatwarning = _one_line
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     try:
         sys.argv[1:] = separated(sys.argv[1:])
         app()

@@ -21,6 +21,7 @@ from transformers import (
 
 from sf.attention.trained import equip, recall, trained_attention
 from sf.errors import ConfigError, DataError, SparsityForcingError, UnsupportedModelError
+from sf.progress import without_tensor_bars
 
 __all__ = ["FAMILIES", "load_config", "load_model", "load_processor"]
 
@@ -119,6 +120,7 @@ def _refuse_foreign_parts(folder: Path) -> None:
         raise DataError(str(index), outside[0], rule, remedy)
 
 
+@without_tensor_bars()
 def load_model(
     path: Path | str,
     *,

@@ -15,6 +15,7 @@ from sf.mini.question_templates import sample_questions, sample_subject
 from sf.mini.rows import WorldSize
 from sf.mini.training_examples import CURRICULUM, benchmark_examples, prompt_of, row_examples
 from sf.models.tiny import build_tiny
+from sf.progress import without_tensor_bars
 from sf.scratch.curriculum import Curriculum, world_media
 from sf.scratch.partial_state import read_state, write_state
 from sf.scratch.tower_pretraining import pretrain_tower
@@ -59,6 +60,7 @@ def _examples(number: int, seed: int, folder: Path) -> list[Example]:
     return training_examples(BENCHMARKS, number, seed, folder)
 
 
+@without_tensor_bars()
 def train_base(p: BaseModelParameters, training: Scratch, job: Job) -> None:
     """Train a tiny model of the family and save it with its processor into `job.out`.
 

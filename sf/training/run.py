@@ -19,7 +19,7 @@ from sf.extras import extra
 from sf.fields import flat
 from sf.interruption import JobInterrupted
 from sf.models import load_model, load_processor
-from sf.progress import progress
+from sf.progress import progress, without_tensor_bars
 from sf.ranks import agreed, rank, world_size
 from sf.training.answers import answer_set
 from sf.training.card import usage_of, write_card
@@ -259,6 +259,7 @@ def _replaced(p: RunParameters, model: Any) -> Replacement | None:
     return replacement
 
 
+@without_tensor_bars()
 def train(
     p: RunParameters,
     base: Path,

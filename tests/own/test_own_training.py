@@ -30,14 +30,16 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 
 def test_training_writes_a_checkpoint_and_measures_it_before_and_after(
-    asked: Asked, monkeypatch: pytest.MonkeyPatch
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for part in build_tiny("qwen2_5_vl", ["What is it? red"] * 3, seed=0):
         part.save_pretrained("ckpt")
     monkeypatch.setattr(training, "HELDOUT_SHARE", 0.5)  # both sides, whatever the bytes
     monkeypatch.setattr(training, "MEASURED_P", (0.9,))
     recipe = Recipe(0.25, steps=1, questions_per_step=1, max_new_tokens=2, learning_rate=1e-3)
+    capsys.readouterr()
     trained = train(asked, recipe)
+    assert "%|" not in capsys.readouterr().err  # of transformers' bars
     record = json.loads((trained.checkpoint / "sparsity.json").read_text())
     assert record["provenance"]["objective"]["target_token_ratio"] == 0.25
     tables = [
