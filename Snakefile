@@ -37,6 +37,13 @@ onsuccess:
     if config.get("cluster") == "slurm":
         shell("sf log")
 
+    from sf.report.ending import ending  # late: each job reads this file
+
+    for job in JOBS:
+        made = Path(job.output, "index.html").is_file()
+        if job.stage.gather and made and not LOOKING & set(sys.argv):
+            print(*ending(Path(job.output), PARAMS.scale), sep="\n", file=sys.stderr)
+
 
 # The report is made of what is there, and says what is missing.
 onerror:

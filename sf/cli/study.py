@@ -76,7 +76,10 @@ def run_command(
         where = f", in {values['output']}" if words else ""
         stdout.print(escape(f"{stage}: {outcome}{where}"))
         if stage == "report" and name != "own" and tracked:
-            _show_address(name)
+            from sf.report.ending import ending
+
+            for line in ending(Path(values["output"]), name):
+                stdout.print(escape(line))
 
 
 def _run_help(context: typer.Context, stage: str | None) -> None:

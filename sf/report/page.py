@@ -92,12 +92,14 @@ class Page:
 def write_page(page: Page, folder: Path) -> None:
     """Write `report.md`, `index.html` (self-contained) and `tables/*.csv` into a folder.
 
-    The pictures that the page names are there already.
+    The pictures that the page names are there already. A verdict stands in `verdict.txt` too.
     """
     for table in (table for section in page.sections for table in section.tables):
         write_csv(_frame(table), folder / "tables" / f"{table.name}.csv")
     write_text(folder / "report.md", markdown(page))
     write_text(folder / "index.html", html(page, folder))
+    if page.verdict:
+        write_text(folder / "verdict.txt", f"{page.verdict}\n")
 
 
 def _plain(cell: Cell) -> str:

@@ -1,0 +1,26 @@
+"""The last lines of a study: what it says, and where to look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sf.mlflow_store import best_effort, client_of_store
+from sf.mlflow_study import study_address
+
+__all__ = ["ending"]
+
+
+def ending(report: Path, study: str) -> list[str]:
+    """One line each: the report's first sentence if it has one, its page, MLflow's address.
+
+    Args:
+        report: folder of the report.
+        study: its name in MLflow; a store that does not answer is warned of.
+    """
+    verdict = report / "verdict.txt"
+    lines = [verdict.read_text(encoding="utf-8").strip()] if verdict.is_file() else []
+    lines.append(f"Report: {report / 'index.html'}")
+    with best_effort("a question"):
+        address = study_address(client_of_store(), study)
+        lines.append(f"MLflow (start it with `mlflow ui`): {address}")
+    return lines
