@@ -187,8 +187,9 @@ class Benchmarks(Section):
     samples: Annotated[int, Field(ge=0)] = Field(
         description="of each task, the first ones; 0: all; synthetic: how many are made"
     )
-    suites: Annotated[list[Suite], Field(min_length=1), AfterValidator(_apart)] = Field(
-        description="one evaluation job each: benchmarks, or groups such as 'all' (one process)"
+    suites: Annotated[list[Suite], AfterValidator(_apart)] = Field(
+        description="one evaluation job each: benchmarks, or groups such as 'all' (one process); "
+        "none: a study on its own rows alone"
     )
 
 

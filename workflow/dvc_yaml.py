@@ -3,9 +3,10 @@
 DVC fills in the names of params.yaml when it runs. The first stages write the parameters of every
 job and the digest of every stage's code into files, on which the jobs depend.
 
-Two things of params.yaml stand in the file, as DVC has no form for them: the results that a table
-depends on, and, where `tables` asks for some of the tables, the jobs that these need. `sf use`,
-`sf plan` and the stage `resolve` write the file anew when params.yaml asks for others.
+Three things of params.yaml stand in the file, as DVC has no form for them: whether there are
+benchmarks, the results that a table depends on, and, where `tables` asks for some of the tables,
+the jobs that these need. `sf use`, `sf plan` and the stage `resolve` write the file anew when
+params.yaml asks for others.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sf.config import Params
 from sf.layout import FOLDERS, STAMP
 from workflow.code_digests import code_file
 from workflow.jobs import JobSpec, command, config_file, jobs, load_params
-from workflow.stages import STAGES, Stage
+from workflow.stages import STAGES, Stage, stages_of
 from workflow.targets import asked_jobs
 
 HEADER = "# Rendered from workflow/stages.py by `python -m workflow.dvc_yaml`; do not edit.\n"
@@ -92,7 +93,7 @@ def _stage(stage: Stage, asked: Sequence[JobSpec], some: bool) -> dict[str, Any]
     deps += [_above(kind) for kind in stage.gather if kind in outputs]
     body = _body(stage, names, deps)
     if some and stage.axes:
-        own = [job for job in asked if job.stage is stage]
+        own = [job for job in asked if job.stage == stage]
         return {
             "foreach": {_item(job): {axis: job.names[axis] for axis in stage.axes} for job in own},
             "do": body,
@@ -139,7 +140,7 @@ def render(params: Params) -> str:
     stages: dict[str, Any] = {"resolve": RESOLVE, "code": CODE}
     asked, some = asked_jobs(params, jobs(params)), bool(params.tables)
     asked_stages = {job.stage.name for job in asked}
-    for stage in STAGES:
+    for stage in stages_of(params.benchmarks.suites):
         if stage.name == "table":
             stages |= _tables(asked)
         elif not some or stage.name in asked_stages:

@@ -16,7 +16,7 @@ from sf.config import Params, Resources, load_params, validated
 from sf.errors import ConfigError
 from sf.jobs import stage_module
 from sf.layout import FOLDERS, STAMP
-from workflow.stages import STAGES, Stage
+from workflow.stages import STAGES, Stage, stages_of
 from workflow.targets import asked_jobs, lacking, made, rows_of
 
 __all__ = [
@@ -115,7 +115,7 @@ def jobs(params: Params) -> list[JobSpec]:
     for name, given in params.resources.items():
         launcher(name, given)
     listed: list[JobSpec] = []
-    for stage in STAGES:
+    for stage in stages_of(params.benchmarks.suites):
         if stage.name == "table":
             listed += _table_jobs(stage, params, listed)
             continue

@@ -12,8 +12,8 @@ Placeholders: `{model}`, `{method}`, `{objective}`, `{train_seed}`, `{suite}` ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from sf.layout import FOLDERS, TRAINED
 
@@ -220,3 +220,21 @@ STAGES = (
         gather=("calibrate", "train", "accuracy_curve", "evaluate", "profile", "table"),
     ),
 )
+
+
+def stages_of(suites: Sequence[str]) -> tuple[Stage, ...]:
+    """The table for a study: without suites, nothing reads, makes or asks the benchmarks.
+
+    Args:
+        suites: `benchmarks.suites` of the parameters.
+    """
+    if suites:
+        return STAGES
+    return tuple(
+        replace(
+            stage,
+            inputs={name: read for name, read in stage.inputs.items() if name != "benchmarks"},
+        )
+        for stage in STAGES
+        if stage.name != "benchmarks" and "suite" not in stage.axes
+    )

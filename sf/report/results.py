@@ -119,7 +119,8 @@ class Study:
         ]
 
     def _wanted(self) -> list[tuple[str, dict[str, str]]]:
-        wanted: list[tuple[str, dict[str, str]]] = [("prepare", {}), ("benchmarks", {})]
+        wanted: list[tuple[str, dict[str, str]]] = [("prepare", {})]
+        wanted += [("benchmarks", {})] if self.suites else []
         for model in self.models:
             named = {"model": model}
             wanted += [("base", named), ("calibrate", named)]

@@ -127,6 +127,24 @@ def test_both_engines_run_the_same_commands(tmp_path: Path) -> None:
         assert dvc_names == {*map(dvc_yaml.stage_name, specs(scale)), "resolve", "code"}
 
 
+def test_a_study_may_leave_out_the_benchmarks(tmp_path: Path) -> None:
+    checkout(tmp_path, "mini")
+    file = tmp_path / "params.yaml"
+    text = file.read_text()
+    assert "suites: [all]" in text
+    file.write_text(text.replace("suites: [all]", "suites: []"))
+    params = load_params(file)
+    found = jobs(params)
+    assert {"prepare", "train", "calibrate", "report"} <= {job.stage.run for job in found}
+    assert not {"benchmarks", "evaluate"} & {job.stage.run for job in found}
+    stamps = {job.stamp for job in found}
+    assert all(stamps.issuperset(job.inputs) for job in found)
+    dvc_yaml.write_dvc_yaml(params, tmp_path)
+    with Repo(str(tmp_path)) as repo:
+        names = {stage.name for stage in repo.index.stages}
+    assert names == {*map(dvc_yaml.stage_name, found), "resolve", "code"}
+
+
 @pytest.mark.parametrize("scale", ["tables", "compare"])
 def test_a_table_reads_the_same_results_under_both_engines(scale: str, tmp_path: Path) -> None:
     checkout(tmp_path, scale)

@@ -68,3 +68,9 @@ def test_what_says_no_seed_means_the_first_one(tmp_path: Path) -> None:
     assert second is not None
     assert study.shown(first)
     assert not study.shown(second)
+
+
+def test_a_study_without_suites_misses_no_benchmarks(tmp_path: Path) -> None:
+    missing = Study(tmp_path, ("m",), ("full",), (), (), (0,)).missing()
+    assert missing
+    assert not [name for name in missing if name.startswith(("benchmarks", "evaluate"))]
