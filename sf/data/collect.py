@@ -259,7 +259,7 @@ def refuse_many(
         rule = f"none of the {found.num_read} rows read is left"
         raise DataError("rows", 0, rule, "correct prepare.data_sources")
     common = ", ".join(f"{kind}: {count}" for kind, count in found.kinds().most_common(3))
-    first = f"first: {found.rejects[0].reason}"
+    first = f"first, row {found.rejects[0].number}: {found.rejects[0].reason}"
     raise DataError(
         "rejected rows",
         f"{len(found.rejects)} of {found.num_read}",
