@@ -34,11 +34,10 @@ shell.prefix(f"set -euo pipefail; trap '' USR1 TERM; export PATH={BIN}:$PATH; ")
 
 # Jobs of Slurm leave what MLflow is told in files (`sf.mlflow_store.is_left_to_submitter`).
 onsuccess:
-    if config.get("cluster") == "slurm":
-        shell("sf log")
-
     from sf.report.ending import ending  # late: each job reads this file
 
+    if config.get("cluster") == "slurm":
+        shell("sf log")
     for job in JOBS:
         made = Path(job.output, "index.html").is_file()
         if job.stage.gather and made and not LOOKING & set(sys.argv):
