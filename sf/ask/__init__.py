@@ -113,13 +113,11 @@ def choose_policy(
     Raises:
         ConfigError: more than one of them, or a value outside (0, 1].
     """
-    if sum((p is not None, full, token_ratio is not None)) > 1:
-        given = {"p": p, "token_ratio": token_ratio, "full": full or None}
-        shown = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
-        raise ConfigError(
-            "how much is kept", shown, "is said twice", "give one of --p, --token-ratio, "
-            "--full",
-        )  # fmt: skip
+    given = {"p": p is not None, "token-ratio": token_ratio is not None, "full": full}
+    names = [name for name, chosen in given.items() if chosen]
+    if len(names) > 1:
+        remedy = "give one of --p, --token-ratio, --full"
+        raise ConfigError(" and ".join(names), None, "exclude each other", remedy)
     if token_ratio is not None:
         return Budget(token_ratio)
     if full:

@@ -10,7 +10,6 @@ from sf.attention import Budget
 from sf.attention.trained import record_of
 from sf.baselines import resolve, resolve_point
 from sf.baselines.method import Method
-from sf.errors import ConfigError
 from sf.sections import Vision
 from sf.selection import TopP
 
@@ -42,10 +41,9 @@ def method_of(source: Any, p: float | None, token_ratio: float | None, full: boo
         ConfigError: several choices, or a value out of range.
         UnsupportedModelError: see `sf.baselines.resolve`.
     """
-    given = [name for name, value in (("p", p), ("token-ratio", token_ratio)) if value is not None]
-    given += ["full"] if full else []
-    if len(given) > 1:
-        raise ConfigError(" and ".join(given), None, "exclude each other", "give one of them")
+    from sf.ask import choose_policy
+
+    choose_policy(p, full, token_ratio)  # for its errors
     if full:
         return resolve(source, "full")
     if token_ratio is not None:
