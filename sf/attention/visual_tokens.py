@@ -6,7 +6,8 @@ time step, in every model of the Qwen2-VL line.
 
 LLaVA-OneVision and LLaVA-NeXT-Video see a whole image first, then (images only) the same image
 again in tiles of higher resolution, with a token at the end of each line. The cells are those of
-the whole image, or of each frame; tiles and line ends are visual tokens without a cell.
+the whole image, or of each frame; tiles and line ends are visual tokens without a cell. In the
+videos of LLaVA-Video each row of a frame has a line end (`sf.attention.video_form`).
 
 Shape suffixes: B rows of the batch, L prompt columns, J layers; T time steps, H rows and W columns
 of cells; M media.
@@ -21,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sf.attention.video_form import video_form
 from sf.errors import DataError
 
 __all__ = ["VisualSpan", "locate", "visual_mask"]
@@ -122,14 +124,20 @@ def _spans(
 def _llava_spans(
     kind: Literal["image", "video"], ids_BL: Tensor, inputs: Mapping[str, Any], config: Any
 ) -> list[VisualSpan]:
-    """A medium's tokens are one run of placeholders; its cells come first in it."""
+    """A medium's tokens are one run of placeholders.
+
+    Its cells come first in it, or each line of cells is followed by a line end.
+    """
     side = int(config.vision_config.image_size) // int(config.vision_config.patch_size)
     token = config.image_token_id if kind == "image" else config.video_token_id
-    shape = (1, side, side)
+    form = video_form(config)
+    shape, line_ends = (1, side, side), 0
     if kind == "video" and "pixel_values_videos" in inputs:
-        pooled = side // 2 if config.model_type == "llava_next_video" else -(-side // 2)
+        pooled = side // 2 if config.model_type == "llava_next_video" else form.pooled(side)
         shape = (int(inputs["pixel_values_videos"].shape[1]), pooled, pooled)
-    count = shape[0] * shape[1] * shape[2]
+        line_ends = form.num_lines(shape[0], side)
+    cells = shape[0] * shape[1] * shape[2]
+    count = cells + line_ends
     spans = []
     for row, here in enumerate(ids_BL == token):
         columns = here.nonzero()[:, 0]
@@ -144,7 +152,10 @@ def _llava_spans(
                     f"{shape} cells (time, rows, columns) need {count}",
                     "encode the prompt and its media together",
                 )
-            spans.append(VisualSpan(kind, row, shape, run[:count], run[count:]))
+            lines, rest = run[:count].view(max(line_ends, 1), -1), run[count:]
+            if line_ends:
+                lines, rest = lines[:, :-1], torch.cat((lines[:, -1], rest))
+            spans.append(VisualSpan(kind, row, shape, lines.flatten(), rest))
     return spans
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import sf
-from sf.cli import model, own, study
+from sf.cli import convert, model, own, study
 
 __all__ = ["app"]
 
@@ -25,6 +25,7 @@ app.command("curve")(model.curve_command)
 app.command("evaluate")(own.evaluate_command)
 app.command("train")(own.train_command)
 app.command("serve")(model.serve_command)
+app.command("convert")(convert.convert_command)
 app.command("profile")(model.profile_command)
 app.command("log")(study.log_command)
 

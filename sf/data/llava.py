@@ -5,6 +5,8 @@ size, so the pixel bounds of `Vision` have no meaning here; which frames are loo
 project's rule (`sf.data.budget.frame_indices`). Frames go to the processor as they were decoded:
 resizing twice would give other pixels than the published preprocessing.
 
+LLaVA-Video's prompts state when its frames are (`sf.attention.video_form`).
+
 Several images in one prompt are one tile each for LLaVA-OneVision, as it was trained; lmms-eval's
 `llava_hf` class cuts each of them into tiles.
 """
@@ -141,8 +143,46 @@ def encode_llava_parts(
     return [(part, _encode(processor, [loaded[i] for i in part], device)) for part in members]
 
 
+def _with_times(conversation: Conversation) -> list[dict[str, Any]]:
+    """The conversation with the times of each video's frames behind it."""
+    return [
+        turn
+        if isinstance(turn["content"], str)
+        else {**turn, "content": [part for given in turn["content"] for part in _timed(given)]}
+        for turn in conversation
+    ]
+
+
+def _timed(part: dict[str, Any]) -> list[dict[str, Any]]:
+    if part["type"] != "video":
+        return [part]
+    return [part, {"type": "text", "text": _time_text(part["video"][1])}]
+
+
+def _time_text(metadata: Any) -> str:
+    """What LLaVA-Video is told about a video's frames before the question.
+
+    Raises:
+        DataError: it holds no frame rate.
+    """
+    if not metadata.fps:
+        rule = "the model's prompt states the times of the frames, which need one"
+        raise DataError("video's frame rate", metadata.fps, rule, "load it with load_own_size")
+    length = metadata.duration or metadata.total_num_frames / metadata.fps
+    times = metadata.timestamps
+    located = ",".join(f"{time:.2f}s" for time in times)
+    return (
+        f"The video lasts for {length:.2f} seconds, and {len(times)} frames are uniformly sampled "
+        f"from it. These frames are located at {located}."
+        "Please answer the following questions related to this video.\n"
+    )
+
+
 def _encode(processor: Any, loaded: Sequence[Conversation], device: str) -> BatchFeature:
     check_turns(processor, loaded)
+    form = getattr(processor, "video_form", None)
+    if form is not None and form.time_text:
+        loaded = [_with_times(conversation) for conversation in loaded]
     counts = sorted(set().union(*(_frames(conversation) for conversation in loaded)))
     if len(counts) > 1:
         raise DataError(

@@ -13,7 +13,7 @@ from sf.errors import DataError, UnsupportedModelError
 from sf.layout import STAMP
 from sf.models.load import load_config
 
-__all__ = ["check_family", "checkpoint_files", "fetch_checkpoint"]
+__all__ = ["check_family", "checkpoint_files", "fetch_checkpoint", "hub_folder"]
 
 _KINDS = ("*.json", "*.txt", "*.jinja", "*.safetensors", "*.model")
 
@@ -36,7 +36,7 @@ def check_family(folder: Path, family: str) -> Any:
     return config
 
 
-def _hub_folder(hub: HubSource) -> tuple[Path, str]:
+def hub_folder(hub: HubSource) -> tuple[Path, str]:
     """A hub repository's model files; (folder, commit).
 
     What came of a commit is listed beside huggingface_hub's own cache: a pinned revision whose
@@ -90,7 +90,7 @@ def fetch_checkpoint(source: str, family: str, target: Path) -> dict[str, str]:
     """
     origin = {"source": source}
     if source.startswith("hub:"):
-        folder, origin["commit"] = _hub_folder(parse_hub(source))
+        folder, origin["commit"] = hub_folder(parse_hub(source))
     else:
         folder = Path(source)
     check_family(folder, family)

@@ -21,6 +21,7 @@ from transformers import (
 
 from sf.attention.trained import equip, recall, trained_attention
 from sf.errors import ConfigError, DataError, SparsityForcingError, UnsupportedModelError
+from sf.models.llava_video import apply_video_form
 from sf.progress import without_tensor_bars
 
 __all__ = ["FAMILIES", "load_config", "load_model", "load_processor"]
@@ -77,7 +78,7 @@ def load_config(path: Path | str, revision: str | None = None) -> Any:
         values, _ = PreTrainedConfig.get_config_dict(str(path), revision=revision or "main")
         model_type = str(values.get("model_type"))
     if model_type not in FAMILIES:
-        convert = "convert it to transformers' llava_onevision first (docs/evaluation.md)"
+        convert = "convert it to transformers' llava_onevision first: sf convert SOURCE TARGET"
         raise UnsupportedModelError(
             "model type",
             model_type,
@@ -155,6 +156,7 @@ def load_model(
             use_safetensors=True,  # never a pickle
             trust_remote_code=False,
         )
+    apply_video_form(model, config)
     if Path(path).is_dir():
         recall(model.config, Path(path))
     return model.to(device).eval()
@@ -182,10 +184,11 @@ def load_processor(path: Path | str, *, revision: str | None = None) -> Any:
     Raises:
         DataError, UnsupportedModelError: as `load_config`.
     """
-    load_config(path, revision)
+    config = load_config(path, revision)
     with _loadable(path):
         processor = AutoProcessor.from_pretrained(
             str(path), revision=revision or "main", trust_remote_code=False
         )
+    apply_video_form(processor, config)
     processor.tokenizer.padding_side = "left"
     return processor
