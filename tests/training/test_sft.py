@@ -112,6 +112,30 @@ def test_loss_and_gradient_are_those_of_sparse_decoding(
     same(ours, gradients(model), atol=2e-5)
 
 
+@torch.no_grad()
+def test_loss_of_long_answers_is_that_of_sparse_decoding(
+    base: Path, rows: list[Row], tmp_path: Path
+) -> None:
+    """Tens of tokens of working before one answer, beside a short one in the batch."""
+    steps = [f"{colour} {count}," for count in range(5) for colour in ("red", "green", "blue")]
+    working = f"<think>{' '.join(steps)} so red</think>"
+    rows = [replace(row, solution=working * (at % 2) + row.solution) for at, row in enumerate(rows)]
+    trainer, _ = trainer_of(base, rows, tmp_path, retention_p=[0.5, 0.9], group_size=2)
+    batch = first_batch(trainer)
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, batch)
+    model, processor, p = load_model(base), load_processor(base), parameters()
+    expected, widths = torch.zeros(()), set()
+    for row, threshold in zip(batch["row"].tolist(), [0.5, 0.9] * 2, strict=True):
+        inputs, reply = prompt_and_reply(processor, rows[row], p)
+        widths.add(reply.shape[1])
+        with sparsify(model, TopP(p=threshold)):
+            expected = expected + step_by_step(model, inputs, reply) / 4
+    assert max(widths) >= 30
+    assert min(widths) < 10
+    assert torch.allclose(loss, expected, atol=1e-5)
+
+
 def test_full_retention_is_plain_fine_tuning(base: Path, rows: list[Row], tmp_path: Path) -> None:
     """transformers' own loss with labels on the answer only, one question at a time.
 

@@ -84,6 +84,18 @@ def test_run_trains_the_language_model_only(base: Path, rows: list[Row], tmp_pat
     assert max(values["logp_gap"] for _, values in log.history) < 2e-5
 
 
+def test_long_rollouts_are_scored_as_they_were_sampled(
+    base: Path, rows: list[Row], tmp_path: Path
+) -> None:
+    """Tens of tokens one after another over pruned caches, then all at once."""
+    training, log = build(base, rows, tmp_path, steps=1, max_completion_tokens=60)
+    training.trainer.train()
+    ((_, values),) = log.history
+    assert values["completion_tokens"] > 30
+    assert values["token_ratio"] < 0.9
+    assert values["logp_gap"] < 2e-5
+
+
 @pytest.mark.parametrize("objective", ["sparsity_forcing", "zipvl_sft"])
 def test_bfloat16_computes_in_it_and_keeps_float32_weights(
     base: Path, rows: list[Row], tmp_path: Path, objective: str

@@ -71,7 +71,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def parameters(
-    objective: str = "sparsity_forcing", seed: int = 3, dtype: str = "float32", **changes: Any
+    objective: str = "sparsity_forcing",
+    seed: int = 3,
+    dtype: str = "float32",
+    max_completion_tokens: int = 4,
+    **changes: Any,
 ) -> RunParameters:
     """Of a tiny run; a change is a common setting or one of the objective.
 
@@ -79,6 +83,7 @@ def parameters(
         objective: what is trained.
         seed: of the run.
         dtype: that the computation runs in.
+        max_completion_tokens: of a rollout.
         changes: by name; `pathwise` and `collapse` are mappings that are merged.
     """
     common = {name: changes.pop(name) for name in (*TRAIN, "lora") if name in changes}
@@ -92,7 +97,9 @@ def parameters(
         objective={"objective": objective, **own},  # type: ignore[arg-type]
         train=Train(**{**TRAIN, **common}),
         answering=Answering(
-            prompt_template="answer", max_completion_tokens=4, correctness_cutoff=0.99
+            prompt_template="answer",
+            max_completion_tokens=max_completion_tokens,
+            correctness_cutoff=0.99,
         ),
         vision=VISION,
         runtime=Runtime(device="cpu", dtype=dtype),
