@@ -37,7 +37,7 @@ from sf.tracking import SilentTracker, Tracker, log_pending
 
 STAGES = (
     *("prepare", "benchmarks", "base", "calibrate", "train", "evaluate", "profile"),
-    *("table", "report"),
+    *("previews", "table", "report"),
 )
 OWN_STAGES = ("questions",)  # of `sf evaluate`, part of no study
 MIN_FREE_GIB = 1.0

@@ -23,6 +23,7 @@ FOLDERS = {
     "train": f"results/{{scale}}/train/{{model}}/{TRAINED}",
     "accuracy_curve": "results/{scale}/accuracy_curve/{model}/{row}",
     "evaluate": "results/{scale}/evaluate/{model}/{row}/{suite}",
+    "previews": "results/{scale}/previews/{suite}",
     "profile": "results/{scale}/profile/{model}",
     "table": "results/{scale}/table/{target}",
     "report": "reports/{scale}",

@@ -191,6 +191,14 @@ STAGES = (
         inputs=OF_BASE,
     ),
     Stage(
+        name="previews",
+        run="previews",
+        output="previews",
+        axes={"suite": "benchmarks.suites"},
+        values={"suite": "{suite}"},
+        inputs=BENCHMARKS,
+    ),
+    Stage(
         name="table",  # `workflow.targets` knows its rows, and the results that it reads
         run="table",
         output="table",
@@ -217,7 +225,9 @@ STAGES = (
             "lacking": "{lacking}",
         },
         sections=("axes", "benchmarks"),
-        gather=("calibrate", "train", "accuracy_curve", "evaluate", "profile", "table"),
+        gather=(
+            *("calibrate", "train", "accuracy_curve", "evaluate", "profile", "previews", "table"),
+        ),
     ),
 )
 

@@ -259,6 +259,9 @@ def asked_jobs(params: Params, listed: Sequence[JobSpec]) -> list[JobSpec]:
     if not params.tables:
         return list(listed)
     ends = [job for job in listed if job.names.get("target") in params.tables]
+    asked = closure(ends, listed)
+    suites = {job.names["suite"] for job in asked if job.stage.output == "evaluate"}
+    ends += [job for job in listed if job.stage.name == "previews" and job.names["suite"] in suites]
     ends += [job for job in listed if job.stage.name == "report"]
     return closure(ends, listed)
 

@@ -17,7 +17,7 @@ with extra("eval"):
     from lmms_eval.api.instance import Instance
     from lmms_eval.protocol import ChatMessages
 
-__all__ = ["Question", "limit_of", "question_of"]
+__all__ = ["Question", "limit_of", "question_of", "turns_of"]
 
 _SAMPLING = ("temperature", "do_sample", "num_beams")
 
@@ -51,13 +51,21 @@ def question_of(request: Instance, datasets: Mapping[str, Any]) -> Question:
         ConfigError: as `limit_of`; or content that is no text, image or whole video file.
     """
     _, doc_to_messages, _, doc_id, task, split = request.args
-    chat = ChatMessages(messages=doc_to_messages(datasets[task][split][doc_id]))
-    turns = [
-        {"role": turn.role, "content": [_content(part) for part in turn.content]}
-        for turn in chat.messages
-    ]
+    turns = turns_of(doc_to_messages(datasets[task][split][doc_id]))
     limit = limit_of(request)
     return Question(task, int(doc_id), turns, limit, _digest(turns, limit))
+
+
+def turns_of(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """lmms-eval's messages of a row in transformers' form.
+
+    Raises:
+        ConfigError: content that is no text, image or whole video file.
+    """
+    return [
+        {"role": turn.role, "content": [_content(part) for part in turn.content]}
+        for turn in ChatMessages(messages=messages).messages
+    ]
 
 
 def limit_of(request: Instance) -> int:

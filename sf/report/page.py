@@ -174,13 +174,17 @@ def html(page: Page, folder: Path) -> str:
 
 def page_environment() -> jinja2.Environment:
     """Renders the templates of the pages."""
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    palette = Path(__file__).with_name("palette.css")
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    environment.globals["palette"] = palette.read_text(encoding="utf-8")
+    return environment
 
 
 def sort_script() -> str:

@@ -141,4 +141,5 @@ class Study:
                 for suite in self.suites
             ]
             wanted.append(("profile", named))
+        wanted += [("previews", {"suite": suite}) for suite in self.suites]
         return wanted

@@ -252,7 +252,8 @@ def test_each_stage_reads_the_results_that_it_is_about() -> None:
         "evaluate_trained": {"train", "benchmarks", "prepare"},
         "profile": {"base"},
         "table": every - {"evaluate"},  # this scale evaluates no benchmark of a table
-        "report": {*every, "table"},
+        "previews": {"benchmarks"},
+        "report": {*every, "previews", "table"},
     }
     assert {stage.name for stage in STAGES} == expected.keys()
     present = {job.stage.name for job in specs("compare")}

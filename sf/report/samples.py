@@ -1,0 +1,116 @@
+"""The samples of a study: every question with the replies of two rows beside each other.
+
+`samples/samples.html` loads what a reader asks for from files beside it: the questions of a
+benchmark, and the replies of one model and row to them. A page that holds all of them would be too
+large for the real benchmarks. The files are scripts, which a page that is opened from a disk may
+load, and hold nothing but a call with JSON.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sf.atomic_files import write_text
+from sf.escaping import printable
+from sf.evaluation.benchmarks import BENCHMARKS, EXTRA
+from sf.report.benchmark_tables import Cell
+from sf.report.layers import group_names, layer_groups
+from sf.report.page import Section, Table, page_environment
+from sf.report.results import Result, Study
+
+__all__ = ["PAGE", "samples_sections"]
+
+PAGE = "samples/samples.html"
+RIGHT = 0.5
+"""A sample's score (0 to 1) from which its reply counts as right."""
+DENSE = "full"
+HEADER = ("benchmark", "questions")
+_TEXT = (
+    "Each link opens the questions that the full row answers right and another row wrong; there, "
+    "benchmark, model, rows and what is shown can be chosen."
+)
+
+
+def samples_sections(study: Study, folder: Path) -> list[Section]:
+    """Write the page of the samples and what it loads; links to it.
+
+    Args:
+        study: its results.
+        folder: of the report.
+    """
+    rows: dict[str, dict[str, list[str]]] = {}
+    counts: dict[str, int] = {}
+    for result in study.everything():
+        if result.kind == "evaluate" and study.shown(result):
+            model, row = result.axes["model"], result.axes["row"]
+            for benchmark, lines in _samples(result).items():
+                path = folder / "samples" / benchmark / model / f"{row}.js"
+                write_text(path, _call("replies", [benchmark, model, row], lines))
+                rows.setdefault(benchmark, {}).setdefault(model, []).append(row)
+                counts[benchmark] = max(counts.get(benchmark, 0), len(lines))
+        elif result.kind == "previews":
+            for benchmark, questions in _questions(result).items():
+                path = folder / "samples" / benchmark / "questions.js"
+                write_text(path, _call("questions", [benchmark], questions))
+    if not rows:
+        return []
+    titles = {one.name: one.title for one in (*BENCHMARKS, *EXTRA) if one.name in rows}
+    given = {"rows": rows, "titles": titles, "right": RIGHT, "dense": DENSE}
+    page = page_environment().get_template("samples.html.jinja").render(given=given)
+    write_text(folder / PAGE, printable(page))
+    links = [
+        [Cell(title, link=f"{PAGE}#benchmark={name}&shown=lost"), Cell(str(counts[name]))]
+        for name, title in titles.items()
+    ]
+    table = Table("samples", "Replies of two rows beside each other", HEADER, links)
+    return [Section("Samples", text=[_TEXT], tables=[table])]
+
+
+def _call(name: str, arguments: list[str], content: Any) -> str:
+    """A script that hands JSON to a function of the page."""
+    parts = [json.dumps(part) for part in (*arguments, content)]  # ASCII: of any text
+    return f"{name}({', '.join(parts)});\n"
+
+
+def _samples(result: Result) -> dict[str, list[dict[str, Any]]]:
+    """What the page shows of each sample, by benchmark."""
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for sample in _lines(result.folder / "samples.jsonl"):
+        ratios = sample["layer_ratios"]
+        groups = layer_groups(len(ratios))
+        means = [sum(ratios[layer] for layer in group) / len(group) for group in groups]
+        samples.setdefault(sample["benchmark"], []).append(
+            {
+                "row": f"{sample['task']} {sample['doc_id']}",
+                "asked": sample["source"],
+                "target": printable(sample["target"]),
+                "reply": printable(sample["reply"]),
+                "score": sample["score"],
+                "ratio": sample["token_ratio"],
+                "tokens": sample["prompt_tokens"],
+                "groups": dict(zip(group_names(groups), means, strict=True)),
+            }
+        )
+    return samples
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if path.is_file():
+        with path.open(encoding="utf-8") as stream:
+            yield from map(json.loads, stream)
+
+
+def _questions(result: Result) -> dict[str, dict[str, dict[str, str]]]:
+    """Text and picture of each question, by benchmark and row."""
+    questions: dict[str, dict[str, dict[str, str]]] = {}
+    for line in result.table("previews.parquet").to_dict("records"):
+        picture = base64.b64encode(line["picture"]).decode()
+        questions.setdefault(str(line["benchmark"]), {})[f"{line['task']} {line['doc_id']}"] = {
+            "question": printable(line["question"]),
+            "picture": f"data:image/jpeg;base64,{picture}" if picture else "",
+        }
+    return questions
