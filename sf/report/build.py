@@ -19,6 +19,7 @@ from sf.report.page import Page, Picture, Section, Table, write_page
 from sf.report.paired import paired_sections
 from sf.report.profile_sections import profile_sections
 from sf.report.results import Study
+from sf.report.results_cards import results_cards
 from sf.report.samples import samples_sections
 from sf.report.two_turn import two_turn_sections
 from sf.training.records import training_picture
@@ -49,6 +50,7 @@ def build_report(
     sections += [objectives] if objectives is not None else []
     sections += benchmarks
     sections += paired_sections(study, folder) + samples_sections(study, folder)
+    sections += results_cards(study, folder)
     sections += two_turn_sections(study)
     sections += _training_sections(study, folder)
     sections += profile_sections(study, folder)

@@ -1,0 +1,128 @@
+"""Results cards of trained models: what belongs into a model card, with where it is from.
+
+A card is Markdown with the hub's `model-index` in front, and one picture.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+from sf.atomic_files import write_text
+from sf.escaping import markdown as escaped
+from sf.escaping import printable
+from sf.evaluation.benchmarks import BENCHMARKS, EXTRA
+from sf.plotting import save
+from sf.report.benchmark_tables import NOT_MEASURED, Cell, measured, shown, span
+from sf.report.gate import STAND_INS, stand_ins
+from sf.report.page import Section, Table, markdown_table
+from sf.report.pictures import benchmark_picture
+from sf.report.results import Study
+
+__all__ = ["results_cards"]
+
+DENSE = "full"
+HEADER = ["benchmark", "score", "full attention", "token ratio (%)", "samples"]
+
+
+def results_cards(study: Study, folder: Path) -> list[Section]:
+    """Write `cards/MODEL_ROW.md` and its picture for each trained model; links to them.
+
+    Args:
+        study: its results.
+        folder: of the report.
+    """
+    table = measured(study)
+    links = []
+    for model in study.models:
+        scores = table[table["model"] == model]
+        for row in study.objectives:
+            if row not in set(scores["row"]):
+                continue
+            place = f"cards/{model}_{row}.md"
+            write_text(folder / place, _card(study, scores, model, row, folder / "cards"))
+            links.append([Cell(f"{model}, {row}", link=place)])
+    if not links:
+        return []
+    listed = Table("cards", "Results for model cards", ["trained model"], links)
+    return [Section("Results cards", tables=[listed])]
+
+
+def _card(study: Study, scores: pd.DataFrame, model: str, row: str, folder: Path) -> str:
+    own = scores[scores["row"] == row]
+    name = f"{model}_{row}"
+    both = scores[scores["row"].isin([DENSE, row])]
+    benchmarks = [one for one in (*BENCHMARKS, *EXTRA) if one.name in set(own["benchmark"])]
+    picture = benchmark_picture(both, benchmarks, [DENSE, row], f"{model}, {row}")
+    assert picture is not None  # there are scores
+    save(picture, folder / "figures", name)
+    dense = {line["benchmark"]: line for line in both[both["row"] == DENSE].to_dict("records")}
+    rows = [
+        [
+            Cell(line["title"]),
+            _score(line),
+            _score(dense[line["benchmark"]]) if line["benchmark"] in dense else Cell(NOT_MEASURED),
+            Cell(
+                shown(100 * line["token_ratio"]),
+                span(100 * line["token_ratio_low"], 100 * line["token_ratio_high"]),
+            ),
+            Cell(f"{line['samples']}"),
+        ]
+        for line in own.to_dict("records")
+    ]
+    caption = "Scores and token ratios, in brackets 95 % bootstrap intervals over questions"
+    title = escaped(f"Results of {row} on {model}")
+    parts = [f"---\n{_index(own, name)}---", f"# {title}", f"![{title}](figures/{name}.png)"]
+    parts += [f"> {STAND_INS}"] if stand_ins(study) else []
+    parts += [f"**{caption}**", markdown_table(Table(name, caption, HEADER, rows))]
+    parts += ["## Provenance", _provenance(study, model, row)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _score(line: Any) -> Cell:
+    scale = line["scale"]
+    return Cell(shown(line["score"], scale), span(line["low"], line["high"], scale))
+
+
+def _index(own: pd.DataFrame, name: str) -> str:
+    """The hub's `model-index`: a result a benchmark, in the paper's scale."""
+    repositories = {one.name: one.tasks[0].repository for one in (*BENCHMARKS, *EXTRA)}
+    results = [
+        {
+            "task": {"type": "image-text-to-text"},
+            "dataset": {"name": line["title"], "type": repositories[line["benchmark"]]},
+            "metrics": [
+                {"type": "score", "value": round(float(line["score"]), 3)},
+                {"type": "token_ratio", "value": round(float(line["token_ratio"]), 4)},
+            ],
+        }
+        for line in own.to_dict("records")
+    ]
+    stream = io.StringIO()
+    YAML().dump({"model-index": [{"name": name, "results": results}]}, stream)
+    return stream.getvalue()
+
+
+def _provenance(study: Study, model: str, row: str) -> str:
+    """A line a result that the card's figures are from."""
+    wanted = [("train", {"model": model, "objective": row})]
+    wanted += [
+        ("evaluate", {"model": model, "row": name, "suite": suite})
+        for name in (row, DENSE)
+        for suite in study.suites
+    ]
+    lines = []
+    for kind, axes in wanted:
+        result = study.result(kind, **axes)
+        if result is None:
+            continue
+        stamp = result.stamp
+        hardware = ", ".join(f"{key}: {value}" for key, value in stamp["hardware"].items())
+        versions = ", ".join(f"{key} {value}" for key, value in stamp["versions"].items())
+        facts = f"key {stamp['key']}, commit {result.commit}; {hardware}; {versions}"
+        lines.append(f"- `{printable(str(stamp['command']))}`: {escaped(facts)}")
+    return "\n".join(lines)
