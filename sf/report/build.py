@@ -11,6 +11,7 @@ from sf.report.across_seeds import across_seeds_section
 from sf.report.before_after import before_after
 from sf.report.benchmark_sections import benchmark_sections
 from sf.report.benchmark_tables import Cell
+from sf.report.crate import write_crate
 from sf.report.definitions import Targets
 from sf.report.gate import stand_ins
 from sf.report.gpu_figures import gpu_section, measured_on_gpus
@@ -68,6 +69,7 @@ def build_report(
     sections.insert(1, tables_section(study, targets or Targets(), folder))
     title = "Sparsity Forcing (arXiv 2504.18579): the study at a glance"
     write_page(Page(title, lead, sections, changed.sentence, changed.picture), folder)
+    write_crate(study, title, folder)
     return {**figures, **averages}
 
 
