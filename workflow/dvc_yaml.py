@@ -104,10 +104,12 @@ def _stage(stage: Stage, asked: Sequence[JobSpec], some: bool) -> dict[str, Any]
 
 
 def _body(stage: Stage, names: dict[str, str], deps: list[str]) -> dict[str, Any]:
+    # `dvc exp show` and `dvc pull` read the report of another commit from the cache.
+    cached = {} if stage.gather else {"cache": False}
     return {
         "cmd": " ".join([stage.launch, command(stage, names)]).strip(),
         "deps": [config_file(stage, names), code_file(stage.run), *deps],
-        "outs": [{stage.output_folder(names): {"cache": False, "persist": True}}],
+        "outs": [{stage.output_folder(names): {**cached, "persist": True}}],
     }
 
 
