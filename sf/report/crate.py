@@ -6,6 +6,7 @@ Written as JSON-LD after RO-Crate 1.1 and the profile Process Run Crate 0.5.
 from __future__ import annotations
 
 import mimetypes
+import time
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -134,6 +135,6 @@ def _software(results: Iterable[Result]) -> dict[str, Any]:
 
 
 def _date(results: Iterable[Result]) -> str:
-    """The day of the newest result."""
-    times = [(result.folder / STAMP).stat().st_mtime for result in results]
-    return datetime.fromtimestamp(max(times, default=0.0), UTC).date().isoformat()
+    """The day of the newest result; today without any."""
+    times = [(result.folder / STAMP).stat().st_mtime for result in results] or [time.time()]
+    return datetime.fromtimestamp(max(times), UTC).date().isoformat()

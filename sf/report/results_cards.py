@@ -70,7 +70,7 @@ def _card(study: Study, scores: pd.DataFrame, model: str, row: str, folder: Path
                 shown(100 * line["token_ratio"]),
                 span(100 * line["token_ratio_low"], 100 * line["token_ratio_high"]),
             ),
-            Cell(f"{line['samples']}"),
+            Cell(f"{line['samples']:.0f}"),
         ]
         for line in own.to_dict("records")
     ]
@@ -121,8 +121,8 @@ def _provenance(study: Study, model: str, row: str) -> str:
         if result is None:
             continue
         stamp = result.stamp
-        hardware = ", ".join(f"{key}: {value}" for key, value in stamp["hardware"].items())
-        versions = ", ".join(f"{key} {value}" for key, value in stamp["versions"].items())
+        hardware = ", ".join(f"{key}: {value}" for key, value in stamp.get("hardware", {}).items())
+        versions = ", ".join(f"{key} {value}" for key, value in stamp.get("versions", {}).items())
         facts = f"key {stamp['key']}, commit {result.commit}; {hardware}; {versions}"
         lines.append(f"- `{printable(str(stamp['command']))}`: {escaped(facts)}")
     return "\n".join(lines)

@@ -138,6 +138,7 @@ def test_all_is_what_tables_asks_for(tables: list[Any], names: set[str], others:
     assert len(asked) == len(set(asked))
     assert {job.name for job in listed if job.stage.name == "table"} & {*asked} == names
     assert "report" in asked
+    assert ("previews__all" in asked) == any(name.startswith("evaluate") for name in asked)
     assert not others & {*asked}
     (report,) = (job for job in listed if job.name == "report")
     assert set(report.inputs) <= {job.stamp for job in listed if job.name in asked}
