@@ -13,7 +13,10 @@ from rich.table import Table
 from sf import ranks
 from sf.cli.output import stdout
 
-__all__ = ["log_command", "plan_command", "run_command", "status_command", "use_command"]
+__all__ = [
+    *("log_command", "plan_command", "rehearse_command"),
+    *("run_command", "status_command", "use_command"),
+]
 
 
 def _stages() -> list[str]:
@@ -135,6 +138,29 @@ def status_command(
         return
     stdout.print(status.as_table(listed))
     stdout.print(status.totals(listed))
+
+
+def rehearse_command(
+    scale: Annotated[
+        str | None, typer.Argument(help="params.yaml's own by default", autocompletion=_scales)
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write it there")] = None,
+    gpu_gib: Annotated[float, typer.Option(help="memory of each GPU")] = 79.0,
+    disk_gib: Annotated[float | None, typer.Option(help="free where results will lie")] = None,
+    seconds_a_step: Annotated[
+        float | None, typer.Option(help="of training; from the published time by default")
+    ] = None,
+) -> None:
+    """Say what a study costs and what in it will not work, before anything runs."""
+    from sf.atomic_files import write_json
+    from workflow import rehearsal
+
+    seen = rehearsal.rehearse(scale, rehearsal.Options(gpu_gib, disk_gib, seconds_a_step))
+    for part in rehearsal.shown(seen):
+        stdout.print(escape(part) if isinstance(part, str) else part)
+    if json_file is not None:
+        write_json(json_file, rehearsal.as_json(seen))
+    raise typer.Exit(1 if seen.faults else 0)
 
 
 def plan_command(

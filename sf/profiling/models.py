@@ -10,7 +10,15 @@ import torch
 
 from sf.errors import ConfigError
 
-__all__ = ["SHAPES", "Shape", "Subject", "load_checkpoint", "load_subject"]
+__all__ = [
+    "SHAPES",
+    "Shape",
+    "Subject",
+    "class_and_config",
+    "load_checkpoint",
+    "load_subject",
+    "published",
+]
 
 CHECKPOINT = "checkpoint"
 
@@ -30,6 +38,7 @@ class Shape:
         note: what it is.
         family: the model class around it.
         tower: whether the vision tower has its published size; else it is a small one.
+        hub: the repository whose config.json the sizes are from; empty for a part of a model.
     """
 
     hidden: int
@@ -42,14 +51,25 @@ class Shape:
     note: str
     family: Literal["qwen2_5_vl", "qwen2_vl", "llava_onevision"] = "qwen2_5_vl"
     tower: bool = False
+    hub: str = ""
 
 
 def _part(width: int, heads: int, kv_heads: int, mlp: int, note: str) -> Shape:
     return Shape(width, 2, heads, kv_heads, mlp, 2048, True, f"2 layers {note}")
 
 
-def _seven(vocabulary: int, note: str, family: Any) -> Shape:
-    return Shape(3584, 28, 28, 4, 18944, vocabulary, False, note, family, tower=True)
+def _whole(
+    name: str, hub: str, family: Any, width: int, heads: int, kv_heads: int, mlp: int, **sizes: Any
+) -> Shape:
+    """A published model: 28 layers and a vocabulary of 152064 where nothing else is said."""
+    given = {"layers": 28, "vocabulary": 152064, "tied": False, **sizes}
+    return Shape(
+        width, given["layers"], heads, kv_heads, mlp, given["vocabulary"], given["tied"],
+        f"{name}'s shape", family, tower=True, hub=hub,
+    )  # fmt: skip
+
+
+_SEVEN = (3584, 28, 4, 18944)
 
 
 SHAPES: dict[str, Shape] = {
@@ -58,13 +78,25 @@ SHAPES: dict[str, Shape] = {
     ),
     "qwen2.5-vl-3b-half": _part(1024, 8, 1, 5504, "of half of Qwen2.5-VL-3B's width, heads of 128"),
     "qwen2.5-vl-3b-2layers": _part(2048, 16, 2, 11008, "of Qwen2.5-VL-3B's shape"),
-    "qwen2.5-vl-3b": Shape(
-        2048, 36, 16, 2, 11008, 151936, True, "Qwen2.5-VL-3B's shape", tower=True
+    "qwen2.5-vl-3b": _whole(
+        "Qwen2.5-VL-3B", "Qwen/Qwen2.5-VL-3B-Instruct", "qwen2_5_vl", 2048, 16, 2, 11008,
+        layers=36, vocabulary=151936, tied=True,
     ),
-    "qwen2.5-vl-7b": _seven(152064, "Qwen2.5-VL-7B's shape", "qwen2_5_vl"),
-    "qwen2-vl-7b": _seven(152064, "Qwen2-VL-7B's shape", "qwen2_vl"),
-    "llava-video-7b": _seven(152064, "LLaVA-Video-7B-Qwen2's shape", "llava_onevision"),
-}
+    "qwen2.5-vl-7b": _whole("Qwen2.5-VL-7B", "Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_5_vl", *_SEVEN),
+    "qwen2-vl-2b": _whole(
+        "Qwen2-VL-2B", "Qwen/Qwen2-VL-2B-Instruct", "qwen2_vl", 1536, 12, 2, 8960,
+        vocabulary=151936, tied=True,
+    ),
+    "qwen2-vl-7b": _whole("Qwen2-VL-7B", "Qwen/Qwen2-VL-7B-Instruct", "qwen2_vl", *_SEVEN),
+    "llava-video-7b": _whole(
+        "LLaVA-Video-7B-Qwen2", "lmms-lab/LLaVA-Video-7B-Qwen2", "llava_onevision", *_SEVEN
+    ),
+}  # fmt: skip
+
+
+def published(hub: str) -> Shape | None:
+    """The shape of a repository on the hub; None for one that is not written out here."""
+    return next((shape for shape in SHAPES.values() if shape.hub == hub), None)
 
 
 @dataclass(frozen=True)
@@ -118,9 +150,15 @@ def load_subject(name: str, checkpoint: Path, dtype: str, device: str, seed: int
     return Subject(name, _build(shape, dtype, device, seed), "random", shape.note)
 
 
-def _build(shape: Shape, dtype: str, device: str, seed: int) -> Any:
+def class_and_config(shape: Shape) -> tuple[Any, Any]:
+    """The model class of a shape and its configuration."""
     build, config = _FAMILIES[shape.family](shape)
     config._attn_implementation = "sdpa"
+    return build, config
+
+
+def _build(shape: Shape, dtype: str, device: str, seed: int) -> Any:
+    build, config = class_and_config(shape)
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
@@ -198,22 +236,25 @@ def _qwen2_vl(shape: Shape) -> tuple[Any, Any]:
 def _llava_onevision(shape: Shape) -> tuple[Any, Any]:
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
+    width, mlp, layers, heads, side = 64, 64, 1, 2, 28
+    if shape.tower:  # SigLIP so400m-patch14-384, whose last layer is not used
+        width, mlp, layers, heads, side = 1152, 4304, 26, 16, 384
     config = LlavaOnevisionConfig(
         text_config={"model_type": "qwen2", **_text(shape)},
         vision_config={
             "model_type": "siglip_vision_model",
             "vision_use_head": False,
-            "hidden_size": 64,
-            "intermediate_size": 64,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 28,
+            "hidden_size": width,
+            "intermediate_size": mlp,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "image_size": side,
             "patch_size": 14,
         },
         tie_word_embeddings=shape.tied,
         image_token_index=2,
         video_token_index=3,
-        image_grid_pinpoints=[[28, 28]],
+        image_grid_pinpoints=[[side, side]],
     )
     return LlavaOnevisionForConditionalGeneration, config
 

@@ -21,7 +21,15 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from sf.atomic_files import read_json, write_json
 from sf.errors import EnvironmentFault
 
-__all__ = ["PARTS", "SEAL", "SealCheckpoints", "check_disk", "last_sealed", "seal"]
+__all__ = [
+    "PARTS",
+    "SEAL",
+    "SealCheckpoints",
+    "check_disk",
+    "checkpoint_bytes",
+    "last_sealed",
+    "seal",
+]
 
 SEAL = "seal.json"
 PARTS = "parts.json"
@@ -81,6 +89,11 @@ def last_sealed(folder: Path) -> Path | None:
     return None
 
 
+def checkpoint_bytes(num_parameters: int, num_trained: int) -> int:
+    """Bytes of a checkpoint: float32 weights and, of trained ones, two values of the optimiser."""
+    return 4 * num_parameters + 8 * num_trained
+
+
 def check_disk(folder: Path, num_parameters: int, num_trained: int, copies: int) -> float:
     """The room that checkpoints need.
 
@@ -96,7 +109,7 @@ def check_disk(folder: Path, num_parameters: int, num_trained: int, copies: int)
     Raises:
         EnvironmentFault: there is less room than for all copies.
     """
-    size = (4 * num_parameters + 8 * num_trained) / 2**30
+    size = checkpoint_bytes(num_parameters, num_trained) / 2**30
     free = shutil.disk_usage(folder).free / 2**30
     if free < size * (copies + 1):
         raise EnvironmentFault(

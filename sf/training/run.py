@@ -50,7 +50,9 @@ from sf.training.trainer_config import Grpo
 if TYPE_CHECKING:
     from sf.data.manifest import Row
 
-__all__ = ["Training", "assemble", "train"]
+__all__ = [
+    *("Training", "assemble", "check_sharding", "has_reference", "prepare_model", "train"),
+]
 
 
 @dataclass
@@ -98,20 +100,16 @@ def assemble(
         EnvironmentFault: no room for the checkpoints.
         ConfigError: the rollouts or the weights do not divide over the ranks.
     """
-    _check_sharding(p)
+    check_sharding(p, world_size())
     checkpoints.mkdir(parents=True, exist_ok=True)
     # The weights stay float32, whatever the computation runs in: steps of 1e-6 vanish in bfloat16.
     model = load_model(base, device=p.runtime.device)
     processor = load_processor(base)
-    replacement = _replaced(p, model)
-    backbone(model).visual.requires_grad_(p.train.train_vision)
-    model = _with_adapters(p, model)
+    model, replacement = prepare_model(p, model)
     trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
     size = check_disk(checkpoints, model.num_parameters(), trained, kept_checkpoints(p))
-    sampled, distilled = isinstance(p.objective, Grpo), isinstance(p.objective, Distil)
-    compared = p.objective.beta > 0 if isinstance(p.objective, Grpo) else distilled
-    reference = compared and not p.train.lora
-    memory = RankMemory.of(p, model, world_size(), reference)
+    sampled = isinstance(p.objective, Grpo)
+    memory = RankMemory.of(p, model, world_size(), has_reference(p))
     unit = "rollouts" if sampled else "thresholds"
     cost = CostEstimate(p, size, kept_checkpoints(p), unit, memory)
     if rank() == 0:
@@ -146,6 +144,20 @@ def assemble(
         trainer = _sft(p, model, processor, encoder, checkpoints, **common)
     trainer.remove_callback(PrinterCallback)
     return Training(trainer, processor, monitor, sealing, time_limit, checkpoints)
+
+
+def prepare_model(p: RunParameters, model: Any) -> tuple[Any, Replacement | None]:
+    """What is trained of a base model: the objective's attention, a frozen tower, adapters.
+
+    Returns:
+        the model, within adapters if they are asked for, and the open attention of MoBA or NSA.
+
+    Raises:
+        ConfigError: the base checkpoint was trained with another attention, or adapters do not fit.
+    """
+    replacement = _replaced(p, model)
+    backbone(model).visual.requires_grad_(p.train.train_vision)
+    return _with_adapters(p, model), replacement
 
 
 def _grpo(
@@ -223,15 +235,22 @@ def _with_adapters(p: RunParameters, model: Any) -> Any:
     )
 
 
-def _check_sharding(p: RunParameters) -> None:
+def has_reference(p: RunParameters) -> bool:
+    """Whether a second, frozen model is held beside the one that is trained."""
+    grpo = p.objective
+    compared = grpo.beta > 0 if isinstance(grpo, Grpo) else isinstance(grpo, Distil)
+    return compared and not p.train.lora
+
+
+def check_sharding(p: RunParameters, ranks: int) -> None:
     """
     Raises:
-        ConfigError: weights cannot be divided in this run.
+        ConfigError: weights cannot be divided in a run of so many ranks.
     """
     if p.train.sharding == "none":
         return
     rule, remedy = "", "set it to none"
-    if world_size() == 1:
+    if ranks == 1:
         rule = "divides weights over several processes, and there is one"
         remedy += ", or raise gpus of the resources of train"
     elif p.train.lora:

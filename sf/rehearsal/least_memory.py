@@ -1,0 +1,114 @@
+"""The least memory that a step or a batch of answers needs: what is certain without running it.
+
+Counted are weights, gradients, optimiser and reference (`sf.training.cost.RankMemory`), keys and
+values, and the layers' inputs that a backward pass keeps even with gradient checkpointing.
+Everything else that a step computes comes on top, so what does not fit here does not fit at all.
+
+Prompts are the longest that the pixel and frame bounds allow; answers of sampled objectives are as
+long as `max_completion_tokens` allows, those of the data set count as empty.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sf.data.budget import longest_prompt
+from sf.rehearsal.shapes import ModelShape
+from sf.rehearsal.weights import weight_counts
+from sf.sections import Runtime, Vision
+from sf.training.parameters import RunParameters
+from sf.training.settings import micro_batch
+from sf.training.trainer_config import Grpo
+
+__all__ = ["GATHERED", "HELD", "INPUTS", "KV_CACHE", "WEIGHTS", "Need", "answering", "training"]
+
+HELD = "weights, gradients, optimiser, reference"
+GATHERED, WEIGHTS = "weights put together", "weights"
+KV_CACHE, INPUTS = "KV cache", "inputs of layers"
+LEAST_RATIO = 0.25
+"""Of a prompt's tokens, what stays in the cache of a sampled answer: published after training."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Of one part of a job on one GPU (or, with `device: cpu`, of its process).
+
+    Attributes:
+        part: what it is, for a table.
+        bytes: by category.
+        batch: the parameter that its batch follows.
+    """
+
+    part: str
+    bytes: Counter[str]
+    batch: str
+
+    @property
+    def total(self) -> int:
+        return sum(self.bytes.values())
+
+    @property
+    def fixed(self) -> int:
+        """What no smaller batch would save."""
+        return sum(self.bytes[name] for name in (HELD, GATHERED, WEIGHTS))
+
+
+def _entry(shape: ModelShape, element: int) -> int:
+    """Bytes of a token's keys and values in all layers."""
+    text: Any = shape.config.get_text_config()
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * text.num_key_value_heads * head * element)
+
+
+def _element(runtime: Runtime) -> int:
+    return int(getattr(torch, runtime.dtype).itemsize)
+
+
+def training(shape: ModelShape, p: RunParameters, ranks: int) -> list[Need]:
+    """The parts of a training step of one of its processes.
+
+    Args:
+        shape: of the base model.
+        p: of the training.
+        ranks: processes of the job.
+
+    Raises:
+        ConfigError: the rollouts do not divide over the ranks.
+    """
+    memory, element = weight_counts(shape, p, ranks).memory, _element(p.runtime)
+    text: Any = shape.config.get_text_config()
+    prompt, needs = longest_prompt(p.vision), list[Need]()
+    size, forwards = micro_batch(p, ranks)
+    answer = 0
+    if isinstance(p.objective, Grpo):
+        answer = p.answering.max_completion_tokens
+        entries = size * forwards * (int(LEAST_RATIO * prompt) + answer)
+        sampling = Counter({HELD: memory.held, GATHERED: memory.gathered})
+        sampling[KV_CACHE] = entries * _entry(shape, element)
+        needs.append(Need("sampling", sampling, "train.questions_per_step"))
+    kept = size * (prompt + answer) * text.hidden_size * element * text.num_hidden_layers
+    learning = Counter({HELD: memory.held, INPUTS: kept})
+    return [*needs, Need("forward and backward", learning, "train.rollouts_per_forward")]
+
+
+def answering(
+    shape: ModelShape, runtime: Runtime, vision: Vision, batch: int, new_tokens: int, name: str
+) -> Need:
+    """A batch of the longest prompts, answered with full attention.
+
+    Args:
+        shape: of the model.
+        runtime: its type.
+        vision: pixel and frame bounds.
+        batch: questions at once.
+        new_tokens: of the longest reply.
+        name: of the stage, whose `batch` it is.
+    """
+    element = _element(runtime)
+    entries = batch * (longest_prompt(vision) + new_tokens)
+    held = {WEIGHTS: element * shape.num_parameters, KV_CACHE: entries * _entry(shape, element)}
+    return Need("a batch, full attention", Counter(held), f"{name}.batch")

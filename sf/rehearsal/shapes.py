@@ -1,0 +1,82 @@
+"""The models of a study as shapes: no weights are read, and none are on the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sf.data.hub import parse_hub
+from sf.models import build_tiny
+from sf.models.load import FAMILIES, load_config
+from sf.profiling.models import class_and_config, published
+from sf.sections import BaseModelSpec
+
+__all__ = ["ModelShape", "shape_of"]
+
+_TINY_VOCABULARY = 2048  # the most that `sf.models.tokenizer.train_tokenizer` makes
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A model's class and configuration.
+
+    Attributes:
+        build: makes the model of the configuration.
+        config: of transformers.
+        origin: where the sizes come from.
+        is_published: a base model as its authors published it, not a checkpoint of our own.
+    """
+
+    build: Any
+    config: Any
+    origin: str
+    is_published: bool = False
+
+    def meta(self) -> Any:
+        """The model on the meta device, in float32: sizes without memory."""
+        with torch.device("meta"):
+            return self.build(self.config)
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model, vision tower included; tied weights count once."""
+        return _num_parameters(self)
+
+    def __hash__(self) -> int:
+        return hash((self.origin, self.build))
+
+
+def shape_of(spec: BaseModelSpec) -> ModelShape | None:
+    """The shape of a base model.
+
+    Args:
+        spec: of the parameters. A hub's model is one of `sf.profiling.models.SHAPES`; a folder's
+            configuration is read; a model trained from scratch has the tiny one's sizes.
+
+    Returns:
+        None for a model on a hub whose sizes are not written out here.
+
+    Raises:
+        DataError: a folder without a configuration.
+    """
+    if spec.source == "scratch":
+        model, _ = build_tiny(spec.family, ["a b", "a b"], seed=0)
+        model.config.get_text_config().vocab_size = _TINY_VOCABULARY
+        return ModelShape(FAMILIES[spec.family], model.config, f"the tiny {spec.family}")
+    if spec.source.startswith("hub:"):
+        name = parse_hub(spec.source).name
+        shape = published(name)
+        if shape is None:
+            return None
+        return ModelShape(*class_and_config(shape), f"config.json of {name}", is_published=True)
+    config = load_config(Path(spec.source))
+    return ModelShape(FAMILIES[config.model_type], config, f"config.json in {spec.source}")
+
+
+@cache
+def _num_parameters(shape: ModelShape) -> int:
+    return sum(weight.numel() for weight in shape.meta().parameters())

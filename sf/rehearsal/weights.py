@@ -1,0 +1,52 @@
+"""What a training holds of weights, counted on the model that it assembles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from sf.rehearsal.shapes import ModelShape
+from sf.training.cost import RankMemory
+from sf.training.parameters import RunParameters
+from sf.training.run import has_reference, prepare_model
+
+__all__ = ["WeightCounts", "weight_counts"]
+
+
+@dataclass(frozen=True)
+class WeightCounts:
+    """Weights of the model that is trained, its own modules and adapters included.
+
+    Attributes:
+        every: in all. trained: those with a gradient.
+        memory: bytes that each rank holds of them.
+    """
+
+    every: int
+    trained: int
+    memory: RankMemory
+
+
+def weight_counts(shape: ModelShape, p: RunParameters, ranks: int = 1) -> WeightCounts:
+    """Count on the meta device.
+
+    Args:
+        shape: of the base model.
+        p: of the training.
+        ranks: processes of the job.
+    """
+    return _counts(shape, p.model_dump_json(include=set(RunParameters.model_fields)), ranks)
+
+
+@cache
+def _counts(shape: ModelShape, parameters: str, ranks: int) -> WeightCounts:
+    p = RunParameters.model_validate_json(parameters)
+    with torch.device("meta"):
+        model: Any = prepare_model(p, shape.build(shape.config))[0]
+    weights = list(model.parameters())
+    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+    memory = RankMemory.of(p, model, ranks, has_reference(p))
+    return WeightCounts(sum(weight.numel() for weight in weights), trained, memory)

@@ -1,0 +1,250 @@
+"""`sf rehearse`: the bill of a study, and what in it will not work, before anything runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sf.cli import app
+from sf.config import Params, Runtime, Vision, validated
+from sf.data.budget import longest_prompt
+from sf.models import build_tiny
+from sf.profiling.memory import cache_bytes
+from sf.profiling.models import SHAPES, class_and_config
+from sf.rehearsal.least_memory import answering
+from sf.rehearsal.shapes import ModelShape, shape_of
+from sf.scales import scale_values
+from sf.sections import BaseModelSpec
+from workflow.jobs import jobs
+from workflow.rehearsal import Options, Rehearsal, rehearse
+from workflow.rehearsal.bill import bill_of
+
+FOLDER = Path(__file__).parent.parent.parent / "params"
+PUBLISHED_WEIGHTS = {  # of the repositories' safetensors
+    "qwen2.5-vl-3b": 3_754_622_976,
+    "qwen2.5-vl-7b": 8_292_166_656,
+    "qwen2-vl-2b": 2_208_985_600,
+    "qwen2-vl-7b": 8_291_375_616,
+    "llava-video-7b": 8_030_348_832,
+}
+
+
+@pytest.fixture(autouse=True)
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rehearsed(
+    change: Callable[[dict[str, Any]], None], scale: str = "single_gpu", **options: Any
+) -> Rehearsal:
+    """The rehearsal of a scale with a change."""
+    values = scale_values(scale, FOLDER)
+    change(values)
+    Path("params.yaml").write_text(json.dumps(values))
+    return rehearse(None, Options(**options))
+
+
+def unchanged(values: dict[str, Any]) -> None:
+    """Nothing is planted."""
+
+
+def set_to(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(values: dict[str, Any]) -> None:
+        *parents, last = path.split("/")
+        for name in parents:
+            values = values.setdefault(name, {})
+        values[last] = value
+
+    return change
+
+
+def local_base(folder: Path) -> Path:
+    """A tiny checkpoint as the hub would hold one, in two files."""
+    model, processor = build_tiny("qwen2_5_vl", ["red blue"] * 2, seed=0)
+    model.save_pretrained(folder, max_shard_size="1MB")
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_the_shapes_have_the_published_number_of_weights() -> None:
+    counts = {
+        name: ModelShape(*class_and_config(shape), shape.hub).num_parameters
+        for name, shape in SHAPES.items()
+        if shape.hub
+    }
+    assert counts == PUBLISHED_WEIGHTS
+
+
+def test_the_bill_has_the_jobs_of_the_engines() -> None:
+    """And the sums of their hours by hand."""
+    params = validated(Params, scale_values("single_gpu", FOLDER))
+    specs = jobs(params)
+    shapes = {model: shape_of(spec) for model, spec in params.base.items()}
+    bill = bill_of(params, specs, shapes, seconds_a_step=36.0)
+    assert [charge.job for charge in bill.charges] == specs
+    by_name = {charge.job.name: charge for charge in bill.charges}
+    train = by_name["train__qwen2.5-vl-3b__sparsity_forcing__0"]
+    every = PUBLISHED_WEIGHTS["qwen2.5-vl-3b"]
+    trained = 3_085_938_688  # the language model; the tower is frozen
+    checkpoint = 4 * every + 8 * trained
+    assert train.disk == checkpoint * 3
+    assert train.hours == pytest.approx(20 + 40 * checkpoint / 0.7e9 / 3600)
+    counted = [c for c in bill.charges if c.gpus]
+    assert bill.gpu_hours == pytest.approx(train.hours + 12.0 * (len(counted) - 1))
+    assert bill.machine == 1
+    # On one GPU the jobs that need it follow each other; the data come first, the report last.
+    assert bill.wall_clock == pytest.approx(bill.gpu_hours + 36 + 0.5 + 0.5)
+    chain = [12, 24, 12, train.hours, 12, 0.5, 0.5]
+    assert bill.longest_chain == pytest.approx(sum(chain))
+    needed = bill.tables["table1"]
+    assert needed[:2] == (26, pytest.approx(train.hours + 22 * 12.0))
+    assert [each.what for each in bill.unknown] == ["Video-R1/Video-R1-data@main"]
+
+
+def test_a_study_without_a_fault_passes() -> None:
+    assert rehearsed(unchanged).faults == []
+    assert rehearsed(unchanged, "mini").faults == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("resources/train/hours", 3, r"resources\.train\.hours = 3.* too short .*2,000 steps"),
+        ("resources/train/gpus", 3, r"questions_per_step = 2.* divide over 3 ranks"),
+        ("evaluate/batch", 512, r"evaluate\.batch = 512\. does not fit.*at least .* KV cache"),
+        ("resources/train/mem_gib", 8, r"resources\.train\.mem_gib = 8\. is too little"),
+        ("train/sharding", "fsdp", r"train\.sharding = 'fsdp'.*divides weights over several"),
+        ("objectives/moba", {"objective": "moba", "token_ratio": None, "top_k": 64},
+         r"objectives\.moba.*keeps 1\.00 of a prompt"),
+        ("evaluate/retention_p", 1.0, r"evaluate\.retention_p = 1\.0.*keeps 1 of the tokens"),
+        ("profile/token_ratio", 0.97, r"profile\.token_ratio = 0\.97"),
+        ("objectives/k", {"objective": "sparsity_forcing", "rollout_selector": "top_k"},
+         r"objectives\.k\.retention_p = 0\.9575"),
+        ("axes/methods", ["full", "nsa"], r"axes\.methods = 'nsa'.*cannot run on base"),
+        ("base/own", {"family": "llava_onevision", "source": "hub:a/b@main"},
+         r"not trained; give them a study"),
+        ("prepare/source", "rows", r"prepare\.source = 'rows'"),
+        ("benchmarks/source", "home", r"benchmarks\.source = 'home'"),
+    ],
+)  # fmt: skip
+def test_a_planted_fault_is_named(path: str, value: Any, message: str) -> None:
+    faults = rehearsed(set_to(path, value)).faults
+    assert len(faults) == 1
+    assert re.search(message, str(faults[0]), flags=re.S), str(faults[0])
+
+
+@pytest.mark.parametrize(("batch", "field"), [(1, ""), (256, "train.rollouts_per_forward")])
+def test_a_forward_that_does_not_fit_is_named(batch: int, field: str) -> None:
+    """32 questions of 8 on one GPU."""
+
+    def change(values: dict[str, Any]) -> None:
+        values["train"] |= {"questions_per_step": 32, "rollouts_per_forward": batch}
+        values["resources"]["train"]["hours"] = 10_000
+
+    assert [getattr(fault, "field", "") for fault in rehearsed(change).faults] == [field][
+        : batch > 1
+    ]
+
+
+def test_whole_weights_that_do_not_fit_are_named() -> None:
+    def change(values: dict[str, Any]) -> None:
+        values["train"]["sharding"] = "none"
+        for model in ("qwen2-vl-7b", "qwen2.5-vl-3b"):
+            del values["base"][model]
+
+    (fault,) = rehearsed(change, "paper").faults
+    assert "train.sharding = 'none'. does not fit" in str(fault)
+    assert "divide the weights" in str(fault)
+
+
+def test_keys_and_values_take_what_a_cache_holds(tiny: tuple[Any, Any]) -> None:
+    model, _ = tiny
+    ids = torch.full((2, 40), 5)
+    cache = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+    shape = ModelShape(type(model), model.config, "tiny")
+    runtime = Runtime(device="cpu", dtype="float32")
+    vision = Vision(**scale_values("mini", FOLDER)["vision"])
+    need = answering(shape, runtime, vision, 2, 3, "evaluate")
+    held = cache_bytes(cache.past_key_values)
+    assert need.bytes["KV cache"] == held // 40 * (longest_prompt(vision) + 3)
+    assert need.bytes["weights"] == sum(w.numel() * 4 for w in model.parameters())
+
+
+def test_missing_files_of_local_sources_are_named(tmp_path: Path) -> None:
+    """A part of the weights, a tokenizer, media and a benchmark's table."""
+    base = local_base(tmp_path / "base")
+    assert rehearsed(set_to("base/qwen2.5-vl-3b/source", str(base))).faults == []
+    part = sorted(base.glob("model-*.safetensors"))[1]
+    part.unlink()
+    (base / "tokenizer.json").unlink()
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    row = {
+        "problem_id": 1, "problem": "Is it red?", "data_type": "image", "problem_type": "OCR",
+        "options": [], "solution": "<answer>yes</answer>", "path": "./pictures/1.png",
+        "data_source": "own",
+    }  # fmt: skip
+    (rows / "Video-R1-260k.json").write_text(json.dumps([row]))
+    home = tmp_path / "home"
+    home.mkdir()
+
+    def change(values: dict[str, Any]) -> None:
+        values["base"]["qwen2.5-vl-3b"]["source"] = str(base)
+        values["prepare"]["source"] = str(rows)
+        values["benchmarks"] |= {"source": str(home), "suites": ["mme", "videomme"]}
+
+    messages = [str(fault) for fault in rehearsed(change).faults]
+    assert len(messages) == 3
+    assert part.name in messages[0]
+    assert "tokenizer.json" in messages[0]
+    assert "pictures/1.png" in messages[1]
+    assert "hub/lmms-lab-encoder/MME/*.parquet (MME)" in messages[2]
+    assert "videomme/ (VideoMME)" in messages[2]
+
+
+def test_a_selector_that_a_checkpoint_cannot_run_is_named(tmp_path: Path) -> None:
+    """Also the objective that would change what the base was trained with."""
+    base = local_base(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    note = {"name": "moba", "top_k": 2, "block_size": 4}
+    config["text_config"]["trained_attention"] = note
+    (base / "config.json").write_text(json.dumps(config))
+    faults = rehearsed(set_to("base/qwen2.5-vl-3b/source", str(base))).faults
+    assert [fault.field for fault in faults] == [
+        "axes.methods",
+        "objectives.sparsity_forcing.objective",
+    ]
+    assert "trained with moba" in str(faults[0])
+    assert "zipvl" in str(faults[0])
+
+
+def test_all_faults_are_listed_and_the_command_fails(tmp_path: Path) -> None:
+    values = scale_values("single_gpu", FOLDER)
+    values["resources"]["train"]["hours"] = 3
+    values["evaluate"]["retention_p"] = 1.0
+    Path("params.yaml").write_text(json.dumps(values))
+    result = CliRunner().invoke(app, ["rehearse", "--json", "out.json", "--disk-gib", "10"])
+    assert result.exit_code == 1
+    written = json.loads(Path("out.json").read_text())
+    fields = [fault["field"] for fault in written["faults"]]
+    assert fields == ["evaluate.retention_p", "resources.train.hours", "free disk space"]
+    assert all(fault["rule"] and fault["remedy"] for fault in written["faults"])
+    assert result.output.count("error: ") == 3
+    assert len(written["bill"]["jobs"]) == len(jobs(validated(Params, values)))
+
+
+def test_the_sizes_of_a_model_that_is_not_written_out_are_not_known() -> None:
+    spec = BaseModelSpec(family="qwen2_5_vl", source="hub:own/model@main")
+    assert shape_of(spec) is None
+    result = rehearsed(set_to("base/own", spec.model_dump()))
+    assert result.bill is not None
+    assert any("base.own" in note for note in result.notes)
+    assert "own/model@main" in [each.what for each in result.bill.unknown]

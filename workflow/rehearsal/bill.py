@@ -1,0 +1,250 @@
+"""What a study costs: jobs, hours, GPU-hours, downloads and disk, in all and by table of the paper.
+
+The jobs are those that both engines run (`workflow.jobs`). Hours are measured ones where this job
+or another of its rule has a result; of training, else, those that follow from the published time
+of a step; of everything else the time limit in `resources`, which is more than the job takes.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sf.config import Params, Resources, validated
+from sf.evaluation.benchmarks import benchmarks_of
+from sf.jobs import stage_module
+from sf.rehearsal.shapes import ModelShape
+from sf.rehearsal.weights import WeightCounts, weight_counts
+from sf.report.published import figure_of
+from sf.training.checkpoints import checkpoint_bytes
+from sf.training.collapse import kept_checkpoints
+from workflow.jobs import JobSpec
+from workflow.status import expected_seconds, study_status
+from workflow.targets import closure
+
+__all__ = ["Bill", "Charge", "Download", "bill_of", "ranks_of"]
+
+PUBLISHED_MODEL, PUBLISHED_ROLLOUTS, PUBLISHED_PARAMETERS = "qwen2.5-vl-7b", 8, 8.292e9
+CHECKPOINT_BYTES_A_SECOND = 0.7e9
+GIB = 2.0**30
+
+
+@dataclass(frozen=True)
+class Charge:
+    """What a job costs.
+
+    Attributes:
+        job: of the study.
+        gpus: that it holds.
+        hours: that it takes.
+        limit: hours of `resources`.
+        basis: of `hours`: "measured", "published" or "limit".
+        disk: bytes that it needs while it runs. kept: those that stay.
+    """
+
+    job: JobSpec
+    gpus: int
+    hours: float
+    limit: float
+    basis: str
+    disk: float = 0.0
+    kept: float = 0.0
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.hours * self.gpus
+
+
+@dataclass(frozen=True)
+class Download:
+    """Something that is fetched; `gib` is None where its size is not known."""
+
+    what: str
+    gib: float | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Bill:
+    """Of a study.
+
+    Attributes:
+        charges: one a job, in the study's order.
+        tables: jobs, GPU-hours and hours one after the other, of each table with all it needs.
+        downloads: what is fetched.
+        longest_chain: hours, if all jobs that can run at once do.
+        machine: GPUs of the machine that `wall_clock` is for; 0: the study needs none.
+        wall_clock: hours on that machine.
+        assumptions: sentences.
+    """
+
+    charges: list[Charge]
+    tables: dict[str, tuple[int, float, float]]
+    downloads: list[Download]
+    longest_chain: float
+    machine: int
+    wall_clock: float
+    assumptions: list[str]
+
+    @property
+    def gpu_hours(self) -> float:
+        return sum(charge.gpu_hours for charge in self.charges)
+
+    @property
+    def disk(self) -> float:
+        """Bytes on the results' disk if all trainings run at once."""
+        return sum(max(charge.disk, charge.kept) for charge in self.charges)
+
+    @property
+    def unknown(self) -> list[Download]:
+        return [each for each in self.downloads if each.gib is None]
+
+    @property
+    def known_gib(self) -> float:
+        return sum(each.gib or 0.0 for each in self.downloads)
+
+
+def bill_of(
+    params: Params,
+    specs: Sequence[JobSpec],
+    shapes: Mapping[str, ModelShape | None],
+    seconds_a_step: float | None = None,
+) -> Bill:
+    """The bill of a study; nothing is run.
+
+    Args:
+        params: of the study.
+        specs: its jobs.
+        shapes: of its base models, by name; None where the sizes are not known.
+        seconds_a_step: of training, in the place of what follows from the published time.
+    """
+    measured = expected_seconds(study_status(specs))
+    charges = [_charge(job, params, measured[job.name], shapes, seconds_a_step) for job in specs]
+    by_stamp = {charge.job.stamp: charge for charge in charges}
+    tables = {}
+    for job in specs:
+        if job.stage.name == "table":
+            needed = [by_stamp[each.stamp] for each in closure([job], specs)]
+            tables[job.name] = (
+                len(needed),
+                sum(charge.gpu_hours for charge in needed),
+                sum(charge.hours for charge in needed),
+            )
+    machine = max((charge.gpus for charge in charges), default=0)
+    return Bill(
+        charges=charges,
+        tables=tables,
+        downloads=_downloads(params, shapes),
+        longest_chain=_schedule(charges, 0),
+        machine=machine,
+        wall_clock=_schedule(charges, machine),
+        assumptions=_assumptions(charges, seconds_a_step),
+    )
+
+
+def _charge(
+    job: JobSpec,
+    params: Params,
+    measured: float | None,
+    shapes: Mapping[str, ModelShape | None],
+    seconds_a_step: float | None,
+) -> Charge:
+    _, given = params.resources_of(job.stage.run)
+    gpus = given.gpus * given.nodes
+    hours, basis, disk, kept = given.hours, "limit", 0.0, 0.0
+    shape = shapes.get(job.parameters.get("model", ""))
+    if job.stage.run == "base" and shape is not None:
+        kept = 2.0 * shape.num_parameters
+    if job.stage.run == "train" and shape is not None:
+        p = validated(stage_module("train").Parameters, job.parameters)
+        counts = weight_counts(shape, p)
+        size = checkpoint_bytes(counts.every, counts.trained)
+        disk, kept = float(size * (kept_checkpoints(p) + 1)), 4.0 * counts.every
+        step = seconds_a_step or _published_step(p, counts, ranks_of(given))
+        if step is not None:
+            saves = p.train.steps // p.train.save_every
+            seconds = p.train.steps * step + saves * size / CHECKPOINT_BYTES_A_SECOND
+            hours, basis = seconds / 3600, "given" if seconds_a_step else "published"
+    if measured is not None:
+        hours, basis = measured / 3600, "measured"
+    return Charge(job, gpus, hours, given.hours, basis, disk, kept)
+
+
+def ranks_of(given: Resources) -> int:
+    """Processes of a training."""
+    return max(1, given.gpus) * given.nodes
+
+
+def _published_step(p: Any, counts: WeightCounts, ranks: int) -> float | None:
+    """Seconds of a step from the published figure; None on a CPU, for which there is none."""
+    published = figure_of("cost", PUBLISHED_MODEL, "sparsity_forcing", "seconds_a_step")
+    if p.runtime.device == "cpu" or published is None:
+        return None
+    rollouts = p.train.questions_per_step * p.objective.group_size / ranks
+    return published * (counts.every / PUBLISHED_PARAMETERS) * (rollouts / PUBLISHED_ROLLOUTS)
+
+
+def _downloads(params: Params, shapes: Mapping[str, ModelShape | None]) -> list[Download]:
+    listed = []
+    for model, spec in params.base.items():
+        shape = shapes[model]
+        if spec.source.startswith("hub:"):
+            gib = None if shape is None else 2 * shape.num_parameters / GIB
+            note = "not known" if shape is None else f"computed: {shape.origin}, 2 bytes a weight"
+            listed.append(Download(spec.source.removeprefix("hub:"), gib, note))
+    if params.prepare.source.startswith("hub:"):
+        name = params.prepare.source.removeprefix("hub:")
+        listed.append(Download(name, None, "not known: the hub says it before the first byte"))
+    if params.benchmarks.source == "hub":
+        sizes: dict[str, tuple[str, float]] = {}
+        for benchmark in benchmarks_of(params.benchmarks.suites):
+            for task in benchmark.tasks:
+                sizes.setdefault(task.repository, (benchmark.title, benchmark.download_gib))
+        for repository, (title, gib) in sizes.items():
+            note = "a guess, never checked against the hub"
+            listed.append(Download(f"{repository} ({title})", gib, note))
+    return listed
+
+
+def _schedule(charges: Sequence[Charge], gpus: int) -> float:
+    """Hours until the last job ends; a job waits for what it reads and for its GPUs.
+
+    Args:
+        charges: each after those that it reads.
+        gpus: of the machine; 0: as many as are asked for.
+    """
+    ends: dict[str, float] = {}
+    free = [0.0] * gpus  # when each GPU is free
+    heapq.heapify(free)
+    for charge in charges:
+        start = max((ends.get(stamp, 0.0) for stamp in charge.job.inputs), default=0.0)
+        taken = [heapq.heappop(free) for _ in range(charge.gpus)] if gpus else []
+        end = max([start, *taken]) + charge.hours
+        for _ in taken:
+            heapq.heappush(free, end)
+        ends[charge.job.stamp] = end
+    return max(ends.values(), default=0.0)
+
+
+def _assumptions(charges: Sequence[Charge], seconds_a_step: float | None) -> list[str]:
+    bases = {charge.basis for charge in charges}
+    said = []
+    if "measured" in bases:
+        said.append("jobs with a result, or another of their rule, count with its time")
+    if "published" in bases:
+        seconds = figure_of("cost", PUBLISHED_MODEL, "sparsity_forcing", "seconds_a_step")
+        said.append(
+            f"a training step takes the published {seconds:g} s (Qwen2.5-VL-7B, 8 questions of 8 "
+            "rollouts on 8 A100), in proportion to weights and rollouts a GPU, whatever the "
+            "objective"
+        )
+    if "given" in bases:
+        said.append(f"a training step takes {seconds_a_step:g} s, as given")
+    if bases & {"published", "given"}:
+        rate = CHECKPOINT_BYTES_A_SECOND / 1e9
+        said.append(f"a checkpoint is written and hashed at {rate:g} GB a second")
+    if "limit" in bases:
+        said.append("other jobs count with their time limit in resources: at most")
+    return said

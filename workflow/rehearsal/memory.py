@@ -1,0 +1,121 @@
+"""Which jobs of a study cannot fit into the memory of a GPU or of a node, whatever else they do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from sf.config import Params, Resources, validated
+from sf.errors import ConfigError
+from sf.evaluation.benchmarks import benchmarks_of
+from sf.jobs import stage_module
+from sf.rehearsal.least_memory import Need, answering, training
+from sf.rehearsal.shapes import ModelShape
+from workflow.jobs import JobSpec
+from workflow.rehearsal.bill import GIB, ranks_of
+
+__all__ = ["GPU_GIB", "JobNeed", "least_needs", "memory_faults"]
+
+GPU_GIB = 79.0
+"""What torch can have of a card of 80 GB."""
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class JobNeed:
+    """The least memory of a job.
+
+    Attributes:
+        job: the first of those with the same needs.
+        given: its resources. section: their key.
+        needs: on each GPU, by part.
+        host: bytes on each node while weights are loaded.
+    """
+
+    job: JobSpec
+    given: Resources
+    section: str
+    needs: tuple[Need, ...]
+    host: int
+
+    @property
+    def largest(self) -> Need:
+        return max(self.needs, key=lambda need: need.total)
+
+
+def least_needs(
+    params: Params, specs: Sequence[JobSpec], shapes: Mapping[str, ModelShape | None]
+) -> list[JobNeed]:
+    """Of trainings, and of one evaluation and one calibration of each base model.
+
+    Trainings whose rollouts do not divide over their processes are left out.
+    """
+    listed: list[JobNeed] = []
+    seen: set[tuple[str, str]] = set()
+    for job in specs:
+        run, model = job.stage.run, str(job.parameters.get("model", ""))
+        shape = shapes.get(model)
+        section, given = params.resources_of(run)
+        if shape is None or run not in ("train", "evaluate", "calibrate"):
+            continue
+        if run == "train":
+            p = validated(stage_module("train").Parameters, job.parameters)
+            try:
+                needs = tuple(training(shape, p, ranks_of(given)))
+            except ConfigError:
+                continue  # said by `findings.rank_faults`
+            host = _FLOAT32 * shape.num_parameters * max(1, given.gpus)
+        else:
+            if (run, model) in seen:
+                continue
+            seen.add((run, model))
+            tokens = params.answering.max_completion_tokens
+            if run == "evaluate":
+                tasks = [t for b in benchmarks_of(params.benchmarks.suites) for t in b.tasks]
+                tokens = max(task.max_new_tokens for task in tasks)
+            batch = params.evaluate.batch if run == "evaluate" else params.calibrate.batch
+            need = answering(shape, params.runtime, params.evaluation_vision, batch, tokens, run)
+            needs, host = (need,), need.fixed * max(1, given.gpus)
+        listed.append(JobNeed(job, given, section, needs, host))
+    return listed
+
+
+def memory_faults(listed: Sequence[JobNeed], params: Params, gpu_gib: float) -> Iterator[Exception]:
+    """Jobs that need more than there is, even with nothing but what is certain.
+
+    Args:
+        listed: of `least_needs`.
+        params: of the study.
+        gpu_gib: memory of each GPU.
+    """
+    for each in listed:
+        cpu = params.runtime.device == "cpu"
+        host = each.host + (each.largest.total if cpu else 0)
+        if not cpu and each.largest.total > gpu_gib * GIB:
+            yield _fault(each, gpu_gib)
+        if host > each.given.mem_gib * GIB:
+            rule = f"is too little for {each.job.name}, which needs at least {host / GIB:.1f} GiB"
+            where = "for its step" if cpu else "on each node while weights are loaded"
+            remedy = f"raise it to {math.ceil(1.2 * host / GIB)} or more"
+            field = f"resources.{each.section}.mem_gib"
+            yield ConfigError(field, each.given.mem_gib, f"{rule} {where}", remedy)
+
+
+def _fault(each: JobNeed, gpu_gib: float) -> ConfigError:
+    need, job = each.largest, each.job
+    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in need.bytes.items() if size)
+    rule = (
+        f"does not fit: {job.name} needs at least {need.total / GIB:.1f} GiB on each GPU in "
+        f"{need.part} ({parts}), and a GPU has {gpu_gib:g}"
+    )
+    if need.fixed > gpu_gib * GIB:
+        value = job.parameters.get("train", {}).get("sharding")
+        if job.stage.run == "train":
+            remedy = "divide the weights (fsdp) over more GPUs, or train adapters (train.lora)"
+            return ConfigError("train.sharding", value, rule, remedy)
+        return ConfigError("runtime.dtype", job.parameters["runtime"]["dtype"], rule, "take a GPU "
+                           "with more memory, or a smaller model")  # fmt: skip
+    section, _, field = need.batch.partition(".")
+    value = job.parameters[section][field]
+    return ConfigError(need.batch, value, rule, "lower it")

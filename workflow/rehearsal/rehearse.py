@@ -1,0 +1,292 @@
+"""A study looked at as a whole: its bill, and every fault that can be seen without running it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+
+from sf.config import Params, read_yaml
+from sf.errors import ConfigError, SparsityForcingError
+from sf.rehearsal.shapes import ModelShape, shape_of
+from sf.scales import FOLDER, scale_values
+from workflow.jobs import jobs
+from workflow.rehearsal.bill import GIB, Bill, bill_of
+from workflow.rehearsal.findings import dense_ratios, rank_faults, unfit_bases, usable
+from workflow.rehearsal.memory import GPU_GIB, JobNeed, least_needs, memory_faults
+from workflow.rehearsal.sources import source_faults
+
+__all__ = ["Options", "Rehearsal", "as_json", "rehearse", "shown"]
+
+CURRENT = Path("params.yaml")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is not in a study's parameters.
+
+    Attributes:
+        gpu_gib: memory of each GPU.
+        disk_gib: free space where the results will lie; None: of this disk, if the study runs here.
+        seconds_a_step: of training; None: from the published time.
+    """
+
+    gpu_gib: float = GPU_GIB
+    disk_gib: float | None = None
+    seconds_a_step: float | None = None
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What was seen.
+
+    Attributes:
+        scale: the study's name.
+        needs: least memory of trainings, evaluations and calibrations.
+        bill: None where the parameters cannot be used.
+        faults: each an error that names a parameter and the rule.
+        notes: what was not looked at, and why.
+    """
+
+    scale: str
+    bill: Bill | None = None
+    needs: list[JobNeed] = field(default_factory=list)
+    faults: list[Exception] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def rehearse(scale: str | None, options: Options = Options(), folder: Path = FOLDER) -> Rehearsal:
+    """Look at a study; nothing is run, downloaded or written.
+
+    Args:
+        scale: its name; None: what `params.yaml` holds.
+        options: what is not in its parameters.
+        folder: of the scales.
+
+    Raises:
+        ConfigError: no such scale, or a file that is not YAML. Every other error is a finding.
+    """
+    values = read_yaml(CURRENT) if scale is None else scale_values(scale, folder)
+    where = str(CURRENT if scale is None else folder / f"{scale}.yaml")
+    params, faults = usable(values, f"{where}: ")
+    name = str(values.get("scale", scale))
+    if params is None:
+        return Rehearsal(name, faults=faults, notes=["the parameters cannot be used: no bill"])
+    unfit = list(unfit_bases(params))
+    faults += [error for _, error in unfit]
+    faults += [*dense_ratios(params), *source_faults(params)]
+    try:
+        specs = jobs(params)
+    except ConfigError as error:
+        return Rehearsal(name, faults=[*faults, error], notes=["the jobs are not known: no bill"])
+    shapes, notes = _shapes(params)
+    for model in dict.fromkeys(model for model, _ in unfit):
+        shapes[model] = None
+        notes.append(f"what runs on base.{model} counts with its limit: its trainings cannot start")
+    divided = list(rank_faults(specs, params))
+    bill = bill_of(params, specs, shapes, options.seconds_a_step)
+    needs = least_needs(params, specs, shapes)
+    faults += [*divided, *memory_faults(needs, params, options.gpu_gib)]
+    faults += [*_limit_faults(bill), *_disk_faults(bill, params, options, notes)]
+    return Rehearsal(name, bill, needs, list(dict.fromkeys(faults)), notes)
+
+
+def _shapes(params: Params) -> tuple[dict[str, ModelShape | None], list[str]]:
+    shapes: dict[str, ModelShape | None] = {}
+    notes = []
+    for model, spec in params.base.items():
+        try:
+            shapes[model] = shape_of(spec)
+        except SparsityForcingError:
+            shapes[model] = None  # the sources are looked at apart
+        if shapes[model] is None:
+            notes.append(f"the sizes of base.{model} ({spec.source}) are not known here")
+    return shapes, notes
+
+
+def _limit_faults(bill: Bill) -> Iterator[ConfigError]:
+    """Time limits below what a job is known or assumed to take."""
+    for charge in bill.charges:
+        if charge.hours <= charge.limit:
+            continue
+        run = charge.job.stage.run
+        rule = f"is too short for {charge.job.name}, which takes {charge.hours:.1f} h"
+        if run == "train":
+            steps = charge.job.parameters["train"]["steps"]
+            seconds = charge.hours * 3600 / steps
+            rule += f" ({steps:,} steps of {seconds:.1f} s, checkpoints included, {charge.basis})"
+        remedy = f"raise it to {math.ceil(1.1 * charge.hours)} or more"
+        if run == "train":
+            remedy += ", or lower train.steps"
+        yield ConfigError(f"resources.{run}.hours", charge.limit, rule, remedy)
+
+
+def _disk_faults(
+    bill: Bill, params: Params, options: Options, notes: list[str]
+) -> Iterator[ConfigError]:
+    """Less room than checkpoints and weights need."""
+    free = options.disk_gib
+    if free is None and (params.runtime.device == "cpu" or torch.cuda.is_available()):
+        free = shutil.disk_usage(Path.cwd()).free / GIB
+    if free is None:
+        notes.append("the disk is not compared: give the free space there with --disk-gib")
+    elif free < bill.disk / GIB:
+        keep = "keep fewer checkpoints (train.save_every up, train.collapse.patience down)"
+        rule = f"must hold {bill.disk / GIB:,.0f} GiB of checkpoints and weights"
+        yield ConfigError("free disk space", f"{free:,.1f} GiB", rule, f"free some, or {keep}")
+
+
+def shown(seen: Rehearsal) -> Iterator[Table | str]:
+    """What the terminal shows: tables and sentences, the faults last."""
+    yield f"rehearsal of {seen.scale}"
+    if seen.bill is not None:
+        yield from _bill_tables(seen.bill)
+        yield from _memory_table(seen.needs)
+    yield from (f"note: {note}" for note in seen.notes)
+    yield from (f"error: {fault}" for fault in seen.faults)
+    count = len(seen.faults)
+    yield "nothing was found that will not work" if not count else f"{count} errors"
+
+
+def _table(titles: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
+    table = Table()
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    return table
+
+
+def _bill_tables(bill: Bill) -> Iterator[Table | str]:
+    rules: dict[str, list[Any]] = {}
+    for charge in bill.charges:
+        rules.setdefault(charge.job.stage.name, []).append(charge)
+    yield _table(
+        ("stage", "jobs", "GPUs each", "hours each", "limit", "GPU-hours", "from"),
+        (
+            (
+                name,
+                len(charges),
+                _span(charge.gpus for charge in charges),
+                _span(charge.hours for charge in charges),
+                _span(charge.limit for charge in charges),
+                f"{sum(charge.gpu_hours for charge in charges):,.0f}",
+                ", ".join(dict.fromkeys(charge.basis for charge in charges)),
+            )
+            for name, charges in rules.items()
+        ),
+    )
+    yield _table(
+        ("table", "jobs it needs", "GPU-hours", "hours of jobs"),
+        (
+            (name, count, f"{gpu_hours:,.0f}", f"{hours:,.0f}")
+            for name, (count, gpu_hours, hours) in bill.tables.items()
+        ),
+    )
+    if bill.downloads:
+        yield _table(
+            ("download", "GiB", "source of the size"),
+            (
+                (each.what, "not known" if each.gib is None else f"{each.gib:,.1f}", each.source)
+                for each in bill.downloads
+            ),
+        )
+    yield from _sentences(bill)
+
+
+def _memory_table(needs: Iterable[JobNeed]) -> Iterator[Table | str]:
+    yield _table(
+        ("least memory", "part", "GiB", "of which"),
+        (
+            (
+                each.job.name,
+                need.part,
+                f"{need.total / GIB:,.1f}",
+                ", ".join(f"{name} {size / GIB:,.1f}" for name, size in need.bytes.items() if size),
+            )
+            for each in needs
+            for need in each.needs
+        ),
+    )
+    where = "on each GPU or in each process, at the longest prompts"
+    yield f"least memory: {where}; activations come on top"
+
+
+def _span(values: Iterable[float]) -> str:
+    every = [f"{value:.4g}" for value in sorted(values)]
+    return every[0] if every[0] == every[-1] else f"{every[0]} to {every[-1]}"
+
+
+def _sentences(bill: Bill) -> Iterator[str]:
+    limited = any(charge.basis == "limit" for charge in bill.charges)
+    about = "at most" if limited else "about"
+    yield f"{len(bill.charges)} jobs, {about} {bill.gpu_hours:,.0f} GPU-hours"
+    where = (
+        f"; {bill.wall_clock:,.0f} on {bill.machine} GPUs of one machine" if bill.machine else ""
+    )
+    yield f"{about} {bill.longest_chain:,.0f} hours if all jobs that can run at once do{where}"
+    if bill.downloads:
+        unknown = f", and {len(bill.unknown)} of unknown size" if bill.unknown else ""
+        yield f"downloads: {bill.known_gib:,.0f} GiB{unknown}; archives need as much again unpacked"
+    yield f"results: up to {bill.disk / GIB:,.1f} GiB of checkpoints and weights"
+    yield from (f"assumed: {sentence}" for sentence in bill.assumptions)
+
+
+def as_json(seen: Rehearsal) -> dict[str, Any]:
+    """Plain values for programs."""
+    bill = seen.bill
+    return {
+        "scale": seen.scale,
+        "bill": None if bill is None else _bill_values(bill),
+        "least_memory": [
+            {"job": each.job.name, "part": need.part, "bytes": dict(need.bytes)}
+            for each in seen.needs
+            for need in each.needs
+        ],
+        "notes": seen.notes,
+        "faults": [_fault_values(fault) for fault in seen.faults],
+    }
+
+
+def _fault_values(fault: Exception) -> dict[str, Any]:
+    named = {name: getattr(fault, name, None) for name in ("field", "value", "rule", "remedy")}
+    plain = (str, int, float, bool, type(None))
+    value = named["value"] if isinstance(named["value"], plain) else str(named["value"])
+    return {**named, "value": value, "message": str(fault)}
+
+
+def _bill_values(bill: Bill) -> dict[str, Any]:
+    return {
+        "jobs": [
+            {
+                "name": charge.job.name,
+                "stage": charge.job.stage.name,
+                "gpus": charge.gpus,
+                "hours": charge.hours,
+                "limit_hours": charge.limit,
+                "basis": charge.basis,
+                "disk_bytes": max(charge.disk, charge.kept),
+            }
+            for charge in bill.charges
+        ],
+        "tables": {
+            name: {"jobs": count, "gpu_hours": gpu_hours, "hours": hours}
+            for name, (count, gpu_hours, hours) in bill.tables.items()
+        },
+        "downloads": [
+            {"what": each.what, "gib": each.gib, "source": each.source} for each in bill.downloads
+        ],
+        "gpu_hours": bill.gpu_hours,
+        "longest_chain_hours": bill.longest_chain,
+        "machine_gpus": bill.machine,
+        "wall_clock_hours": bill.wall_clock,
+        "disk_bytes": bill.disk,
+        "assumptions": bill.assumptions,
+    }
