@@ -106,7 +106,7 @@ class VisualPolicy(Policy):
 
     def num_kept(self, visual_BL: Tensor) -> Tensor:
         """int64 (B,), visual tokens that are kept of each row."""
-        # 0.3 * 10 is a little below 3 in float64; that must not cost a token.
+        # 0.29 * 100 is a little below 29 in float64; that must not cost a token.
         return (self.ratio * visual_BL.sum(-1).double() + 1e-9).floor().long()
 
 
