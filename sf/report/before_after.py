@@ -39,13 +39,13 @@ class BeforeAfter:
     """What training changed.
 
     Attributes:
-        sentence: the first trained model in one sentence; empty without one.
-        picture: of it.
+        verdict: each trained model in one sentence.
+        picture: of the first base model and what was trained from it.
         sections: all of it.
         figures: by name.
     """
 
-    sentence: str
+    verdict: list[str]
     picture: Picture | None
     sections: list[Section]
     figures: dict[str, float]
@@ -98,11 +98,8 @@ def before_after(study: Study, folder: Path) -> BeforeAfter:
         ),
         Section("Threshold, token ratio and layers", pictures=curves),
     ]
-    sentence = ""
-    if whole:
-        entry = whole[0]
-        sentence = verdict_sentence(entry.model, entry.objective, p, entry.fixed or {})
-    return BeforeAfter(sentence, first, sections, _figures(comparisons))
+    verdict = [verdict_sentence(e.model, e.objective, p, e.fixed or {}) for e in whole]
+    return BeforeAfter(verdict, first, sections, _figures(comparisons))
 
 
 def _evaluated_p(study: Study) -> float:

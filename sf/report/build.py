@@ -68,7 +68,7 @@ def build_report(
         )
     sections.insert(1, tables_section(study, targets or Targets(), folder))
     title = "Sparsity Forcing (arXiv 2504.18579): the study at a glance"
-    write_page(Page(title, lead, sections, changed.sentence, changed.picture), folder)
+    write_page(Page(title, lead, sections, changed.verdict, changed.picture), folder)
     write_crate(study, title, folder)
     return {**figures, **averages}
 

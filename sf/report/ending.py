@@ -11,14 +11,14 @@ __all__ = ["ending"]
 
 
 def ending(report: Path, study: str) -> list[str]:
-    """One line each: the report's first sentence if it has one, its page, MLflow's address.
+    """One line each: what the report says of each trained model, its page, MLflow's address.
 
     Args:
         report: folder of the report.
         study: its name in MLflow; a store that does not answer is warned of.
     """
     verdict = report / "verdict.txt"
-    lines = [verdict.read_text(encoding="utf-8").strip()] if verdict.is_file() else []
+    lines = verdict.read_text(encoding="utf-8").splitlines() if verdict.is_file() else []
     lines.append(f"Report: {report / 'index.html'}")
     with best_effort("a question"):
         address = study_address(client_of_store(), study)

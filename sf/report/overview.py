@@ -1,4 +1,4 @@
-"""The report's first part: one sentence, one picture, and every table and figure of the paper."""
+"""The report's first part: sentences, a picture, and every table and figure of the paper."""
 
 from __future__ import annotations
 

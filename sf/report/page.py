@@ -85,21 +85,22 @@ class Page:
     title: str
     lead: Sequence[str]
     sections: Sequence[Section] = field(default_factory=list)
-    verdict: str = ""
+    verdict: Sequence[str] = ()
     picture: Picture | None = None
 
 
 def write_page(page: Page, folder: Path) -> None:
     """Write `report.md`, `index.html` (self-contained) and `tables/*.csv` into a folder.
 
-    The pictures that the page names are there already. A verdict stands in `verdict.txt` too.
+    The pictures that the page names are there already. The verdict's sentences stand in
+    `verdict.txt` too, a line each.
     """
     for table in (table for section in page.sections for table in section.tables):
         write_csv(_frame(table), folder / "tables" / f"{table.name}.csv")
     write_text(folder / "report.md", markdown(page))
     write_text(folder / "index.html", html(page, folder))
     if page.verdict:
-        write_text(folder / "verdict.txt", f"{page.verdict}\n")
+        write_text(folder / "verdict.txt", "".join(f"{line}\n" for line in page.verdict))
 
 
 def _plain(cell: Cell) -> str:
@@ -114,7 +115,7 @@ def _frame(table: Table) -> pd.DataFrame:
 def markdown(page: Page) -> str:
     """The report as Markdown; pictures are linked relative to it."""
     parts = [f"# {escaped(page.title)}"]
-    parts += [f"**{escaped(page.verdict)}**"] if page.verdict else []
+    parts += [f"**{escaped(sentence)}**" for sentence in page.verdict]
     parts += _markdown_picture(page.picture) if page.picture is not None else []
     parts += map(escaped, page.lead)
     parts.append("\n".join(f"- [{escaped(s.title)}](#{s.anchor})" for s in page.sections))

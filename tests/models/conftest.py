@@ -11,14 +11,14 @@ from sf.models.convert_llava import convert_llava
 
 
 @pytest.fixture(scope="session")
-def llava_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llava_next") / "LLaVA-Video-tiny"
     llava_next.write(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def llava_target(llava_source: Path) -> Path:
-    folder = llava_source.with_name("converted")
-    assert convert_llava(str(llava_source), folder)
+def target(source: Path) -> Path:
+    folder = source.with_name("converted")
+    assert convert_llava(str(source), folder)
     return folder

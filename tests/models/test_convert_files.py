@@ -28,16 +28,6 @@ from sf.models import load_model
 from sf.models.convert_llava import convert_llava
 
 
-@pytest.fixture
-def source(llava_source: Path) -> Path:
-    return llava_source
-
-
-@pytest.fixture
-def target(llava_target: Path) -> Path:
-    return llava_target
-
-
 def _settings(**changes: Any) -> Any:
     def change(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())

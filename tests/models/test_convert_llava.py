@@ -89,16 +89,6 @@ def _check_logits(
     assert torch.allclose(logits, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
 
 
-@pytest.fixture
-def source(llava_source: Path) -> Path:
-    return llava_source
-
-
-@pytest.fixture
-def target(llava_target: Path) -> Path:
-    return llava_target
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, form.values())))
 def test_a_videos_logits_are_llava_nexts(tmp_path: Path, form: dict[str, Any]) -> None:

@@ -18,9 +18,12 @@ def test_it_says_the_verdict_and_where_to_look(
     monkeypatch.setattr(module, "client_of_store", lambda: "client")
     monkeypatch.setattr(module, "study_address", lambda client, study: f"http://{client}/{study}")
     (tmp_path / "tables").mkdir()
-    write_page(Page("Title", ["lead"], verdict="It keeps 25 % of the tokens."), tmp_path)
+    verdict = ["It keeps 25 % of the tokens.", "The other 80 %."]
+    write_page(Page("Title", ["lead"], verdict=verdict), tmp_path)
+    assert all(sentence in (tmp_path / "index.html").read_text() for sentence in verdict)
     assert module.ending(tmp_path, "mini") == [
         "It keeps 25 % of the tokens.",
+        "The other 80 %.",
         f"Report: {tmp_path / 'index.html'}",
         "MLflow (start it with `mlflow ui`): http://client/mini",
     ]
