@@ -1,6 +1,7 @@
 """Results cards of trained models: what belongs into a model card, with where it is from.
 
-A card is Markdown with the hub's `model-index` in front, and one picture.
+A card is Markdown with the hub's `model-index` in front, and one picture. Scores on generated
+stand-ins get no index: the hub would list them as the benchmarks' own.
 """
 
 from __future__ import annotations
@@ -76,8 +77,10 @@ def _card(study: Study, scores: pd.DataFrame, model: str, row: str, folder: Path
     ]
     caption = "Scores and token ratios, in brackets 95 % bootstrap intervals over questions"
     title = escaped(f"Results of {row} on {model}")
-    parts = [f"---\n{_index(own, name)}---", f"# {title}", f"![{title}](figures/{name}.png)"]
-    parts += [f"> {STAND_INS}"] if stand_ins(study) else []
+    generated = stand_ins(study)
+    parts = [] if generated else [f"---\n{_index(own, name)}---"]
+    parts += [f"# {title}", f"![{title}](figures/{name}.png)"]
+    parts += [f"> {STAND_INS}"] if generated else []
     parts += [f"**{caption}**", markdown_table(Table(name, caption, HEADER, rows))]
     parts += ["## Provenance", _provenance(study, model, row)]
     return "\n\n".join(parts) + "\n"
