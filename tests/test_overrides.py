@@ -120,7 +120,7 @@ def test_a_wrong_word_is_one_clear_error(
 
 def test_the_command_runs_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr("sf.jobs.run_stage", lambda *words: calls.append(words) or "done")
+    monkeypatch.setattr("sf.jobs.run_stage", lambda *words, **_: calls.append(words) or "done")
     result = CliRunner().invoke(app, ["run", "train", "--set", "learning_rate=1e-4"])
     assert result.exit_code == 0, result.output
     stage, values, study, command = calls.pop()

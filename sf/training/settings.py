@@ -81,6 +81,7 @@ def grpo_config(p: RunParameters, folder: Path, world_size: int | None = None) -
         **paper,
         steps_per_generation=common["gradient_accumulation_steps"],
         temperature=grpo.temperature,
+        top_p=grpo.sampling_top_p,
         max_completion_length=p.answering.max_completion_tokens,
         shuffle_dataset=False,  # the data set is laid out in its order of use
     )

@@ -61,6 +61,9 @@ class GrpoSettings(Section):
         description="range of the clipped surrogate"
     )
     temperature: Annotated[float, Field(gt=0)] = Field(description="of sampling")
+    sampling_top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="mass of the likeliest next tokens that answers are sampled from; 1: of all"
+    )
     reward_gate: bool = Field(description="C: efficiency counts only if a rollout was right")
     reward_correctness: Literal["binary", "fractional"] = Field(
         description="0 or 1 by correctness_cutoff, or the problem type's own score"

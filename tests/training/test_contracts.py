@@ -86,9 +86,10 @@ def test_every_parameter_reaches_the_trainers_settings() -> None:
         assert (config.gradient_checkpointing, config.logging_steps) == (True, 2)
         assert (config.save_steps, config.save_total_limit) == (3, 4)
         assert config.logging_nan_inf_filter is False
-    grpo = {"beta": 0.3, "clip_epsilon": 0.15, "temperature": 0.6}
+    grpo = {"beta": 0.3, "clip_epsilon": 0.15, "temperature": 0.6, "sampling_top_p": 0.95}
     config = grpo_config(parameters(**grpo), "unused", world_size=1)
-    assert (config.beta, config.epsilon, config.temperature) == (0.3, 0.15, 0.6)
+    assert (config.beta, config.epsilon) == (0.3, 0.15)
+    assert (config.temperature, config.top_p) == (0.6, 0.95)
     assert config.max_completion_length == 4
 
 

@@ -45,6 +45,7 @@ GRPO = {
     "beta": 0.1,
     "clip_epsilon": 0.2,
     "temperature": 1.0,
+    "sampling_top_p": 1.0,
     "reward_gate": False,
     "reward_correctness": "binary",
     "reward_latency_weight": 0.0,
