@@ -34,7 +34,7 @@ shell.prefix(f"set -euo pipefail; trap '' USR1 TERM; export PATH={BIN}:$PATH; ")
 
 # Jobs of Slurm leave what MLflow is told in files (`sf.mlflow_store.is_left_to_submitter`).
 onsuccess:
-    from sf.report.ending import ending  # late: each job reads this file
+    from sf.cli.ending import ending  # late: each job reads this file
 
     if config.get("cluster") == "slurm":
         shell("sf log")

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sf import ranks
+from sf.cli.ending import ending
 from sf.cli.output import stdout
 
 __all__ = [
@@ -79,8 +80,6 @@ def run_command(
         where = f", in {values['output']}" if words else ""
         stdout.print(escape(f"{stage}: {outcome}{where}"))
         if stage == "report" and name != "own" and tracked:
-            from sf.report.ending import ending
-
             for line in ending(Path(values["output"]), name):
                 stdout.print(escape(line))
 

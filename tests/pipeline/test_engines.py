@@ -49,7 +49,7 @@ pytestmark = pytest.mark.timeout(2700)
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout's files in a path that needs quotes, at the smoke scale."""
-    folder = copy_checkout(tmp_path_factory.mktemp("checkout") / "é ü's {x}")
+    folder = copy_checkout(tmp_path_factory.mktemp("checkout") / "é ü's x")
     (folder / "imported").mkdir()
     (folder / "imported/sitecustomize.py").write_text(RECORD_IMPORTS)
     run(folder, "sf", "use", "smoke", "--force")

@@ -23,7 +23,13 @@ def write(folder: Path, right: dict[str, int], *, source: str = "q") -> None:
             {
                 "benchmark": suite,
                 "task": suite,
+                "doc_id": at,
                 "source": f"{source}{at}",
+                "target": "A",
+                "reply": "A" if at < count else "B",
+                "token_ratio": 1.0,
+                "layer_ratios": [1.0, 1.0],
+                "prompt_tokens": 64,
                 "score": float(at < count),
                 "group": "",
                 "unit": "",

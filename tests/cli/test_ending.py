@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sf.report import ending as module
+from sf.cli import ending as module
 from sf.report.page import Page, write_page
 
 
