@@ -115,7 +115,7 @@ def test_a_job_that_may_not_come_further_is_not_requeued_for_ever(
 STOPPED = """
 import os, signal, sys
 import sf.cli, sf.jobs
-def run_stage(*words):
+def run_stage(*words, **_):
     with sf.jobs.listening(at_once=True):
         os.kill(os.getpid(), getattr(signal, sys.argv[-1]))
 sf.jobs.run_stage = run_stage
