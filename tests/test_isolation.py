@@ -93,7 +93,8 @@ def _dead(pid: int) -> bool:
 
 
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.path.insert(0, sys.argv[1])
 from isolated_calls import hang_forever
 from sf.isolation import run_isolated
