@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -68,10 +69,19 @@ def run(folder: Path, *words: str) -> str:
 
 
 def planned(folder: Path) -> set[str]:
-    """The jobs that Snakemake would run now."""
+    """The jobs that Snakemake would run now.
+
+    A kill between a job's end and Snakemake's note of it leaves no record to compare with. Such a
+    job is named as one that does not hold, and a run would begin with it.
+    """
     output = run(folder, "snakemake", "-n", "--cores", "2")
-    names = {job.name for job in jobs(load_params(folder / "params.yaml"))}
-    return {name for name in names if f"rule {name}:" in output}
+    specs = jobs(load_params(folder / "params.yaml"))
+    named = re.findall(r"^does not hold: (\S+): ", output, flags=re.M)
+    names = {spec.name for spec in specs if f"rule {spec.name}:" in output} | set(named)
+    for spec in specs:  # in the order of their inputs
+        if {other.stamp for other in specs if other.name in names} & set(spec.inputs):
+            names.add(spec.name)
+    return names
 
 
 def changed_in_dvc(folder: Path) -> set[str]:
