@@ -80,7 +80,7 @@ for job in JOBS:
         resources:
             mem_mb=slurm.grow(given.mem_gib * 1024),
             runtime=slurm.grow(slurm.minutes(given.hours)),
-            gpu=given.gpus * given.nodes,
+            gpu=given.all_gpus,
             nodes=given.nodes,
             cpus_per_task=given.cpus,  # `threads` is cut to the submitting machine's cores
             **slurm.several_nodes(given),

@@ -75,6 +75,21 @@ class Resources(Section):
     hours: Annotated[float, Field(gt=0)]
     nodes: Positive = Field(1, description="machines; several need Slurm")
 
+    @property
+    def all_gpus(self) -> int:
+        """On all nodes together."""
+        return self.gpus * self.nodes
+
+    @property
+    def processes_a_node(self) -> int:
+        """Of a stage that can run in several: one a GPU."""
+        return max(1, self.gpus)
+
+    @property
+    def processes(self) -> int:
+        """Of such a stage, on all nodes together."""
+        return self.processes_a_node * self.nodes
+
 
 class TrainedRow(Section):
     """A row of the tables that is trained: its objective and the common settings."""

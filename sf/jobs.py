@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from pydantic import BaseModel
 
 from sf import provenance, ranks, reuse
 from sf.config import validated
+from sf.disk import require_room
 from sf.errors import ConfigError, EnvironmentFault
 from sf.interruption import listening
 from sf.layout import work_folder
@@ -126,7 +126,7 @@ def run_stage(
                 log_pending(output, study)
             return str(ranks.agreed(UP_TO_DATE))
         reuse.refuse_foreign(output, work)
-        _check_disk(output)
+        require_room(output.parent, MIN_FREE_GIB * 2**30, f"{MIN_FREE_GIB} GiB of results")
         reuse.reset_if_changed(work, key)
         identity = _identity(stage, module, parameters, key)
         tracker = Tracker.start(stage, identity, work, study) if tracked else Tracker(work)
@@ -178,17 +178,6 @@ def _follow(module: ModuleType, parameters: BaseModel, work: Path) -> str:
 
 def _listening(module: ModuleType) -> AbstractContextManager[None]:
     return listening(at_once=not getattr(module, "ENDS_STEPS", False))
-
-
-def _check_disk(output: Path) -> None:
-    free = shutil.disk_usage(output.parent).free / 2**30
-    if free < MIN_FREE_GIB:
-        raise EnvironmentFault(
-            "free disk space",
-            f"{free:.2f} GiB",
-            f"must be at least {MIN_FREE_GIB} GiB at {output.parent}",
-            "free some space or link `results` to a larger disk",
-        )
 
 
 @contextmanager

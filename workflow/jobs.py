@@ -44,7 +44,7 @@ def launcher(run: str, given: Resources) -> list[str]:
         if not ranks:
             rule = f"must be 1: {run} runs in one process"
             raise ConfigError(f"resources.{run}.nodes", given.nodes, rule, "leave it out")
-        return [*_TORCHRUN, f"--nnodes={given.nodes}", f"--nproc-per-node={max(given.gpus, 1)}"]
+        return [*_TORCHRUN, f"--nnodes={given.nodes}", f"--nproc-per-node={given.processes_a_node}"]
     if given.gpus < 2 or not ranks:
         return []
     return [*_TORCHRUN, "--standalone", f"--nproc-per-node={given.gpus}"]

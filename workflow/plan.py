@@ -78,7 +78,7 @@ def plan(target: str, params: Params) -> Plan:
 
 def _planned(entry: JobStatus, params: Params, seconds: float | None) -> PlannedJob:
     _, given = params.resources_of(entry.job.stage.run)
-    gpus = given.gpus * given.nodes
+    gpus = given.all_gpus
     if entry.status == "holds":
         return PlannedJob(entry, 0.0, "", gpus)
     if seconds is not None:

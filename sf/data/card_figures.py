@@ -84,7 +84,7 @@ def _strip(row: Row, root: Path, vision: Any) -> Any:
     """The media of a row as one small picture: the image, or some frames side by side."""
     import PIL.Image
 
-    from sf.data.images import load_image
+    from sf.data.images import load_image, side_by_side
     from sf.data.video import load_video
 
     if row.data_type == "image":
@@ -95,13 +95,7 @@ def _strip(row: Row, root: Path, vision: Any) -> Any:
         pictures = [PIL.Image.fromarray(frame) for frame in frames[::step][:_FRAMES_SHOWN]]
     for picture in pictures:
         picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    width = sum(picture.width for picture in pictures) + 4 * (len(pictures) - 1)
-    strip = PIL.Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
-    left = 0
-    for picture in pictures:
-        strip.paste(picture, (left, 0))
-        left += picture.width + 4
-    return strip
+    return side_by_side(pictures, gap=4)
 
 
 def example_pictures(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ __all__ = [
     "load_image",
     "load_image_and_format",
     "load_rgb",
+    "side_by_side",
 ]
 
 MAX_IMAGE_PIXELS = 178_956_970  # PIL's bomb limit, twice its warning limit
@@ -247,3 +249,16 @@ def _transform(profile: bytes, mode: str) -> PIL.ImageCms.ImageCmsTransform | No
         return None if np.abs(before - after).max() <= _SAME_COLOUR else transform
     except (ImageCms.PyCMSError, *_DAMAGE):
         return None
+
+
+def side_by_side(pictures: Sequence[PIL.Image.Image], gap: int = 0) -> PIL.Image.Image:
+    """Pictures in a row on white, aligned at the top, `gap` pixels apart."""
+    import PIL.Image
+
+    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
+    strip = PIL.Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        strip.paste(picture, (left, 0))
+        left += picture.width + gap
+    return strip

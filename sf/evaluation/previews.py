@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import PIL.Image
 
-from sf.data.images import load_rgb
+from sf.data.images import load_rgb, side_by_side
 from sf.data.video import load_video
 from sf.evaluation.benchmarks import Benchmark
 from sf.evaluation.question import turns_of
@@ -68,7 +68,7 @@ def _preview(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
     parts = [part for turn in turns if turn["role"] == "user" for part in turn["content"]]
     text = "\n".join(part["text"] for part in parts if part["type"] == "text")
     pictures = [picture for part in parts for picture in _pictures(part)][:MOST_PICTURES]
-    return {"question": text.strip(), "picture": _beside(pictures) if pictures else b""}
+    return {"question": text.strip(), "picture": _jpeg(side_by_side(pictures)) if pictures else b""}
 
 
 def _pictures(part: dict[str, Any]) -> Sequence[PIL.Image.Image]:
@@ -85,14 +85,7 @@ def _frames(path: str) -> tuple[PIL.Image.Image, ...]:
     return tuple(map(PIL.Image.fromarray, load_video(path, FRAMES)[0]))
 
 
-def _beside(pictures: Sequence[PIL.Image.Image]) -> bytes:
-    """Pictures beside each other, as a JPEG."""
-    width = sum(picture.width for picture in pictures)
-    strip = PIL.Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
-    left = 0
-    for picture in pictures:
-        strip.paste(picture, (left, 0))
-        left += picture.width
+def _jpeg(picture: PIL.Image.Image) -> bytes:
     content = io.BytesIO()
-    strip.save(content, "JPEG", quality=QUALITY)
+    picture.save(content, "JPEG", quality=QUALITY)
     return content.getvalue()

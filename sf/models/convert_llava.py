@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from filelock import FileLock, Timeout
 
 from sf.atomic_files import read_json, write_json, write_text
 from sf.data.hub import parse_hub
-from sf.errors import DataError, EnvironmentFault, OutputConflictError
+from sf.disk import require_room
+from sf.errors import DataError, OutputConflictError
 from sf.models.fetch import hub_folder
 from sf.models.llava_next_format import (
     SETTINGS,
@@ -235,14 +235,8 @@ def _left(partial: Path, plan: _Plan) -> list[tuple[WeightFile, str]]:
 
 def _check_disk(partial: Path, plan: _Plan) -> None:
     needed = sum(plan.record["files"][name] for _, name in _left(partial, plan)) + _SMALL
-    free = shutil.disk_usage(partial).free
-    if free < needed:
-        raise EnvironmentFault(
-            "free disk space",
-            f"{free / 2**30:.1f} GiB",
-            f"must hold {needed / 2**30:.1f} GiB of converted weights at {partial.parent}",
-            "free some space or give a target on a larger disk",
-        )
+    what = f"{needed / 2**30:.1f} GiB of converted weights"
+    require_room(partial, needed, what, "give a target on a larger disk")
 
 
 def _write(partial: Path, plan: _Plan) -> None:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,15 +25,16 @@ from transformers import (
 
 from sf.atomic_files import read_json
 from sf.attention.video_form import CONFIG_KEY, LineEnds, Pooling, VideoForm
-from sf.errors import DataError, SparsityForcingError, UnsupportedModelError
+from sf.errors import DataError, UnsupportedModelError
+from sf.models.load import readable
 
 __all__ = [
     "SETTINGS",
+    "TOWERS",
     "check_settings",
     "converted_config",
     "expected_tensors",
     "read_config",
-    "readable",
 ]
 
 _ABSENT: Any = object()
@@ -59,7 +59,7 @@ _ALLOWED: dict[str, tuple[tuple[Any, ...], Any]] = {
 
 SETTINGS = (*_ALLOWED, "mm_vision_tower", "image_aspect_ratio", "image_grid_pinpoints")
 
-_TOWERS: dict[str, dict[str, Any]] = {
+TOWERS: dict[str, dict[str, Any]] = {
     "siglip-so400m-patch14-384": {
         "hidden_size": 1152,
         "intermediate_size": 4304,
@@ -84,22 +84,6 @@ _VISION = (
     *("num_channels", "image_size", "patch_size", "hidden_act", "layer_norm_eps"),
     "attention_dropout",
 )
-
-
-@contextmanager
-def readable(part: str, folder: Path) -> Iterator[None]:
-    """Turns what transformers raises on a malformed file into one clear error.
-
-    Any error: KeyError, TypeError, ZeroDivisionError, errors of its own, …
-    """
-    try:
-        yield
-    except (SparsityForcingError, MemoryError):
-        raise
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        rule = f"cannot be read: {reason}"
-        raise DataError(part, str(folder), rule, "give a whole checkpoint") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -189,7 +173,7 @@ def _vision_config(
     values: Mapping[str, Any], folder: Path, tower: Path | None
 ) -> SiglipVisionConfig:
     name = str(values.get("mm_vision_tower"))
-    known: dict[str, Any] | None = _TOWERS.get(Path(name).name)
+    known: dict[str, Any] | None = TOWERS.get(Path(name).name)
     if tower is None and known is None and (folder / name / "config.json").is_file():
         tower = folder / name
     if tower is not None:
@@ -200,7 +184,7 @@ def _vision_config(
             raise UnsupportedModelError("vision tower", str(tower), rule, "give another folder")
         known = part
     if known is None:
-        rule = f"has a shape that is not known here: known is {', '.join(_TOWERS)}"
+        rule = f"has a shape that is not known here: known is {', '.join(TOWERS)}"
         remedy = "give a folder with the tower's config.json as --vision-tower"
         raise UnsupportedModelError("mm_vision_tower", name, rule, remedy)
     with readable("vision tower", tower or folder):

@@ -21,7 +21,7 @@ from transformers import (
 
 from sf.attention.video_form import video_form
 from sf.errors import DataError
-from sf.models.llava_next_format import readable
+from sf.models.load import readable
 
 __all__ = ["build_processor", "generation_settings"]
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from transformers import (
 from sf.attention.trained import equip, recall, trained_attention
 from sf.errors import ConfigError, DataError, SparsityForcingError, UnsupportedModelError
 from sf.models.llava_video import apply_video_form
+from sf.models.weight_files import INDEX, indexed_files
 from sf.progress import without_tensor_bars
 
 __all__ = ["FAMILIES", "load_config", "load_model", "load_processor"]
@@ -39,8 +39,10 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 @contextmanager
-def _loadable(path: Path | str) -> Iterator[None]:
-    """Turns what absent, unreachable or damaged checkpoints raise into one clear error.
+def readable(
+    part: str, place: Path | str, remedy: str = "give a whole checkpoint"
+) -> Iterator[None]:
+    """Turns what absent, unreachable or damaged files of a model raise into one clear error.
 
     transformers answers a malformed file with any error: KeyError, TypeError, RecursionError, …
     """
@@ -50,8 +52,12 @@ def _loadable(path: Path | str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedy = "give a folder with model and processor, or OWNER/NAME on the hub"
-        raise DataError("model", str(path), f"it cannot be loaded: {reason}", remedy) from error
+        raise DataError(part, str(place), f"it cannot be loaded: {reason}", remedy) from error
+
+
+def _loadable(path: Path | str) -> AbstractContextManager[None]:
+    remedy = "give a folder with model and processor, or OWNER/NAME on the hub"
+    return readable("model", path, remedy)
 
 
 def load_config(path: Path | str, revision: str | None = None) -> Any:
@@ -110,15 +116,8 @@ def _refuse_foreign_parts(folder: Path) -> None:
         rule = "holds an adapter, whose base model would be loaded from the place that it names"
         remedy = "merge it (peft's merge_and_unload) and save the whole model"
         raise DataError("model path", str(folder), rule, remedy)
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return
-    with _loadable(folder):
-        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        outside = sorted(part for part in parts if Path(part).name != part)
-    if outside:
-        rule, remedy = "leads out of its folder", "give a folder of a saved model"
-        raise DataError(str(index), outside[0], rule, remedy)
+    if (folder / INDEX).is_file():
+        indexed_files(folder / INDEX)
 
 
 @without_tensor_bars()

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from sf.atomic_files import read_json, replacing
 from sf.errors import DataError
 
-__all__ = ["INDEX", "WeightFile", "copy_renamed", "weight_files"]
+__all__ = ["INDEX", "WeightFile", "copy_renamed", "indexed_files", "weight_files"]
 
 INDEX = "model.safetensors.index.json"
 _CHUNK = 2**26  # bytes
@@ -59,7 +59,7 @@ def weight_files(folder: Path) -> list[WeightFile]:
             index that says something else than the files.
     """
     index = folder / INDEX
-    listed = _listed(index) if index.is_file() else None
+    listed = indexed_files(index) if index.is_file() else None
     if listed is None:
         paths = sorted(folder.glob("*.safetensors"))
     else:
@@ -84,8 +84,12 @@ def weight_files(folder: Path) -> list[WeightFile]:
     return files
 
 
-def _listed(index: Path) -> dict[str, str]:
-    """Tensor -> file name."""
+def indexed_files(index: Path) -> dict[str, str]:
+    """What an index of weights names: tensor -> file beside it.
+
+    Raises:
+        DataError: it is damaged, or leads out of its folder.
+    """
     try:
         listed = dict(read_json(index)["weight_map"])
         outside = sorted(name for name in set(listed.values()) if Path(name).name != name)

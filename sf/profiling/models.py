@@ -236,25 +236,30 @@ def _qwen2_vl(shape: Shape) -> tuple[Any, Any]:
 def _llava_onevision(shape: Shape) -> tuple[Any, Any]:
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-    width, mlp, layers, heads, side = 64, 64, 1, 2, 28
-    if shape.tower:  # SigLIP so400m-patch14-384, whose last layer is not used
-        width, mlp, layers, heads, side = 1152, 4304, 26, 16, 384
+    from sf.models.llava_next_format import TOWERS
+
+    tower = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    if shape.tower:
+        tower = TOWERS["siglip-so400m-patch14-384"]
+    tower = {**tower, "num_hidden_layers": tower["num_hidden_layers"] - 1}  # the last is not used
     config = LlavaOnevisionConfig(
         text_config={"model_type": "qwen2", **_text(shape)},
         vision_config={
             "model_type": "siglip_vision_model",
             "vision_use_head": False,
-            "hidden_size": width,
-            "intermediate_size": mlp,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "image_size": side,
-            "patch_size": 14,
+            **tower,
         },
         tie_word_embeddings=shape.tied,
         image_token_index=2,
         video_token_index=3,
-        image_grid_pinpoints=[[side, side]],
+        image_grid_pinpoints=[[tower["image_size"]] * 2],
     )
     return LlavaOnevisionForConditionalGeneration, config
 

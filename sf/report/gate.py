@@ -15,7 +15,7 @@ from sf.evaluation.benchmarks import BENCHMARKS
 from sf.report.published import NOT_PUBLISHED
 from sf.report.results import Result, Study
 
-__all__ = ["GATE_POINTS", "STAND_INS", "gate", "stand_ins"]
+__all__ = ["DENSE", "GATE_POINTS", "STAND_INS", "gate", "stand_ins"]
 
 GATE_POINTS = 1.5
 """How far, of 100, a dense score may lie from the published one."""

@@ -19,14 +19,13 @@ from sf.escaping import printable
 from sf.evaluation.benchmarks import BENCHMARKS, EXTRA
 from sf.plotting import save
 from sf.report.benchmark_tables import NOT_MEASURED, Cell, measured, shown, span
-from sf.report.gate import STAND_INS, stand_ins
+from sf.report.gate import DENSE, STAND_INS, stand_ins
 from sf.report.page import Section, Table, markdown_table
 from sf.report.pictures import benchmark_picture
 from sf.report.results import Study
 
 __all__ = ["results_cards"]
 
-DENSE = "full"
 HEADER = ["benchmark", "score", "full attention", "token ratio (%)", "samples"]
 
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sf.atomic_files import write_text
 from sf.escaping import printable
 from sf.evaluation.benchmarks import BENCHMARKS, EXTRA
+from sf.json_lines import read_json_lines
 from sf.report.benchmark_tables import Cell
+from sf.report.gate import DENSE
 from sf.report.layers import group_names, layer_groups
 from sf.report.page import Section, Table, page_environment
 from sf.report.results import Result, Study
@@ -27,7 +28,6 @@ __all__ = ["PAGE", "samples_sections"]
 PAGE = "samples/samples.html"
 RIGHT = 0.5
 """A sample's score (0 to 1) from which its reply counts as right."""
-DENSE = "full"
 HEADER = ("benchmark", "questions")
 _TEXT = (
     "Each link opens the questions that the full row answers right and another row wrong; there, "
@@ -79,7 +79,8 @@ def _call(name: str, arguments: list[str], content: Any) -> str:
 def _samples(result: Result) -> dict[str, list[dict[str, Any]]]:
     """What the page shows of each sample, by benchmark."""
     samples: dict[str, list[dict[str, Any]]] = {}
-    for sample in _lines(result.folder / "samples.jsonl"):
+    file = result.folder / "samples.jsonl"
+    for sample in read_json_lines(file) if file.is_file() else ():
         ratios = sample["layer_ratios"]
         groups = layer_groups(len(ratios))
         means = [sum(ratios[layer] for layer in group) / len(group) for group in groups]
@@ -96,12 +97,6 @@ def _samples(result: Result) -> dict[str, list[dict[str, Any]]]:
             }
         )
     return samples
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if path.is_file():
-        with path.open(encoding="utf-8") as stream:
-            yield from map(json.loads, stream)
 
 
 def _questions(result: Result) -> dict[str, dict[str, dict[str, str]]]:

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from sf.atomic_files import read_json, write_json
-from sf.errors import EnvironmentFault
+from sf.disk import require_room
 
 __all__ = [
     "PARTS",
@@ -109,16 +109,10 @@ def check_disk(folder: Path, num_parameters: int, num_trained: int, copies: int)
     Raises:
         EnvironmentFault: there is less room than for all copies.
     """
-    size = checkpoint_bytes(num_parameters, num_trained) / 2**30
-    free = shutil.disk_usage(folder).free / 2**30
-    if free < size * (copies + 1):
-        raise EnvironmentFault(
-            "free disk space",
-            f"{free:.1f} GiB",
-            f"must hold {copies + 1} checkpoints of {size:.1f} GiB at {folder}",
-            "free some space or link `results` to a larger disk",
-        )
-    return size
+    size = checkpoint_bytes(num_parameters, num_trained)
+    what = f"{copies + 1} checkpoints of {size / 2**30:.1f} GiB"
+    require_room(folder, size * (copies + 1), what)
+    return size / 2**30
 
 
 class SealCheckpoints(TrainerCallback):

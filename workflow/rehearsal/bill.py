@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sf.config import Params, Resources, validated
+from sf.config import Params, validated
 from sf.evaluation.benchmarks import benchmarks_of
 from sf.jobs import stage_module
+from sf.profiling.models import SHAPES, class_and_config
 from sf.rehearsal.shapes import ModelShape
 from sf.rehearsal.weights import WeightCounts, weight_counts
 from sf.report.published import figure_of
@@ -24,9 +25,9 @@ from workflow.jobs import JobSpec
 from workflow.status import expected_seconds, study_status
 from workflow.targets import closure
 
-__all__ = ["Bill", "Charge", "Download", "bill_of", "ranks_of"]
+__all__ = ["Bill", "Charge", "Download", "bill_of"]
 
-PUBLISHED_MODEL, PUBLISHED_ROLLOUTS, PUBLISHED_PARAMETERS = "qwen2.5-vl-7b", 8, 8.292e9
+PUBLISHED_MODEL, PUBLISHED_ROLLOUTS = "qwen2.5-vl-7b", 8
 CHECKPOINT_BYTES_A_SECOND = 0.7e9
 GIB = 2.0**30
 
@@ -152,7 +153,6 @@ def _charge(
     seconds_a_step: float | None,
 ) -> Charge:
     _, given = params.resources_of(job.stage.run)
-    gpus = given.gpus * given.nodes
     hours, basis, disk, kept = given.hours, "limit", 0.0, 0.0
     shape = shapes.get(job.parameters.get("model", ""))
     if job.stage.run == "base" and shape is not None:
@@ -162,19 +162,14 @@ def _charge(
         counts = weight_counts(shape, p)
         size = checkpoint_bytes(counts.every, counts.trained)
         disk, kept = float(size * (kept_checkpoints(p) + 1)), 4.0 * counts.every
-        step = seconds_a_step or _published_step(p, counts, ranks_of(given))
+        step = seconds_a_step or _published_step(p, counts, given.processes)
         if step is not None:
             saves = p.train.steps // p.train.save_every
             seconds = p.train.steps * step + saves * size / CHECKPOINT_BYTES_A_SECOND
             hours, basis = seconds / 3600, "given" if seconds_a_step else "published"
     if measured is not None:
         hours, basis = measured / 3600, "measured"
-    return Charge(job, gpus, hours, given.hours, basis, disk, kept)
-
-
-def ranks_of(given: Resources) -> int:
-    """Processes of a training."""
-    return max(1, given.gpus) * given.nodes
+    return Charge(job, given.all_gpus, hours, given.hours, basis, disk, kept)
 
 
 def _published_step(p: Any, counts: WeightCounts, ranks: int) -> float | None:
@@ -183,7 +178,9 @@ def _published_step(p: Any, counts: WeightCounts, ranks: int) -> float | None:
     if p.runtime.device == "cpu" or published is None:
         return None
     rollouts = p.train.questions_per_step * p.objective.group_size / ranks
-    return published * (counts.every / PUBLISHED_PARAMETERS) * (rollouts / PUBLISHED_ROLLOUTS)
+    shape = SHAPES[PUBLISHED_MODEL]
+    weights = ModelShape(*class_and_config(shape), shape.hub).num_parameters
+    return published * (counts.every / weights) * (rollouts / PUBLISHED_ROLLOUTS)
 
 
 def _downloads(params: Params, shapes: Mapping[str, ModelShape | None]) -> list[Download]:

@@ -18,7 +18,6 @@ from sf.training.run import check_sharding
 from sf.training.settings import micro_batch
 from sf.training.trainer_config import Rollouts, Uniform
 from workflow.jobs import JobSpec
-from workflow.rehearsal.bill import ranks_of
 
 __all__ = ["dense_ratios", "rank_faults", "unfit_bases", "usable"]
 
@@ -156,7 +155,7 @@ def rank_faults(specs: list[JobSpec], params: Params) -> Iterator[ConfigError]:
         if job.stage.run != "train":
             continue
         p = validated(stage_module("train").Parameters, job.parameters)
-        ranks = ranks_of(params.resources_of("train")[1])
+        ranks = params.resources_of("train")[1].processes
         for check in (check_sharding, micro_batch):
             try:
                 check(p, ranks)

@@ -13,7 +13,7 @@ from sf.jobs import stage_module
 from sf.rehearsal.least_memory import Need, answering, training
 from sf.rehearsal.shapes import ModelShape
 from workflow.jobs import JobSpec
-from workflow.rehearsal.bill import GIB, ranks_of
+from workflow.rehearsal.bill import GIB
 
 __all__ = ["GPU_GIB", "JobNeed", "least_needs", "memory_faults"]
 
@@ -62,10 +62,10 @@ def least_needs(
         if run == "train":
             p = validated(stage_module("train").Parameters, job.parameters)
             try:
-                needs = tuple(training(shape, p, ranks_of(given)))
+                needs = tuple(training(shape, p, given.processes))
             except ConfigError:
                 continue  # said by `findings.rank_faults`
-            host = _FLOAT32 * shape.num_parameters * max(1, given.gpus)
+            host = _FLOAT32 * shape.num_parameters * given.processes_a_node
         else:
             if (run, model) in seen:
                 continue
@@ -76,7 +76,7 @@ def least_needs(
                 tokens = max(task.max_new_tokens for task in tasks)
             batch = params.evaluate.batch if run == "evaluate" else params.calibrate.batch
             need = answering(shape, params.runtime, params.evaluation_vision, batch, tokens, run)
-            needs, host = (need,), need.fixed * max(1, given.gpus)
+            needs, host = (need,), need.fixed * given.processes_a_node
         listed.append(JobNeed(job, given, section, needs, host))
     return listed
 

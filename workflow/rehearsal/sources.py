@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from sf.errors import ConfigError, DataError, SparsityForcingError
 from sf.evaluation.benchmarks import benchmarks_of
 from sf.evaluation.tasks import repository_folder
 from sf.models.fetch import check_family
+from sf.models.weight_files import INDEX, indexed_files
 
 __all__ = ["source_faults"]
 
@@ -56,9 +56,8 @@ def _base_faults(field: str, folder: Path, family: str) -> Iterator[SparsityForc
         yield ConfigError(field, str(folder), str(error), "correct it, or fetch the files again")
         return
     lacking = []
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    if (folder / INDEX).is_file():
+        parts = set(indexed_files(folder / INDEX).values())
         lacking += sorted(part for part in parts if not (folder / part).is_file())
     elif not any(folder.glob("*.safetensors")):
         lacking.append("model.safetensors")
