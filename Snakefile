@@ -14,6 +14,14 @@ from workflow.targets import asked_jobs, check_asked
 PARAMS = load_params(Path("params.yaml"))
 JOBS = jobs(PARAMS)
 LOOKING = {"-n", "--dry-run", "--dryrun", "--lint", "--dag", "--rulegraph", "--summary", "--report"}
+ABSENT = set()
+"""Stamps that a run would remove: a dry run looks for them under names that are not there."""
+
+
+def stamps(paths):
+    return [f"{path}.again" if path in ABSENT else path for path in paths]
+
+
 if workflow.is_main_process:
     if config.get("cluster") == "slurm" and not LOOKING & set(sys.argv):
         slurm.check(sys.argv)
@@ -23,7 +31,9 @@ if workflow.is_main_process:
     write_configs(JOBS)
     for stale in stale_jobs(JOBS):
         print(f"does not hold: {stale.job.name}: {stale.changes[0]}", file=sys.stderr)
-        if not LOOKING & set(sys.argv):
+        if LOOKING & set(sys.argv):
+            ABSENT.add(stale.job.stamp)
+        else:
             Path(stale.job.stamp).unlink()
 
 # `sf` is found beside the Python that runs Snakemake, also in jobs on other nodes.
@@ -55,7 +65,7 @@ onerror:
 
 rule all:
     input:
-        [job.stamp for job in asked_jobs(PARAMS, JOBS)],
+        stamps(job.stamp for job in asked_jobs(PARAMS, JOBS)),
     default_target: True
 
 
@@ -66,9 +76,9 @@ for job in JOBS:
         name:
             job.name
         input:
-            job.inputs,
+            stamps(job.inputs),
         output:
-            job.stamp,
+            stamps([job.stamp]),
         params:
             launch=job.stage.launch,
             cmd=job.command,
@@ -78,12 +88,7 @@ for job in JOBS:
             f"logs/{PARAMS.scale}/{job.name}.log",
         threads: given.cpus
         resources:
-            mem_mb=slurm.grow(given.mem_gib * 1024),
-            runtime=slurm.grow(slurm.minutes(given.hours)),
-            gpu=given.all_gpus,
-            nodes=given.nodes,
-            cpus_per_task=given.cpus,  # `threads` is cut to the submitting machine's cores
-            **slurm.several_nodes(given),
+            **slurm.requested(given),
         shell:
             "if [ -s {log} ]; then mv {log} {log}.$(date -r {log} +%Y%m%dT%H%M%S); fi; "
             "{params.launch} {params.cmd} 2>&1 | tee {log}"

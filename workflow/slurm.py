@@ -23,7 +23,7 @@ from sf.errors import ConfigError, EnvironmentFault
 
 __all__ = [
     *("Node", "QueuedJob", "check", "end_of", "grow", "jobs_of", "minutes", "node_of_step"),
-    *("on_every_node", "several_nodes", "wait_for_jobs"),
+    *("on_every_node", "requested", "wait_for_jobs"),
 ]
 
 POLL_SECONDS = 5.0
@@ -68,15 +68,20 @@ _FIRST = "SF_FIRST_NODE"
 """Set for the steps that `on_every_node` starts, and for nothing else."""
 
 
-def several_nodes(given: Resources) -> dict[str, Any]:
-    """What the executor plugin is told of a job on several nodes: a task on each; {} for one.
-
-    The plugin's name for this is an MPI job: the job itself starts its steps.
-    """
-    if given.nodes == 1:
-        return {}
-    # With `tasks` alone the plugin would ask for so many tasks a GPU.
-    return {"mpi": "srun", "tasks": given.nodes, "tasks_per_gpu": 0}
+def requested(given: Resources) -> dict[str, Any]:
+    """The resources of a job, as Snakemake and its executor plugin call them."""
+    wanted = {
+        "mem_mb": grow(given.mem_gib * 1024),
+        "runtime": grow(minutes(given.hours)),
+        "gpu": given.all_gpus,
+        "nodes": given.nodes,
+        "cpus_per_task": given.cpus,  # `threads` is cut to the submitting machine's cores
+    }
+    if given.nodes > 1:
+        # An MPI job to the plugin: the job starts its steps itself, one on each node. With `tasks`
+        # alone the plugin would ask for so many tasks a GPU.
+        wanted |= {"mpi": "srun", "tasks": given.nodes, "tasks_per_gpu": 0}
+    return wanted
 
 
 def on_every_node(given: Resources, field: str) -> list[str]:

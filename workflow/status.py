@@ -215,8 +215,8 @@ def stale_jobs(specs: Iterable[JobSpec]) -> list[JobStatus]:
     """The jobs whose results have a stamp and do not hold, whatever became of their inputs.
 
     Snakemake knows what it ran itself. It does not know that a result of the other engine was made
-    with other parameters or code, or that a file of a finished result was damaged. Removing such a
-    stamp makes Snakemake call the stage again.
+    with other parameters or code, that a file of a finished result was damaged, or what a job used
+    that ended just before Snakemake was killed.
     """
     return [s for s in study_status(specs) if s.changes and Path(s.job.stamp).is_file()]
 

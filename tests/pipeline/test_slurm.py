@@ -15,14 +15,18 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import slurm_cluster
 from random_kills import copy_checkout, environment
 from ruamel.yaml import YAML
+from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+from snakemake_executor_plugin_slurm.utils import set_gres_string
 from test_launch import job, params, study, weights
 
+from sf.config import Resources, validated
 from sf.errors import EnvironmentFault
 from sf.layout import work_folder
 from sf.training.checkpoints import SEAL
@@ -40,6 +44,34 @@ def answers(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 def test_time_limits_are_rounded_up_and_never_absent() -> None:
     assert [slurm.minutes(hours) for hours in (0.01, 0.5, 1.01, 168)] == [1, 30, 61, 10080]
+
+
+class Asked(dict[str, object]):
+    """A job's resources as the plugin reads them."""
+
+    __getattr__ = dict.__getitem__
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "absent"),
+    [
+        ({}, "--nodes=1 --ntasks=1 --cpus-per-task=12", "--gpus"),
+        ({"gpus": 8}, "--nodes=1 --cpus-per-task=12 --gpus=8", "--ntasks"),
+        ({"nodes": 2}, "--nodes=2 --ntasks=2 --cpus-per-task=12", "--gpus"),
+        ({"nodes": 2, "gpus": 8}, "--nodes=2 --ntasks=2 --cpus-per-task=12 --gpus=16",
+         "--ntasks-per-gpu"),
+    ],
+)  # fmt: skip
+def test_slurm_is_asked_for_a_task_a_node(changes: dict[str, int], words: str, absent: str) -> None:
+    given = {"cpus": 12, "mem_gib": 4, "gpus": 0, "hours": 1, **changes}
+    asked = Asked(slurm.requested(validated(Resources, given)))
+    asked |= {name: asked[name](None, 1) for name in ("mem_mb", "runtime")}  # type: ignore[operator]
+    job = SimpleNamespace(resources=asked, threads=2)
+    names = ("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir")
+    command = get_submit_command(job, dict.fromkeys(names, "x")) + set_gres_string(job)
+    assert set(words.split()) <= set(command.split())
+    assert absent not in command
+    assert "--mem 4096" in command
 
 
 def test_memory_and_time_grow_on_retry() -> None:
