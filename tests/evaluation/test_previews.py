@@ -8,7 +8,7 @@ from pathlib import Path
 import PIL.Image
 
 from sf.evaluation.benchmarks import benchmarks_of
-from sf.evaluation.previews import MOST_PICTURES, SIDE, preview_table
+from sf.evaluation.previews import MOST_PICTURES, SIDE, _preview, preview_table
 from sf.evaluation.source import Source
 
 
@@ -31,3 +31,12 @@ def test_every_evaluated_row_has_its_question_and_small_pictures(
         frames = MOST_PICTURES if line["benchmark"] == "videomme" else 1
         assert (picture.format, picture.height <= 2 * SIDE) == ("JPEG", True)
         assert (frames - 1) * picture.height < picture.width <= frames * 2 * SIDE
+
+
+def test_of_many_images_a_few_are_shown() -> None:
+    images = [{"type": "image", "image": PIL.Image.new("RGB", (600, 300))}] * 6
+    content = [*images, {"type": "text", "text": "Which?"}]
+    preview = _preview([{"role": "system", "content": []}, {"role": "user", "content": content}])
+    assert preview["question"] == "Which?"
+    picture = PIL.Image.open(io.BytesIO(preview["picture"]))
+    assert picture.size == (MOST_PICTURES * SIDE, SIDE // 2)

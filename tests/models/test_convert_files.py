@@ -36,6 +36,16 @@ def _settings(**changes: Any) -> Any:
     return change
 
 
+def _elsewhere(folder: Path) -> None:
+    """The index names another file for one tensor than the one that holds it."""
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    places = index["weight_map"]
+    held = places["model.image_newline"]
+    places["model.image_newline"] = next(name for name in places.values() if name != held)
+    path.write_text(json.dumps(index))
+
+
 def _tensors(drop: str = "", **extra: torch.Tensor) -> Any:
     def change(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
@@ -127,6 +137,7 @@ BROKEN: list[tuple[str, Any, type[SparsityForcingError], str]] = [
     ("width", _settings(hidden_size="wide"), DataError, r"config\.json.*hidden_size"),
     ("heads", _settings(num_attention_heads=0), DataError, r"config\.json"),
     ("json", lambda folder: (folder / "config.json").write_text("{"), DataError, "cannot be read"),
+    ("index", _elsewhere, DataError, r"does not fit its files: model\.image_newline"),
 ]
 
 
