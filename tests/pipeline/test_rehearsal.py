@@ -22,6 +22,7 @@ from sf.rehearsal.least_memory import answering
 from sf.rehearsal.shapes import ModelShape, shape_of
 from sf.scales import scale_values
 from sf.sections import BaseModelSpec
+from sf.training.collapse import kept_checkpoints
 from workflow.jobs import jobs
 from workflow.rehearsal import Options, Rehearsal, rehearse
 from workflow.rehearsal.bill import bill_of
@@ -107,6 +108,21 @@ def test_the_bill_has_the_jobs_of_the_engines() -> None:
     needed = bill.tables["table1"]
     assert needed[:2] == (26, pytest.approx(train.hours + 22 * 12.0))
     assert [each.what for each in bill.unknown] == ["Video-R1/Video-R1-data@main"]
+
+
+def test_a_step_takes_the_published_time_in_proportion_to_weights() -> None:
+    """At the paper's scale: 12.0 s of the 7B model, with 8 rollouts a GPU of either."""
+    params = validated(Params, scale_values("paper", FOLDER))
+    specs = jobs(params)
+    shapes = {model: shape_of(spec) for model, spec in params.base.items()}
+    charges = {charge.job.name: charge for charge in bill_of(params, specs, shapes).charges}
+    steps = params.train.steps
+    for model in ("qwen2.5-vl-7b", "qwen2.5-vl-3b"):
+        charge = charges[f"train__{model}__sparsity_forcing__0"]
+        kept = charge.disk / (kept_checkpoints(params.trained["sparsity_forcing"]) + 1)
+        written = steps // params.train.save_every * kept / 0.7e9
+        step = 12.0 * WEIGHTS[model] / WEIGHTS["qwen2.5-vl-7b"]
+        assert charge.hours == pytest.approx((steps * step + written) / 3600, rel=1e-3)
 
 
 def test_a_study_without_a_fault_passes() -> None:
