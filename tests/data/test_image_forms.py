@@ -24,9 +24,9 @@ from image_forms import (
     saved,
     tiff,
 )
-from PIL import ImageCms
+from PIL import ImageCms, ImageColor
 
-from sf.data.images import as_rgb, load_image, load_rgb
+from sf.data.images import as_rgb, load_image, load_rgb, side_by_side
 from sf.errors import DataError
 
 
@@ -277,3 +277,12 @@ def test_a_damaged_image_in_memory_is_one_clear_error():
     data = png(QUARTERS, 8, 2)
     with pytest.raises(DataError, match="cannot be decoded"):
         as_rgb(PIL.Image.open(io.BytesIO(data[:-30])))
+
+
+def test_pictures_stand_side_by_side():
+    red, blue = PIL.Image.new("RGB", (3, 4), "red"), PIL.Image.new("RGB", (2, 1), "blue")
+    strip = side_by_side([red, blue], gap=2)
+    assert strip.size == (7, 4)
+    places = {(2, 3): "red", (3, 0): "white", (4, 3): "white", (5, 0): "blue", (5, 1): "white"}
+    for place, colour in places.items():
+        assert strip.getpixel(place) == ImageColor.getrgb(colour)
