@@ -7,7 +7,7 @@ sys.path.insert(0, workflow.basedir)
 from sf.result_key.contents import digest_of
 from workflow import slurm
 from workflow.code_digests import code_digest
-from workflow.jobs import jobs, load_params, write_configs
+from workflow.jobs import jobs, load_params, resources_of, write_configs
 from workflow.status import stale_jobs
 from workflow.targets import asked_jobs, check_asked
 
@@ -70,11 +70,12 @@ rule all:
 
 
 for job in JOBS:
-    _, given = PARAMS.resources_of(job.stage.run)
+    _, given = resources_of(job.stage.run, job.parameters, PARAMS)
 
     rule:
         name:
             job.name
+        localrule: job.stage.local
         input:
             stamps(job.inputs),
         output:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -30,13 +30,14 @@ from sf.disk import require_room
 from sf.errors import ConfigError, EnvironmentFault
 from sf.interruption import listening
 from sf.layout import work_folder
+from sf.offline import unasked
 from sf.redaction import redact
 from sf.result_key.contents import digest_of, file_digests
 from sf.result_key.key import Key, input_paths, key_of
 from sf.tracking import SilentTracker, Tracker, log_pending
 
 STAGES = (
-    *("prepare", "benchmarks", "base", "calibrate", "train", "evaluate", "profile"),
+    *("fetch", "prepare", "benchmarks", "base", "calibrate", "train", "evaluate", "profile"),
     *("previews", "table", "report"),
 )
 OWN_STAGES = ("questions",)  # of `sf evaluate`, part of no study
@@ -117,7 +118,7 @@ def run_stage(
             raise ConfigError("stage", stage, rule, "start it without torchrun")
         ranks.join()
         if ranks.rank():
-            return _follow(module, parameters, work)
+            return _follow(stage, module, parameters, work)
     work.mkdir(parents=True, exist_ok=True)
     with reuse.exclusive(work, output):
         key = key_of(stage, module, parameters)
@@ -132,7 +133,7 @@ def run_stage(
         tracker = Tracker.start(stage, identity, work, study) if tracked else Tracker(work)
         job = Job(out=work / "out", state=work / "state", tracker=tracker)
         ranks.agreed(RUN)
-        with tracker, _no_space(output), _listening(module):
+        with tracker, _no_space(output), _running(stage, module, parameters):
             module.run(parameters, job)
             ranks.meet()
         tracker.write_summary()
@@ -164,20 +165,26 @@ def _identity(stage: str, module: ModuleType, parameters: BaseModel, key: Key) -
     }
 
 
-def _follow(module: ModuleType, parameters: BaseModel, work: Path) -> str:
+def _follow(stage: str, module: ModuleType, parameters: BaseModel, work: Path) -> str:
     """What a rank but the first does: the stage's own work, if the first one says so."""
     decision: str = ranks.agreed()
     if decision == RUN:
         tracker = SilentTracker(work)
-        with _listening(module):
+        with _running(stage, module, parameters):
             module.run(parameters, Job(out=work / "out", state=work / "state", tracker=tracker))
         ranks.meet()
         decision = DONE
     return decision
 
 
-def _listening(module: ModuleType) -> AbstractContextManager[None]:
-    return listening(at_once=not getattr(module, "ENDS_STEPS", False))
+@contextmanager
+def _running(stage: str, module: ModuleType, parameters: BaseModel) -> Iterator[None]:
+    """Listens to signals; a stage asks no hub unless its `asks_hub` says that it does."""
+    asks_hub = getattr(module, "asks_hub", None)
+    online = asks_hub is not None and asks_hub(parameters)
+    at_once = not getattr(module, "ENDS_STEPS", False)
+    with listening(at_once=at_once), nullcontext() if online else unasked(stage):
+        yield
 
 
 @contextmanager

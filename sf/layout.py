@@ -16,6 +16,7 @@ TRAINED = "{objective}/seed{train_seed}"  # a row with training: its name and se
 
 # `row` is the row's name in the tables: a method, or what was trained.
 FOLDERS = {
+    "fetch": "results/{scale}/fetch/{what}",
     "prepare": "results/{scale}/prepare",
     "benchmarks": "results/{scale}/benchmarks",
     "base": "results/{scale}/base/{model}",

@@ -3,10 +3,10 @@
 DVC fills in the names of params.yaml when it runs. The first stages write the parameters of every
 job and the digest of every stage's code into files, on which the jobs depend.
 
-Three things of params.yaml stand in the file, as DVC has no form for them: whether there are
-benchmarks, the results that a table depends on, and, where `tables` asks for some of the tables,
-the jobs that these need. `sf use`, `sf plan` and the stage `resolve` write the file anew when
-params.yaml asks for others.
+Four things of params.yaml stand in the file, as DVC has no form for them: whether there are
+benchmarks, what is fetched from a hub, the results that a table depends on, and, where `tables`
+asks for some of the tables, the jobs that these need. `sf use`, `sf plan` and the stage `resolve`
+write the file anew when params.yaml asks for others.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def render(params: Params) -> str:
     stages: dict[str, Any] = {"resolve": RESOLVE, "code": CODE}
     asked, some = asked_jobs(params, jobs(params)), bool(params.tables)
     asked_stages = {job.stage.name for job in asked}
-    for stage in stages_of(params.benchmarks.suites):
+    for stage in stages_of(params):
         if stage.name == "table":
             stages |= _tables(asked)
         elif not some or stage.name in asked_stages:

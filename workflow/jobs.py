@@ -26,6 +26,7 @@ __all__ = [
     "jobs",
     "launcher",
     "load_params",
+    "resources_of",
     "write_configs",
 ]
 
@@ -100,6 +101,22 @@ def command(stage: Stage, names: Mapping[str, Any]) -> str:
     return f"sf run {stage.run} --study {names['scale']} --config {config_file(stage, names)}"
 
 
+def resources_of(run: str, parameters: Mapping[str, Any], params: Params) -> tuple[str, Resources]:
+    """The entry of `resources` that counts for a job, and its key; GPUs only if it can use one.
+
+    Args:
+        run: stage of `sf run`.
+        parameters: of the job.
+        params: of the study.
+    """
+    name, given = params.resources_of(run)
+    computes = any("runtime" in stage.sections for stage in STAGES if stage.run == run)
+    base = parameters.get("base", {"source": "scratch"})
+    if not computes or (run == "base" and base["source"] != "scratch"):
+        given = given.model_copy(update={"gpus": 0})
+    return name, given
+
+
 def look_up(params: Params, dotted: str) -> Any:
     """The value at a dotted path of the parameters."""
     return functools.reduce(getattr, dotted.split("."), params)
@@ -115,7 +132,7 @@ def jobs(params: Params) -> list[JobSpec]:
     for name, given in params.resources.items():
         launcher(name, given)
     listed: list[JobSpec] = []
-    for stage in stages_of(params.benchmarks.suites):
+    for stage in stages_of(params):
         if stage.name == "table":
             listed += _table_jobs(stage, params, listed)
             continue
@@ -191,6 +208,8 @@ def _parameters(stage: Stage, names: Mapping[str, Any], params: Params) -> dict[
     for section in stage.sections:
         if section == "row":
             values |= dict(params.trained[names["objective"]])
+        elif section == "source":
+            values["source"] = params.base[names["model"]].source
         elif section == "base":
             base = params.base[names["model"]]
             values |= {
@@ -199,7 +218,7 @@ def _parameters(stage: Stage, names: Mapping[str, Any], params: Params) -> dict[
             }
         else:
             field, _, shared = section.partition("=")
-            values[field] = getattr(params, shared or field)
+            values[field] = look_up(params, shared or field)
     return validated(model, values, f"stage {stage.name}: ").model_dump(mode="json")
 
 

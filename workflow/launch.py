@@ -16,8 +16,9 @@ import sys
 from pathlib import Path
 
 from sf.errors import SparsityForcingError
+from sf.jobs import read_config
 from workflow import devices, slurm
-from workflow.jobs import launcher, load_params
+from workflow.jobs import launcher, load_params, resources_of
 
 
 def main(words: list[str]) -> None:
@@ -25,7 +26,8 @@ def main(words: list[str]) -> None:
     assert words[:2] == ["sf", "run"], "usage: python -m workflow.launch sf run STAGE …"
     stage = words[2]
     params = load_params(Path("params.yaml"))
-    name, given = params.resources_of(stage)
+    values = read_config(Path(words[words.index("--config") + 1])) if "--config" in words else {}
+    name, given = resources_of(stage, values, params)
     prefix = launcher(stage, given)
     if params.runtime.device == "cuda" and given.gpus and "SLURM_JOB_ID" not in os.environ:
         devices.claim(given.gpus, f"resources.{name}.gpus")

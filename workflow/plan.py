@@ -10,9 +10,10 @@ from rich.table import Table
 
 from sf.config import Params
 from sf.evaluation.benchmarks import benchmarks_of
-from workflow.jobs import JobSpec, jobs
+from workflow.jobs import JobSpec, jobs, resources_of
 from workflow.status import JobStatus, expected_seconds, study_status
 from workflow.targets import closure, jobs_of
+from workflow.terms import terms_notes
 
 __all__ = ["Plan", "PlannedJob", "as_json", "as_table", "plan", "sentences"]
 
@@ -77,7 +78,7 @@ def plan(target: str, params: Params) -> Plan:
 
 
 def _planned(entry: JobStatus, params: Params, seconds: float | None) -> PlannedJob:
-    _, given = params.resources_of(entry.job.stage.run)
+    _, given = resources_of(entry.job.stage.run, entry.job.parameters, params)
     gpus = given.all_gpus
     if entry.status == "holds":
         return PlannedJob(entry, 0.0, "", gpus)
@@ -88,11 +89,11 @@ def _planned(entry: JobStatus, params: Params, seconds: float | None) -> Planned
 
 def _downloads(missing: Iterable[JobSpec]) -> Iterator[str]:
     """What the missing results fetch."""
-    for job in missing:
-        values = job.parameters.get(job.stage.run)
-        source = values.get("source", "") if isinstance(values, dict) else ""
-        if isinstance(values, dict) and source == "hub":
-            yield from (f"benchmark {one.title}" for one in benchmarks_of(values["suites"]))
+    for job in (job for job in missing if job.stage.run == "fetch"):
+        source = job.parameters["source"]
+        if source == "hub":
+            titles = (one.title for one in benchmarks_of(job.parameters["suites"]))
+            yield from (f"benchmark {title}" for title in titles)
         elif source.startswith("hub:"):
             yield source.removeprefix("hub:")
 
@@ -126,7 +127,7 @@ def sentences(made: Plan) -> list[str]:
         lines.append(f"{len(made.downloads)} downloads: {', '.join(made.downloads)}")
     else:
         lines.append("nothing is downloaded")
-    return lines
+    return [*lines, *terms_notes(job.entry.job for job in left)]
 
 
 def as_json(made: Plan) -> dict[str, object]:

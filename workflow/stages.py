@@ -12,9 +12,10 @@ Placeholders: `{model}`, `{method}`, `{objective}`, `{train_seed}`, `{suite}` ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from sf.config import Params
 from sf.layout import FOLDERS, TRAINED
 
 
@@ -29,9 +30,10 @@ class Stage:
         axes: axis name -> dotted path of a list (or of a mapping, whose keys are used) in params.
         folder_axes: what `output`'s placeholders are, where they differ from the axes' names.
         values: parameters with fixed text or placeholders.
-        sections: parameter sections that the stage is given ("FIELD=SECTION" under another name);
-            "base" is the model at hand and, for one trained from scratch, its training; "row" are
-            objective and settings of the row that is trained.
+        sections: parameter sections that the stage is given ("FIELD=SECTION" under another name,
+            or a value in one of them); "source" is that of the model at hand, "base" this model
+            and, for one trained from scratch, its training; "row" are objective and settings of
+            the row that is trained.
         inputs: parameter -> (kind, placeholders) of the results that are read.
         gather: kinds of results of which everything is read (the report).
         ranks: can run in several processes, one a GPU.
@@ -47,6 +49,11 @@ class Stage:
     inputs: Mapping[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)
     gather: tuple[str, ...] = ()
     ranks: bool = False
+
+    @property
+    def local(self) -> bool:
+        """Whether its jobs run where the study is started: a cluster's nodes have no network."""
+        return self.run == "fetch"
 
     @property
     def launch(self) -> str:
@@ -85,13 +92,49 @@ TRAINED_AXES = {
     "train_seed": "axes.seeds",
 }
 
+FETCHED: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "rows": ("fetch", {"what": "rows"}),
+    "weights": ("fetch", {"what": "base/{model}"}),
+    "benchmarks": ("fetch", {"what": "benchmarks"}),
+}
+
 STAGES = (
+    Stage(
+        name="fetch_benchmarks",
+        run="fetch",
+        output="fetch",
+        folder_axes={"what": "benchmarks"},
+        values={"what": "benchmarks", "seed": "{seed}"},
+        sections=("source=benchmarks.source", "suites=benchmarks.suites"),
+    ),
+    Stage(
+        name="fetch_rows",
+        run="fetch",
+        output="fetch",
+        folder_axes={"what": "rows"},
+        values={"what": "rows", "seed": "{seed}"},
+        sections=(
+            "source=prepare.source",
+            "data_sources=prepare.data_sources",
+            "sample_rows=prepare.sample_rows",
+        ),
+    ),
+    Stage(
+        name="fetch_weights",
+        run="fetch",
+        output="fetch",
+        axes={"model": "base"},
+        folder_axes={"what": "base/{model}"},
+        values={"what": "weights", "seed": "{seed}"},
+        sections=("source",),
+    ),
     Stage(
         name="benchmarks",
         run="benchmarks",
         output="benchmarks",
         values={"seed": "{seed}"},
         sections=("vision=evaluation_vision", "benchmarks"),
+        inputs={"fetched": FETCHED["benchmarks"]},
     ),
     Stage(
         name="prepare",
@@ -99,7 +142,7 @@ STAGES = (
         output="prepare",
         values={"seed": "{seed}"},
         sections=("prepare", "vision", "evaluation_vision"),
-        inputs=BENCHMARKS,
+        inputs={**BENCHMARKS, "fetched": FETCHED["rows"]},
     ),
     Stage(
         name="base",
@@ -108,7 +151,7 @@ STAGES = (
         axes={"model": "base"},
         values={"model": "{model}", "seed": "{seed}"},
         sections=("base", "answering", "vision", "runtime"),
-        inputs=DATA,
+        inputs={**DATA, "fetched": FETCHED["weights"]},
     ),
     Stage(
         name="calibrate",
@@ -232,19 +275,31 @@ STAGES = (
 )
 
 
-def stages_of(suites: Sequence[str]) -> tuple[Stage, ...]:
-    """The table for a study: without suites, nothing reads, makes or asks the benchmarks.
+def stages_of(params: Params) -> tuple[Stage, ...]:
+    """The table for a study.
 
-    Args:
-        suites: `benchmarks.suites` of the parameters.
+    Without suites, nothing reads, makes or asks the benchmarks. What lies on no hub is not fetched;
+    where some base models do, those of the others fetch nothing.
     """
-    if suites:
-        return STAGES
+    unread = set()
+    if not params.benchmarks.suites:
+        unread.add("benchmarks")
+    if not params.benchmarks.suites or params.benchmarks.source != "hub":
+        unread.add("fetch/benchmarks")
+    if not params.prepare.source.startswith("hub:"):
+        unread.add("fetch/rows")
+    if not any(spec.source.startswith("hub:") for spec in params.base.values()):
+        unread.add("fetch/base/{model}")
     return tuple(
         replace(
             stage,
-            inputs={name: read for name, read in stage.inputs.items() if name != "benchmarks"},
+            inputs={
+                name: (kind, given)
+                for name, (kind, given) in stage.inputs.items()
+                if "/".join([kind, *given.values()]) not in unread
+            },
         )
         for stage in STAGES
-        if stage.name != "benchmarks" and "suite" not in stage.axes
+        if "/".join([stage.output, *stage.folder_axes.values()]) not in unread
+        and not ("suite" in stage.axes and "benchmarks" in unread)
     )

@@ -5,24 +5,31 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sf.atomic_files import write_text
+from sf.atomic_files import read_json, write_json, write_text
 from sf.data.archives import archive_stem, is_archive
+from sf.disk import require_room
 from sf.errors import ConfigError, EnvironmentFault
+from sf.redaction import without_credentials
 
 __all__ = [
     "HubSource",
     "Repository",
+    "announce",
     "hub_errors",
     "is_hub_failure",
     "needed_files",
+    "page_of",
     "parse_hub",
     "record_commit",
     "recorded_commit",
+    "require_access",
 ]
 
 ORIGIN = "origin.json"
@@ -145,27 +152,34 @@ class Repository:
             "/", "--"
         )
         known = source.revision if source.pinned else commit
-        listing = parent / f"{known}.json"
+        listing = parent / f"{known}.sizes.json"
         if known and listing.is_file():
             self.commit = known
-            self.files: list[str] = json.loads(listing.read_text(encoding="utf-8"))
+            self.sizes: dict[str, int] = read_json(listing)
         else:
             with hub_errors("prepare.source", source):
-                info = self._api.dataset_info(source.name, revision=known or source.revision)
+                info = self._api.dataset_info(
+                    source.name, revision=known or source.revision, files_metadata=True
+                )
+            require_access({source.name: info})
             self.commit = str(info.sha)
-            self.files = sorted(sibling.rfilename for sibling in info.siblings or ())
-            write_text(parent / f"{self.commit}.json", json.dumps(self.files))
+            self.sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+            parent.mkdir(parents=True, exist_ok=True)
+            write_json(parent / f"{self.commit}.sizes.json", self.sizes)
+        self.files = sorted(self.sizes)
         self.root = parent / self.commit
 
     def fetch(self, names: Iterable[str]) -> None:
-        """Have these files below `root`.
+        """Have these files below `root`; what is not there is said with its size beforehand.
 
         Raises:
-            EnvironmentFault: a download fails for good.
+            EnvironmentFault: a download fails for good, or the disk has no room for it.
         """
         from sf.progress import progress
 
         wanted = list(names)
+        missing = {name: self.sizes[name] for name in wanted if not (self.root / name).is_file()}
+        announce(self.source.name, missing, self.root)
         with progress(f"download {self.source.name}", len(wanted)) as bar:
             for name in wanted:
                 with hub_errors("prepare.source", self.source):
@@ -179,13 +193,73 @@ class Repository:
                 bar.advance(1, name)
 
 
+def announce(name: str, sizes: Mapping[str, int], folder: Path) -> None:
+    """Say on stderr what is going to be downloaded, and make sure that the disk has room for it.
+
+    Args:
+        name: of the repository.
+        sizes: bytes of each file.
+        folder: where the files go; it is made.
+
+    Raises:
+        EnvironmentFault: the disk has less room.
+    """
+    if not sizes:
+        return
+    size, files = sum(sizes.values()), "1 file" if len(sizes) == 1 else f"{len(sizes)} files"
+    what = f"{files} of {name}, {size / 2**30:.2f} GiB"
+    print(f"to be downloaded: {what}, to {folder}", file=sys.stderr, flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    require_room(folder, size, what, "set HF_HOME to a folder on a larger disk")
+
+
+def require_access(repositories: Mapping[str, Any], kind: str = "dataset") -> None:
+    """Refuse gated repositories that the token gives no access to, all of them in one error.
+
+    Args:
+        repositories: what the hub says of each, by name.
+        kind: "dataset" or "model".
+
+    Raises:
+        EnvironmentFault: there is no token, or its account has not accepted a repository's terms.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import GatedRepoError
+
+    closed = []
+    for name, info in repositories.items():
+        if not getattr(info, "gated", False):
+            continue
+        try:
+            if get_token() is not None:
+                HfApi().auth_check(name, repo_type=kind)
+                continue
+        except GatedRepoError:
+            pass
+        closed.append(page_of(name, kind))
+    if closed:
+        state = "is not set" if get_token() is None else "gives no access"
+        rule = f"{state}, and these sources are gated: {', '.join(closed)}"
+        remedy = "accept the terms there and set HF_TOKEN to a token of that account"
+        raise EnvironmentFault("HF_TOKEN", None, rule, remedy)
+
+
+def page_of(name: str, kind: str = "dataset") -> str:
+    """The address of a repository's page, where its terms can be accepted."""
+    from huggingface_hub import constants
+
+    folder = "datasets/" if kind == "dataset" else ""
+    return f"{without_credentials(constants.ENDPOINT)}/{folder}{name}"
+
+
 @contextmanager
-def hub_errors(field: str, source: HubSource) -> Iterator[None]:
+def hub_errors(field: str, source: HubSource, kind: str = "dataset") -> Iterator[None]:
     """Turns what huggingface_hub raises into one clear error.
 
     Args:
         field: parameter that names the source.
         source: what is asked for.
+        kind: "dataset" or "model".
 
     Raises:
         EnvironmentFault: the hub does not answer, or does not have it.
@@ -197,10 +271,13 @@ def hub_errors(field: str, source: HubSource) -> Iterator[None]:
             raise
         what = f"{source.name}@{source.revision}"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        rule = f"cannot be fetched from {page_of(source.name, kind)}: {reason}"
         remedy = (
-            "check name, revision, HF_TOKEN (gated ones need it) and network; then run it again"
+            "check name and revision, HF_TOKEN (gated sources need it), the network and "
+            "HF_ENDPOINT; where there is no network, run the stage fetch on a machine that has one "
+            "and the same HF_HOME; then run it again"
         )
-        raise EnvironmentFault(field, what, reason, remedy) from error
+        raise EnvironmentFault(field, what, rule, remedy) from error
 
 
 def is_hub_failure(error: Exception) -> bool:

@@ -22,7 +22,15 @@ from sf.errors import DataError
 if TYPE_CHECKING:
     from sf.sections import Vision
 
-__all__ = ["Prepared", "Selection", "Source", "drop_leaks", "open_source", "use_media"]
+__all__ = [
+    "Prepared",
+    "Selection",
+    "Source",
+    "drop_leaks",
+    "fetch_rows",
+    "open_source",
+    "use_media",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +105,19 @@ def _from_folder(
     return Source(root, origin, _select(collect(files, root, selection.sources), selection))
 
 
-def _from_hub(source: str, selection: Selection, out: Path, earlier: Path) -> Source:
+def fetch_rows(source: str, selection: Selection, out: Path, earlier: Path) -> Source:
+    """The rows of a hub's repository, with all files that hold their media.
+
+    Args:
+        source: "hub:OWNER/NAME@REVISION".
+        selection: which rows.
+        out: `origin.json` is written there, the commit that was fetched.
+        earlier: an earlier result, whose commit is used again.
+
+    Raises:
+        ConfigError: a malformed source.
+        EnvironmentFault: the hub does not answer or gives no access, or the disk has no room.
+    """
     hub = parse_hub(source)
     recorded = recorded_commit(source, (out, earlier))
     repository = Repository(hub, commit=recorded)
@@ -161,7 +181,7 @@ def open_source(
         _from_generator(out / "data", synthetic_rows, selection.seed, vision)
         return _from_folder(out / "data", selection, "synthetic")
     if source.startswith("hub:"):
-        return _from_hub(source, selection, out, earlier)
+        return fetch_rows(source, selection, out, earlier)
     return _from_folder(Path(source), selection, Path(source).name, media)
 
 

@@ -5,22 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sf.data.check import time_limit_s
-from sf.data.hub import is_hub_failure
+from sf.data.hub import HubSource, hub_errors, is_hub_failure, require_access
 from sf.data.media import num_decoders
 from sf.errors import DataError, EnvironmentFault
 from sf.evaluation.benchmarks import Benchmark, Task
 from sf.evaluation.table_check import table_fault
 from sf.evaluation.tasks import benchmark_home, build_task, repository_folder
 from sf.isolation import Lost, run_isolated
+from sf.redaction import without_credentials
 
-__all__ = ["Missing", "fetch_from_hub", "missing_in", "missing_in_hub_cache", "refuse"]
+__all__ = [
+    *("Missing", "fetch_from_hub", "hub_folder", "missing_in", "missing_in_hub_cache"),
+    *("refuse", "snapshot"),
+]
 
+_TABLES = (".json", ".jsonl", ".csv", ".arrow")  # that datasets reads besides parquet
 _SHOWN = 3  # names of missing videos in a message
 
 
@@ -59,11 +64,11 @@ def refuse(source: str, missing: Sequence[Missing], remedy: str) -> None:
         raise DataError("benchmarks.source", source, "\n".join([head, *lines]), f"\n{remedy}")
 
 
-def missing_in(home: Path | None, benchmarks: Sequence[Benchmark], cache: Path) -> list[Missing]:
+def missing_in(home: Path, benchmarks: Sequence[Benchmark], cache: Path) -> list[Missing]:
     """What is lacking where the data should be complete: repositories, rows, folders, videos.
 
     Args:
-        home: the benchmark home (`sf.evaluation.tasks`); None for what was fetched from the hub.
+        home: the benchmark home (`sf.evaluation.tasks`).
         benchmarks: what is to be evaluated.
         cache: scratch for Arrow files.
     """
@@ -79,15 +84,15 @@ def missing_in(home: Path | None, benchmarks: Sequence[Benchmark], cache: Path) 
     return absent
 
 
-def _lacks(home: Path | None, task: Task) -> str:
+def _lacks(home: Path, task: Task) -> str:
     """What is missing for one task, in words; '' for nothing."""
-    what = "" if home is None else _bad_parquet(repository_folder(home, task))
+    what = _bad_parquet(repository_folder(home, task))
     if what:
         return what
-    media = (home or _hub_home()) / task.media
+    media = home / task.media
     for folder in (media, *(media / name for name in task.media_folders)):
         if task.media and not folder.is_dir():
-            return f"no folder {folder}"
+            return f"no folder {folder.resolve()}"
     try:
         lmms_task = build_task(task, home)
     except DataError as error:
@@ -97,8 +102,10 @@ def _lacks(home: Path | None, task: Task) -> str:
 
 def _bad_parquet(folder: Path) -> str:
     """What is wrong with a dataset's files, read in worker processes."""
+    folder = folder.resolve()
     files = sorted(folder.rglob("*.parquet"))
-    if not files:
+    others = (path for path in folder.rglob("*") if path.suffix in _TABLES)
+    if not files and not any(others):
         return f"no parquet file in {folder}"
     calls = [(str(file),) for file in files]
     limits = [time_limit_s(file) for file in files]
@@ -115,7 +122,8 @@ def _absent_videos(task: Task, lmms_task: Any) -> str:
         try:
             lmms_task.doc_to_visual(row)
         except SystemExit as error:  # how task modules say that a video is missing
-            absent.append(str(error).removeprefix("video path:").split(" does not exist")[0])
+            path = str(error).removeprefix("video path:").split(" does not exist")[0]
+            absent.append(os.path.realpath(path))
         except Exception:  # noqa: BLE001 - a bad row: `readable.unreadable_rows` names it
             continue
     if not absent:
@@ -130,13 +138,37 @@ def _free_gib(folder: Path) -> float:
     return shutil.disk_usage(there).free / 2**30
 
 
-def _hub_home() -> Path:
+def hub_folder() -> Path:
+    """HF_HOME, where task modules look for videos."""
     return Path(os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface")))
 
 
-def missing_in_hub_cache(benchmarks: Sequence[Benchmark]) -> list[Missing]:
-    """What the local hub cache and HF_HOME's media folders lack; nothing is downloaded."""
+def snapshot(repository: str, commit: str | None) -> Path:
+    """The folder of a dataset repository in the hub's cache; nothing is downloaded.
+
+    Args:
+        repository: its name.
+        commit: None: what the main branch stood for when it was fetched.
+
+    Raises:
+        LocalEntryNotFoundError: it is not there.
+    """
     from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(repository, repo_type="dataset", revision=commit, local_files_only=True)
+    )
+
+
+def missing_in_hub_cache(
+    benchmarks: Sequence[Benchmark], commits: Mapping[str, str]
+) -> list[Missing]:
+    """What the local hub cache and HF_HOME's media folders lack; nothing is downloaded.
+
+    Args:
+        benchmarks: what is to be evaluated.
+        commits: of the repositories where they are known.
+    """
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     absent = []
@@ -144,11 +176,11 @@ def missing_in_hub_cache(benchmarks: Sequence[Benchmark]) -> list[Missing]:
         for task in {task.repository: task for task in benchmark.tasks}.values():
             what = ""
             try:
-                snapshot_download(task.repository, repo_type="dataset", local_files_only=True)
+                snapshot(task.repository, commits.get(task.repository))
             except LocalEntryNotFoundError:
                 what = "not in the hub cache"
-            if task.media and not (_hub_home() / task.media).is_dir():
-                what = f"no folder {_hub_home() / task.media}"
+            if task.media and not (hub_folder() / task.media).is_dir():
+                what = f"no folder {hub_folder() / task.media}"
             if what:
                 absent.append(
                     Missing(benchmark.name, what, task.repository, benchmark.download_gib)
@@ -157,44 +189,72 @@ def missing_in_hub_cache(benchmarks: Sequence[Benchmark]) -> list[Missing]:
 
 
 def fetch_from_hub(
-    benchmarks: Sequence[Benchmark], missing: Sequence[Missing], cache: Path
-) -> None:
-    """Download what is missing through lmms-eval's own tasks (which also unpack the videos).
+    benchmarks: Sequence[Benchmark],
+    missing: Sequence[Missing],
+    commits: Mapping[str, str],
+    cache: Path,
+) -> dict[str, str]:
+    """Download what is missing, and unpack videos through lmms-eval's own tasks.
 
     What is fetched, and the hub's own sizes, are said on stderr before the first byte.
 
     Args:
         benchmarks: what is to be evaluated.
         missing: from `missing_in_hub_cache`.
+        commits: of the repositories where they are known.
         cache: folder for Arrow files.
+
+    Returns:
+        The commit of each repository that was fetched.
 
     Raises:
         DataError: the hub cannot be reached; everything that is missing is listed.
-        EnvironmentFault: the disk of HF_HOME has no room for twice the size (archives and what
-            is in them).
+        EnvironmentFault: a repository is gated and HF_TOKEN gives no access, a download fails, or
+            the disk of HF_HOME has no room for twice the size (archives and what is in them).
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants, snapshot_download
 
     if not missing:
-        return
-    sizes = {}
+        return {}
+    infos = {}
     try:
-        for repository in sorted({item.repository for item in missing}):
-            info = HfApi().dataset_info(repository, files_metadata=True, timeout=20)
-            sizes[repository] = sum(file.size or 0 for file in info.siblings or []) / 2**30
+        for name in sorted({item.repository for item in missing}):
+            infos[name] = HfApi().dataset_info(
+                name, revision=commits.get(name), files_metadata=True, timeout=20
+            )
     except Exception as error:
         if not (isinstance(error, OSError) or is_hub_failure(error)):
             raise
-        remedy = f"the hub cannot be reached ({type(error).__name__}): bring the files here"
+        hub = without_credentials(constants.ENDPOINT)
+        remedy = (
+            f"the hub cannot be reached ({type(error).__name__}): bring the files here, or check "
+            f"the network, HF_ENDPOINT ({hub}) and HF_TOKEN, and run the stage fetch again"
+        )
         refuse("hub", missing, remedy)
-    gib, free = sum(sizes.values()), _free_gib(_hub_home())
+    require_access(infos)
+    sizes = {
+        name: sum(file.size or 0 for file in info.siblings or []) / 2**30
+        for name, info in infos.items()
+    }
+    _require_room(sizes)
+    for name, info in infos.items():
+        with hub_errors("benchmarks.source", HubSource(name, str(info.sha))):
+            snapshot_download(name, repo_type="dataset", revision=info.sha)
+    wanted = {item.benchmark for item in missing}
+    with benchmark_home(None, cache):
+        for task in (
+            task for b in benchmarks if b.name in wanted for task in b.tasks if task.media
+        ):
+            build_task(task, None, revision=str(infos[task.repository].sha))
+    return {name: str(info.sha) for name, info in infos.items()}
+
+
+def _require_room(sizes: Mapping[str, float]) -> None:
+    """Say the sizes, in GiB, and refuse a disk without room for archives and what is in them."""
+    gib, free = sum(sizes.values()), _free_gib(hub_folder())
     lines = [f"  {repository}: {size:.1f} GiB" for repository, size in sizes.items()]
     print("\n".join([f"to be downloaded, {gib:.1f} GiB:", *lines]), file=sys.stderr, flush=True)
     if free < 2 * gib:
         rule = f"{gib:.0f} GiB are to be downloaded and unpacked: {2 * gib:.0f} GiB are needed"
         remedy = "free some space, or set HF_HOME to a larger disk"
-        raise EnvironmentFault(f"free space of {_hub_home()}", f"{free:.0f} GiB", rule, remedy)
-    wanted = {item.benchmark for item in missing}
-    with benchmark_home(None, cache):
-        for task in (task for b in benchmarks if b.name in wanted for task in b.tasks):
-            build_task(task, None)
+        raise EnvironmentFault(f"free space of {hub_folder()}", f"{free:.0f} GiB", rule, remedy)

@@ -52,7 +52,7 @@ def preview_table(
         Columns benchmark, task, doc_id (as in `samples.jsonl`), question, picture (JPEG; empty
         without media).
     """
-    home = source.home_path(folder)
+    home = source.home_path(folder, scratch)
     lines = []
     with benchmark_home(home, scratch / "arrow"):
         for benchmark, task in ((one, task) for one in benchmarks for task in one.tasks):

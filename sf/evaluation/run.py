@@ -79,7 +79,7 @@ class _Session:
     """What all benchmarks of a run share."""
 
     lm: SparseChatModel
-    home: Path | None
+    home: Path
     work: Path
     limit: int
     most_new_tokens: int
@@ -96,7 +96,7 @@ class _Session:
 def evaluate_benchmarks(
     lm: SparseChatModel,
     benchmarks: Sequence[Benchmark],
-    home: Path | None,
+    home: Path,
     work: Path,
     *,
     limit: int = 0,
@@ -109,7 +109,7 @@ def evaluate_benchmarks(
     Args:
         lm: the model.
         benchmarks: which benchmarks.
-        home: a benchmark home (`sf.evaluation.tasks`), or None for the hub.
+        home: a benchmark home (`sf.evaluation.tasks`).
         work: scratch: Arrow files, what lmms-eval prints, and tracebacks of failures that no
             input explains; each process has its own logs.
         limit: rows a task at most; 0 for all. MME takes an even number.

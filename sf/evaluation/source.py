@@ -14,13 +14,9 @@ from sf.atomic_files import read_json, write_json
 from sf.data.check import MediaLog
 from sf.data.leakage import MEDIA_COLUMNS, NAMES_FILE, media_name
 from sf.errors import ConfigError, DataError
-from sf.evaluation.available import (
-    fetch_from_hub,
-    missing_in,
-    missing_in_hub_cache,
-    refuse,
-)
+from sf.evaluation.available import missing_in, refuse
 from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, Benchmark, benchmarks_of
+from sf.evaluation.hub_home import fetch_benchmarks, hub_home, read_commits
 from sf.evaluation.readable import evaluated_rows, leave_out, unreadable_rows
 from sf.evaluation.tasks import benchmark_home, build_task
 from sf.tables import write_csv
@@ -47,6 +43,7 @@ class Source:
         most_new_tokens: upper bound of the tasks' generation limits, 0 for none. Stand-ins are
             answered in few tokens, and a model that has not learnt to stop would babble 1024.
         unreadable: rows of each task that are left out, by number, with the reason.
+        commits: of each repository of the hub.
     """
 
     kind: str
@@ -54,14 +51,23 @@ class Source:
     limit: int
     most_new_tokens: int
     unreadable: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    commits: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write `benchmarks.json`."""
         write_json(folder / _FILE, asdict(self))
 
-    def home_path(self, folder: Path) -> Path | None:
-        """The benchmark home, given the stage's result folder; None for the hub."""
-        return folder / self.home if self.home else None
+    def home_path(self, folder: Path, scratch: Path) -> Path:
+        """The benchmark home.
+
+        Args:
+            folder: the stage's result folder.
+            scratch: of the job that reads, for links to what was fetched from the hub.
+
+        Raises:
+            DataError: what was fetched is not on this machine.
+        """
+        return folder / self.home if self.home else hub_home(self.commits, scratch)
 
 
 def read_source(folder: Path) -> Source:
@@ -87,6 +93,7 @@ def prepare_source(
     vision: Vision,
     folder: Path,
     scratch: Path,
+    fetched: Path | None = None,
 ) -> tuple[Source, dict[str, int]]:
     """Write stand-ins, or make sure that real data are complete and open all of their media.
 
@@ -98,6 +105,7 @@ def prepare_source(
         vision: pixel and frame bounds of the evaluation.
         folder: the stage's result folder; stand-ins go to `home` in it.
         scratch: for Arrow files, and for what is known of videos when the call is killed.
+        fetched: result of the stage `fetch`; None: what the hub's cache lacks is fetched now.
 
     Returns:
         Where the data lie, and the rows of each task. Rows that cannot be read are named in a
@@ -118,12 +126,16 @@ def prepare_source(
         rows = {task: len(replies[task]) for task in replies}
         return Source("synthetic", "home", 0, _STAND_IN_TOKENS), rows
     if source == "hub":
-        fetch_from_hub(benchmarks, missing_in_hub_cache(benchmarks), scratch)
-        refuse(
-            source, missing_in(None, benchmarks, scratch / "arrow"), "fetch or repair these files"
+        commits = (
+            fetch_benchmarks(benchmarks, scratch, scratch, scratch)
+            if fetched is None
+            else read_commits(fetched)
         )
-        prepared = Source("hub", "", samples, 0)
-        return _opened(prepared, None, benchmarks, vision, folder, scratch)
+        home = hub_home(commits, scratch)
+        missing = missing_in(home, benchmarks, scratch / "arrow")
+        refuse(source, missing, "fetch or repair these files")
+        prepared = Source("hub", "", samples, 0, commits=commits)
+        return _opened(prepared, home, benchmarks, vision, folder, scratch)
     home = Path(source)
     if not home.is_dir():
         rule = "is neither 'synthetic' nor 'hub' nor a folder"
@@ -147,7 +159,7 @@ def _media_names(documents: Dataset) -> list[str]:
 
 def _opened(
     source: Source,
-    home: Path | None,
+    home: Path,
     benchmarks: Sequence[Benchmark],
     vision: Vision,
     folder: Path,

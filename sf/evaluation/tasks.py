@@ -74,6 +74,7 @@ def build_task(
     *,
     most_new_tokens: int = 0,
     judge: bool = False,
+    revision: str = "main",
     model_name: str = "sf_sparse",
 ) -> Any:
     """lmms-eval's own object of a task, a `ConfigurableMessagesTask`.
@@ -82,12 +83,13 @@ def build_task(
 
     Args:
         task: which task.
-        home: a benchmark home, or None for the hub.
+        home: a benchmark home, or None for the hub, from which the task's videos are unpacked.
         most_new_tokens: upper bound of the generation limit (0: none), for stand-ins whose replies
             are known to be short.
         judge: let a task ask its configured judge about replies that it cannot parse. Without, such
             a reply counts as wrong at once, which is what an unreachable judge gives after eleven
             tries.
+        revision: of the repository on the hub.
         model_name: lmms-eval's key for model-specific prompts; no packaged task knows ours, so it
             gets every task's default prompt.
 
@@ -126,6 +128,9 @@ def build_task(
             for key, value in (config.get("dataset_kwargs") or {}).items()
             if key in ("video", "cache_dir")
         }
+    else:  # lmms-eval's `token: True` refuses public repositories where no token is set
+        given = {k: v for k, v in (config.get("dataset_kwargs") or {}).items() if k != "token"}
+        config["dataset_kwargs"] = {**given, "revision": revision}
     try:
         with images_unseen():
             lmms_task = _task_class()(config=config, model_name=model_name)

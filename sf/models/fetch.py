@@ -7,15 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sf.atomic_files import read_json, write_json
-from sf.data.hub import HubSource, hub_errors, parse_hub
+from sf.data.hub import HubSource, parse_hub, recorded_commit
+from sf.data.hub_weights import WEIGHT_FILES, hub_folder
+from sf.disk import require_room
 from sf.errors import DataError, UnsupportedModelError
 from sf.layout import STAMP
 from sf.models.load import load_config
 
-__all__ = ["check_family", "checkpoint_files", "fetch_checkpoint", "hub_folder"]
-
-_KINDS = ("*.json", "*.txt", "*.jinja", "*.safetensors", "*.model")
+__all__ = ["check_family", "checkpoint_files", "fetch_checkpoint"]
 
 
 def check_family(folder: Path, family: str) -> Any:
@@ -36,31 +35,6 @@ def check_family(folder: Path, family: str) -> Any:
     return config
 
 
-def hub_folder(hub: HubSource) -> tuple[Path, str]:
-    """A hub repository's model files; (folder, commit).
-
-    What came of a commit is listed beside huggingface_hub's own cache: a pinned revision whose
-    files are all there asks no hub.
-    """
-    from huggingface_hub import HfApi, constants, snapshot_download
-
-    listings = Path(constants.HF_HOME) / "sparsity-forcing" / hub.name.replace("/", "--")
-    listing = listings / f"{hub.revision}.files.json"
-    if hub.pinned and listing.is_file():
-        record = read_json(listing)
-        if all((Path(record["folder"]) / name).is_file() for name in record["files"]):
-            return Path(record["folder"]), hub.revision
-    with hub_errors("source", hub):
-        commit = hub.revision
-        if not hub.pinned:
-            commit = str(HfApi().model_info(hub.name, revision=hub.revision).sha)
-        folder = Path(snapshot_download(hub.name, revision=commit, allow_patterns=list(_KINDS)))
-    files = sorted(file.name for kind in _KINDS for file in folder.glob(kind))
-    listings.mkdir(parents=True, exist_ok=True)
-    write_json(listings / f"{commit}.files.json", {"folder": str(folder), "files": files})
-    return folder, commit
-
-
 def _place(source: Path, target: Path) -> None:
     """Hard-link a file, which costs no space, or copy it across file systems."""
     real = source.resolve()
@@ -71,13 +45,16 @@ def _place(source: Path, target: Path) -> None:
         shutil.copy2(real, target)
 
 
-def fetch_checkpoint(source: str, family: str, target: Path) -> dict[str, str]:
+def fetch_checkpoint(
+    source: str, family: str, target: Path, fetched: Path | None = None
+) -> dict[str, str]:
     """Put a checkpoint's files into `target`, unchanged.
 
     Args:
         source: a local folder, or "hub:OWNER/NAME@REVISION".
         family: the model type that it must have.
         target: existing folder.
+        fetched: result of the stage `fetch`, whose commit a branch or tag stands for.
 
     Returns:
         Where it came from: source, and for a hub the commit that the revision stands for.
@@ -85,12 +62,14 @@ def fetch_checkpoint(source: str, family: str, target: Path) -> dict[str, str]:
     Raises:
         ConfigError: a malformed hub source.
         DataError: no weights or configuration at the source.
-        EnvironmentFault: the hub does not answer.
+        EnvironmentFault: the hub does not answer, or the disk has no room.
         UnsupportedModelError: another architecture than declared.
     """
     origin = {"source": source}
     if source.startswith("hub:"):
-        folder, origin["commit"] = hub_folder(parse_hub(source))
+        hub = parse_hub(source)
+        commit = recorded_commit(source, [fetched] if fetched else [])
+        folder, origin["commit"] = hub_folder(HubSource(hub.name, commit or hub.revision))
     else:
         folder = Path(source)
     check_family(folder, family)
@@ -98,12 +77,15 @@ def fetch_checkpoint(source: str, family: str, target: Path) -> dict[str, str]:
         raise DataError(
             "source", source, "has no *.safetensors", "give a folder with a model's weights"
         )
-    for file in checkpoint_files(folder):
+    files = checkpoint_files(folder)
+    if os.stat(files[0].resolve()).st_dev != os.stat(target).st_dev:  # they are copied
+        require_room(target, sum(file.stat().st_size for file in files), f"the weights of {source}")
+    for file in files:
         _place(file, target / file.name)
     return origin
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
     """The files of a checkpoint's folder that are taken over."""
-    files = [file for kind in _KINDS for file in sorted(folder.glob(kind))]
+    files = [file for kind in WEIGHT_FILES for file in sorted(folder.glob(kind))]
     return [file for file in files if file.name not in (STAMP, "metrics.json", "base.json")]

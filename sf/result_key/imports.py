@@ -39,6 +39,7 @@ RUNNER: dict[str, str] = {
     "sf.mlflow_runs": "records",
     "sf.mlflow_store": "records",
     "sf.mlflow_study": "records",
+    "sf.offline": "keeps a stage off the hub",
     "sf.progress": "prints",
     "sf.provenance": "records",
     "sf.ranks": "starts processes and carries their messages",

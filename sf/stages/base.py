@@ -18,7 +18,15 @@ class Parameters(BaseModelParameters):
     """One base model."""
 
     model: str = Field(description="its name in the study")
+    fetched: Path | None = Field(
+        None, description="result of the stage fetch; absent: a hub source is fetched here"
+    )
     output: Path = Field(description="results folder")
+
+
+def asks_hub(p: Parameters) -> bool:
+    """Whether the stage needs a network."""
+    return p.fetched is None and p.base.source.startswith("hub:")
 
 
 def inputs(p: Parameters) -> dict[str, Path]:
@@ -26,7 +34,7 @@ def inputs(p: Parameters) -> dict[str, Path]:
     if p.scratch is not None:
         return {"data": p.data}
     if p.base.source.startswith("hub:"):
-        return {}
+        return {"fetched": p.fetched} if p.fetched else {}
     from sf.models.fetch import checkpoint_files
 
     return {f"source/{file.name}": file for file in checkpoint_files(Path(p.base.source))}
@@ -55,5 +63,5 @@ def run(p: Parameters, job: Job) -> None:
     else:
         from sf.models.fetch import fetch_checkpoint
 
-        origin = fetch_checkpoint(p.base.source, p.base.family, job.out)
+        origin = fetch_checkpoint(p.base.source, p.base.family, job.out, p.fetched)
     write_json(job.out / "base.json", origin)

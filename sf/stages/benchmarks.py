@@ -20,7 +20,20 @@ class Parameters(Section):
     seed: Seed = Field(description="of the stand-ins")
     benchmarks: Benchmarks
     vision: Vision
+    fetched: Path | None = Field(
+        None, description="result of the stage fetch; absent: source 'hub' is fetched here"
+    )
     output: Path = Field(description="results folder")
+
+
+def asks_hub(p: Parameters) -> bool:
+    """Whether the stage needs a network."""
+    return p.fetched is None and p.benchmarks.source == "hub"
+
+
+def inputs(p: Parameters) -> dict[str, Path]:
+    """What the stage reads: the commits that were fetched."""
+    return {"fetched": p.fetched} if p.fetched else {}
 
 
 def run(p: Parameters, job: Job) -> None:
@@ -37,7 +50,14 @@ def run(p: Parameters, job: Job) -> None:
 
     given = p.benchmarks
     source, rows = prepare_source(
-        given.source, given.samples, p.seed, given.suites, p.vision, job.out, job.state
+        given.source,
+        given.samples,
+        p.seed,
+        given.suites,
+        p.vision,
+        job.out,
+        job.state,
+        p.fetched,
     )
     source.write(job.out)
     table = source_table(source, rows)

@@ -99,7 +99,7 @@ def run(p: Parameters, job: Job) -> None:
     results = evaluate_benchmarks(
         lm,
         benchmarks,
-        source.home_path(p.benchmarks),
+        source.home_path(p.benchmarks, job.state),
         job.state,
         limit=source.limit,
         most_new_tokens=source.most_new_tokens,

@@ -25,7 +25,15 @@ class Parameters(Section):
     benchmarks: Path | None = Field(
         None, description="the benchmarks' data, whose media names are looked for in the rows"
     )
+    fetched: Path | None = Field(
+        None, description="result of the stage fetch; absent: a hub source is fetched here"
+    )
     output: Path = Field(description="results folder")
+
+
+def asks_hub(p: Parameters) -> bool:
+    """Whether the stage needs a network."""
+    return p.fetched is None and p.prepare.source.startswith("hub:")
 
 
 def inputs(p: Parameters) -> dict[str, Path]:
@@ -36,7 +44,8 @@ def inputs(p: Parameters) -> dict[str, Path]:
     local = source != "synthetic" and not source.startswith("hub:")
     files = annotation_files(Path(source)) if local else []
     named = {f"source/{file.relative_to(source).as_posix()}": file for file in files}
-    return named | ({"benchmarks": p.benchmarks} if p.benchmarks else {})
+    read = {"benchmarks": p.benchmarks, "fetched": p.fetched}
+    return named | {name: path for name, path in read.items() if path}
 
 
 def run(p: Parameters, job: Job) -> None:
@@ -84,7 +93,7 @@ def write_manifests(p: Parameters, out: Path) -> Prepared:
         given.synthetic_rows or 0,
         p.vision,
         out=out,
-        earlier=p.output,
+        earlier=p.fetched or p.output,
         media=None if given.media is None else Path(given.media),
     )
     log = MediaLog(out / "media.jsonl", earlier=p.output / "media.jsonl")

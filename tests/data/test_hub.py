@@ -20,7 +20,8 @@ from sf.data.check import MediaLog
 from sf.data.hub import HubSource, Repository, needed_files, parse_hub, record_commit
 from sf.data.preparation import Selection, open_source, use_media
 from sf.errors import ConfigError, EnvironmentFault
-from sf.stages import prepare
+from sf.offline import hub_offline
+from sf.stages import fetch, prepare
 
 COMMIT = "c" * 40
 NAME = "someone/rows"
@@ -33,6 +34,7 @@ class Hub(http.server.ThreadingHTTPServer):
         asked: (path, first byte) of every download.
         break_after: bytes after which a download of a file breaks off, once.
         head: the commit that the branch "main" stands for.
+        gated: as the hub says it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,6 +43,7 @@ class Hub(http.server.ThreadingHTTPServer):
         self.asked: list[tuple[str, int]] = []
         self.break_after: dict[str, int] = {}
         self.head = COMMIT
+        self.gated: bool | str = False
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -67,9 +70,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self._json({"error": "no"}, 404, X_Error_Code="RevisionNotFound")
                 return
             sha = self.server.head if revision == "main" else revision
-            names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-            info = {"id": NAME, "sha": sha, "siblings": [{"rfilename": n} for n in names]}
-            self._json(info)
+            siblings = [
+                {"rfilename": p.relative_to(folder).as_posix(), "size": p.stat().st_size}
+                for p in folder.rglob("*")
+                if p.is_file()
+            ]
+            self._json({"id": NAME, "sha": sha, "siblings": siblings, "gated": self.server.gated})
             return
         commits = (COMMIT, self.server.head)
         starts = [f"/datasets/{NAME}/resolve/{commit}/" for commit in commits]
@@ -230,6 +236,64 @@ def test_the_card_says_that_the_revision_is_not_pinned(hub, tmp_path):
         assert ("Not pinned" in card) is said
         assert json.loads((job.out / "origin.json").read_text())["commit"] == COMMIT
         assert COMMIT in json.loads((job.out / "dataset.json").read_text())["source"]
+
+
+def test_sizes_are_said_and_the_disk_is_checked_before_the_first_byte(
+    hub, opened, tmp_path, capsys
+):
+    opened()
+    lines = capsys.readouterr().err.splitlines()
+    annotations, media = (line for line in lines if line.startswith("to be downloaded"))
+    rows = (hub.folder / "Video-R1-260k.json").stat().st_size
+    place = f"GiB, to {tmp_path / 'home' / 'sparsity-forcing' / 'someone--rows' / COMMIT}"
+    assert annotations == (f"to be downloaded: 1 file of {NAME}, {rows / 2**30:.2f} {place}")
+    assert media.startswith(f"to be downloaded: 6 files of {NAME}, 0.00 {place}")
+    opened()
+    assert "to be downloaded" not in capsys.readouterr().err  # all is there
+    repository = Repository(HubSource(NAME, COMMIT))
+    repository.sizes["huge.zip"] = 2**60
+    with pytest.raises(EnvironmentFault, match=r"free disk space.*1 file of someone/rows.*HF_HOME"):
+        repository.fetch(["huge.zip"])
+
+
+def test_a_gated_repository_is_refused_before_anything(hub, opened, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    hub.gated = "auto"
+    with pytest.raises(
+        EnvironmentFault, match=rf"HF_TOKEN\. is not set.*/datasets/{NAME}\. accept the terms"
+    ):
+        opened()
+    assert hub.asked == []
+
+
+def test_prepare_reads_what_the_stage_fetch_left_and_asks_nothing(hub, tmp_path):
+    source, done = f"hub:{NAME}@main", SimpleNamespace(summary=lambda values: None)
+    given = fetch.Parameters(what="rows", source=source, seed=0, output=tmp_path / "fetched")
+    assert fetch.asks_hub(given)
+    with pytest.warns(UserWarning, match=f"{COMMIT} is used"):
+        fetch.run(given, SimpleNamespace(out=given.output))
+    assert sorted(name for name, _ in hub.asked) == sorted(
+        file.relative_to(hub.folder).as_posix() for file in hub.folder.rglob("*") if file.is_file()
+    )
+    hub.asked.clear()
+    hub.head = "d" * 40  # someone pushes
+    rows = parameters(source, tmp_path).model_copy(update={"fetched": given.output})
+    assert not prepare.asks_hub(rows)
+    assert prepare.inputs(rows)["fetched"] == given.output
+    (tmp_path / "out").mkdir()
+    with hub_offline(), pytest.warns(UserWarning, match=COMMIT):
+        prepare.run(rows, SimpleNamespace(out=tmp_path / "out", tracker=done))
+    assert json.loads((tmp_path / "out/origin.json").read_text())["commit"] == COMMIT
+    assert hub.asked == []
+
+
+def test_what_lies_on_no_hub_is_not_fetched(tmp_path):
+    given = fetch.Parameters(what="weights", source="models/own", seed=0, output=tmp_path / "out")
+    assert not fetch.asks_hub(given)
+    fetch.run(given, SimpleNamespace(out=given.output))
+    assert list(given.output.iterdir()) == []
 
 
 def test_only_what_the_subset_needs_is_fetched(hub, opened):

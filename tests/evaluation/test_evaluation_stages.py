@@ -69,12 +69,12 @@ def _arguments(checkpoint: Path, source: Path, output: Path, **changed: Any) -> 
     }
 
 
-def test_benchmarks_stage_states_what_there_is(source: Path) -> None:
+def test_benchmarks_stage_states_what_there_is(source: Path, tmp_path: Path) -> None:
     table = pd.read_csv(source / "tables" / "benchmarks.csv")
     assert list(table["benchmark"].unique()) == [col.name for col in BENCHMARKS]
     assert dict(zip(table["task"], table["rows"], strict=True))["mme"] == 56
     assert set(table["max_new_tokens"]) == {8}
-    assert read_source(source).home_path(source) == source / "home"
+    assert read_source(source).home_path(source, tmp_path) == source / "home"
 
 
 def test_only_what_the_suites_need_is_prepared(tmp_path: Path) -> None:

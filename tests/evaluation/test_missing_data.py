@@ -10,8 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import huggingface_hub
 import pytest
 from huggingface_hub import HfApi
+from huggingface_hub.errors import LocalEntryNotFoundError
 from scripted import VISION
 
 from sf.data.leakage import benchmark_names
@@ -19,8 +21,11 @@ from sf.errors import ConfigError, DataError, EnvironmentFault
 from sf.evaluation import available
 from sf.evaluation.available import fetch_from_hub, missing_in, missing_in_hub_cache
 from sf.evaluation.benchmarks import BENCHMARKS, benchmark_named
-from sf.evaluation.source import prepare_source
+from sf.evaluation.hub_home import fetch_benchmarks
+from sf.evaluation.source import prepare_source, read_source
+from sf.offline import hub_offline
 
+COMMIT = "c" * 40
 REPOSITORIES = {task.repository: col.download_gib for col in BENCHMARKS for task in col.tasks}
 
 
@@ -99,45 +104,106 @@ def test_rows_that_cannot_be_read_are_an_error_that_says_why(
     assert "its rows cannot be read: BuilderConfig 'en' not found" in text
 
 
-def _reachable(monkeypatch: pytest.MonkeyPatch, home: Path, gib: float) -> list[str]:
-    """A hub that knows sizes, from which building a task fetches; the tasks that were built."""
-    built: list[str] = []
+def _reachable(
+    monkeypatch: pytest.MonkeyPatch, home: Path, gib: float, gated: tuple[str, ...] = ()
+) -> list[str]:
+    """A hub that knows sizes; the repositories that were fetched and the tasks that were built."""
+    done: list[str] = []
     build = available.build_task
 
     def info(_: HfApi, repository: str, **__: Any) -> Any:
-        return SimpleNamespace(
-            siblings=[SimpleNamespace(size=int(gib * 2**30)), SimpleNamespace(size=None)]
-        )
+        files = [SimpleNamespace(size=int(gib * 2**30)), SimpleNamespace(size=None)]
+        return SimpleNamespace(siblings=files, sha=COMMIT, gated=repository in gated)
 
-    def fetching(task: Any, source: Path | None) -> Any:
-        assert source is None
-        built.append(task.name)
-        return build(task, home)
+    def download(
+        repository: str, repo_type: str, revision: str | None, local_files_only: bool = False
+    ) -> str:
+        assert repo_type == "dataset"
+        if not local_files_only:
+            assert revision == COMMIT
+            done.append(repository)
+        elif repository not in done:
+            raise LocalEntryNotFoundError("not there")
+        return str(home / "hub" / repository)
+
+    def fetching(task: Any, source: Path | None, **given: Any) -> Any:
+        if source is None:
+            assert given == {"revision": COMMIT}
+            done.append(task.name)
+            return None
+        return build(task, source)
 
     monkeypatch.setattr(HfApi, "dataset_info", info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(available, "build_task", fetching)
-    return built
+    return done
 
 
 def test_what_the_hub_has_is_said_with_its_own_sizes_before_it_is_fetched(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
-    built = _reachable(monkeypatch, home, 0.25)
-    wanted = [benchmark_named("chartqa"), benchmark_named("mmmu_pro"), benchmark_named("mmstar")]
-    missing = missing_in_hub_cache(wanted)
-    fetch_from_hub(wanted, missing, tmp_path)
-    assert built == ["chartqa", "mmmu_pro_standard", "mmmu_pro_vision", "mmstar"]
+    done = _reachable(monkeypatch, home, 0.25)
+    wanted = [benchmark_named(name) for name in ("chartqa", "mmmu_pro", "egoschema")]
+    missing = missing_in_hub_cache(wanted, {})
+    commits = fetch_from_hub(wanted, missing, {}, tmp_path)
+    repositories = ["MMMU/MMMU_Pro", "lmms-eval/egoschema", "lmms-lab-encoder/ChartQA"]
+    assert commits == dict.fromkeys(repositories, COMMIT)
+    assert done == [*repositories, "egoschema_subset"]  # its task unpacks videos
     said = capsys.readouterr().err
     assert "to be downloaded, 0.8 GiB:" in said
     assert "  MMMU/MMMU_Pro: 0.2 GiB" in said
-    built.clear()
+    done.clear()
     _reachable(monkeypatch, home, 1e6)
     with pytest.raises(EnvironmentFault, match="3000000 GiB are to be downloaded and unpacked"):
-        fetch_from_hub(wanted, missing, tmp_path)
-    assert built == []
-    fetch_from_hub(wanted, [], tmp_path)  # nothing is asked of the hub when nothing is missing
+        fetch_from_hub(wanted, missing, {}, tmp_path)
+    assert done == []
+    fetch_from_hub(wanted, [], {}, tmp_path)  # the hub is asked nothing when nothing is missing
     assert capsys.readouterr().err.count("to be downloaded") == 1
+
+
+def test_all_gated_benchmarks_are_named_before_the_first_byte(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    closed = ("MMMU/MMMU_Pro", "lmms-eval/egoschema")
+    done = _reachable(monkeypatch, home, 0.25, closed)
+    with pytest.raises(
+        EnvironmentFault, match=r"HF_TOKEN\. is not set.*accept the terms"
+    ) as caught:
+        fetch_benchmarks(BENCHMARKS, tmp_path, tmp_path, tmp_path)
+    assert [name for name in REPOSITORIES if f"/datasets/{name}" in str(caught.value)] == [*closed]
+    assert done == []
+
+
+def test_what_was_fetched_is_used_without_the_hub_and_at_its_commit(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(home))
+    done = _reachable(monkeypatch, home, 0.1)
+    wanted = [benchmark_named("egoschema"), benchmark_named("mmstar")]
+    commits = fetch_benchmarks(wanted, tmp_path / "fetched", tmp_path / "none", tmp_path)
+    assert commits == {"Lin-Chen/MMStar": COMMIT, "lmms-eval/egoschema": COMMIT}
+    for name in ("dataset_info", "model_info"):  # no network from here on
+        monkeypatch.setattr(HfApi, name, lambda *_, **__: pytest.fail("the hub was asked"))
+    again = fetch_benchmarks(wanted, tmp_path / "again", tmp_path / "fetched", tmp_path)
+    assert again == commits
+    fetched = [name for name in done if "/" in name]
+    assert sorted(fetched) == sorted(commits)
+    suites = [one.name for one in wanted]
+    with hub_offline():
+        source, rows = prepare_source(
+            "hub", 2, 0, suites, VISION, tmp_path, tmp_path, tmp_path / "fetched"
+        )
+    assert (source.kind, source.commits) == ("hub", commits)
+    assert rows.keys() == {"egoschema_subset", "mmstar"}
+    source.write(tmp_path)
+    place = read_source(tmp_path).home_path(tmp_path, tmp_path / "job")
+    assert (place / "hub/Lin-Chen/MMStar").resolve() == (home / "hub/Lin-Chen/MMStar").resolve()
+    done.remove("Lin-Chen/MMStar")
+    with pytest.raises(DataError, match=rf"MMStar@{COMMIT}.*is not in the hub's cache.*HF_HOME"):
+        source.home_path(tmp_path, tmp_path / "elsewhere")
 
 
 def test_the_disk_that_the_files_go_to_must_have_room(
@@ -152,7 +218,7 @@ def test_the_disk_that_the_files_go_to_must_have_room(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: rooms.get(str(path)) or real(path))
     wanted = [benchmark_named("chartqa")]
     with pytest.raises(EnvironmentFault, match=r"free space of .*small/not/there"):
-        fetch_from_hub(wanted, missing_in_hub_cache(wanted), tmp_path)
+        fetch_from_hub(wanted, missing_in_hub_cache(wanted, {}), {}, tmp_path)
 
 
 def test_a_connection_that_fails_lists_what_is_missing(
@@ -213,6 +279,7 @@ def test_a_source_says_where_the_data_lie(home: Path, tmp_path: Path) -> None:
         "limit": 3,
         "most_new_tokens": 0,
         "unreadable": {},
+        "commits": {},
     }
 
 

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sf.data.hub import HubSource, record_commit
+from sf.data.hub_weights import hub_folder
 from sf.data.manifest import Row, read_manifest, write_manifest
 from sf.errors import ConfigError, DataError, EnvironmentFault, UnsupportedModelError
 from sf.mini.rows import ANNOTATIONS, write_dataset
 from sf.models import load_model, load_processor
-from sf.models.fetch import fetch_checkpoint
+from sf.models.fetch import checkpoint_files, fetch_checkpoint
 from sf.scratch.heldout import accuracy_table
 from sf.stages.base import Parameters, run
 
@@ -87,7 +89,9 @@ def hub(monkeypatch, tiny, checkpoint, tmp_path):
     import httpx
     import huggingface_hub
     from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError
 
+    state = SimpleNamespace(gated=False, granted=False, sizes={})
     asked: list[str] = []
     online = [True]
 
@@ -101,13 +105,26 @@ def hub(monkeypatch, tiny, checkpoint, tmp_path):
         return answer("download", str(checkpoint))
 
     class Api:
-        def model_info(self, name, revision):
-            return answer("revision", SimpleNamespace(sha="a" * 40))
+        def model_info(self, name, revision, files_metadata):
+            sha = revision if len(revision) == 40 else "a" * 40
+            sizes = {file.name: file.stat().st_size for file in checkpoint.iterdir()} | state.sizes
+            files = [SimpleNamespace(rfilename=n, size=size) for n, size in sizes.items()]
+            return answer("info", SimpleNamespace(sha=sha, siblings=files, gated=state.gated))
+
+        def auth_check(self, name, repo_type):
+            answer("access", None)
+            if not state.granted:
+                raise GatedRepoError(
+                    "no", response=httpx.Response(403, request=httpx.Request("GET", "http://hub"))
+                )
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hub"))
-    return SimpleNamespace(asked=asked, online=online, family=tiny[0].config.model_type)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub/cache"))
+    return SimpleNamespace(
+        asked=asked, online=online, family=tiny[0].config.model_type, state=state
+    )
 
 
 def test_a_pinned_revision_that_is_there_asks_no_hub(hub, checkpoint, tmp_path):
@@ -116,10 +133,10 @@ def test_a_pinned_revision_that_is_there_asks_no_hub(hub, checkpoint, tmp_path):
     target.mkdir()
     origin = fetch_checkpoint(f"hub:someone/model@{commit}", hub.family, target)
     assert origin["commit"] == commit
-    assert hub.asked == ["download"]  # it names its commit itself
+    assert hub.asked == ["info", "download"]
     hub.online[0] = False
     fetch_checkpoint(f"hub:someone/model@{commit}", hub.family, target)
-    assert hub.asked == ["download"]
+    assert hub.asked == ["info", "download"]
     assert (target / "config.json").is_file()
 
 
@@ -131,7 +148,7 @@ def test_a_pinned_revision_with_a_lost_file_is_fetched_again(hub, checkpoint, tm
         json.dumps({"folder": str(checkpoint), "files": ["config.json", "lost.safetensors"]})
     )
     fetch_checkpoint(source, hub.family, copy)
-    assert hub.asked == ["download"] * 2
+    assert hub.asked == ["info", "download"] * 2
 
 
 @pytest.mark.parametrize("revision", ["main", "b" * 40])
@@ -140,6 +157,43 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_error(hub, tmp_path, revision
     with pytest.raises(EnvironmentFault, match=r"no route to host.*HF_TOKEN.*network") as caught:
         fetch_checkpoint(f"hub:someone/model@{revision}", "qwen2_vl", tmp_path)
     assert f"someone/model@{revision}" in str(caught.value)
+
+
+def test_sizes_are_said_and_the_disk_is_checked_before_the_first_byte(
+    hub, checkpoint, tmp_path, capsys
+):
+    hub_folder(HubSource("someone/model", "main"))
+    size = sum(file.stat().st_size for file in checkpoint_files(checkpoint)) / 2**30
+    said = capsys.readouterr().err
+    assert f"of someone/model, {size:.2f} GiB, to {tmp_path / 'hub/cache'}" in said
+    hub.state.sizes["more.safetensors"] = 2**60
+    with pytest.raises(EnvironmentFault, match=r"free disk space.*of someone/other.*HF_HOME"):
+        hub_folder(HubSource("someone/other", "main"))
+    assert hub.asked == ["info", "download", "info"]
+
+
+@pytest.mark.parametrize(("token", "state"), [(None, "is not set"), ("hf_own", "gives no access")])
+def test_a_gated_model_is_refused_before_the_first_byte(hub, monkeypatch, token, state):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)
+    hub.state.gated = "manual"
+    with pytest.raises(EnvironmentFault, match=rf"HF_TOKEN\. {state}.*/someone/model\. accept the"):
+        hub_folder(HubSource("someone/model", "main"))
+    assert "download" not in hub.asked
+    hub.state.granted = True
+    if token:
+        hub_folder(HubSource("someone/model", "main"))
+        assert hub.asked[-2:] == ["access", "download"]
+
+
+def test_a_branch_is_the_commit_that_was_fetched(hub, tmp_path):
+    source, target = "hub:someone/model@main", tmp_path / "target"
+    target.mkdir()
+    (tmp_path / "fetched").mkdir()
+    record_commit(tmp_path / "fetched", source, "d" * 40)
+    origin = fetch_checkpoint(source, hub.family, target, tmp_path / "fetched")
+    assert origin == {"source": source, "commit": "d" * 40}
 
 
 def test_an_unpinned_hub_source_is_refused(tmp_path):

@@ -22,8 +22,26 @@ from sf.result_key.imports import LOOKS, RUNNER, module_file, stage_code
 from workflow.jobs import jobs, load_params
 
 ROOT = Path(__file__).parent.parent.parent
-RECORD_IMPORTS = """
-import atexit, os, sys
+WATCH = """
+import atexit, ipaddress, os, socket, sys
+connect, resolve = socket.socket.connect, socket.getaddrinfo
+def check(host):
+    try:
+        here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        here = host in (None, "", "localhost", socket.gethostname())
+    if not here:
+        with open("imported/asked", "a") as stream:
+            print(*sys.argv, host, file=stream)
+        raise ConnectionRefusedError("the network is cut")
+def connect_here(own, address):
+    if own.family in (socket.AF_INET, socket.AF_INET6):
+        check(address[0])
+    return connect(own, address)
+def resolve_here(host, *rest, **options):
+    check(host)
+    return resolve(host, *rest, **options)
+socket.socket.connect, socket.getaddrinfo = connect_here, resolve_here
 def record():
     if sys.argv[1:2] == ["run"]:
         names = sorted(name for name in sys.modules if name.split(".")[0] == "sf")
@@ -51,7 +69,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout's files in a path that needs quotes, at the smoke scale."""
     folder = copy_checkout(tmp_path_factory.mktemp("checkout") / "é ü's x")
     (folder / "imported").mkdir()
-    (folder / "imported/sitecustomize.py").write_text(RECORD_IMPORTS)
+    (folder / "imported/sitecustomize.py").write_text(WATCH)
     run(folder, "sf", "use", "smoke", "--force")
     drop_model(folder, "tiny-qwen2-vl")
     run(folder, "sf", "plan")  # brings dvc.yaml up to the models that are left
@@ -128,6 +146,10 @@ def test_a_stage_imports_only_what_its_key_holds(checkout: Path) -> None:
                 if name not in beside and (file := module_file(name)) is not None
             }
             assert loaded <= stage_code(run_name).modules.keys(), (run_name, loaded)
+
+
+def test_no_job_used_the_network(checkout: Path) -> None:
+    assert not (checkout / "imported/asked").exists()
 
 
 def test_a_second_call_has_nothing_to_do(checkout: Path) -> None:

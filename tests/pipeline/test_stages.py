@@ -24,6 +24,7 @@ from workflow.dvc_yaml import CODE
 from workflow.jobs import (
     JobSpec,
     jobs,
+    resources_of,
     write_configs,
 )
 from workflow.stages import STAGES
@@ -99,7 +100,7 @@ def test_a_study_without_training_has_all_other_jobs() -> None:
     params["objectives"] = {}
     found = jobs(validated(Params, params))
     assert {job.stage.name for job in found} == {
-        stage.name for stage in STAGES if "objective" not in stage.axes
+        stage.name for stage in STAGES if "objective" not in stage.axes and stage.run != "fetch"
     } - {"accuracy_curve_method"}  # mini has no curve methods
 
 
@@ -242,6 +243,9 @@ def reads(name: str) -> set[str]:
 def test_each_stage_reads_the_results_that_it_is_about() -> None:
     every = {"calibrate", "train", "accuracy_curve", "evaluate", "profile"}
     expected = {
+        "fetch_benchmarks": set(),
+        "fetch_rows": set(),
+        "fetch_weights": set(),
         "benchmarks": set(),
         "prepare": {"benchmarks"},
         "base": {"prepare"},
@@ -261,6 +265,37 @@ def test_each_stage_reads_the_results_that_it_is_about() -> None:
     present = {job.stage.name for job in specs("compare")}
     for name in present:
         assert reads(name) == expected[name], name
+
+
+def test_what_lies_on_a_hub_is_fetched_by_jobs_of_their_own_that_need_no_gpu() -> None:
+    params = load_scale("paper")
+    listed = {job.name: job for job in jobs(params)}
+    fetches = {name: job for name, job in listed.items() if job.stage.run == "fetch"}
+    assert fetches.keys() == {
+        *("fetch_rows", "fetch_benchmarks"),
+        *(f"fetch_weights__{model}" for model in params.base),
+    }
+    readers = {"prepare": "fetch_rows", "benchmarks": "fetch_benchmarks"}
+    readers |= {f"base__{model}": f"fetch_weights__{model}" for model in params.base}
+    for name, job in listed.items():
+        fetched = {each for each, fetch in fetches.items() if fetch.stamp in job.inputs}
+        assert fetched == ({readers[name]} if name in readers else set())
+        model = stage_module(job.stage.run)
+        given = model.Parameters(**job.parameters)
+        assert getattr(model, "asks_hub", lambda _: False)(given) == (name in fetches), name
+        assert job.stage.local == (name in fetches)
+        if name in fetches or name in readers:
+            assert resources_of(job.stage.run, job.parameters, params)[1].gpus == 0
+    assert fetches["fetch_rows"].parameters["source"] == params.prepare.source
+    assert fetches["fetch_benchmarks"].parameters["suites"] == params.benchmarks.suites
+    assert not [job for job in specs("mini") if job.stage.run == "fetch"]
+
+
+def test_only_a_base_model_that_is_trained_here_holds_a_gpu() -> None:
+    params = load_scale("paper")
+    assert resources_of("base", {"base": {"source": "scratch"}}, params)[1].gpus == 1
+    assert resources_of("base", {"base": {"source": "models/own"}}, params)[1].gpus == 0
+    assert resources_of("train", {}, params)[1].gpus == 8
 
 
 @pytest.mark.parametrize("scale", ["paper", "single_gpu", "mini"])

@@ -21,7 +21,7 @@ from sf.rehearsal.weights import WeightCounts, weight_counts
 from sf.report.published import figure_of
 from sf.training.checkpoints import checkpoint_bytes
 from sf.training.collapse import kept_checkpoints
-from workflow.jobs import JobSpec
+from workflow.jobs import JobSpec, resources_of
 from workflow.status import expected_seconds, study_status
 from workflow.targets import closure
 
@@ -152,7 +152,7 @@ def _charge(
     shapes: Mapping[str, ModelShape | None],
     seconds_a_step: float | None,
 ) -> Charge:
-    _, given = params.resources_of(job.stage.run)
+    _, given = resources_of(job.stage.run, job.parameters, params)
     hours, basis, disk, kept = given.hours, "limit", 0.0, 0.0
     shape = shapes.get(job.parameters.get("model", ""))
     if job.stage.run == "base" and shape is not None:

@@ -22,6 +22,7 @@ from workflow.rehearsal.bill import GIB, Bill, bill_of
 from workflow.rehearsal.findings import dense_ratios, rank_faults, unfit_bases, usable
 from workflow.rehearsal.memory import GPU_GIB, JobNeed, least_needs, memory_faults
 from workflow.rehearsal.sources import source_faults
+from workflow.terms import terms_notes
 
 __all__ = ["Options", "Rehearsal", "as_json", "rehearse", "shown"]
 
@@ -87,6 +88,7 @@ def rehearse(scale: str | None, options: Options = Options(), folder: Path = FOL
     except ConfigError as error:
         return Rehearsal(name, faults=[*faults, error], notes=["the jobs are not known: no bill"])
     shapes, notes = _shapes(params)
+    notes += terms_notes(specs)
     for model in dict.fromkeys(model for model, _ in unfit):
         shapes[model] = None
         notes.append(f"what runs on base.{model} counts with its limit: its trainings cannot start")

@@ -1,0 +1,86 @@
+"""The benchmarks on the hub: fetched once, then read as a local benchmark home."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sf.atomic_files import read_json, write_json
+from sf.errors import DataError
+from sf.evaluation.available import fetch_from_hub, hub_folder, missing_in_hub_cache, snapshot
+from sf.evaluation.benchmark import Benchmark
+from sf.evaluation.benchmarks import BENCHMARKS, EXTRA
+from sf.ranks import rank
+
+__all__ = ["fetch_benchmarks", "hub_home", "read_commits"]
+
+_COMMITS = "commits.json"
+
+
+def read_commits(folder: Path) -> dict[str, str]:
+    """The commit of each repository, as `fetch_benchmarks` left it in a folder; {} without one."""
+    path = folder / _COMMITS
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def fetch_benchmarks(
+    benchmarks: Sequence[Benchmark], out: Path, earlier: Path, scratch: Path
+) -> dict[str, str]:
+    """Have the benchmarks' repositories in the hub's cache and their videos unpacked in HF_HOME.
+
+    Args:
+        benchmarks: which.
+        out: `commits.json` is written there.
+        earlier: an earlier result: the commits that it records are used again, whatever the
+            repositories' main branches stand for now.
+        scratch: for Arrow files.
+
+    Returns:
+        The commit of each repository.
+
+    Raises:
+        DataError: the hub cannot be reached; everything that is missing is listed.
+        EnvironmentFault: the disk has no room, or a repository is gated.
+    """
+    known = {**read_commits(earlier), **read_commits(out)}
+    missing = missing_in_hub_cache(benchmarks, known)
+    fetched = fetch_from_hub(benchmarks, missing, known, scratch)
+    repositories = {task.repository for one in benchmarks for task in one.tasks}
+    commits = {
+        name: fetched.get(name) or known.get(name) or snapshot(name, None).name
+        for name in sorted(repositories)
+    }
+    write_json(out / _COMMITS, commits)
+    return commits
+
+
+def hub_home(commits: Mapping[str, str], scratch: Path) -> Path:
+    """A benchmark home (`sf.evaluation.tasks`) of links to what was fetched.
+
+    Args:
+        commits: of the repositories.
+        scratch: the home is made there, one for each process of torchrun.
+
+    Raises:
+        DataError: a repository is not in this machine's cache at its commit.
+    """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    home = scratch / f"home{rank()}"
+    for repository, commit in commits.items():
+        try:
+            _link(home / "hub" / repository, snapshot(repository, commit))
+        except LocalEntryNotFoundError as error:
+            rule = f"is not in the hub's cache ({hub_folder()})"
+            remedy = "set HF_HOME as for the stage fetch, or delete that stage's result and rerun"
+            raise DataError("benchmarks", f"{repository}@{commit}", rule, remedy) from error
+    for task in (task for one in (*BENCHMARKS, *EXTRA) for task in one.tasks):
+        if task.media and task.repository in commits:
+            _link(home / task.media, hub_folder() / task.media)
+    return home
+
+
+def _link(link: Path, target: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(target, target_is_directory=True)

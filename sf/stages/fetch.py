@@ -1,0 +1,71 @@
+"""Stage `fetch`: what a study takes from a hub, into its cache on this machine; needs no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from sf.fields import Section, Seed
+from sf.sections import Suite
+
+if TYPE_CHECKING:
+    from sf.jobs import Job
+
+
+class Parameters(Section):
+    """One source."""
+
+    what: Literal["rows", "weights", "benchmarks"] = Field(description="kind of the source")
+    source: str = Field(
+        description="'hub:OWNER/NAME@REVISION', or 'hub' for benchmarks; of any other nothing is "
+        "fetched"
+    )
+    seed: Seed = Field(description="of the sample of rows")
+    data_sources: list[str] = Field(
+        default_factory=list, description="of rows: data_source or top media folder; empty: all"
+    )
+    sample_rows: int = Field(0, ge=0, description="of rows: a stratified sample; 0: all rows")
+    suites: list[Suite] = Field(default_factory=list, description="of benchmarks: which")
+    output: Path = Field(description="results folder")
+
+
+def asks_hub(p: Parameters) -> bool:
+    """Whether the stage needs a network."""
+    return p.source.startswith("hub")
+
+
+def run(p: Parameters, job: Job) -> None:
+    """Download, into HF_HOME, what is not there; sizes are said and the disk is checked first.
+
+    Writes the commit that was fetched, `origin.json`, or of benchmarks `commits.json`, a line a
+    repository. The stages that read the source take that commit and ask no hub. An interrupted
+    download goes on where it was.
+
+    Raises:
+        ConfigError: a malformed source.
+        DataError: benchmarks are missing and the hub cannot be reached.
+        EnvironmentFault: the hub does not answer, a source is gated and HF_TOKEN gives no access,
+            or the disk has no room.
+    """
+    job.out.mkdir(parents=True, exist_ok=True)
+    if not asks_hub(p):
+        return
+    if p.what == "rows":
+        from sf.data.preparation import Selection, fetch_rows
+
+        selection = Selection(p.data_sources, p.sample_rows, p.seed)
+        fetch_rows(p.source, selection, job.out, p.output)
+    elif p.what == "weights":
+        from sf.data.hub import HubSource, parse_hub, record_commit, recorded_commit
+        from sf.data.hub_weights import hub_folder
+
+        hub = parse_hub(p.source)
+        known = recorded_commit(p.source, (job.out, p.output)) or hub.revision
+        record_commit(job.out, p.source, hub_folder(HubSource(hub.name, known))[1])
+    else:
+        from sf.evaluation.benchmarks import benchmarks_of
+        from sf.evaluation.hub_home import fetch_benchmarks
+
+        fetch_benchmarks(benchmarks_of(p.suites), job.out, p.output, job.state)
