@@ -16,6 +16,7 @@ images their replies with `method=full` are those of lmms-eval's `llava_hf` chat
 from __future__ import annotations
 
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ from sf.evaluation.unopened import empty_replies, media_in_workers, screened
 from sf.extras import extra
 from sf.models import load_model, load_processor
 from sf.models.load import load_config
+from sf.models.weight_files import weights_digest
 from sf.progress import progress
 from sf.sections import Vision
 
@@ -67,8 +69,8 @@ class SparseChatModel(lmms):
         pretrained: checkpoint folder or hub id.
         method: a key of `sf.baselines.METHODS`, or "trained": what the checkpoint was trained with.
         value: of the method's hyperparameter; None takes the recorded value or the default.
-        checkpoint: digest of the weights. It changes nothing here, but lmms-eval's own response
-            cache (`--use_cache`) is keyed by the arguments and does not look at weights.
+        checkpoint: digest of the weights. lmms-eval's response cache (`--use_cache`) is keyed by
+            the arguments and does not look at weights, so a local folder requires it there.
         device, dtype: where and in what the model runs; "cuda" is the process's own GPU under
             torchrun.
         batch_size: samples a batch.
@@ -82,7 +84,8 @@ class SparseChatModel(lmms):
             an empty reply; `datasets` and OpenCV decode in workers until `clean` is called.
 
     Raises:
-        ConfigError: an unknown method, a value out of its range, bounds in the wrong order.
+        ConfigError: an unknown method, a value out of its range, bounds in the wrong order; a
+            response cache without the checkpoint's digest.
         UnsupportedModelError: a checkpoint of another architecture, or one that the method cannot
             run on; raised before weights are loaded.
     """
@@ -113,6 +116,7 @@ class SparseChatModel(lmms):
         if method != TRAINED:
             build(method, value)  # before the checkpoint is looked at
         self.checkpoint = checkpoint
+        _check_response_cache(Path(pretrained), checkpoint)
         self.vision = Vision(
             image_min_pixels=image_min_pixels,
             image_max_pixels=image_max_pixels,
@@ -320,3 +324,19 @@ def _result(record: Record | None) -> GenerationResult:
         token_ratio=record.token_ratio,
     )
     return GenerationResult(text=record.reply, token_counts=counts)
+
+
+def _check_response_cache(pretrained: Path, checkpoint: str) -> None:
+    """Keep answers of other weights in the same folder from passing for this checkpoint's.
+
+    Raises:
+        ConfigError: lmms-eval's cache is used, and `checkpoint` is not the weights' digest.
+    """
+    is_used = any(word.split("=")[0] == "--use_cache" for word in sys.argv)
+    if not is_used or not pretrained.is_dir():
+        return
+    digest = weights_digest(pretrained)
+    if checkpoint != digest:
+        rule = "must be the digest of the weights with --use_cache, which does not look at them"
+        remedy = f"add checkpoint={digest} to --model_args"
+        raise ConfigError("checkpoint", checkpoint, rule, remedy)

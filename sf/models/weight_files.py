@@ -7,6 +7,7 @@ names the tensors, so a file under new names is a new header and a copy of the r
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from sf.atomic_files import read_json, replacing
 from sf.errors import DataError
 
-__all__ = ["INDEX", "WeightFile", "copy_renamed", "indexed_files", "weight_files"]
+__all__ = ["INDEX", "WeightFile", "copy_renamed", "indexed_files", "weight_files", "weights_digest"]
 
 INDEX = "model.safetensors.index.json"
 _CHUNK = 2**26  # bytes
@@ -82,6 +83,20 @@ def weight_files(folder: Path) -> list[WeightFile]:
         rule = f"does not fit its files: {', '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}"
         raise DataError(str(index), None, rule, "fetch the checkpoint again")
     return files
+
+
+def weights_digest(folder: Path) -> str:
+    """32 hexadecimal digits that follow from the names and bytes of a checkpoint's weight files.
+
+    Raises:
+        DataError: see `weight_files`.
+    """
+    whole = hashlib.blake2b(digest_size=16)
+    for file in weight_files(folder):
+        with file.path.open("rb") as stream:
+            own = hashlib.file_digest(stream, hashlib.blake2b).digest()
+        whole.update(file.path.name.encode() + own)
+    return whole.hexdigest()
 
 
 def indexed_files(index: Path) -> dict[str, str]:

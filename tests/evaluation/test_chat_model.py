@@ -262,3 +262,27 @@ def test_generated_tokens_count_up_to_the_end_token(checkpoints: dict[str, Path]
     end, pad = lm.processor.tokenizer.eos_token_id, lm.processor.tokenizer.pad_token_id
     completion = torch.tensor([[5, end, pad, pad], [5, 6, 7, 8], [end, pad, pad, pad]])
     assert lm._generated(completion) == [2, 4, 1]
+
+
+def test_the_response_cache_needs_the_digest_of_the_weights(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lmms-eval keys its cache by the arguments: other weights in the folder are other ones."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoints["qwen2_vl"], folder)
+    monkeypatch.setattr("sys.argv", ["lmms-eval", "--use_cache", str(tmp_path / "cache")])
+    digests = []
+    for given in ("", "0" * 16):
+        with pytest.raises(ConfigError, match=r"checkpoint.*--use_cache") as refused:
+            SparseChatModel(str(folder), checkpoint=given)
+        digests.append(str(refused.value).rpartition("checkpoint=")[2].split()[0])
+    assert digests[0] == digests[1]
+    SparseChatModel(str(folder), checkpoint=digests[0])
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ConfigError, match="checkpoint"):
+        SparseChatModel(str(folder), checkpoint=digests[0])
+    monkeypatch.setattr("sys.argv", ["lmms-eval"])
+    SparseChatModel(str(folder))
