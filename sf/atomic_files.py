@@ -81,7 +81,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} holds no JSON: {error}") from error
+        raise ValueError(f"{path} contains no JSON: {error}") from error
 
 
 def _force_to_disk(path: Path) -> None:

@@ -83,4 +83,4 @@ def _end(work: Path, attempt: Attempt, outcome: str, reason: str = "") -> None:
         ended = replace(attempt, ended=time.time(), outcome=outcome, reason=reason)
         write_json(work / FILE, asdict(ended))
     except OSError as error:
-        warnings.warn(f"the end of this attempt is not noted: {error}", stacklevel=3)
+        warnings.warn(f"the end of this attempt could not be recorded: {error}", stacklevel=3)

@@ -197,7 +197,7 @@ class Params(Section):
         ]
         if untrained and self.objectives:
             raise ValueError(
-                f"objectives with {', '.join(untrained)}: LLaVA models are answered with, not "
+                f"objectives with {', '.join(untrained)}: LLaVA models can be evaluated, not "
                 "trained; give them a study with objectives: {}"
             )
         for model, spec in self.base.items():

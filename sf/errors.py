@@ -1,6 +1,6 @@
 """The error tree: an error that a user can cause is a `SparsityForcingError` and a stdlib error.
 
-A message holds the field, the value, the rule and the remedy, in that order.
+A message states the field, the value, the rule and the remedy, in that order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = [
 
 
 class SparsityForcingError(Exception):
-    """Base of all errors that a user of this package can cause or has to act on."""
+    """Base of all errors that a user of this package can cause or must resolve."""
 
     def __init__(self, field: str, value: object = None, rule: str = "", remedy: str = "") -> None:
         self.field, self.value, self.rule, self.remedy = field, value, rule, remedy
@@ -58,7 +58,7 @@ class UnsupportedModelError(SparsityForcingError, TypeError):
 
 
 class OutputConflictError(SparsityForcingError, FileExistsError):
-    """An output folder holds something that this stage did not write."""
+    """An output folder contains files that this stage did not write."""
 
 
 class EnvironmentFault(SparsityForcingError, RuntimeError):
@@ -66,11 +66,11 @@ class EnvironmentFault(SparsityForcingError, RuntimeError):
 
 
 class MissingExtra(EnvironmentFault, ModuleNotFoundError):
-    """A package is not installed that an extra of this one brings (`sf.extras`)."""
+    """A package of an optional extra is not installed (`sf.extras`)."""
 
 
 class EvaluationFailed(SparsityForcingError, RuntimeError):
-    """Some benchmarks could not be evaluated; all were tried, and what they answered is kept.
+    """Some benchmarks could not be evaluated; all were tried, and their replies are saved.
 
     Attributes:
         exceptions: why, one a benchmark.
@@ -87,4 +87,4 @@ class EvaluationFailed(SparsityForcingError, RuntimeError):
 
 
 class TrainingCollapse(SparsityForcingError, RuntimeError):
-    """Training was stopped because its figures left the range in which they mean anything."""
+    """Training was stopped because its metrics left their meaningful range."""

@@ -100,7 +100,7 @@ def test_a_damaged_note_is_a_result_that_is_not_logged(place: Path) -> None:
     work = finished()
     log_all(Path("results"))
     (work / "mlflow.json").write_text('{"run')
-    with pytest.warns(UserWarning, match=r"mlflow\.json holds no JSON"):
+    with pytest.warns(UserWarning, match=r"mlflow\.json contains no JSON"):
         assert log_all(Path("results")) == 1
 
 

@@ -156,8 +156,8 @@ def _killed(attempt: Attempt) -> str:
     """Why an attempt left no word."""
     state = slurm.end_of(attempt.slurm_job) if attempt.slurm_job else None
     if state:
-        return f"ended without a word; Slurm: {state}"
-    return "ended without a word: killed, out of memory, or the machine went down"
+        return f"ended without a message; Slurm: {state}"
+    return "ended without a message: killed, out of memory, or the machine went down"
 
 
 def log_file(job: JobSpec) -> Path:

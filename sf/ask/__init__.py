@@ -85,7 +85,7 @@ def ask(
     if not question.strip():
         raise ConfigError("question", question, "it is empty", "say what you want to know")
     if max_new_tokens < 1:
-        raise ConfigError("max_new_tokens", max_new_tokens, "a reply has at least one token")
+        raise ConfigError("max_new_tokens", max_new_tokens, "must be at least 1")
     kind, path = chosen(image, video)
     vision = bounds(kind, max_pixels, max_frames, fps)
     check_decodable(kind, path, vision)

@@ -1,4 +1,4 @@
-"""A share of the prompt's tokens in place of a threshold: `sparsify(model, Budget(0.25))`."""
+"""A share of the prompt's tokens instead of a threshold: `sparsify(model, Budget(0.25))`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["Budget"]
 
 @dataclass(frozen=True)
 class Budget:
-    """The share of a prompt's tokens to keep, mean over layers and prompts.
+    """The share of a prompt's tokens to keep, averaged over layers and prompts.
 
-    How many tokens a threshold keeps depends on checkpoint and prompt. Training measures it for the
-    checkpoint (`sf.training.ratio_curve`) and leaves the curve with it; the threshold is read off
-    that curve. The share is therefore met on average, on prompts like those that the curve was
-    measured on; what was kept of a prompt says the trace.
+    The share that a threshold keeps depends on checkpoint and prompt. Training measures a curve for
+    the checkpoint (`sf.training.ratio_curve`) and saves it with the weights; the threshold is
+    interpolated on that curve. The share is therefore met on average, for prompts like those used
+    to measure the curve; the trace gives the share kept of each prompt.
 
     Attributes:
         token_ratio: in (0, 1]. 1 is full attention.
@@ -51,7 +51,7 @@ class Budget:
             rule = f"the checkpoint was trained with {record.method}, which has no such share"
             raise ConfigError("token_ratio", self.token_ratio, rule, "run it as trained")
         if not curve:
-            rule = "the checkpoint carries no curve of token ratio over p to read p off"
+            rule = "the checkpoint has no curve of token ratio over p"
             remedy = "measure it with `sf curve`, or give p (sf ask: --p)"
             raise ConfigError("token_ratio", self.token_ratio, rule, remedy)
         return TopP(p=self._threshold(curve))

@@ -19,14 +19,14 @@ _FIRST_RESERVE = 64
 
 
 class PrunedLayer(CacheLayerMixin):
-    """Holds the kept prompt tokens of one layer, then everything that follows.
+    """Stores the kept prompt tokens of one layer and all later tokens.
 
     `get_seq_length` is logical: transformers slices inputs, sizes masks and counts positions with
     it. `keys` and `values` are physical: (B, G, W + T, D) views into buffers that grow in place.
     Rows that kept fewer tokens are padded on the left; `prompt_valid` marks their entries. Entry
     W + t is logical column P + t for every row.
 
-    `crop` removes entries after the prompt only: what was dropped cannot be brought back.
+    `crop` removes entries after the prompt only: dropped tokens cannot be restored.
     """
 
     is_croppable = False
@@ -54,7 +54,7 @@ class PrunedLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Hand a prompt through untouched (`commit` follows), or append to what is there.
+        """Return a prompt unchanged (`commit` follows), or append new entries.
 
         Returns:
             keys and values to attend to, physical.
@@ -188,7 +188,7 @@ class PrunedLayer(CacheLayerMixin):
             self._take_rows(rows[indices])
 
     def offload(self) -> None:
-        raise ConfigError("past_key_values", "offloaded", "a pruned cache stays on its device")
+        raise ConfigError("past_key_values", "offloaded", "a pruned cache cannot leave its device")
 
     prefetch = offload
 

@@ -1,7 +1,7 @@
-"""Hooks on a model's decoder: what every attention method is applied with.
+"""Hooks on a model's decoder, which apply every attention method.
 
-A method subclasses `DecoderHooks`: `before` makes what the layers of a forward are handed, `after`
-records what they did. Everything is undone by `close`, also after an exception.
+A method subclasses `DecoderHooks`: `before` prepares the arguments of the layers, `after`
+records the result. `close` removes the hooks, also after an exception.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def find_decoder(model: nn.Module) -> tuple[PreTrainedModel, PreTrainedModel]:
     owner = unwrapped(model)
     if not isinstance(owner, PreTrainedModel):
         raise UnsupportedModelError(
-            "model", name, "a transformers PreTrainedModel is needed", "unwrap the model first"
+            "model", name, "must be a transformers PreTrainedModel", "unwrap the model first"
         )
     if owner.config.is_encoder_decoder:
         raise UnsupportedModelError("model", name, "encoder-decoder models are not supported")
@@ -61,7 +61,7 @@ def find_decoder(model: nn.Module) -> tuple[PreTrainedModel, PreTrainedModel]:
         raise UnsupportedModelError(
             "model",
             name,
-            "no decoder with layers of self-attention was found in it",
+            "it has no decoder with self-attention layers",
             "use a decoder that follows transformers' attention interface",
         )
     kinds = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
@@ -100,7 +100,7 @@ class Call:
         inputs = kwargs.get("inputs_embeds")
         inputs = kwargs.get("input_ids") if inputs is None else inputs
         if inputs is None:
-            raise ConfigError("input_ids", None, "the decoder got neither ids nor embeddings")
+            raise ConfigError("input_ids", None, "the decoder received neither ids nor embeddings")
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         batch, length = inputs.shape[:2]
         past = 0 if cache is None else int(cache.get_seq_length())
@@ -127,15 +127,15 @@ class Call:
 class DecoderHooks(Generic[SomeTrace]):
     """Hooks on a model's decoder, from `open` to `close` or as a context.
 
-    They hold for every thread that runs the model; forwards and generations of several threads do
-    not disturb each other, but the trace is of the prompt that was read last.
+    They apply to every thread that runs the model. Forward passes and generations of several
+    threads are independent, but the trace describes the latest prompt.
 
     Args:
         model: a transformers model, also PEFT-wrapped or dispatched over devices.
         trace: filled by each prompt.
-        prompt_width: columns of the prompt in a forward over prompt and completion. By default
-            `generate` knows its prompt, and in a plain forward on an empty cache all columns are
-            prompt. May be changed between forwards.
+        prompt_width: columns of the prompt in a forward pass over prompt and completion. By default
+            the prompt is that of `generate`, or all columns of a plain forward pass on an empty
+            cache. May be changed between forward passes.
 
     Attributes:
         implementation: registered name of the attention function that the layers call; None: the
@@ -200,7 +200,7 @@ class DecoderHooks(Generic[SomeTrace]):
         return self.trace
 
     def close(self) -> None:
-        """Give the model back as it was; harmless when repeated."""
+        """Restore the model; idempotent."""
         self.is_open = False
         while self._undo:
             self._undo.pop()()
@@ -278,7 +278,7 @@ class DecoderHooks(Generic[SomeTrace]):
         return self.prompt_width or getattr(self._thread, "prompt_width", None) or length
 
     def _generate(self, given: Mapping[str, Any], generate: Callable[[], Any]) -> Any:
-        """`generate` that says where the prompt ends.
+        """`generate`, with the end of the prompt recorded.
 
         Assisted decoding sends prompt and candidates in one forward, and `use_cache=False` sends
         everything at every step: without the prompt's width their tokens would count as prompt.
@@ -311,8 +311,8 @@ class _Settings(dict[str, Any]):
 class Watch(DecoderHooks[SomeTrace]):
     """The model's own attention; the trace counts every prompt token in every layer.
 
-    A prompt whose mask is not a 2D padding mask (of a static cache, for instance) runs, but its
-    length is not known: the trace then is empty.
+    A prompt whose mask is not a 2D padding mask (that of a static cache, for instance) runs, but
+    its length is unknown and the trace is empty.
     """
 
     def after(self, kwargs: dict[str, Any], output: Any) -> None:

@@ -27,7 +27,7 @@ _FOREIGN = ("softcap", "s_aux", "position_bias", "cache")
 
 
 def register() -> None:
-    """Make the implementation known to transformers, with its mask; harmless when repeated."""
+    """Register the implementation and its mask with transformers; idempotent."""
     AttentionInterface.register(NAME, sparse_attention)
     AttentionMaskInterface.register(NAME, deferred_mask)
 
@@ -58,7 +58,7 @@ def sparse_attention(
         (B, L, H, D), and the attention weights where a dense layer of the model returns them.
 
     Raises:
-        UnsupportedModelError: the decoder does not hand keyword arguments on to its attention, or
+        UnsupportedModelError: the decoder does not pass keyword arguments to its attention, or
             its attention is not plain causal softmax attention.
     """
     name = type(module).__name__
@@ -67,7 +67,7 @@ def sparse_attention(
         raise UnsupportedModelError(
             "model",
             name,
-            "its layers did not hand keyword arguments on to the attention function",
+            "its layers do not pass keyword arguments to the attention function",
             "call the model itself, not its `forward`; otherwise use another decoder",
         )
     foreign = [key_ for key_ in _FOREIGN if kwargs.get(key_) is not None]
@@ -75,7 +75,7 @@ def sparse_attention(
         raise UnsupportedModelError(
             "model",
             f"{name} ({', '.join(foreign) or 'sliding window or not causal'})",
-            "sparse attention stands in for plain causal softmax attention only",
+            "sparse attention can replace only plain causal softmax attention",
         )
     sparse_state.seen.add(layer)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

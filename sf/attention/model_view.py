@@ -1,7 +1,7 @@
-"""What a model's modules hold while its attention is another one, and how copies get rid of it.
+"""Objects that replace parts of a model while another attention is active.
 
-A copy or a pickle of the model (`copy.deepcopy`, `torch.save`) is a model of its own with its own
-attention: each object here copies itself as what it stands for.
+A copy or a pickle of the model (`copy.deepcopy`, `torch.save`) is an independent model with its own
+attention: each object here is copied as the original that it replaces.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ __all__ = ["ConfigView", "Generate", "ModuleForward"]
 
 
 class ConfigView:
-    """A configuration, with another attention implementation.
+    """A configuration with another attention implementation.
 
-    It takes the configuration's place in some modules, so that other models built on the same
-    configuration object keep their attention. Everything else is read from and written to the
-    configuration itself.
+    It replaces the configuration in some modules, so that other models with the same
+    configuration object keep their attention. All other attributes are read from and written to
+    the configuration itself.
     """
 
     def __init__(self, config: Any, implementation: str) -> None:
@@ -45,7 +45,7 @@ class ConfigView:
 
 
 class _Method:
-    """Stands for a method of a module, on the instance; other instances are left alone."""
+    """Replaces a method of one module instance; other instances are unchanged."""
 
     def __init__(self, module: Any, name: str) -> None:
         self.module, self.name, self.own = module, name, getattr(module, name)

@@ -1,7 +1,7 @@
-"""A checkpoint's own curve of token ratio over p, which travels with its configuration.
+"""A checkpoint's curve of token ratio over p, saved with its configuration.
 
-The text part of config.json holds it under `token_ratio_curve`; `sparsity.json` beside the weights
-repeats it. It is of the weights as they are: training removes it and measures again.
+The text part of config.json contains it under `token_ratio_curve`; `sparsity.json` next to the
+weights repeats it. It is valid only for these weights: training removes it and measures again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Curve = tuple[tuple[float, float], ...]
 
 
 def curve_of(source: Any) -> Curve:
-    """A checkpoint's curve; empty where none was measured.
+    """A checkpoint's curve; empty if none was measured.
 
     Args:
         source: a model, perhaps PEFT-wrapped, its configuration, or a checkpoint's folder.
@@ -72,7 +72,7 @@ def _config(folder: Path) -> dict[str, Any]:
         remedy = "give a folder of a saved model"
         raise DataError("checkpoint", str(folder), f"cannot be read: {error}", remedy) from error
     if not isinstance(config, dict):
-        raise DataError("config.json", str(folder), "must hold a JSON object")
+        raise DataError("config.json", str(folder), "must contain a JSON object")
     return config
 
 

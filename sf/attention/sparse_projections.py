@@ -32,7 +32,7 @@ LEAST_COLUMNS = 512
 
 
 def install(module: nn.Module) -> bool:
-    """Stand in for the forward of an attention module; False if its class is not known here."""
+    """Replace the forward of an attention module; False if its class is unknown here."""
     known = type(module) in _SUPPORTED and "forward" not in vars(module)
     if known and getattr(module.o_proj, "bias", None) is None:
         vars(module)["forward"] = ModuleForward(module, _forward)
@@ -41,7 +41,7 @@ def install(module: nn.Module) -> bool:
 
 
 def uninstall(module: nn.Module) -> None:
-    """Give a module its own forward back."""
+    """Restore a module's own forward."""
     vars(module).pop("forward", None)
 
 

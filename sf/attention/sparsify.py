@@ -1,4 +1,4 @@
-"""`sparsify(model, policy)`: sparse attention as a context or a plain call."""
+"""`sparsify(model, policy)`: sparse attention as a context manager or a plain call."""
 
 from __future__ import annotations
 
@@ -67,44 +67,44 @@ def sparsify(
     handle.undo()
     ```
 
-    Prefill selects, in each layer, the prompt tokens that take part in attention; only their K and
-    V stay in that layer's cache. Tokens that follow are all kept and see what is there. A later
-    forward with several tokens over a pruned cache (a second user turn) is such a continuation: its
-    tokens are not selected among.
+    In each layer, prefill selects the prompt tokens that take part in attention; only their K and
+    V stay in that layer's cache. All later tokens are kept and attend to this cache. A later
+    forward pass with several tokens over a pruned cache (a second user turn) selects nothing: it
+    keeps all its tokens.
 
-    Training form: with `prompt_width`, a forward over prompt and completion selects on the first
-    `prompt_width` columns (left-padded) and keeps all that follow, which gives the
-    log-probabilities of sparse generation. Gradients flow through attention, not the choice.
+    For training, set `prompt_width`: a forward pass over prompt and completion then selects among
+    the first `prompt_width` columns (left-padded) and keeps all later ones, which gives the
+    log-probabilities of sparse generation. Gradients flow through attention, not the selection.
 
-    A policy that keeps everything (p = 1) leaves the model's own attention in place and only
-    records; every cache and output of the model's own then works.
+    A policy that keeps everything (p = 1) runs the model's own attention and only records the
+    trace; all of the model's caches and outputs then work.
 
     Args:
         model: a transformers model, also PEFT-wrapped or dispatched over devices.
-        policy: the selector; see `sf.selection`. A `Budget` is the checkpoint's own p for a share
-            of the tokens.
-        prompt_width: columns of the prompt in every forward. By default `generate` knows its
-            prompt, and in a plain forward on an empty cache all columns are prompt.
+        policy: the selector; see `sf.selection`. A `Budget` uses the checkpoint's p for a share of
+            the tokens.
+        prompt_width: columns of the prompt in every forward pass. By default the prompt is that of
+            `generate`, or all columns of a plain forward pass on an empty cache.
         skip_dropped: in Qwen2, Qwen2-VL and Qwen2.5-VL decoders, long prompts do not project the
             queries and outputs of dropped tokens; the result is the same up to rounding. False:
             every layer calls the sparse attention function, even if the policy keeps everything.
 
     Returns:
-        A handle that is active at once: a context manager, with `trace` and `undo()`.
+        An active handle: a context manager with `trace` and `undo()`.
 
     Raises:
         UnsupportedModelError: the decoder does not use transformers' attention interface, or has
             layers that are not causal full attention.
-        ConfigError: the model is already under another attention method. Later, before any work:
-            what a pruned cache or a selection cannot do (static caches, guidance, early exit,
-            attention weights, a cache that was filled outside).
+        ConfigError: another attention method is active on the model. Calls of the model raise it
+            for what a pruned cache or a selection does not support (static caches, guidance, early
+            exit, attention weights, a cache filled outside the context).
     """
     if isinstance(policy, Budget):
         policy = policy.policy(model)
     if not isinstance(policy, Policy):
-        raise ConfigError("policy", policy, "a Policy is needed", "for example TopP(p=0.975)")
+        raise ConfigError("policy", policy, "must be a Policy", "for example TopP(p=0.975)")
     if prompt_width is not None and prompt_width < 1:
-        raise ConfigError("prompt_width", prompt_width, "the prompt has at least one column")
+        raise ConfigError("prompt_width", prompt_width, "must be at least 1")
     handle: SparseHandle
     if policy.dense and skip_dropped:
         handle = Watch(model, Trace(), prompt_width)
@@ -115,7 +115,7 @@ def sparsify(
 
 
 class SparseHooks(DecoderHooks[Trace]):
-    """Turns each forward of the decoder into a sparse one."""
+    """Makes each forward pass of the decoder sparse."""
 
     implementation = NAME
 

@@ -38,7 +38,7 @@ class Trace:
         whole_kv: bool = True,
         **more: Any,
     ) -> None:
-        """Describe another prompt, at once: threads never see parts of two."""
+        """Describe another prompt, atomically: no thread sees parts of two."""
         vars(self).update(valid=valid, kept=kept, appended=appended, whole_kv=whole_kv, **more)
 
     def _prompt(self) -> Tensor:
@@ -92,7 +92,7 @@ def equivalent_tokens(pairs: Tensor) -> Tensor:
 
 @dataclass
 class PairTrace(Trace):
-    """Of a method that drops no token: each query reads some of the keys.
+    """Trace of a method that drops no tokens: each query reads some of the keys.
 
     Attributes:
         pairs: per layer, float64 (batch,), (query, entry) pairs of the prompt, mean over heads.

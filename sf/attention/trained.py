@@ -1,8 +1,8 @@
-"""What attention a checkpoint was trained with: the one record, its writer and its reader.
+"""The record of the attention that a checkpoint was trained with, its writer and its reader.
 
-The text part of config.json holds the record under `trained_attention`, so it comes with the model
-however the model is loaded. `sparsity.json` beside the weights repeats it with the provenance.
-Weights of a method's own lie in the checkpoint's safetensors beside all others.
+The text part of config.json contains the record under `trained_attention`, so every way to load the
+model reads it. `sparsity.json` next to the weights repeats it with the provenance. The weights
+that a method adds are saved in the checkpoint's safetensors.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _REMEDY = "train it again, or restore the files that training wrote"
 
 @dataclass(frozen=True)
 class TrainedAttention:
-    """A checkpoint's own record.
+    """The record of one checkpoint.
 
     Attributes:
         method: key of `sf.baselines.METHODS`.
@@ -61,7 +61,7 @@ class TrainedAttention:
 
     @property
     def block(self) -> BlockAttention | None:
-        """The attention that takes the place of the model's own; None for a selector."""
+        """The attention that replaces the model's own; None for a selector."""
         if self.method not in BLOCKS:
             return None
         attention: BlockAttention = BLOCKS[self.method](**self.settings)
@@ -74,7 +74,7 @@ class TrainedAttention:
 
 
 def record_of(source: Any) -> TrainedAttention | None:
-    """What a checkpoint was trained with; None where it says nothing (a base model).
+    """What a checkpoint was trained with; None without a record (a base model).
 
     Args:
         source: a model, perhaps PEFT-wrapped, its configuration, or a checkpoint's folder.
@@ -115,7 +115,7 @@ def _json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError("checkpoint", str(file), f"it cannot be read: {error}", _REMEDY) from error
     if not isinstance(content, dict):
-        raise DataError("checkpoint", str(file), "it must hold a JSON object", _REMEDY)
+        raise DataError("checkpoint", str(file), "it must contain a JSON object", _REMEDY)
     return content
 
 

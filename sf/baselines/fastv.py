@@ -1,4 +1,4 @@
-"""FastV (arXiv 2403.06764): after layer K only the visual tokens that the last token looked at."""
+"""FastV (arXiv 2403.06764): after layer K only the visual tokens that the last token attends to."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class FastV(VisualShare):
     prompt token gives them in layer K, averaged over heads (section 4.1: phi_attn), and the lowest
     R = 1 - ratio are dropped from all layers after K.
 
-    A dropped token takes part in no later attention, so no kept token's result depends on it: the
-    same as removing it from the sequence, as the paper does. Its MLP still runs here: accuracy,
-    token ratio and KV are the method's, latency is not.
+    A dropped token takes part in no later attention, so no kept token depends on it. This is
+    equivalent to removing it from the sequence, as the paper does, but its MLP still runs here:
+    accuracy, token ratio and KV are those of the method, latency is not.
 
     Attributes:
         after_layer: K, counted from 1.

@@ -1,4 +1,4 @@
-"""Dense attention, the reference row: the model itself, untouched."""
+"""Dense attention, the reference row: the unmodified model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every method is: a frozen dataclass with one hyperparameter, applied as a context."""
+"""The interface of a method: a frozen dataclass with one hyperparameter, applied as a context."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class Method(ABC):
         paper: arXiv id and where in it, or "ours".
         counts: what its token ratio counts, one line.
         hyperparameter: None for a method without one.
-        decodes_densely: what follows the prompt attends to all that is in the cache, as the model
-            itself would.
+        decodes_densely: tokens after the prompt attend to the whole cache with the model's own
+            attention.
     """
 
     decodes_densely: ClassVar[bool] = False
@@ -125,9 +125,9 @@ class Method(ABC):
 
     @abstractmethod
     def apply(self, model: nn.Module) -> AbstractContextManager[Trace]:
-        """A context in which `model` runs under this method; its trace says what was kept.
+        """A context in which `model` runs under this method; its trace records the kept tokens.
 
-        The model is given back as it was on exit, also after an exception.
+        The model is restored on exit, also after an exception.
 
         Raises:
             UnsupportedModelError: the method cannot run on this architecture.

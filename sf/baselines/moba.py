@@ -25,7 +25,7 @@ class MoBA(Method):
 
     Attributes:
         top_k: blocks a query reads; 0: as the checkpoint was trained, else 3.
-        token_ratio: in place of their number, what every prompt is to keep; 0: none.
+        token_ratio: the token ratio of every prompt, instead of a number of blocks; 0: none.
     """
 
     name: ClassVar[str] = "moba"

@@ -25,7 +25,7 @@ class NSA(Method):
 
     Attributes:
         top_n: blocks that the selected branch reads, at least 3; 0: as trained.
-        token_ratio: in place of their number, what every prompt is to keep; 0: none.
+        token_ratio: the token ratio of every prompt, instead of a number of blocks; 0: none.
     """
 
     name: ClassVar[str] = "nsa"

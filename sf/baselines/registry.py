@@ -1,7 +1,7 @@
-"""The methods by name. A further method is its file and one line here.
+"""The methods by name. A new method needs its file and one line here.
 
-Names are kept apart from the classes, so that parameters can be checked without loading torch;
-`sf.result_key.imports` follows the lines as it follows imports.
+The names are separate from the classes, so that parameters can be checked without loading torch;
+`sf.result_key.imports` treats these lines as imports.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ WITH_P = ("zipvl", "twilight", "temperature")
 
 
 def unknown(name: str) -> str | None:
-    """What to do about a name that is no method's; None for a known one."""
+    """A hint for an unknown method name; None for a known one."""
     known = [*METHODS, TRAINED]
     if name in known:
         return None
@@ -59,7 +59,7 @@ def unknown(name: str) -> str | None:
 
 
 def misfit(name: str, family: str, trained_with: str | None) -> str | None:
-    """Why a method cannot run on a model, and what to do; None where it can.
+    """Why a method cannot run on a model, and the remedy; None if it can.
 
     Args:
         name: a key of `METHODS`.
@@ -78,7 +78,7 @@ def misfit(name: str, family: str, trained_with: str | None) -> str | None:
 
 
 def without_p(name: str) -> str | None:
-    """Why a method has no curve over p, and which have; None for one that has."""
+    """Why a method has no curve over p, and which methods have one; None if it has one."""
     if name in (*WITH_P, TRAINED):
         return None
     return f"{name} has no threshold p to measure a curve over; use {' or '.join(WITH_P)}"

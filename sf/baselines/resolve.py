@@ -1,7 +1,7 @@
 """Model + method + value -> the attention that a checkpoint runs under.
 
-Everything that runs a checkpoint asks here. The method `trained`, the default, is what the
-checkpoint's own record names (`sf.attention.trained`); a base model, which has none, runs under
+All code that runs a checkpoint uses this resolver. The default method, `trained`, is the method in
+the checkpoint's record (`sf.attention.trained`); a base model, which has no record, runs under
 ZipVL.
 """
 
@@ -34,9 +34,9 @@ def resolve(
     Args:
         source: a model, perhaps PEFT-wrapped, its configuration, or a checkpoint's folder.
         method: a key of `METHODS`, or `trained`.
-        value: of the method's hyperparameter; None takes the recorded value if the method is what
-            the checkpoint was trained with, else the method's default.
-        inference_p: takes the place of ZipVL's recorded or default p.
+        value: of the method's hyperparameter; None uses the recorded value if the checkpoint was
+            trained with the method, else the method's default.
+        inference_p: replaces ZipVL's recorded or default p.
 
     Raises:
         ConfigError: an unknown method, or a value out of range.
@@ -61,7 +61,7 @@ def resolve(
 
 
 def resolve_point(source: Any, retention_p: float, method: str = TRAINED) -> Method:
-    """The attention of a checkpoint at one point of its curve from few tokens to all.
+    """The attention of a checkpoint at one point of its curve.
 
     Args:
         source: as in `resolve`.
@@ -80,7 +80,7 @@ def resolve_point(source: Any, retention_p: float, method: str = TRAINED) -> Met
 
 
 def apply_policy(model: Any, policy: Policy | None) -> AbstractContextManager[Trace]:
-    """Run a checkpoint under a policy, or under what it was trained with (None).
+    """Run a checkpoint under a policy, or (None) under the attention it was trained with.
 
     Raises:
         UnsupportedModelError, DataError: see `check_policy`.
@@ -94,11 +94,11 @@ def apply_policy(model: Any, policy: Policy | None) -> AbstractContextManager[Tr
 
 
 def check_policy(source: Any, policy: Policy | None) -> None:
-    """Refuse a policy that contradicts a checkpoint's record; full attention never does.
+    """Refuse a policy that contradicts a checkpoint's record; full attention is always allowed.
 
     Args:
         source: as in `resolve`.
-        policy: None is what the checkpoint was trained with.
+        policy: None for the attention that the checkpoint was trained with.
 
     Raises:
         UnsupportedModelError: the checkpoint was trained with another attention or selector.
@@ -132,8 +132,8 @@ def apply_method(
 
     Args:
         model: a transformers model, in evaluation mode.
-        name: a key of `METHODS`, or `trained`: what the checkpoint was trained with.
-        value: of the method's hyperparameter; None takes the recorded value or the default.
+        name: a key of `METHODS`, or `trained`: the method that the checkpoint was trained with.
+        value: of the method's hyperparameter; None uses the recorded value or the default.
 
     Raises:
         ConfigError, UnsupportedModelError, DataError: see `resolve`.

@@ -1,4 +1,4 @@
-"""Selections of tokens: ZipVL's top-p, and the selectors of the paper's Table 4 in its place."""
+"""Token selectors: ZipVL's top-p, and the alternatives in the paper's Table 4."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ZipVL(Selection):
     """`sf.selection.TopP` in every layer; what Sparsity Forcing trains and runs under.
 
     Attributes:
-        p: share of the probes' attention that the kept tokens hold, in (0, 1].
+        p: share of the probes' attention that the kept tokens receive, in (0, 1].
     """
 
     name: ClassVar[str] = "zipvl"

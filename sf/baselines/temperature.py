@@ -42,7 +42,7 @@ class Temperature(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.p <= 1:
-            raise ConfigError("p", self.p, "the retention threshold lies in (0, 1]", "use 0.975")
+            raise ConfigError("p", self.p, "must be in (0, 1]", "use 0.975")
 
     @contextmanager
     def apply(self, model: Any) -> Iterator[Trace]:

@@ -28,8 +28,8 @@ __all__ = ["VisionZip"]
 class VisionZip(Method):
     """Keeps dominant tokens and merges the rest into a few contextual ones (section 3).
 
-    Of each image, and of each time step of a video, `ratio` of the tokens is left. 10 of 64 of them
-    are contextual, as in the paper's settings, the others dominant:
+    Each image, and each time step of a video, keeps the share `ratio` of its tokens. 10 of 64 of
+    them are contextual, as in the paper's settings, the others dominant:
     - dominant: the tokens that receive most attention in the vision tower. Qwen's towers have no
       CLS token; as for other towers without one, it is the mean over queries and heads.
     - contextual: every (rest / count)-th of the rest, plus the mean of those of the rest whose keys
@@ -60,7 +60,7 @@ class VisionZip(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.contextual < 1:
-            raise ConfigError("contextual", self.contextual, "a share in [0, 1) is needed")
+            raise ConfigError("contextual", self.contextual, "must be in [0, 1)")
 
     @contextmanager
     def apply(self, model: Any) -> Iterator[Trace]:

@@ -38,7 +38,7 @@ class VisualColumns:
         """bool (B, P): the visual tokens of a prompt of `valid_BP`'s columns.
 
         Raises:
-            ConfigError: the forward was given embeddings in the place of token ids.
+            ConfigError: the forward pass received embeddings instead of token ids.
         """
         if self.mask is None or self.mask.shape[0] != valid_BP.shape[0]:
             raise ConfigError(
@@ -57,7 +57,7 @@ class VisualColumns:
 
 @contextmanager
 def watching_visual(model: Any) -> Iterator[VisualColumns]:
-    """Note the visual tokens of every prompt that `model` is given.
+    """Record the visual tokens of every prompt of `model`.
 
     Raises:
         UnsupportedModelError: the model's configuration names no image or video token.
@@ -112,7 +112,7 @@ class VisualPolicy(Policy):
 
 @dataclass(frozen=True)
 class VisualShare(Method):
-    """All text stays, and all positions.
+    """Keeps all text tokens and all positions.
 
     Attributes:
         ratio: share of the prompt's visual tokens that is kept, rounded down; the default is

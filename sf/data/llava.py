@@ -188,7 +188,7 @@ def _encode(processor: Any, loaded: Sequence[Conversation], device: str) -> Batc
         raise DataError(
             "frames",
             counts,
-            "LLaVA takes videos of one number of frames in a batch",
+            "videos of a batch must have the same number of frames for LLaVA",
             "use a batch of one, or sf.data.vision.encode_parts",
         )
     texts = [

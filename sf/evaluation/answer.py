@@ -122,7 +122,7 @@ def batches(rows: Sequence[Question], batch: int) -> list[tuple[Question, ...]]:
         ConfigError: `batch` is below 1.
     """
     if batch < 1:
-        raise ConfigError("batch", batch, "must be at least 1", "give a positive batch size")
+        raise ConfigError("batch", batch, "must be at least 1", "use 1 or more")
     groups = [[row for row in rows if row.data_type == kind] for kind in ("image", "video")]
     return [
         tuple(group[start : start + batch])

@@ -182,10 +182,10 @@ def match_method(
     hyperparameter = resolve(model, method).hyperparameter
     if hyperparameter is None:
         raise ConfigError(
-            "method", method, "has no hyperparameter to turn", "choose one that drops tokens"
+            "method", method, "has no hyperparameter to adjust", "choose one that drops tokens"
         )
     if not rows:
-        raise ConfigError("calibration rows", 0, "the ratio is measured on them", "prepare some")
+        raise ConfigError("calibration rows", 0, "needed to measure the ratio", "prepare some")
     lines: list[dict[str, object]] = []
 
     def measure(value: float) -> float:

@@ -99,7 +99,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         rule = f"cannot be read: {error}"
         raise DataError(str(path), None, rule, "give a checkpoint's folder") from error
     if not isinstance(values, dict):
-        raise DataError(str(path), None, "holds no JSON object", "give a checkpoint's folder")
+        raise DataError(str(path), None, "contains no JSON object", "give a checkpoint's folder")
     return values
 
 

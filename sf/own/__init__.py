@@ -1,7 +1,7 @@
-"""An own model on own questions: what `sf evaluate` and `sf train` do.
+"""A user's model and questions: the implementation of `sf evaluate` and `sf train`.
 
-Both call the stages of a study with values made here: `base` takes the checkpoint over, `prepare`
-reads the questions. The same command again adopts what is finished and goes on with the rest.
+Both run the stages of a study with values set here: `base` adopts the checkpoint, `prepare`
+reads the questions. The same command reuses finished results and continues with the rest.
 """
 
 from sf.own.asked import Asked, Comparison, Recipe

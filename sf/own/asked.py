@@ -1,4 +1,4 @@
-"""What the commands for an own model are asked; each field is one of their options."""
+"""The options of the commands for a user's model; each field is one option."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Asked:
         return folder.absolute()  # decoders work in processes of their own
 
     def check(self) -> None:
-        """Refuse before any work what names nothing.
+        """Refuse missing files and models before any work.
 
         Raises:
             DataError: no such file, folder or model.
@@ -97,7 +97,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much is trained, and how; the learning rate was not tuned on large models."""
+    """The training settings; the learning rate was not tuned on large models."""
 
     target_token_ratio: Annotated[
         float, typer.Option(help="share of the prompt's tokens to need at p = 0.975")

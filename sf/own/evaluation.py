@@ -1,4 +1,4 @@
-"""`sf evaluate`: own questions under full attention and other methods."""
+"""`sf evaluate`: a user's questions under full attention and other methods."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def evaluate(
 
     Args:
         asked: model and questions.
-        comparison: methods; none: what the checkpoint was trained with, else ZipVL.
-        output: of the result; by default a folder of its own below `results/own/evaluate`.
-        command: as it was typed, for the record.
+        comparison: methods; by default the one that the checkpoint was trained with, else ZipVL.
+        output: result folder; by default a new folder in `results/own/evaluate`.
+        command: the command line, for the record.
 
     Returns:
         The folder with `index.html` and `tables/`.
 
     Raises:
-        SparsityForcingError: before any work wherever that is possible.
+        SparsityForcingError: raised before any work if possible.
     """
     asked.check()
     values = question_values(asked, comparison, config_of(asked))

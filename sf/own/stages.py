@@ -1,4 +1,4 @@
-"""Values of the stages that evaluation and training of an own model have in common."""
+"""Stage values shared by evaluation and training of a user's model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`sf train`: an own checkpoint trained on own questions to answer with a share of their tokens.
+"""`sf train`: train a checkpoint on a user's questions towards a target token ratio.
 
 The stages are those of a study: `base`, `prepare` and `train` with the objective that has a target
-ratio, then `questions` on held-out rows before and after.
+ratio, then `questions` on held-out rows for the model before and after training.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_HELDOUT, MOST_CALIBRATION = 400, 200
 
 @dataclass(frozen=True)
 class Trained:
-    """Where the results lie.
+    """The result folders.
 
     Attributes:
         checkpoint: a plain transformers checkpoint with `sparsity.json` and a model card.
@@ -47,7 +47,7 @@ def objective_with(token_ratio: float) -> dict[str, Any]:
         ConfigError: the ratio is not inside (0, 1).
     """
     if not 0.0 < token_ratio < 1.0:
-        rule, remedy = "a share of the tokens inside (0, 1) is needed", "use 0.25"
+        rule, remedy = "must be a share of the tokens in (0, 1)", "use 0.25"
         raise ConfigError("target-token-ratio", token_ratio, rule, remedy)
     return {
         "objective": "distil",
@@ -67,17 +67,17 @@ def train(
 ) -> Trained:
     """Train a checkpoint on questions and measure it on held-out ones.
 
-    A fifth of the images and videos is held out, by a hash of their bytes. The same call again goes
-    on from the last whole training checkpoint.
+    A fifth of the images and videos is held out, by a hash of their bytes. The same call
+    continues from the last complete training checkpoint.
 
     Args:
         asked: model and questions.
-        recipe: what is trained.
-        output: folder of all results; by default a folder of its own below `results/own/train`.
-        command: as it was typed, for the record.
+        recipe: training settings.
+        output: folder of all results; by default a new folder in `results/own/train`.
+        command: the command line, for the record.
 
     Raises:
-        SparsityForcingError: before any work wherever that is possible; TrainingCollapse.
+        SparsityForcingError: raised before any work if possible; TrainingCollapse.
     """
     asked.check()
     objective = objective_with(recipe.target_token_ratio)

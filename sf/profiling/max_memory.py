@@ -125,7 +125,7 @@ def memory_of(device: torch.device, limit_gib: float) -> float | None:
         raise ConfigError(
             "fit_gib",
             limit_gib,
-            f"a search on a CPU needs a limit in (0, {free / 2**30:.1f}], what is free here",
+            f"a search on a CPU needs a limit in (0, {free / 2**30:.1f}], the free memory",
             "state one",
         )
     return limit

@@ -51,4 +51,4 @@ def _is_entry(entry: object) -> bool:
 
 
 def _warn(path: Path, reason: str) -> None:
-    warnings.warn(f"{path} is damaged and does not count ({reason})", stacklevel=3)
+    warnings.warn(f"{path} is damaged and was ignored ({reason})", stacklevel=3)

@@ -1,4 +1,4 @@
-"""A recorded choice, replayed."""
+"""Replay of a recorded selection."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["FixedMask"]
 
 @dataclass(frozen=True)
 class FixedMask(Policy):
-    """Keeps what `kept` says: one bool (B, L) per layer, as a trace records it.
+    """Keeps the tokens marked in `kept`: one bool (B, L) per layer, as a trace records it.
 
-    L counts the padded prompt's columns. Wider prompts are taken as padded further on the left,
+    L counts the padded prompt's columns. Wider prompts are treated as padded further on the left,
     narrower ones as padded less, so a set recorded in one batch can be replayed in another.
     """
 

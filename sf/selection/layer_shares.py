@@ -1,4 +1,4 @@
-"""Recorded shares of every layer, replayed on another prompt."""
+"""Replay of each layer's recorded share on another prompt."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["LayerShares"]
 
 @dataclass(frozen=True)
 class LayerShares(Policy):
-    """In each layer the share of the prompt that was recorded there, by normalised score.
+    """Keeps each layer's recorded share of the prompt, by normalised score.
 
-    Unlike `FixedMask` it fits prompts of any length and selects, at the cost of selecting.
+    Unlike `FixedMask`, it fits prompts of any length and includes the cost of selection.
 
     Attributes:
-        shares: one number in [0, 1] per layer, of all tokens and rounded to the nearest count. The
-            last token, which is always kept, is one of them: a replayed share is the recorded one.
+        shares: one number in [0, 1] per layer, of all tokens, rounded to the nearest count,
+            including the last token, which is always kept: a replayed share is the recorded one.
     """
 
     shares: tuple[float, ...] = ()

@@ -25,8 +25,8 @@ class Policy(ABC):
 
     Attributes:
         probes: the queries whose attention is measured.
-        whole_kv: keep every token's K and V. Prefill attention is sparse all the same, decoding and
-            later turns see the whole prompt. By default the dropped tokens' K and V are discarded.
+        whole_kv: keep every token's K and V. Prefill attention is still sparse, but decoding and
+            later turns see the whole prompt. By default dropped tokens' K and V are discarded.
     """
 
     needs_scores: ClassVar[bool] = True
@@ -46,7 +46,7 @@ class Policy(ABC):
 
     @property
     def dense(self) -> bool:
-        """Whether it is known beforehand that every row keeps everything."""
+        """Whether every row is known in advance to keep everything."""
         return False
 
 
@@ -57,7 +57,7 @@ def per_row(name: str, value: Fraction, batch: int | None = None) -> Tensor:
     `generate` repeats a prompt for its beams and returned sequences.
 
     Raises:
-        ConfigError: a value lies outside [0, 1], or the counts do not fit.
+        ConfigError: a value is outside [0, 1], or the number of values does not fit the batch.
     """
     rows = torch.as_tensor(value, dtype=torch.float64, device="cpu").reshape(-1)
     if rows.numel() == 0 or not bool(((rows >= 0) & (rows <= 1)).all()):

@@ -1,4 +1,4 @@
-"""Which queries are asked how important the keys are (step 1 of ZipVL, arXiv 2410.08584).
+"""The probe queries, whose attention scores the keys (step 1 of ZipVL, arXiv 2410.08584).
 
 Shape suffixes: B rows, L prompt columns (padding included), P probes.
 """
@@ -20,8 +20,8 @@ class Probes:
     """The `recent` last queries and `spread` others, evenly spaced over the rest of the prompt.
 
     A prompt of at most `recent + spread` tokens uses every query. ZipVL draws the other queries at
-    random; here they are the midpoints of `spread` equal parts, so that a prompt has one kept set
-    that depends neither on a seed nor on the padding of its batch.
+    random; here they are the midpoints of `spread` equal parts, so that the kept set of a prompt
+    depends neither on a seed nor on the padding of its batch.
     """
 
     recent: int = 64
@@ -30,9 +30,9 @@ class Probes:
     def __post_init__(self) -> None:
         for name in ("recent", "spread"):
             if getattr(self, name) < 0:
-                raise ConfigError(name, getattr(self, name), "a count of queries is at least 0")
+                raise ConfigError(name, getattr(self, name), "must be at least 0")
         if self.recent + self.spread == 0:
-            raise ConfigError("probes", 0, "at least one query must be asked", "raise recent")
+            raise ConfigError("probes", 0, "at least one probe query is required", "raise recent")
 
     def columns(self, valid_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Columns of the probe queries of each row.

@@ -1,4 +1,4 @@
-"""What a policy is told about one layer."""
+"""The scores of one layer, from which a policy selects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threshold: every token whose score is large enough."""
+"""Threshold: every token whose score reaches a minimum."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Threshold"]
 
 @dataclass(frozen=True)
 class Threshold(Policy):
-    """Tokens whose normalised score is at least `value`.
+    """Keeps tokens whose normalised score is at least `value`.
 
     The normalised score is the mean attention weight of a key among the probes that can see it, so
-    it lies in [0, 1], and 1/length is what uniform attention gives. The paper's Table 4 names this
-    selector without its formula: this one is ours.
+    it is in [0, 1], and uniform attention gives 1/length. The paper's Table 4 names this
+    selector without its formula; this formula is ours.
 
     Attributes:
         value: least mean attention weight in [0, 1], or one per row. 0 keeps everything.

@@ -14,7 +14,7 @@ __all__ = ["TopK"]
 
 @dataclass(frozen=True)
 class TopK(Policy):
-    """The `ratio` of the prompt with the largest normalised score, the same in every layer.
+    """Keeps the share `ratio` of the prompt with the largest normalised scores, in every layer.
 
     Attributes:
         ratio: share of tokens in [0, 1], or one per row; the count is rounded up.

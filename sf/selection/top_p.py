@@ -28,7 +28,7 @@ class TopP(Policy):
 
     def __post_init__(self) -> None:
         if not bool((per_row("p", self.p) > 0).all()):
-            raise ConfigError("p", self.p, "the retention threshold lies in (0, 1]")
+            raise ConfigError("p", self.p, "must be in (0, 1]")
 
     @property
     def dense(self) -> bool:

@@ -1,7 +1,7 @@
 """`sf serve`: an OpenAI-compatible endpoint with sparse prefill and a pruned cache.
 
-Routes, streaming and replies are those of transformers' own server (`transformers.cli.serving`);
-tokens are made by one decode loop in which the requests of all clients are rows.
+Routes, streaming and replies come from transformers' server (`transformers.cli.serving`);
+one decode loop generates the tokens, with the requests of all clients as rows.
 """
 
 from sf.serving.app import build_app, serve

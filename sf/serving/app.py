@@ -243,7 +243,7 @@ class _Chat:
 
 
 class _Elsewhere:
-    """A route of transformers' server that this one does not have."""
+    """A route of transformers' server that is not supported here."""
 
     async def handle_request(self, *_: Any) -> Any:
         raise HTTPException(404, "this server answers POST /v1/chat/completions only")
@@ -289,10 +289,10 @@ def _error(status: int, message: str, field: str | None = None) -> JSONResponse:
 
 
 def serve(served: Served, engine: Engine, host: str, port: int) -> None:
-    """Answer clients until the process is told to end; the engine ends with it.
+    """Serve clients until the process is stopped, which also stops the engine.
 
     Raises:
-        EnvironmentFault: the address cannot be listened at.
+        EnvironmentFault: the address is not available.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)

@@ -1,8 +1,8 @@
 """Requests of many clients as rows of one decode loop.
 
-One thread runs the model. A prompt is read alone, under the method, as soon as a slot is free. Its
-pruned cache then moves into the loop's buffers, where all requests are decoded together.
-No row depends on the others.
+One thread runs the model. It prefills each prompt alone, under the method, as soon as a slot is
+free, and copies the pruned cache into the loop's buffers, where all requests are decoded together.
+Rows are independent.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Request:
         inputs: of the processor, one row.
         max_new_tokens: at most the engine's.
         rules: how its tokens are chosen.
-        begun: called with the token ratio when the prompt has been read.
+        begun: called with the token ratio after the prefill.
         made: called with new tokens and whether they are the last ones; False ends the request.
-        failed: called in the place of what is left when an error ended the request.
+        failed: called instead of the remaining calls when an error ended the request.
 
     All three are called from the engine's thread.
     """
@@ -53,10 +53,10 @@ class Engine:
     """Runs a model for all clients.
 
     Args:
-        model: in evaluation mode, on its device; of a family that the decode loop knows.
-        method: what prompts are read under.
-        slots: requests that are decoded at once; more wait.
-        max_new_tokens: of a reply at most; the buffers have room for it in every slot.
+        model: in evaluation mode, on its device, of a family that the decode loop supports.
+        method: attention of the prefill.
+        slots: maximum number of requests decoded together; others wait.
+        max_new_tokens: limit for a reply; every slot's buffers have room for it.
 
     Attributes:
         most_at_once: the largest number of rows that were decoded together so far.
@@ -90,10 +90,10 @@ class Engine:
         return OnlineLoop(self.model, self.slots, max(1, self.max_new_tokens - 1), self.rules)
 
     def submit(self, request: Request) -> None:
-        """Have a request answered; returns at once.
+        """Queue a request and return immediately.
 
         Raises:
-            ConfigError: it asks for more tokens than there is room for, or for none.
+            ConfigError: it requests more tokens than the buffers have room for, or none.
             EnvironmentFault: the engine has been stopped.
         """
         if not 1 <= request.max_new_tokens <= self.max_new_tokens:
@@ -105,7 +105,7 @@ class Engine:
         self._queue.put(request)
 
     def stop(self) -> None:
-        """End the thread; requests that are not finished fail."""
+        """Stop the thread; unfinished requests fail."""
         self._stopped = True
         self._queue.put(None)
         self._thread.join(timeout=60)
@@ -123,7 +123,7 @@ class Engine:
             request.failed(error)
 
     def _admit(self) -> None:
-        """Read prompts while there are slots; wait for one where nothing is to be done."""
+        """Prefill prompts while slots are free; wait for a request when idle."""
         while self._loop.free and not self._stopped:
             try:
                 request = self._queue.get(block=not self._loop.busy)

@@ -1,6 +1,6 @@
-"""What a client may ask for, checked before any work.
+"""Validation of client requests before any work.
 
-What is not supported is refused by name: a field that changes the reply is never ignored.
+Unsupported fields are refused by name: a field that would change the reply is never ignored.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Message(BaseModel):
 
 
 class ChatBody(BaseModel):
-    """The body of POST /v1/chat/completions, as far as it is supported."""
+    """The supported part of the body of POST /v1/chat/completions."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -81,7 +81,7 @@ class ChatBody(BaseModel):
     prompt_cache_key: str | None = None
 
     def new_tokens(self, most: int) -> int:
-        """The limit that the client gives, or the server's."""
+        """The client's limit, or else the server's."""
         given = self.max_completion_tokens or self.max_tokens
         return most if given is None else given
 

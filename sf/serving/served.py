@@ -1,4 +1,4 @@
-"""Which model is served, and under which attention."""
+"""The served model and its attention."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Served:
 
 
 def method_of(source: Any, p: float | None, token_ratio: float | None, full: bool) -> Method:
-    """What a checkpoint is served under; without a choice what it was trained with.
+    """The attention that a checkpoint is served under; by default the one it was trained with.
 
     Raises:
         ConfigError: several choices, or a value out of range.
@@ -52,7 +52,7 @@ def method_of(source: Any, p: float | None, token_ratio: float | None, full: boo
 
 
 def _keeping(source: Any, token_ratio: float) -> Method:
-    """A share of the tokens: by the curve that a trained checkpoint carries, else by top-k."""
+    """A share of the tokens: by a trained checkpoint's curve, else by top-k."""
     if record_of(source) is None:
         return resolve(source, "top_k", token_ratio)
     policy = Budget(token_ratio).policy(source)
@@ -75,8 +75,8 @@ def load(
     """Load a checkpoint for serving.
 
     Raises:
-        ConfigError, DataError, EnvironmentFault, UnsupportedModelError: before weights are read
-            wherever that can be known.
+        ConfigError, DataError, EnvironmentFault, UnsupportedModelError: raised before weights are
+            read if possible.
     """
     from sf.ask import pick_runtime
     from sf.ask.media import bounds

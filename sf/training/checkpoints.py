@@ -84,7 +84,7 @@ def last_sealed(folder: Path) -> Path | None:
         damage = _damage(path)
         if damage is None:
             return path
-        warnings.warn(f"{path.name} {damage}; going on from an earlier one", stacklevel=2)
+        warnings.warn(f"{path.name} {damage}; continuing from an earlier one", stacklevel=2)
         shutil.rmtree(path)
     return None
 

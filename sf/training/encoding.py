@@ -43,7 +43,7 @@ def backbone(model: Any) -> Any:
         raise UnsupportedModelError(
             "model",
             type(model).__name__,
-            "is not built like Qwen2-VL",
+            "does not have Qwen2-VL's architecture",
             "train a Qwen2(.5)-VL model",
         )
     return inner

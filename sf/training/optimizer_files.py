@@ -72,7 +72,7 @@ def read_state(state: State, folder: Path) -> None:
             saved = _rows(parts, name, first, own)
             if saved.shape != own.shape or saved.dtype != own.dtype:
                 rule = f"is {saved.dtype} {list(saved.shape)}, not {own.dtype} {list(own.shape)}"
-                raise DataError("optimiser state", name, rule, "resume with the model as it was")
+                raise DataError("optimiser state", name, rule, "resume with the same model")
             own.copy_(saved)
     groups = state["param_groups"]
     for group, saved_group in zip(groups, index["param_groups"], strict=True):
@@ -112,7 +112,7 @@ def _rows(parts: list[Any], name: str, first: int | None, own: torch.Tensor) -> 
     """
     holders = [part for part in parts if name in part.keys()]  # noqa: SIM118 - no mapping
     if not holders:
-        remedy = "resume with the model as it was"
+        remedy = "resume with the same model"
         raise DataError("optimiser state", name, "is not in the checkpoint", remedy)
     if first is None:
         return holders[0].get_tensor(name)

@@ -98,9 +98,9 @@ def add_ratio_curve(checkpoint: Path, request: CurveRequest, log: Path) -> Curve
     from sf.models import load_model, load_processor
 
     if not request.rows:
-        raise ConfigError("rows", 0, "the curve is measured on them", "prepare some")
+        raise ConfigError("rows", 0, "needed to measure the curve", "prepare some")
     if not runs_under_p(checkpoint):
-        raise ConfigError("checkpoint", str(checkpoint), "was trained with a method without p")
+        raise ConfigError("checkpoint", str(checkpoint), "was trained with a method that has no p")
     model = load_model(checkpoint, dtype=request.runtime.dtype, device=request.runtime.device)
     processor = load_processor(checkpoint)
     own = spread(request.rows, ROWS)[ranks.rank() :: ranks.world_size()]

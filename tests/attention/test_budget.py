@@ -111,6 +111,6 @@ def test_the_curve_travels_with_the_model(folder: Path) -> None:
 
 def test_a_budget_is_asked_of_the_model_it_runs_on(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
-    with pytest.raises(ConfigError, match="carries no curve"):
+    with pytest.raises(ConfigError, match="has no curve"):
         sf.sparsify(model, sf.Budget(0.25))
     assert torch.isfinite(model(input_ids=torch.arange(5).view(1, 5)).logits).all()

@@ -163,7 +163,7 @@ def test_a_mixed_batch_is_cut_by_the_number_of_frames(loaded: tuple[Any, Any]) -
     talks = _conversations()
     parts = encode_parts(loaded[1], talks, VISION)
     assert [members for members, _ in parts] == [[0, 1, 3, 4], [2]]
-    with pytest.raises(DataError, match=r"\[2, 4\].*one number of frames"):
+    with pytest.raises(DataError, match=r"\[2, 4\].*same number of frames"):
         encode(loaded[1], talks, VISION)
     assert [members for members, _ in encode_parts(loaded[1], talks[3:4], VISION)] == [[0]]
 

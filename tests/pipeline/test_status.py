@@ -150,7 +150,7 @@ ATTEMPT = Attempt("node7", 12, "31", 1.0)
          ["process 12 on node7, Slurm job 31", "disk is full", "log: the last line"]),
         (replace(ATTEMPT, ended=2.0, outcome="stopped", reason="stopped by SIGTERM"), [], "stopped",
          ["stopped by SIGTERM"]),
-        (ATTEMPT, [], "stopped", ["ended without a word; Slurm: TIMEOUT"]),
+        (ATTEMPT, [], "stopped", ["ended without a message; Slurm: TIMEOUT"]),
         (replace(ATTEMPT, slurm_job=""), [], "stopped", ["killed, out of memory"]),
         (ATTEMPT, [QueuedJob("31", "RUNNING", "report")], "running",
          ["Slurm job 31: RUNNING", "node7", "log: the last line"]),

@@ -85,7 +85,7 @@ def test_a_stated_limit_bounds_a_cpu() -> None:
     assert fits(model, KeepAll(), inputs, 1, None)
     with pytest.raises(ConfigError, match="fit_gib"):
         memory_of(torch.device("cpu"), 0.0)
-    with pytest.raises(ConfigError, match="what is free"):
+    with pytest.raises(ConfigError, match="the free memory"):
         memory_of(torch.device("cpu"), 1e9)
     assert memory_of(torch.device("cpu"), 0.5) == 2**29
     assert memory_of(torch.device("cuda"), 0.0) is None

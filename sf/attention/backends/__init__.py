@@ -27,7 +27,7 @@ def backend_for(device: torch.device) -> Backend:
 
 @contextmanager
 def using_backend(backend: Backend) -> Iterator[None]:
-    """Compute with this backend on every device: to compare two of them."""
+    """Use this backend on every device, for example to compare backends."""
     _chosen.append(backend)
     try:
         yield

@@ -129,11 +129,11 @@ def block_attention(
     """
     name = type(module).__name__
     if block_forward is None or not isinstance(getattr(module, "layer_idx", None), int):
-        rule = "its layers did not hand keyword arguments on to the attention function"
+        rule = "its layers do not pass keyword arguments to the attention function"
         remedy = "call the model itself, not its `forward`; otherwise use another decoder"
         raise UnsupportedModelError("model", name, rule, remedy)
     if sliding_window is not None or dropout or kwargs.get("is_causal") is False:
-        rule = "block attention stands in for causal attention without dropout or windows"
+        rule = "block attention can replace only causal attention without dropout or windows"
         raise UnsupportedModelError("model", name, rule)
     if key.shape[2] != block_forward.valid.shape[1]:
         rule = f"holds {key.shape[2]} columns for {block_forward.valid.shape[1]} tokens"

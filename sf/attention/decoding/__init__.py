@@ -1,4 +1,4 @@
-"""Decoding at the speed of the device: fixed buffers, one fixed step, a CUDA graph of it."""
+"""Fast decoding: fixed buffers and one fixed step, recorded as a CUDA graph."""
 
 from sf.attention.decoding.buffers import DecodeCache
 from sf.attention.decoding.choice import Choice, Greedy, Rules, Sampled

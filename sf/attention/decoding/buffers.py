@@ -220,7 +220,7 @@ def _contents(layer: Any, valid_BL: Tensor | None) -> tuple[Tensor, Tensor, Tens
         raise ConfigError(
             "past_key_values",
             type(layer).__name__,
-            "the decode loop reads layers with plain keys and values",
+            "the decode loop needs layers with plain keys and values",
             "use generate's default cache, or generate itself",
         )
     batch, width = key.shape[0], key.shape[2]

@@ -91,7 +91,7 @@ class Greedy(Choice):
         self.seen: Tensor | None = None
         if rules.repetition_penalty != 1.0:
             if seen_BL is None:
-                raise ConfigError("prompt", None, "a repetition penalty reads the prompt's tokens")
+                raise ConfigError("prompt", None, "a repetition penalty needs the prompt's tokens")
             shape = len(seen_BL), vocabulary + 1
             seen = torch.zeros(shape, dtype=torch.bool, device=device)
             self.seen = seen.scatter_(1, seen_BL, True)[:, :vocabulary].contiguous()

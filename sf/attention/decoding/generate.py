@@ -56,17 +56,17 @@ _UNKNOWN_LISTS = (
 
 @dataclass
 class Prefilled:
-    """A prompt that has been read.
+    """A prefilled prompt.
 
     Attributes:
-        model: what read it.
+        model: the model used.
         prompt: int64 (B, L). valid: bool (B, L), False on padding.
-        token: int64 (B,), the first new token. position: int64 (R, B), where it stands.
+        token: int64 (B,), the first new token. position: int64 (R, B), its positions.
         cache: transformers' cache; `decode` empties it.
         rules: how further tokens are chosen.
         trace: what was kept; None for full attention.
-        logits: float32 (B, V), that the first token was chosen from, before any processor; None
-            where another prefill than `prefill` read the prompt.
+        logits: float32 (B, V) of the first token, before any processor; None if `prefill` was
+            not used.
     """
 
     model: Any
@@ -138,7 +138,7 @@ class Decoded:
 
 
 def can_decode(model: Any) -> bool:
-    """Whether the decode loop gives what `model.generate` does greedily."""
+    """Whether the decode loop gives the same tokens as greedy `model.generate`."""
     try:
         supported(model)
         rules_of(model.generation_config, False, ())
@@ -161,16 +161,16 @@ def prefill(
 
     Args:
         model: of the Qwen2 or Qwen2-VL line, on one device.
-        inputs: of the processor: `input_ids`, `attention_mask` and whatever media it holds.
-        attention: what the prompt is read under: a selector, a method's `apply(model)`, or None for
-            full attention. Later tokens attend to all that is in the cache.
+        inputs: from the processor: `input_ids`, `attention_mask` and media, if any.
+        attention: attention of the prefill: a selector, a method's `apply(model)`, or None for
+            full attention. Later tokens attend to the whole cache.
         forced: no end-of-sequence token is ever chosen (`min_new_tokens` of generate).
         suppress_tokens: never chosen.
-        tokens: `eos_token_id`, `pad_token_id` in place of the model's own.
+        tokens: `eos_token_id` and `pad_token_id` instead of the model's.
 
     Raises:
         UnsupportedModelError: another model.
-        ConfigError: its generation settings ask for more than a greedy step knows.
+        ConfigError: its generation settings include something that a greedy step does not support.
     """
     decoder = supported(model)
     rules = rules_of(model.generation_config, forced, suppress_tokens, tokens)
@@ -223,12 +223,12 @@ def decode(
     """Generate greedily: the tokens that `model.generate` gives.
 
     Args:
-        start: of `prefill`; its cache is moved.
-        max_new_tokens: the first one included.
+        start: result of `prefill`; its cache is moved.
+        max_new_tokens: number of tokens, including the first.
         graph: see `DecodeLoop`. compiled: see `Step`.
     """
     if max_new_tokens < 1:
-        raise ConfigError("max_new_tokens", max_new_tokens, "a reply has at least one token")
+        raise ConfigError("max_new_tokens", max_new_tokens, "must be at least 1")
     loop = DecodeLoop(
         start.model,
         len(start.token),
@@ -256,7 +256,7 @@ def greedy(
     max_new_tokens: int,
     tokens: Mapping[str, int | None] | None = None,
 ) -> tuple[Tensor, Trace | None]:
-    """The tokens of `model.generate`, greedily: by the decode loop where it computes the same.
+    """The tokens of greedy `model.generate`, with the decode loop where it gives the same tokens.
 
     Args:
         model: a causal language model in evaluation mode.
@@ -313,16 +313,16 @@ def rules_of(
     """The greedy rules in a `GenerationConfig`; `tokens` as of `prefill`.
 
     Raises:
-        ConfigError: it asks for beams, n-gram blocking or another thing that a step does not know.
+        ConfigError: it sets beams, n-gram blocking or another option that a step does not support.
     """
     for name, plain in _UNKNOWN.items():
         value = getattr(settings, name, None)
         if value not in (None, plain):
-            raise ConfigError(name, value, "the decode loop is greedy and plain", "use generate")
+            raise ConfigError(name, value, "the decode loop is plain and greedy", "use generate")
     for name in _UNKNOWN_LISTS:
         value = getattr(settings, name, None)
         if value:
-            raise ConfigError(name, value, "the decode loop is greedy and plain", "use generate")
+            raise ConfigError(name, value, "the decode loop is plain and greedy", "use generate")
     end = (tokens or {}).get("eos_token_id", settings.eos_token_id)
     end = tuple(end) if isinstance(end, (list, tuple)) else () if end is None else (end,)
     own = getattr(settings, "suppress_tokens", None)

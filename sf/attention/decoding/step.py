@@ -78,7 +78,7 @@ def supported(model: Any) -> Any:
     layers = getattr(decoder, "layers", ())
     if not layers or not all(isinstance(layer, _LAYERS) for layer in layers):
         raise UnsupportedModelError(
-            "model", name, "the decode loop knows Qwen2's and Qwen2-VL's layers", "use generate"
+            "model", name, "the decode loop supports Qwen2 and Qwen2-VL layers", "use generate"
         )
     kind = (getattr(decoder.config, "rope_parameters", None) or {}).get("rope_type", "default")
     if "dynamic" in kind or kind == "longrope":
@@ -86,7 +86,7 @@ def supported(model: Any) -> Any:
     devices = {str(parameter.device) for parameter in model.parameters()}
     if len(devices) > 1:
         raise UnsupportedModelError(
-            "model", name, f"a recorded step lives on one device, not {sorted(devices)}"
+            "model", name, f"a recorded step runs on one device, not {sorted(devices)}"
         )
     return decoder
 

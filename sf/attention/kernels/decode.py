@@ -226,7 +226,7 @@ def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> No
     batch, heads, size = query.shape
     if (key.shape[0], key.shape[3]) != (batch, size) or heads % key.shape[1] or not key.shape[2]:
         raise ConfigError(
-            "key", tuple(key.shape), f"it goes with a query of shape {tuple(query.shape)}"
+            "key", tuple(key.shape), f"must match a query of shape {tuple(query.shape)}"
         )
     if query.dtype not in _DTYPES or not query.dtype == key.dtype == value.dtype:
         raise ConfigError("dtype", (query.dtype, key.dtype), f"all one of {_DTYPES}")

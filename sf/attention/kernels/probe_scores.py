@@ -283,7 +283,7 @@ def _check(query: Tensor, key: Tensor, column: Tensor, present: Tensor, valid: T
     batch, heads, length, size = query.shape
     if key.shape != (batch, key.shape[1], length, size) or heads % key.shape[1]:
         raise ConfigError(
-            "key", tuple(key.shape), f"it goes with a query of shape {tuple(query.shape)}"
+            "key", tuple(key.shape), f"must match a query of shape {tuple(query.shape)}"
         )
     if query.dtype not in _DTYPES or key.dtype != query.dtype:
         raise ConfigError("dtype", (query.dtype, key.dtype), f"both one of {_DTYPES}")
