@@ -1,4 +1,4 @@
-"""The data set's own answers as completions, each question at several `retention_p`.
+"""The dataset's answers as completions, each question at several `retention_p`.
 
 Shapes: R answers, P padded prompt length, C answer length.
 """
@@ -36,7 +36,7 @@ def answer_set(rows: Sequence[Row], count: int, seed: int, group_size: int) -> D
         group_size: entries of a question.
 
     Returns:
-        columns row, and place of the entry in the run.
+        columns `row` and `place`, the entry's position in the run.
 
     Raises:
         DataError: no rows.
@@ -93,7 +93,7 @@ def gather_answers(
     retention_p: Sequence[float],
     schedule: RetentionSchedule,
 ) -> Answers:
-    """Encode each question once and put its answer behind it.
+    """Encode each question once and append its answer.
 
     Args:
         encoder: row index -> question.

@@ -17,14 +17,14 @@ __all__ = ["BlockSettings", "MobaSettings", "NsaSettings"]
 
 
 class BlockSettings(Section):
-    """What both have in common."""
+    """Settings shared by MoBA and NSA."""
 
     token_ratio: RetentionP | None = Field(
         None, description="share of its tokens that every prompt keeps, in place of a number"
     )
 
     def expected_ratio(self, length: int) -> float:
-        """Token ratio of a prompt of so many tokens, if all chosen blocks lie apart."""
+        """Token ratio of a prompt of the given length, if no selected blocks overlap."""
         pairs = sum(self._read(place) for place in range(length))
         return (math.sqrt(1 + 8 * pairs) - 1) / 2 / length
 

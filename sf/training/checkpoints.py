@@ -1,7 +1,7 @@
 """Sealed checkpoints, which survive a kill, a full disk or a lost byte.
 
 transformers writes a checkpoint file by file. A seal with the digest of every file comes last; a
-folder without a valid seal is no checkpoint. The previous one is kept until the next is sealed.
+folder without a valid seal is not a checkpoint. The previous one is kept until the next is sealed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def seal(folder: Path) -> None:
-    """Force the folder's files to disk and note their digests; the note appears at once."""
+    """Flush the folder's files to disk and record their digests atomically."""
     digests = {}
     for path in _files(folder):
         with path.open("rb") as stream:
@@ -70,7 +70,7 @@ def _damage(folder: Path) -> str | None:
 
 
 def last_sealed(folder: Path) -> Path | None:
-    """The newest whole checkpoint; newer broken ones are removed with a warning.
+    """The newest complete checkpoint; newer damaged ones are removed with a warning.
 
     Args:
         folder: holds `checkpoint-STEP` folders.
@@ -95,7 +95,7 @@ def checkpoint_bytes(num_parameters: int, num_trained: int) -> int:
 
 
 def check_disk(folder: Path, num_parameters: int, num_trained: int, copies: int) -> float:
-    """The room that checkpoints need.
+    """Check that the disk has space for the checkpoints.
 
     Args:
         folder: where they go.
@@ -107,7 +107,7 @@ def check_disk(folder: Path, num_parameters: int, num_trained: int, copies: int)
         GiB of one checkpoint.
 
     Raises:
-        EnvironmentFault: there is less room than for all copies.
+        EnvironmentFault: there is not enough space for all copies.
     """
     size = checkpoint_bytes(num_parameters, num_trained)
     what = f"{copies + 1} checkpoints of {size / 2**30:.1f} GiB"
@@ -128,7 +128,7 @@ class SealCheckpoints(TrainerCallback):
         self.parts = parts
 
     def restore(self, folder: Path) -> None:
-        """Set the parts to what they were at a checkpoint."""
+        """Restore the parts' state from a checkpoint."""
         saved = read_json(folder / PARTS)
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])

@@ -1,8 +1,8 @@
-"""Early stopping: a run whose figures fall far below those of its first steps ends with an error.
+"""Early stopping: a run whose metrics fall far below those of its first steps ends with an error.
 
-Three figures can fall while the reward rises: accuracy (efficiency outweighs correctness), the
+Three metrics can fall while the reward rises: accuracy (efficiency outweighs correctness), the
 token ratio (almost nothing is attended) and the answers' entropy (all rollouts of a group are
-alike). The first steps are nearly the base model's, so the comparison is with the base model.
+alike). The model of the first steps is close to the base model, which is thus the reference.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ADVICE = {
 
 
 def kept_checkpoints(p: RunParameters) -> int:
-    """How many checkpoints are kept, so that one is older than a collapse that takes `patience`."""
+    """How many checkpoints to keep, so that one precedes a collapse that takes `patience` steps."""
     patience = p.train.collapse.patience if p.train.collapse else 0
     return max(2, math.ceil(patience / p.train.save_every) + 1)
 
@@ -41,15 +41,15 @@ def kept_checkpoints(p: RunParameters) -> int:
 class CollapseWatch(TrainerCallback):
     """Ends a run that has collapsed.
 
-    A figure has collapsed when its mean over the last `patience` steps is below its share of its
-    mean over the first `patience` steps; half-way there the watch warns. Both means are over log
-    entries, at least one. Checkpoints of the last `patience` steps are then removed, so that a
-    repeated call continues from one that was written before the collapse. The watch's own state is
+    A metric has collapsed when its mean over the last `patience` steps is below the configured
+    share of its mean over the first `patience` steps; a warning appears half-way. Both means cover
+    at least one log entry. Checkpoints of the last `patience` steps are then removed, so that a
+    repeated call continues from one written before the collapse. The state of this class is
     saved with each checkpoint.
 
     Args:
-        p: the parameters; without `train.collapse` nothing is watched, with a share of 0 not
-            that figure.
+        p: the parameters; without `train.collapse` no metric is watched, and a share of 0 disables
+            its metric.
     """
 
     def __init__(self, p: RunParameters) -> None:
@@ -81,7 +81,7 @@ class CollapseWatch(TrainerCallback):
         """Called on every rank with the same figures.
 
         Raises:
-            TrainingCollapse: a figure has collapsed.
+            TrainingCollapse: a metric has collapsed.
         """
         for name, share in self.shares.items():
             value = (logs or {}).get(name)
@@ -119,7 +119,7 @@ class CollapseWatch(TrainerCallback):
         )
 
     def _last_good(self, folder: Path, state: Any) -> str:
-        """Drop the checkpoints of the collapse; say what is left."""
+        """Remove the checkpoints of the collapse and describe the remaining one."""
         begun = state.global_step - self.patience
         for path in folder.glob("checkpoint-*"):
             if state.is_world_process_zero and int(path.name.rpartition("-")[2]) > begun:

@@ -19,7 +19,7 @@ class Lora(Section):
 
 
 class Collapse(Section):
-    """The early stop of a run whose figures fall far below those of its first steps."""
+    """Early stopping of a run whose metrics fall far below those of its first steps."""
 
     patience: Positive = Field(description="steps over which the means are compared")
     accuracy: Fraction = Field(
@@ -30,7 +30,7 @@ class Collapse(Section):
 
 
 class Train(Section):
-    """What every objective is trained with."""
+    """Training settings shared by all objectives."""
 
     short_share: Fraction = Field(
         description="share of the rows that ask for a bare answer, without tags"

@@ -1,4 +1,4 @@
-"""The cost of a run: stated before it starts, and again once its first steps are timed."""
+"""The cost of a run: estimated before it starts, and again after its first steps."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RankMemory:
 
     Attributes:
         held: all the time: float32 weights, gradients and Adam's two moments, the reference.
-        gathered: beside them while answers are sampled and the reference is asked.
+        gathered: in addition, during sampling and the reference's forward passes.
     """
 
     held: int
@@ -47,7 +47,7 @@ class RankMemory:
 
     @classmethod
     def of(cls, p: RunParameters, model: nn.Module, ranks: int, reference: bool) -> RankMemory:
-        """Count before the weights are divided.
+        """Compute the estimate, before the weights are sharded.
 
         Args:
             p: the parameters.

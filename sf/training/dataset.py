@@ -1,4 +1,4 @@
-"""The training data in the order in which it is used."""
+"""The training data in training order."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def templates_of(rows: int, template: Template, short_share: float, seed: int) -
 
     Args:
         rows: how many.
-        template: of all rows but those that are asked for a bare answer.
+        template: of all rows except those asked for a bare answer.
         short_share: of the rows that are, in [0, 1]; a row is asked alike whenever it comes.
         seed: of the choice.
     """

@@ -3,8 +3,8 @@
 Shapes: U questions, R rollouts, P padded prompt length, l valid prompt tokens, V visual tokens,
 H hidden size.
 
-A question is encoded alone, never in a batch with others: its vision features then do not depend
-on what it was drawn with, so a resumed run computes the same bits as an uninterrupted one.
+Each question is encoded alone, never in a batch: its vision features then do not depend
+on the other questions, so a resumed run computes the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def backbone(model: Any) -> Any:
     """The model without its language-model head: holds the tower and the rope index.
 
     Raises:
-        UnsupportedModelError: the model is not of Qwen2-VL's build.
+        UnsupportedModelError: the model does not have Qwen2-VL's architecture.
     """
     inner = getattr(unwrapped(model), "model", None)
     if inner is None or not hasattr(inner, "get_rope_index") or not hasattr(inner, "visual"):
@@ -196,7 +196,7 @@ class Encoder:
         """The question of row `index`.
 
         Raises:
-            DataError: the row does not hold exactly one image or video.
+            DataError: the row does not have exactly one image or video.
         """
         if index in self._kept:
             self._kept.move_to_end(index)

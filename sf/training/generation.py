@@ -1,4 +1,4 @@
-"""The rollouts of a step: generated, scored and kept for the losses that learn from them.
+"""The rollouts of a step: generated, scored and stored for the loss.
 
 Shapes: R local rollouts, J layers.
 """
@@ -35,7 +35,7 @@ _EVALUATION = 0x6576616C
 
 @dataclass
 class Generation:
-    """What the losses on one generation's rollouts need.
+    """The inputs of the losses on one generation's rollouts.
 
     Attributes:
         rollout: the rollouts.
@@ -53,7 +53,7 @@ class Generation:
 
 
 class RolloutGeneration(ResumableTrainer):
-    """The half of `SparsityForcingTrainer` that samples and scores; stands before TRL's trainer.
+    """Samples and scores for `SparsityForcingTrainer`; a base class placed before TRL's trainer.
 
     Attributes:
         encoder, schedule, pathwise, samples: as of `SparsityForcingTrainer`.

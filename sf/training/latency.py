@@ -2,12 +2,12 @@
 
 The paper's Table 6 compares a "token + latency" reward with the token reward and gives no formula;
 this one is ours. It is computed, not measured: the same kept sets always earn the same reward, on
-any machine and however loaded. What one 80 GB A100 (the paper's hardware) needs at its data sheet's
+any machine under any load. It models one 80 GB A100 (the paper's hardware) at its data sheet's
 peak in bfloat16:
 
 - prefill, bound by arithmetic: projections and MLP of every prompt token, attention scores and
   outputs among a layer's kept tokens (causal, so half of the square), and its probes' scores;
-- decoding, bound by memory: all weights and what is left of the cache, read once a token.
+- decoding, bound by memory: all weights and the pruned cache, read once per token.
 
 The vision tower costs the same with and without sparsity and is left out.
 
@@ -100,7 +100,7 @@ class LatencyModel:
             completion: (R,) answer tokens.
 
         Returns:
-            (R,) float32; above 1 where choosing costs more than it saves.
+            (R,) float32; above 1 if selection costs more than it saves.
         """
         every = lengths.expand_as(layer_ratios)
         sparse = self.seconds(lengths, layer_ratios.double() * lengths, completion, probed=True)

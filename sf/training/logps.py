@@ -1,7 +1,7 @@
-"""Log-probabilities of given completions: one teacher-forced forward under sparse attention.
+"""Log-probabilities of given completions: one teacher-forced forward pass under sparse attention.
 
-Where the rollout kept its prompts' graph (`PromptPass`), the forward is over the completions only
-and continues from there; its backward pass goes through both.
+If the rollout kept its prompts' graph (`PromptPass`), the forward pass covers only the completions
+and continues from it; the backward pass covers both.
 
 Shapes: R rollouts (or given answers), P padded prompt length, C completion length.
 """
@@ -26,7 +26,7 @@ __all__ = ["Forced", "PolicyForward"]
 
 
 class Forced(Protocol):
-    """Completions to be scored, and the selection under which they are."""
+    """Completions to score, and their selection."""
 
     @property
     def prompts(self) -> Prompts:
@@ -55,7 +55,7 @@ class PolicyForward:
         coefficient: (all R of `forced`,) weight of each rollout's effective ratio in the loss, for
             the pathwise objective (`sf.training.pathwise`).
         shares: (J,) each layer's part of it; needed with `coefficient`.
-        measure: what stands for the effective ratio in it.
+        measure: what replaces the effective ratio in it.
         bucketed: run prompts of similar length together. Ranks that share a model need the same
             number of forwards, so it is for one process only.
         entropy_gradient: entropies have a gradient, for a loss that rewards them.

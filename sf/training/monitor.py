@@ -52,7 +52,7 @@ class Monitor(TrainerCallback):
         tracker: `log(step, values)`.
         counter: `sf.progress.Progress`, advanced once a step.
         cost: its figures are logged too.
-        patience: steps for which a figure must be bad before a warning.
+        patience: steps for which a metric must be bad before a warning.
         max_logp_gap: bound on |logp(train) - logp(rollout)|.
     """
 

@@ -37,7 +37,7 @@ __all__ = [
 
 
 class SparsityForcing(Grpo):
-    """Sparsity Forcing as the paper has it."""
+    """Sparsity Forcing as in the paper."""
 
     about: ClassVar[str] = (
         "Sparsity Forcing (arXiv 2504.18579): GRPO with token-sparse rollouts, a different "
@@ -76,7 +76,7 @@ class Pathwise(Grpo):
 
 
 class Distil(Rollouts, DistilSettings):
-    """Distillation from full attention under ZipVL's selection, with a token ratio to reach."""
+    """Distillation from full attention under ZipVL's selection, with a target token ratio."""
 
     about: ClassVar[str] = (
         "distillation from the base model's full attention on the data set's answers, with "
@@ -176,5 +176,5 @@ OBJECTIVES: dict[str, type[AnyObjective]] = {
 
 
 def block_attention(objective: AnyObjective) -> BlockAttention | None:
-    """The attention that the objective trains in the place of the model's own."""
+    """The attention that replaces the model's own in training."""
     return objective.attention() if isinstance(objective, MobaSettings | NsaSettings) else None

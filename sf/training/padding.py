@@ -1,4 +1,4 @@
-"""Less padding: prompts of similar length are run together."""
+"""Less padding: prompts of similar length share a forward pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SLACK = 1.15
 
 
 def length_buckets(lengths: Sequence[int], slack: float = SLACK) -> list[list[int]]:
-    """Indices in groups of similar length, so that little of a group is padding.
+    """Indices in groups of similar length, which need little padding.
 
     Args:
         lengths: prompt lengths in tokens.

@@ -1,4 +1,4 @@
-"""What a training run is told; imported without torch."""
+"""The parameters of a training run; imported without torch."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """A differentiable sparsity term, beyond the paper: fewer effective tokens per layer.
 
-The paper's reward tells which rollout kept fewer tokens, but the number of kept tokens is a step
-function of the weights, so nothing tells the weights how to keep fewer at the same threshold. The
-term here is smooth: with m the probes' accumulated attention of a layer (what top-p selects by),
-normalised to 1, the effective number of tokens is exp(H(m)) and the term exp(H(m)) / l, in (0, 1],
-mean over layers. It counts for a rollout only as far as its gate says (was it right?).
+The paper's reward favours rollouts that kept fewer tokens, but the number of kept tokens is a step
+function of the weights, so it has no gradient towards fewer tokens at the same threshold. The
+term here is smooth: with m the probes' accumulated attention of a layer (the scores of top-p),
+normalised to 1, the effective number of tokens is exp(H(m)) and the term is exp(H(m)) / l, in
+(0, 1], averaged over layers. The gate decides whether it applies to a rollout (if correct).
 
-Its gradient is put into the backward pass at each layer's attention output, so nothing has to be
-carried out of the layers: gradient checkpointing and data parallelism work as without it.
+Its gradient is added in the backward pass at each layer's attention output, so the layers return
+nothing extra: gradient checkpointing and data parallelism work unchanged.
 
 Shape suffixes: B rows, H heads, G KV heads, P probes, L prompt columns, D head size.
 """

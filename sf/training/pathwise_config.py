@@ -12,7 +12,7 @@ __all__ = ["SparsityTermSettings", "TargetRatio"]
 
 
 class TargetRatio(Section):
-    """A token ratio that a dual variable steers the term's weight to."""
+    """A target token ratio, for which a dual variable adjusts the term's weight."""
 
     token_ratio: RetentionP = Field(description="to reach at the largest retention_p")
     dual_rate: Annotated[float, Field(gt=0)] = Field(
@@ -21,7 +21,7 @@ class TargetRatio(Section):
 
 
 class SparsityTermSettings(Section):
-    """How strongly the term counts (`sf.training.sparsity_weight`)."""
+    """The weight of the term (`sf.training.sparsity_weight`)."""
 
     weight: Annotated[float, Field(ge=0)] = Field(description="of the term in the loss")
     gate: bool = Field(description="the term counts for right rollouts only")

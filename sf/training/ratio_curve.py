@@ -1,6 +1,6 @@
-"""The p -> token ratio curve that a checkpoint carries, for `sf.Budget`.
+"""Measures the p -> token ratio curve that is saved with a checkpoint, for `sf.Budget`.
 
-Measured by prefill alone, on rows that neither train nor judge the model (the calibration split).
+It uses prefill only, on rows outside training and evaluation (the calibration split).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ ROWS = 128
 
 @dataclass(frozen=True)
 class CurveRequest:
-    """What the curve is measured on.
+    """The data and settings for measuring the curve.
 
     Attributes:
         rows: manifest rows.
@@ -68,7 +68,7 @@ class CurveRequest:
 
 
 def runs_under_p(checkpoint: Path) -> bool:
-    """Whether it has a curve: it was trained under top-p, or is a base model."""
+    """Whether the checkpoint has a curve: it was trained under top-p or is a base model."""
     record = record_of(checkpoint)
     return record is None or record.method == "zipvl"
 
@@ -86,8 +86,8 @@ def add_ratio_curve(checkpoint: Path, request: CurveRequest, log: Path) -> Curve
 
     Args:
         checkpoint: folder, whole on all ranks.
-        request: what it is measured on.
-        log: folder of what a killed call has measured, which this one goes on with.
+        request: data and settings.
+        log: folder with the measurements of a killed call, which this call continues.
 
     Returns:
         the curve.

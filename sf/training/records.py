@@ -1,4 +1,4 @@
-"""What a run leaves besides weights: a table of sample answers and a picture of its figures."""
+"""Outputs of a run besides weights: a table of sample answers and a plot of its metrics."""
 
 from __future__ import annotations
 

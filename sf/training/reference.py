@@ -40,7 +40,7 @@ def reference_logps(
         rollouts_per_forward: bounds the memory of one pass.
 
     Returns:
-        (R, C) float32; what stands behind a completion's end has no meaning.
+        (R, C) float32; values after a completion's end are meaningless.
     """
     owner = rollout.owner[rows]
     result = torch.empty(len(rows), completion_width, device=input_ids.device)

@@ -30,8 +30,8 @@ def clear_faults(trainer: Any, folder: Path) -> Iterator[None]:
         folder: of the checkpoints.
 
     Raises:
-        EnvironmentFault: the disk is full or the memory was not enough.
-        DataError: a file of the checkpoint holds more than numbers. Everything else passes.
+        EnvironmentFault: the disk is full, or memory is too small.
+        DataError: a checkpoint file contains more than numbers. All other errors pass unchanged.
     """
     try:
         yield

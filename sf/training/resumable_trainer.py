@@ -1,4 +1,4 @@
-"""What every trainer here adds to transformers': whole resumption, own figures, a finite loss."""
+"""Additions of all trainers to transformers': complete resumption, own metrics, finite loss."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["ResumableTrainer"]
 
 
 class ResumableTrainer(Trainer):
-    """A base class to stand before a trainer of transformers or TRL.
+    """A base class placed before a trainer of transformers or TRL.
 
-    transformers 5.23 saves Qwen's weights under their published names and resumes by the module's
-    own: nothing fits, and it goes on from the base model with only a warning. Hence the private
-    name `_load_from_checkpoint`, whose signature is tested.
+    transformers 5.23 saves Qwen's weights under their published names but loads them by the
+    module's names: none match, and it continues from the base model with only a warning. Hence the
+    override of the private `_load_from_checkpoint`, whose signature is tested.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -65,7 +65,7 @@ class ResumableTrainer(Trainer):
             policy.load_state_dict(load_model(folder).state_dict())
 
     def whole_weights(self) -> dict[str, Any] | None:
-        """Weights that were divided, on the first rank; None if they were not. For all ranks."""
+        """The whole weights of a sharded model, on the first rank; else None. Collective."""
         return whole_weights(cast(Any, self.model)) if self.sharded else None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -1,8 +1,8 @@
-"""How sparse each rollout of a group is: its `retention_p`, and the selector that it belongs to.
+"""The sparsity of each rollout of a group: its `retention_p` and the group's selector.
 
-arXiv 2504.18579: the setup of both versions uses eight values from 0.94 to 0.975, one a rollout
-(`grid`); the text of v1 draws p ~ U(0, 1) (`uniform`). Table 4 replaces top-p by other selectors
-without the values that they were trained with.
+arXiv 2504.18579: the setup of both versions uses eight values from 0.94 to 0.975, one per rollout
+(`grid`); the text of v1 draws p ~ U(0, 1) (`uniform`). Table 4 replaces top-p with other selectors
+but does not state their training values.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class RetentionSchedule:
     def __call__(self, step: int, places: Sequence[int]) -> list[float]:
         """`retention_p` of one step's rollouts.
 
-        A draw depends on seed, step and place alone: another number of ranks and a resumed run get
-        the same. It lies above the lower and up to the upper end, so that p is never 0.
+        A draw depends only on seed, step and place, so it is the same for any number of ranks and
+        after a resume. The range excludes its lower and includes its upper end: p is never 0.
 
         Args:
             step: steps finished before.
@@ -88,7 +88,7 @@ class RetentionSchedule:
     def inference(self) -> float:
         """The `retention_p` for the trained model: the densest one of training.
 
-        Full attention is left out: where training reached it, at most the paper's p of 0.975.
+        Full attention is excluded: if training includes it, the value is at most the paper's 0.975.
         """
         if self.span is not None:
             low, high = self.span

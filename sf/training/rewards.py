@@ -1,10 +1,10 @@
 """The paper's reward: r = correct + C * (1 - token_ratio).
 
-arXiv 2504.18579, section 3; C = 1 if any rollout of the group is right (final version; v1 has no C:
-`gate=False`). Correctness is 0 or 1; fractional scores of Video-R1's OCR, free-form and regression
-questions are cut (`cutoff`), which the paper does not describe, or count as they are
-(`fractional`). Table 6's token + latency reward is r = correct + C * (1 - token_ratio + w * (1 -
-latency_ratio)); its form and w are ours (`sf.training.latency`).
+arXiv 2504.18579, section 3; C = 1 if any rollout of the group is correct (final version; v1 has no
+C: `gate=False`). Correctness is 0 or 1; fractional scores of Video-R1's OCR, free-form and
+regression questions are thresholded (`cutoff`), which the paper does not describe, or used
+unchanged (`fractional`). Table 6's token + latency reward is r = correct + C * (1 - token_ratio +
+w * (1 - latency_ratio)); its form and w are ours (`sf.training.latency`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class GroupReward:
 
     Attributes:
         num_generations: rollouts in a group.
-        cutoff: fractional score from which an answer counts as right, in (0, 1].
+        cutoff: fractional score from which an answer counts as correct, in (0, 1].
         gate: apply C.
-        fractional: reward fractional scores as they are; C and accuracy still use the cut-off.
+        fractional: use fractional scores unchanged; C and accuracy still use the cutoff.
         latency_weight: w, of the modelled latency; 0 is the paper's token reward.
         gather: concatenates a tensor over ranks, first rank first.
         rank: of this process.
@@ -72,8 +72,8 @@ class GroupReward:
     ) -> list[float]:
         """The first part of the reward: `correct`, or the score in [0, 1] where it is fractional.
 
-        An answer that equals the solution's text is worth 1 whatever its score: ROUGE-2 knows no
-        pair in a single word.
+        An answer equal to the solution's text is worth 1 whatever its score, because ROUGE-2 is 0
+        for a single word.
 
         Args:
             completions: TRL's.

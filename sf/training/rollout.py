@@ -1,8 +1,8 @@
 """Sampling answers under sparse attention, one retention threshold per rollout.
 
-The prompts' forward can be shared with the loss (`Sampler(shared=True)`): as long as the weights
-that answer are the weights that learn, what the training forward would compute for the prompts is
-what the rollout's prefill has computed, if that keeps its graph.
+The loss can reuse the forward pass over the prompts (`Sampler(shared=True)`): while the rollout's
+weights equal the weights being trained, the rollout's prefill is the training forward pass over the
+prompts, provided that it keeps its graph.
 
 Shapes: R rollouts, P padded prompt length, C completion length, J layers.
 """
@@ -49,7 +49,7 @@ class PromptPass:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What one generation call gave and what its training forward needs.
+    """The result of one generation call, with the inputs of its training forward pass.
 
     Attributes:
         prompts: the unique questions.
@@ -207,8 +207,8 @@ class Sampler:
     def _first(self, logits: torch.Tensor, seeds: Sequence[int]) -> dict[str, Any]:
         """The first token of each row, and how the others are chosen.
 
-        Not as `model.generate` does, which takes what is not said, a repetition penalty for
-        instance, from the checkpoint's generation settings: the policy must be the model alone.
+        Unlike `model.generate`, this ignores the checkpoint's generation settings (such as a
+        repetition penalty): the policy must be the model alone.
         """
         choice = Sampled(
             self.temperature, self.forbidden, seeds, logits.shape[-1], logits.device, self.truncate

@@ -63,7 +63,7 @@ class Training:
         trainer: ready to train.
         processor: of the model.
         monitor: holds the latest figures.
-        sealing: saves and restores what transformers does not know of.
+        sealing: saves and restores state that transformers does not save.
         time_limit: stops the loop before the job ends.
         checkpoints: folder of the checkpoints.
     """
@@ -97,7 +97,7 @@ def assemble(
         samples: takes sample answers.
 
     Raises:
-        EnvironmentFault: no room for the checkpoints.
+        EnvironmentFault: not enough space for the checkpoints.
         ConfigError: the rollouts or the weights do not divide over the ranks.
     """
     check_sharding(p, world_size())
@@ -147,10 +147,10 @@ def assemble(
 
 
 def prepare_model(p: RunParameters, model: Any) -> tuple[Any, Replacement | None]:
-    """What is trained of a base model: the objective's attention, a frozen tower, adapters.
+    """Prepare a base model for training: the objective's attention, a frozen tower, adapters.
 
     Returns:
-        the model, within adapters if they are asked for, and the open attention of MoBA or NSA.
+        the model, with adapters if configured, and the open attention of MoBA or NSA.
 
     Raises:
         ConfigError: the base checkpoint was trained with another attention, or adapters do not fit.
@@ -163,7 +163,7 @@ def prepare_model(p: RunParameters, model: Any) -> tuple[Any, Replacement | None
 def _grpo(
     p: RunParameters, model: Any, processor: Any, encoder: Encoder, folder: Path, **common: Any
 ) -> SparsityForcingTrainer:
-    """Answers are sampled and rewarded."""
+    """The trainer of objectives that sample and reward answers."""
     grpo = p.objective
     assert isinstance(grpo, Grpo)
     count = p.train.steps * p.train.questions_per_step
@@ -188,7 +188,7 @@ def _grpo(
 def _sft(
     p: RunParameters, model: Any, processor: Any, encoder: Encoder, folder: Path, **common: Any
 ) -> SparseSFTTrainer:
-    """The data set's answers, or a teacher's distributions over them, are learnt."""
+    """The trainer of objectives that learn the dataset's answers, or a teacher's distributions."""
     kind: type[SparseSFTTrainer] = SparseSFTTrainer
     if isinstance(p.objective, Distil):
         kind, common["settings"] = DistilTrainer, p.objective
@@ -208,7 +208,7 @@ def _sft(
 
 
 def _with_adapters(p: RunParameters, model: Any) -> Any:
-    """Low-rank adapters on the decoder's linear layers, if they are asked for.
+    """Low-rank adapters on the decoder's linear layers, if configured.
 
     Raises:
         ConfigError: with an objective that trains weights of its own, or with the vision tower.
@@ -236,7 +236,7 @@ def _with_adapters(p: RunParameters, model: Any) -> Any:
 
 
 def has_reference(p: RunParameters) -> bool:
-    """Whether a second, frozen model is held beside the one that is trained."""
+    """Whether training needs a second, frozen model."""
     grpo = p.objective
     compared = grpo.beta > 0 if isinstance(grpo, Grpo) else isinstance(grpo, Distil)
     return compared and not p.train.lora
@@ -245,7 +245,7 @@ def has_reference(p: RunParameters) -> bool:
 def check_sharding(p: RunParameters, ranks: int) -> None:
     """
     Raises:
-        ConfigError: weights cannot be divided in a run of so many ranks.
+        ConfigError: weights cannot be sharded over this number of ranks.
     """
     if p.train.sharding == "none":
         return
@@ -288,24 +288,24 @@ def train(
     tracker: Any,
     provenance: dict[str, Any],
 ) -> dict[str, float]:
-    """Train, from the last whole checkpoint if there is one, and save a plain checkpoint.
+    """Train, from the last complete checkpoint if there is one, and save a plain checkpoint.
 
     Args:
         p: parameters.
         base: the initial model.
         rows: the train manifest.
-        checkpoints: folder for checkpoints; a killed run goes on from what lies there.
-        out: the trained model goes here.
+        checkpoints: folder for checkpoints, from which a killed run continues.
+        out: folder of the trained model.
         tracker: `log(step, values)`.
         provenance: plain values for `sparsity.json` and the model card.
 
     Returns:
-        the last figures.
+        the last metrics.
 
     Raises:
-        TrainingCollapse: the loss or a gradient is not finite, or a figure collapsed
+        TrainingCollapse: the loss or a gradient is not finite, or a metric collapsed
             (`sf.training.collapse`).
-        EnvironmentFault: no room for the checkpoints, a full disk or too little memory.
+        EnvironmentFault: not enough disk space or memory.
         JobInterrupted: the job is about to end; a checkpoint of the last step is written.
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -345,7 +345,7 @@ def save(
         p: parameters.
         provenance: plain values.
         figures: for the card.
-        weights: of a divided model, put together.
+        weights: the gathered weights of a sharded model.
     """
     trainer = training.trainer
     model: Any = trainer.accelerator.unwrap_model(trainer.model)

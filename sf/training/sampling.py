@@ -20,7 +20,7 @@ VISION_TOKENS = (
 
 
 def vision_token_ids(tokenizer: Any) -> list[int]:
-    """Ids that must not be sampled: as part of a prompt they would announce pixels.
+    """Ids that must not be sampled: in a prompt they are placeholders for pixels.
 
     (TRL suppresses the image token alone.)
     """

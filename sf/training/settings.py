@@ -1,8 +1,8 @@
 """The paper's settings in TRL's terms.
 
-TRL's own defaults differ from the paper (arXiv 2504.18579) in `beta` (0), `loss_type` ("dapo") and
-`use_bias_correction_kl` (True). What neither version of the paper gives is marked "assumed" in the
-parameter files.
+TRL's defaults differ from the paper (arXiv 2504.18579) in `beta` (0), `loss_type` ("dapo") and
+`use_bias_correction_kl` (True). Values that neither version of the paper states are marked
+"assumed" in the parameter files.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def sft_arguments(
 
 
 def common_arguments(p: RunParameters, folder: Path, world_size: int | None) -> dict[str, Any]:
-    """What all objectives share: steps, batch, optimiser, precision, checkpoints, logging.
+    """Settings shared by all objectives: steps, batch, optimiser, precision, checkpoints, logging.
 
     Raises:
         ConfigError: see `micro_batch`.

@@ -1,11 +1,11 @@
-"""Supervised fine-tuning on the data set's answers under token-sparse attention.
+"""Supervised fine-tuning on the dataset's answers under token-sparse attention.
 
-transformers' Trainer with the teacher-forced sparse forward of the GRPO objectives. (TRL's
-SFTTrainer brings its own collator and forward, which encode media anew for every row of every step
-and know neither a selection by row nor questions that share one encoding.)
+This is transformers' Trainer with the teacher-forced sparse forward pass of the GRPO objectives.
+(TRL's SFTTrainer has its own collator and forward pass, which encode media again for every row of
+every step and support neither selection by row nor rows that share one encoding.)
 
-The loss is that of the answer's tokens and its end token alone: the mean over an answer's tokens,
-then over answers, so micro-batches and ranks of equal size need no further weights.
+The loss covers only the answer's tokens and its end token: it is averaged over an answer's tokens,
+then over answers, so micro-batches and ranks of equal size need no weighting.
 
 Shapes: R answers, C answer length, J layers.
 """
@@ -78,7 +78,7 @@ class SparseSFTTrainer(ResumableTrainer):
         schedule: how sparse each entry of a question's group is.
         sharpness_weight: of the regulariser over attention rows; 0: none.
         measure: the regulariser (`sf.training.sharpness.KINDS`).
-        replacement: an attention that is trained in the place of the model's own; open.
+        replacement: an open attention that replaces the model's own in training.
         samples: takes the first question of each logged step (`records.SampleTable.add`).
         callbacks: transformers callbacks.
 

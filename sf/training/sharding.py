@@ -1,11 +1,11 @@
-"""Weights, gradients and optimiser state divided over the ranks of a job (FSDP version 2).
+"""Weights, gradients and optimiser state sharded over the ranks of a job (FSDP version 2).
 
-Each layer's weights are put together for its forward and backward and divided again. torch's public
-`fully_shard` is called here and not by accelerate, which shards on GPUs only and trains data
-parallel elsewhere without a word (1.15): so what the tests prove on a CPU is what runs on GPUs.
+Each layer's weights are gathered for its forward and backward pass and sharded again. This module
+calls torch's public `fully_shard` itself, because accelerate (1.15) shards on GPUs only and
+silently trains data parallel elsewhere: CPU tests thus cover the code that runs on GPUs.
 
-Where ranks need not do the same number of forwards (answers of different lengths, references of
-groups that end on another rank) the whole model is put together once: `gathered`.
+`gathered` gathers the whole model once, where ranks may run different numbers of forward passes
+(answers of different lengths, references of groups that end on another rank).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ OPTIMIZER_FOLDER = "optimizer"
 
 
 def shard(model: nn.Module, device: str, dtype: str) -> None:
-    """Divide a model's weights over all ranks, in place.
+    """Shard a model's weights over all ranks, in place.
 
     Frozen weights outside the decoder (the vision tower) stay whole on each rank: they are used for
     each rank's own questions, at different times.
@@ -78,7 +78,7 @@ def shard(model: nn.Module, device: str, dtype: str) -> None:
 
 
 def shard_reference(reference: nn.Module, policy: nn.Module, device: str, dtype: str) -> None:
-    """Divide the reference's weights; its vision tower is the policy's, which is frozen.
+    """Shard the reference's weights; it shares the policy's frozen vision tower.
 
     Args:
         reference: a model that is not trained.
@@ -103,10 +103,10 @@ def is_sharded(model: Any) -> bool:
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """All weights whole on every rank; harmless for a model that is not sharded.
+    """Gather all weights on every rank; no effect on a model that is not sharded.
 
-    Inside, forwards need no other rank: there may be any number of them. Entering and leaving does.
-    For inference only. Memory: the whole weights, in the type of the computation.
+    Inside, forward passes are independent of other ranks; entering and leaving are collective.
+    For inference only. Memory: the whole weights, in the dtype of the computation.
     """
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
@@ -128,7 +128,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def whole_weights(model: nn.Module) -> dict[str, Any]:
     """All weights on the CPU of the first rank, nothing on the others; all ranks must call it.
 
-    As transformers saves them: of tied weights one.
+    As transformers saves them: tied weights once.
     """
     weights = get_model_state_dict(model, options=_whole())
     tied = getattr(model, "all_tied_weights_keys", {})
@@ -136,21 +136,21 @@ def whole_weights(model: nn.Module) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
-    """Divide weights that the first rank holds; all ranks must call it.
+    """Shard weights from the first rank; all ranks must call it.
 
     Args:
         model: a sharded model.
-        weights: `whole_weights`, on the first rank; not looked at on the others.
+        weights: `whole_weights`, on the first rank; ignored on the others.
 
     Raises:
-        RuntimeError: the names are not those of the model.
+        RuntimeError: the names do not match the model's.
     """
     given = weights if rank() == 0 else {}
     set_model_state_dict(model, given, options=_whole(from_first=True))
 
 
 def save_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Each rank writes its part of the state; another number of ranks can read it."""
+    """Each rank writes its shard of the state; any number of ranks can read it."""
     write_state(get_optimizer_state_dict(model, optimizer), folder / OPTIMIZER_FOLDER)
 
 

@@ -28,9 +28,9 @@ class PathwiseWeight:
     With a target, the weight follows the dual variable of "minimise the loss subject to token
     ratio <= target". It starts at `weight` and each step multiplies it by (ratio / target) **
     (`dual_rate` / `total_steps`): the same growth over a run of any length. It stays within `SPAN`
-    of its start, so that a run too short for its target does not end with the term alone. The ratio
-    responds late, overshoots and hardly recovers; therefore the weight fades to 0 over the last
-    `BAND` above the target.
+    of its start, so that the term cannot dominate a run too short for its target. The ratio
+    responds slowly, overshoots and hardly recovers; the weight therefore decreases to 0 over the
+    last `BAND` above the target.
 
     Attributes:
         weight: without a target, the weight; else the dual variable's initial value.
@@ -138,9 +138,9 @@ class PathwiseWeight:
 
 @dataclass
 class LaggedWeight:
-    """A weight that follows the token ratio of the step before, where a step's own comes too late.
+    """A weight that follows the previous step's token ratio, as a step's own is known too late.
 
-    The first step has none before it and takes the weight as it is.
+    The first step has no previous one and uses the initial weight.
 
     Attributes:
         weight: with a target; moved once a step.

@@ -1,8 +1,8 @@
 """A full-attention teacher: its hidden states, and a student's distance from them.
 
-The teacher is the frozen base model. Its logits are never kept: what is kept is the last hidden
-state of each answer position, once per question, and the logits of both models are made block by
-block (`sf.training.token_scores`).
+The teacher is the frozen base model. Only the last hidden state of each answer position is stored,
+once per question; the logits of both models are computed block by block
+(`sf.training.token_scores`).
 
 Shapes: R answers, C answer length, H hidden size, V vocabulary.
 """
@@ -92,7 +92,7 @@ class Teacher:
 
 
 class HiddenForward(PolicyForward):
-    """Gives the last hidden states in the log-probabilities' place."""
+    """Returns the last hidden states instead of log-probabilities."""
 
     def _head(self, rows: Tensor, inputs: dict[str, Any], width: int) -> tuple[Tensor, Tensor]:
         with replaced_head(self.bare, lambda head, own, hidden: hidden[:, :width]):

@@ -18,10 +18,10 @@ MARGIN_SECONDS = 15.0
 class TimeLimit(TrainerCallback):
     """Asks for a checkpoint and the end of the loop; belongs behind what writes checkpoints.
 
-    The job's end is near when a signal says so, or when the remaining time does not hold two more
-    of the longest step and of the longest checkpoint so far. All ranks stop at the same step.
-    The weights are those of an unbroken run; where `log_every` is above 1, the next logged mean
-    holds only the steps after the checkpoint.
+    Training stops on a signal, or when the remaining time is less than twice the sum of the
+    longest step and the longest checkpoint so far. All ranks stop at the same step.
+    The weights equal those of an uninterrupted run; if `log_every` is above 1, the next logged mean
+    covers only the steps after the checkpoint.
 
     Attributes:
         cause: the signal that stopped the loop; None while it runs and when it ends by itself.

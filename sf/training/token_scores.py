@@ -1,9 +1,9 @@
-"""Log-probabilities of given tokens in place of a model's logits.
+"""Log-probabilities of given tokens instead of a model's logits.
 
 A vocabulary has 152,000 entries: the logits of eight answers of 1,024 tokens take 5 GB in float32,
-and their backward pass as much again. The head runs here over blocks of tokens. Where there is more
-than one, a block's logits are made anew in the backward pass (torch's checkpoint), so the memory is
-that of one block, however many rollouts there are.
+and their backward pass as much again. Here the head runs over blocks of tokens. With more
+than one block, the logits are recomputed in the backward pass (torch's checkpoint), so the memory
+is that of one block for any number of rollouts.
 
 Shapes: R rollouts, C tokens, H hidden size, V vocabulary.
 """
@@ -70,7 +70,7 @@ def scored(
 ) -> Iterator[None]:
     """A forward in which the head gives scores instead of logits; `TokenScores.of` reads them.
 
-    They are the forward's output, so that wrappers which watch a model's outputs see them.
+    They are the output of the forward pass, so that wrappers of the model see them.
 
     Args:
         model: a causal language model, within PEFT or not. Its forward is to be asked for the
@@ -111,7 +111,7 @@ def replaced_head(model: Any, forward: Callable[[Any, Head, Tensor], Tensor]) ->
 
 
 def in_blocks(block: Callable[..., Tensor], logits: int, *inputs: Tensor) -> Tensor:
-    """`block` over parts of the tokens, each made anew in the backward pass.
+    """`block` over parts of the tokens, each recomputed in the backward pass.
 
     Args:
         block: parts of the inputs (n, ...) -> (n, values).

@@ -5,8 +5,8 @@ threshold; the reference is the initial model with full attention. The policy's 
 are taken under the kept sets that the rollout recorded, so training matches inference.
 
 Private names are overridden (`OVERRIDDEN`, their signatures are tested): TRL 1.16 has no public
-place for extra tensors between rollout and loss, and its own loss forward drops videos without a
-word. The loss itself, advantages and the optimiser loop are TRL's.
+interface for extra tensors between rollout and loss, and its loss silently drops videos. The loss
+itself, advantages and the optimiser loop are TRL's.
 
 Shapes: R local rollouts, P padded prompt length, C completion length, J layers.
 """
@@ -52,9 +52,9 @@ OVERRIDDEN = (
 class SparsityForcingTrainer(RolloutGeneration, GRPOTrainer):
     """GRPO with sparse rollouts.
 
-    Settings of TRL that would not be honoured are refused (`sf.training.trainer_settings`).
-    Evaluations during training sample the same answers whenever they happen and leave training's
-    random numbers, rollouts and figures alone; their figures are named `eval_...`.
+    TRL settings that would have no effect are refused (`sf.training.trainer_settings`).
+    Evaluations during training always sample the same answers and do not affect training's
+    random numbers, rollouts and metrics; their metrics are named `eval_...`.
 
     Args:
         model: the policy; its folder (`name_or_path`) holds the reference.

@@ -25,9 +25,9 @@ class Uniform(Section):
 
 
 class Rollouts(Section):
-    """How sparse each rollout of a question is (`sf.training.retention_schedule`).
+    """The sparsity of each rollout of a question (`sf.training.retention_schedule`).
 
-    Tables 4 and 5 of the paper are sweeps of these.
+    Tables 4 and 5 of the paper sweep these settings.
     """
 
     group_size: Positive = Field(description="rollouts of a question")

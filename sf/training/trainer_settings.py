@@ -1,10 +1,10 @@
-"""What becomes of every setting of TRL's GRPOConfig and transformers' TrainingArguments.
+"""The treatment of every setting of TRL's GRPOConfig and transformers' TrainingArguments.
 
-TRL ignores some of its settings where completions come from a `rollout_func`, and some have no
-meaning for rollouts with their own token selection. Each setting is in one of three groups: it does
-what its documentation says (`HONOURED`), it is refused unless it has a value that changes nothing
-(`REFUSED`), or it belongs to another setting that is refused or absent (`INERT`). A test fails when
-TRL or transformers has a setting that is in none.
+TRL ignores some settings when completions come from a `rollout_func`, and some have no meaning for
+rollouts with their own token selection. Each setting is in one of three groups: it works as
+documented (`HONOURED`), it is refused unless its value changes nothing (`REFUSED`), or it depends
+on another setting that is refused or absent (`INERT`). A test fails if TRL or transformers has a
+setting outside these groups.
 """
 
 from __future__ import annotations

@@ -60,5 +60,5 @@ def test_visible_probes_counts_those_at_or_after_a_key():
 
 
 def test_no_probe_at_all_is_refused():
-    with pytest.raises(ConfigError, match="at least one query"):
+    with pytest.raises(ConfigError, match="at least one probe query"):
         Probes(recent=0, spread=0)
