@@ -24,6 +24,8 @@ from sf.escaping import printable
 from sf.extras import extra
 from sf.redaction import redact, without_credentials
 
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read at MLflow's first import
+
 __all__ = [
     "EXPERIMENT",
     "STUDY_NOTE",

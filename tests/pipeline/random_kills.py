@@ -51,8 +51,8 @@ def copy_checkout(folder: Path) -> Path:
 
 def environment() -> dict[str, str]:
     """PYTHONPATH: the copy's code is run, not the checkout's that the tests are installed from."""
-    dropped = ("MLFLOW_", "SNAKEMAKE_", "SLURM_", "HF_HUB_OFFLINE")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
+    dropped = ("MLFLOW_", "SNAKEMAKE_", "SLURM_", "HF_HUB_OFFLINE", "PYTEST_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped) and k != "CI"}
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     return {**kept, "PATH": path, "PYTHONPATH": ".:imported", "OMP_NUM_THREADS": "1"}
 
