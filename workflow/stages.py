@@ -239,6 +239,7 @@ STAGES = (
         output="previews",
         axes={"suite": "benchmarks.suites"},
         values={"suite": "{suite}"},
+        sections=("vision=evaluation_vision",),
         inputs=BENCHMARKS,
     ),
     Stage(

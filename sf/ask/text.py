@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sf.ask.answer import AskResult
-from sf.report.layers import group_names, layer_groups
+from sf.evaluation.layer_groups import group_names, layer_groups
 
 __all__ = ["render"]
 

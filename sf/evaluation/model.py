@@ -32,6 +32,7 @@ from sf.baselines import TRAINED, build, resolve
 from sf.data.llava import is_llava
 from sf.data.vision import encode_parts
 from sf.errors import ConfigError
+from sf.evaluation.kept_cells import kept_cells
 from sf.evaluation.media import encode_as_lmms_eval
 from sf.evaluation.question import Question, limit_of, question_of
 from sf.evaluation.records import Record, record_log
@@ -278,6 +279,7 @@ class SparseChatModel(lmms):
             output[:, width:], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         counts = self._generated(output[:, width:])
+        cells = kept_cells(trace, inputs, self.model.config)
         return [
             Record(
                 task=question.task,
@@ -291,6 +293,7 @@ class SparseChatModel(lmms):
                 kv_bytes=kept[at] * self._kv_entry,
                 seconds=0.0,
                 batch=len(questions),
+                kept_cells=cells[at],
             )
             for at, question in enumerate(questions)
         ]

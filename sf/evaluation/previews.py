@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import PIL.Image
 
@@ -27,18 +30,27 @@ SIDE = 128
 MOST_PICTURES = 4
 """Images of a question, or frames of its video, that are shown at most."""
 QUALITY = 70  # of JPEG
-FRAMES = Vision(
-    image_min_pixels=784,
-    image_max_pixels=SIDE * SIDE,
-    video_min_pixels=784,
-    video_max_pixels=SIDE * SIDE,
-    video_max_frames=MOST_PICTURES,
-    video_fps=1.0,
-)
+MIN_PIXELS = 784
+
+
+class _Picture(NamedTuple):
+    """A small picture, and what it shows.
+
+    Attributes:
+        image: the picture.
+        medium: number of the image or video in the question, from 0.
+        frame: number of the frame among those that a model is given, from 0; 0 for an image.
+        frames: how many those are; 1 for an image.
+    """
+
+    image: PIL.Image.Image
+    medium: int
+    frame: int = 0
+    frames: int = 1
 
 
 def preview_table(
-    benchmarks: Sequence[Benchmark], source: Source, folder: Path, scratch: Path
+    benchmarks: Sequence[Benchmark], source: Source, folder: Path, vision: Vision, scratch: Path
 ) -> pd.DataFrame:
     """A line a row of the benchmarks that is evaluated.
 
@@ -46,11 +58,13 @@ def preview_table(
         benchmarks: which.
         source: their data.
         folder: result of the stage `benchmarks`.
+        vision: of the evaluation, whose rule says which frames of a video are looked at.
         scratch: for Arrow files.
 
     Returns:
         Columns benchmark, task, doc_id (as in `samples.jsonl`), question, picture (JPEG; empty
-        without media).
+        without media), places (JSON: of each image or frame in the picture, from the left
+        [medium, frame, frames, left, width, height], the last three in pixels).
     """
     home = source.home_path(folder, scratch)
     lines = []
@@ -60,29 +74,48 @@ def preview_table(
             leave_out(lmms_task, task, source.unreadable.get(task.name, ()), source.limit)
             for number, (_, messages) in enumerate(documents(lmms_task)):
                 named = {"benchmark": benchmark.name, "task": task.name, "doc_id": number}
-                lines.append({**named, **_preview(turns_of(messages))})
+                lines.append({**named, **_preview(turns_of(messages), vision)})
     return pd.DataFrame(lines)
 
 
-def _preview(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _preview(turns: Sequence[dict[str, Any]], vision: Vision) -> dict[str, Any]:
     parts = [part for turn in turns if turn["role"] == "user" for part in turn["content"]]
     text = "\n".join(part["text"] for part in parts if part["type"] == "text")
-    pictures = [picture for part in parts for picture in _pictures(part)][:MOST_PICTURES]
-    return {"question": text.strip(), "picture": _jpeg(side_by_side(pictures)) if pictures else b""}
+    media = [part for part in parts if part["type"] != "text"]
+    pictures = [
+        picture for number, part in enumerate(media) for picture in _pictures(part, number, vision)
+    ][:MOST_PICTURES]
+    images = [picture.image for picture in pictures]
+    lefts = accumulate((image.width for image in images), initial=0)
+    places = [
+        [medium, frame, frames, left, *image.size]
+        for (image, medium, frame, frames), left in zip(pictures, lefts, strict=False)
+    ]
+    return {
+        "question": text.strip(),
+        "picture": _jpeg(side_by_side(images)) if images else b"",
+        "places": json.dumps(places),
+    }
 
 
-def _pictures(part: dict[str, Any]) -> Sequence[PIL.Image.Image]:
+def _pictures(part: dict[str, Any], medium: int, vision: Vision) -> Sequence[_Picture]:
     """Small pictures of an image or of a video's frames."""
     if part["type"] == "image":
-        picture = load_rgb(part)
-        picture.thumbnail((SIDE, SIDE))
-        return [picture]
-    return _frames(part["path"]) if part["type"] == "video" else ()
+        image = load_rgb(part)
+        image.thumbnail((SIDE, SIDE))
+        return [_Picture(image, medium)]
+    small = {"video_min_pixels": MIN_PIXELS, "video_max_pixels": SIDE * SIDE}
+    images, frames = _frames(part["path"], vision.model_copy(update=small))
+    return [_Picture(image, medium, frame, frames) for frame, image in images.items()]
 
 
 @lru_cache(maxsize=4)  # neighbouring rows ask about one video
-def _frames(path: str) -> tuple[PIL.Image.Image, ...]:
-    return tuple(map(PIL.Image.fromarray, load_video(path, FRAMES)[0]))
+def _frames(path: str, vision: Vision) -> tuple[dict[int, PIL.Image.Image], int]:
+    """Evenly spaced ones of the frames that a model is given, by number, and how many it is."""
+    frames = load_video(path, vision)[0]
+    most = min(MOST_PICTURES, len(frames))
+    shown = [round(at) for at in np.linspace(0, len(frames) - 1, most)]
+    return {at: PIL.Image.fromarray(frames[at]) for at in shown}, len(frames)
 
 
 def _jpeg(picture: PIL.Image.Image) -> bytes:

@@ -27,6 +27,9 @@ class Record:
         kv_bytes: keys and values of the prompt that stay in the cache, all layers.
         seconds: this sample's share of its batch's wall time (encoding, prefill, decoding).
         batch: samples in the batch.
+        kept_cells: of each image and video, the cells that each group of layers kept
+            (`sf.evaluation.kept_cells`); nothing where every token was kept or no tokens are
+            dropped.
     """
 
     task: str
@@ -40,6 +43,7 @@ class Record:
     kv_bytes: int
     seconds: float
     batch: int
+    kept_cells: tuple[str, ...] = ()
 
 
 def record_log(folder: Path | None, rank: int = 0) -> ResumableLog[Record]:

@@ -24,8 +24,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from sf.errors import ConfigError
+from sf.evaluation.layer_groups import group_names, layer_groups
 from sf.plotting import figure, percent
-from sf.report.layers import group_names, layer_groups
 
 __all__ = ["cell_pixels", "keep_rates", "kept_picture", "veiled"]
 

@@ -16,10 +16,10 @@ from typing import Any
 from sf.atomic_files import write_text
 from sf.escaping import printable
 from sf.evaluation.benchmarks import BENCHMARKS, EXTRA
+from sf.evaluation.layer_groups import group_names, layer_groups
 from sf.json_lines import read_json_lines
 from sf.report.benchmark_tables import Cell
 from sf.report.gate import DENSE
-from sf.report.layers import group_names, layer_groups
 from sf.report.page import Section, Table, page_environment
 from sf.report.results import Result, Study
 
@@ -94,18 +94,20 @@ def _samples(result: Result) -> dict[str, list[dict[str, Any]]]:
                 "ratio": sample["token_ratio"],
                 "tokens": sample["prompt_tokens"],
                 "groups": dict(zip(group_names(groups), means, strict=True)),
+                "kept": sample.get("kept_cells", []),  # no part of older results
             }
         )
     return samples
 
 
-def _questions(result: Result) -> dict[str, dict[str, dict[str, str]]]:
+def _questions(result: Result) -> dict[str, dict[str, dict[str, Any]]]:
     """Text and picture of each question, by benchmark and row."""
-    questions: dict[str, dict[str, dict[str, str]]] = {}
+    questions: dict[str, dict[str, dict[str, Any]]] = {}
     for line in result.table("previews.parquet").to_dict("records"):
         picture = base64.b64encode(line["picture"]).decode()
         questions.setdefault(str(line["benchmark"]), {})[f"{line['task']} {line['doc_id']}"] = {
             "question": printable(line["question"]),
             "picture": f"data:image/jpeg;base64,{picture}" if picture else "",
+            "places": json.loads(line.get("places", "[]")),  # no part of older results
         }
     return questions

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from sf.fields import Section
-from sf.sections import Suite
+from sf.sections import Suite, Vision
 
 if TYPE_CHECKING:
     from sf.jobs import Job
@@ -18,6 +18,7 @@ class Parameters(Section):
     """One suite of benchmarks."""
 
     suite: Suite = Field(description="a benchmark's name, or image, video, all")
+    vision: Vision
     benchmarks: Path = Field(description="result of the stage benchmarks")
     output: Path = Field(description="results folder")
 
@@ -34,6 +35,6 @@ def run(p: Parameters, job: Job) -> None:
     from sf.tables import write_parquet
 
     source = read_source(p.benchmarks)
-    table = preview_table(suite(p.suite), source, p.benchmarks, job.state)
+    table = preview_table(suite(p.suite), source, p.benchmarks, p.vision, job.state)
     write_parquet(table, job.out / "tables" / "previews.parquet")
     job.tracker.summary({"questions": float(len(table))})

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.collections import LineCollection
 
 from sf.errors import ConfigError
-from sf.report.layers import group_names, layer_groups
+from sf.evaluation.layer_groups import group_names, layer_groups
 from sf.report.overlay import cell_pixels, keep_rates, kept_picture, veiled
 
 SIDE = 28

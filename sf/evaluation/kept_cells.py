@@ -1,0 +1,71 @@
+"""Which cells of a prompt's images and videos the layers kept, as short text beside a reply.
+
+Shape suffixes: J layers, G groups of layers, B rows of the batch; T time steps, H rows and W
+columns of cells.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sf.attention import Trace
+from sf.attention.trace import PairTrace
+from sf.attention.visual_tokens import locate
+from sf.evaluation.layer_groups import layer_groups
+
+__all__ = ["kept_cells", "packed", "unpacked"]
+
+
+def kept_cells(trace: Trace, inputs: Mapping[str, Any], config: Any) -> list[tuple[str, ...]]:
+    """What each group of `layer_groups` kept of every image and video, row by row.
+
+    A group keeps a cell that at least half of its layers keep.
+
+    Args:
+        trace: of the prefill.
+        inputs: of that prefill, as `sf.attention.visual_tokens.locate` takes them.
+        config: of the model.
+
+    Returns:
+        For each row of the batch a text of each medium (`packed`), in the order of the prompt.
+        Nothing for a row that kept every token, and under a method whose queries each read other
+        tokens.
+
+    Raises:
+        DataError: grids and placeholders do not fit together.
+    """
+    texts: list[tuple[str, ...]] = [()] * len(inputs["input_ids"])
+    if isinstance(trace, PairTrace) or trace.valid is None:
+        return texts
+    valid_BL = trace.valid.cpu()
+    kept = [mask_BL.cpu() for mask_BL in trace.kept]
+    sparse_B = torch.stack([(mask_BL != valid_BL).any(1) for mask_BL in kept]).any(0).tolist()
+    if not any(sparse_B):
+        return texts
+    groups = layer_groups(len(kept))
+    for span in sorted(locate(inputs, config), key=lambda span: int(span.columns[0])):
+        if sparse_B[span.row]:
+            cells_JTHW = span.cells(kept).numpy()
+            halves = [cells_JTHW[list(group)].mean(0) >= 0.5 for group in groups]
+            texts[span.row] = (*texts[span.row], packed(np.stack(halves)))
+    return texts
+
+
+def packed(cells_GTHW: NDArray[np.bool_]) -> str:
+    """ "TxHxW:BITS": the bits of all cells, group by group, eight a byte (first bit highest)."""
+    shape = "x".join(str(length) for length in cells_GTHW.shape[1:])
+    return f"{shape}:{base64.b64encode(np.packbits(cells_GTHW).tobytes()).decode()}"
+
+
+def unpacked(text: str, groups: int) -> NDArray[np.bool_]:
+    """The cells of `packed`: bool (groups, T, H, W)."""
+    lengths, _, bits = text.partition(":")
+    shape = (groups, *(int(length) for length in lengths.split("x")))
+    flat = np.unpackbits(np.frombuffer(base64.b64decode(bits), np.uint8), count=int(np.prod(shape)))
+    return flat.astype(bool).reshape(shape)
