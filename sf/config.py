@@ -69,11 +69,11 @@ TableName = Annotated[str, BeforeValidator(_known_table)]
 class Resources(Section):
     """What one job of a stage is given by the scheduler."""
 
-    cpus: Positive = Field(description="on each node")
-    mem_gib: Positive = Field(description="on each node")
-    gpus: Annotated[int, Field(ge=0, description="on each node; a process each")]
+    cpus: Positive = Field(description="CPUs per node")
+    mem_gib: Positive = Field(description="memory per node")
+    gpus: Annotated[int, Field(ge=0, description="GPUs per node, one process each")]
     hours: Annotated[float, Field(gt=0)]
-    nodes: Positive = Field(1, description="machines; several need Slurm")
+    nodes: Positive = Field(1, description="number of nodes; several need Slurm")
 
     @property
     def all_gpus(self) -> int:
@@ -105,8 +105,9 @@ class Params(Section):
     seed: Seed
     tables: list[TableName] = Field(
         default_factory=list,
-        description="tables and figures that `all` makes, as 1, table1 or figure4a; empty: all "
-        "that the rows make, and every row",
+        description="tables and figures that `all` makes, such as 1, table1 or "
+        "figure4a; empty: every row and every table that the rows "
+        "allow",
     )
     axes: Axes
     vision: Vision
@@ -115,7 +116,9 @@ class Params(Section):
     answering: Answering
     prepare: Prepare
     base: Annotated[dict[Name, BaseModelSpec], Field(min_length=1)]
-    scratch: Scratch | None = Field(None, description="of base models with source 'scratch'")
+    scratch: Scratch | None = Field(
+        None, description="training of base models with source 'scratch'"
+    )
     calibrate: Calibrate
     train: Train
     rollouts: Rollouts
@@ -126,8 +129,8 @@ class Params(Section):
     moba: MobaSettings
     nsa: NsaSettings
     objectives: dict[Name, dict[str, Any]] = Field(
-        description="rows with training: objective and the settings that differ from its sections; "
-        "none: a study without training"
+        description="rows with training: objective, and settings that differ from "
+        "its sections; empty: no training"
     )
     benchmarks: Benchmarks
     evaluate: Evaluate

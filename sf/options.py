@@ -22,14 +22,14 @@ __all__ = [
 ]
 
 MODEL = Annotated[str, typer.Option(help="a checkpoint's folder, or OWNER/NAME on the hub")]
-REVISION = Annotated[str | None, typer.Option(help="of a hub id")]
-DEVICE = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one")]
+REVISION = Annotated[str | None, typer.Option(help="revision of a hub id")]
+DEVICE = Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if available")]
 DTYPE = Annotated[
     str | None, typer.Option(help="float32 (default on a CPU), bfloat16 (on a GPU) or float16")
 ]
-MAX_PIXELS = Annotated[int | None, typer.Option(help="of an image, or of each frame")]
-MAX_FRAMES = Annotated[int, typer.Option(help="of a video")]
-FPS = Annotated[float, typer.Option(help="frames looked at a second")]
+MAX_PIXELS = Annotated[int | None, typer.Option(help="maximum pixels of an image or frame")]
+MAX_FRAMES = Annotated[int, typer.Option(help="maximum frames of a video")]
+FPS = Annotated[float, typer.Option(help="frames sampled per second")]
 
 
 def from_dataclasses(command: Callable[..., None]) -> Callable[..., None]:

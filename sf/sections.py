@@ -68,10 +68,10 @@ class Vision(Section):
 
     image_min_pixels: Positive = Field(description="smaller images are enlarged")
     image_max_pixels: Positive = Field(description="larger images are shrunk")
-    video_min_pixels: Positive = Field(description="of a frame; smaller ones are enlarged")
-    video_max_pixels: Positive = Field(description="of a frame; larger ones are shrunk")
-    video_max_frames: Positive = Field(description="frames of a video at most")
-    video_fps: Annotated[float, Field(gt=0)] = Field(description="frames sampled a second")
+    video_min_pixels: Positive = Field(description="smaller frames are enlarged")
+    video_max_pixels: Positive = Field(description="larger frames are shrunk")
+    video_max_frames: Positive = Field(description="maximum number of frames per video")
+    video_fps: Annotated[float, Field(gt=0)] = Field(description="frames sampled per second")
 
     @model_validator(mode="after")
     def _ordered(self) -> Vision:
@@ -85,8 +85,8 @@ class Vision(Section):
 class Runtime(Section):
     """Where the numbers are computed."""
 
-    device: Literal["cpu", "cuda"] = Field(description="of models and their inputs")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(description="of weights")
+    device: Literal["cpu", "cuda"] = Field(description="device of models and inputs")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(description="dtype of the weights")
 
 
 class Answering(Section):
@@ -97,7 +97,7 @@ class Answering(Section):
     )
     max_completion_tokens: Positive = Field(description="length limit of a reply")
     correctness_cutoff: Annotated[float, Field(gt=0, le=1)] = Field(
-        description="fractional scores at or above it are right"
+        description="fractional score from which an answer counts as correct"
     )
 
 
@@ -105,26 +105,28 @@ class Prepare(Section):
     """From rows of Video-R1-260k's schema, or of an own table, to manifests."""
 
     source: str = Field(
-        description="'synthetic', a local folder, an own table of questions (JSONL, CSV, parquet), "
-        "or 'hub:OWNER/NAME@REVISION'"
+        description="'synthetic', a local folder, a file of questions (JSONL, "
+        "CSV, parquet), or 'hub:OWNER/NAME@REVISION'"
     )
     media: str | None = Field(
-        None, description="folder that media paths are relative to; absent: that of the rows"
+        None, description="root of relative media paths; absent: the folder of the rows"
     )
     synthetic_rows: Positive | None = Field(
-        None, description="rows that are made; of source 'synthetic' only"
+        None, description="number of generated rows, for source 'synthetic' only"
     )
     data_sources: list[str] = Field(
         default_factory=list, description="data_source or top media folder; empty: all"
     )
     sample_rows: Annotated[int, Field(ge=0)] = Field(
-        0, description="a stratified sample; 0: all rows"
+        0, description="size of a stratified sample; 0: all rows"
     )
-    calibration_share: Fraction = Field(description="of the media, by hash")
-    heldout_share: Fraction = Field(description="of the media, by hash")
-    calibration_rows: Positive = Field(description="of its share, at most")
-    heldout_rows: Positive = Field(description="of its share, at most")
-    max_reject_share: Fraction = Field(description="of the rows; more rejected ones are an error")
+    calibration_share: Fraction = Field(description="share of the media, selected by hash")
+    heldout_share: Fraction = Field(description="share of the media, selected by hash")
+    calibration_rows: Positive = Field(description="maximum number of rows of this split")
+    heldout_rows: Positive = Field(description="maximum number of rows of this split")
+    max_reject_share: Fraction = Field(
+        description="largest share of rejected rows; more is an error"
+    )
 
     @model_validator(mode="after")
     def _rows_of_a_synthetic_source(self) -> Prepare:
@@ -153,21 +155,29 @@ class BaseModelSpec(Section):
 class Scratch(Section):
     """How base models with source 'scratch' are trained."""
 
-    align_steps: Annotated[int, Field(ge=0)] = Field(description="of the vision tower alone")
-    steps: Positive = Field(description="of the whole model")
-    batch: Positive = Field(description="questions a step")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(
-        description="of AdamW; Muon's is ten times as large"
+    align_steps: Annotated[int, Field(ge=0)] = Field(
+        description="training steps of the vision tower alone"
     )
-    media: Annotated[int, Field(ge=0)] = Field(description="fresh scenes and clips")
-    examples: Annotated[int, Field(ge=0)] = Field(description="in the benchmarks' formats")
+    steps: Positive = Field(description="training steps of the whole model")
+    batch: Positive = Field(description="questions per step")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        description="learning rate of AdamW; Muon's is ten times as large"
+    )
+    media: Annotated[int, Field(ge=0)] = Field(description="number of generated scenes and clips")
+    examples: Annotated[int, Field(ge=0)] = Field(
+        description="number of examples in the benchmarks' formats"
+    )
 
 
 class TwoTurn(Section):
     """Second questions, answered from a cache that the first one pruned."""
 
-    retention_p: list[RetentionP] = Field(min_length=1, description="thresholds of the first turn")
-    pairs: Annotated[int, Field(ge=0)] = Field(description="second questions at most; 0: none")
+    retention_p: list[RetentionP] = Field(
+        min_length=1, description="retention thresholds of the first turn"
+    )
+    pairs: Annotated[int, Field(ge=0)] = Field(
+        description="maximum number of second questions; 0: none"
+    )
 
 
 class Calibrate(Section):
@@ -185,11 +195,11 @@ class Benchmarks(Section):
 
     source: str = Field(description="'synthetic', 'hub', or a local folder")
     samples: Annotated[int, Field(ge=0)] = Field(
-        description="of each task, the first ones; 0: all; synthetic: how many are made"
+        description="first samples of each task; 0: all; synthetic: number of generated samples"
     )
     suites: Annotated[list[Suite], AfterValidator(_apart)] = Field(
-        description="one evaluation job each: benchmarks, or groups such as 'all' (one process); "
-        "none: a study on its own rows alone"
+        description="one evaluation job each: benchmarks, or groups such as 'all' "
+        "(one process); empty: no benchmarks"
     )
 
 
@@ -197,16 +207,16 @@ class Match(Section):
     """The token ratio that each method's hyperparameter is set for."""
 
     token_ratio: RetentionP = Field(description="share of the calibration rows' tokens to keep")
-    tolerance: Annotated[float, Field(gt=0, lt=1)] = Field(description="of that share")
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = Field(description="tolerance of that share")
 
 
 class Evaluate(Section):
     """The thirteen benchmarks."""
 
-    retention_p: RetentionP = Field(description="of ZipVL, and of models trained with top-p")
+    retention_p: RetentionP = Field(description="p of ZipVL and of models trained with top-p")
     batch: Positive = Field(description="questions answered at once")
     match: Match | None = Field(
-        None, description="methods at equal token ratio; absent: each at its own value"
+        None, description="compare methods at equal token ratio; absent: each at its default"
     )
 
 
@@ -216,24 +226,26 @@ class Profile(Section):
     subjects: list[str] = Field(
         description="'checkpoint', or a key of sf.profiling.models.SHAPES (random weights)"
     )
-    lengths: list[Positive] = Field(min_length=1, description="tokens of the prompts")
+    lengths: list[Positive] = Field(min_length=1, description="prompt lengths in tokens")
     token_ratio: Fraction = Field(description="share of the tokens that each layer keeps")
     layer_shares: list[RetentionP] = Field(
         default_factory=list,
-        description="shares of kept tokens, one per layer of a recorded run, stretched over the "
-        "subject's layers; empty: token_ratio in every layer",
+        description="shares of kept tokens, one per layer of a recorded run, "
+        "interpolated over the model's layers; empty: token_ratio in "
+        "every layer",
     )
     repeats: Annotated[int, Field(ge=3)] = Field(
-        description="of each measurement; 6 are the fewest for 95 % intervals"
+        description="repeats of each measurement; 95 % intervals need at least 6"
     )
-    decode_tokens: Positive = Field(description="generated after the first one")
-    batch: Positive = Field(description="rows of a prompt's batch")
+    decode_tokens: Positive = Field(description="tokens generated after the first one")
+    batch: Positive = Field(description="batch size")
     prompts: Literal["text", "video"] = Field(
-        description="random text, or a video of growing length through processor and vision tower"
+        description="random text, or a video of increasing length through "
+        "processor and vision tower"
     )
     fit: bool = Field(description="search the largest batch and the longest prompt")
     fit_gib: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="memory limit of that search on a CPU; a GPU's own memory is its limit"
+        0.0, description="memory limit of that search on a CPU; on a GPU its memory"
     )
 
 
@@ -242,6 +254,6 @@ class Axes(Section):
 
     methods: list[Method] = Field(min_length=1, description="rows of the tables without training")
     curve_methods: list[CurveMethod] = Field(
-        default_factory=list, description="methods beside ZipVL whose curve over p is measured"
+        default_factory=list, description="further methods whose curve over p is measured"
     )
-    seeds: list[Seed] = Field(min_length=1, description="of training")
+    seeds: list[Seed] = Field(min_length=1, description="training seeds")

@@ -1,7 +1,7 @@
 """Writes a digest of each stage's code and packages for DVC: `python -m workflow.code_digests`.
 
 DVC compares files by their bytes, so Python files cannot be its dependencies: a comment would rerun
-a study. These digests are those of the result keys. A file that is as it should be is left alone.
+a study. These digests are those of the result keys. Unchanged files are not rewritten.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def code_digest(run: str) -> str:
 
 
 def code_file(run: str) -> str:
-    """Where the digest of a stage's code lies, relative to the checkout."""
+    """Path of the digest of a stage's code, relative to the checkout."""
     return f"results/.code/{run}.json"
 
 

@@ -1,8 +1,8 @@
-"""The GPUs of one machine, each lent to one job at a time.
+"""Exclusive allocation of one machine's GPUs to jobs.
 
-Both engines start several jobs at once and know nothing of GPUs. A job takes its devices by locks
-on files of this user, keeps them while its processes live, and sees no others. Under Slurm, which
-does the same, nothing is done.
+Both engines start several jobs at once without managing GPUs. A job locks its devices with files
+of this user, keeps them while its processes live, and sees no others. Under Slurm, which
+allocates devices itself, this does nothing.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def _all_devices() -> list[str]:
 
 
 def claim(count: int, field: str) -> None:
-    """Wait for `count` free GPUs and make this process, and what it becomes, see only them.
+    """Wait for `count` free GPUs and make only these visible to this process and its successor.
 
-    The locks are held by open files that the process passes on. Jobs get GPUs in turn, so one that
-    asks for many is not passed over for ever.
+    Inherited open files hold the locks. Jobs get GPUs in order, so a job that requests many cannot
+    starve.
 
     Args:
         count: of GPUs, at least 1.
-        field: name of the parameter that asks for them, for the message.
+        field: name of the parameter that requests them, for the message.
 
     Raises:
         ConfigError: the machine has fewer.

@@ -1,4 +1,4 @@
-"""One job of params.yaml as a person asks for it: `sf run STAGE --set NAME=VALUE`."""
+"""One job of params.yaml from the command line: `sf run STAGE --set NAME=VALUE`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_NAMED = 8
 def asked_job(
     stage: str, words: Sequence[str], path: Path = Path("params.yaml")
 ) -> tuple[dict[str, Any], str]:
-    """The parameters of a job of the study, some of them changed.
+    """The parameters of a job of the study, with some overridden.
 
     Args:
         stage: of `sf run`.
@@ -73,7 +73,7 @@ def chosen_job(
 
 
 def _choices(values: list[Mapping[str, Any]]) -> str:
-    """How the first of several jobs is told from the others."""
+    """The values that distinguish the first of several jobs from the others."""
     first = values[0]
     words = []
     for name, value in first.items():
@@ -88,7 +88,7 @@ def _choices(values: list[Mapping[str, Any]]) -> str:
 def own_output(
     stage: str, name: str, values: Mapping[str, Any], words: Sequence[str]
 ) -> dict[str, Any]:
-    """The values with the words' changes, checked, and a folder of their own for the result.
+    """The overridden values, validated, and a separate folder for the result.
 
     Args:
         stage: of `sf run`.

@@ -1,4 +1,4 @@
-"""What `sf run STAGE --help` shows: every parameter with meaning, value and source."""
+"""The parameter list of `sf run STAGE --help`: every parameter with meaning, value and source."""
 
 from __future__ import annotations
 

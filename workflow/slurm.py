@@ -1,7 +1,7 @@
-"""What a study needs of Slurm beside Snakemake's executor plugin.
+"""Slurm support that Snakemake's executor plugin lacks.
 
-The plugin identifies its jobs by a name that is new at every start. A submitter that was killed and
-started again would therefore submit everything a second time while the first jobs still run:
+The plugin identifies its jobs by a name that changes at every start. A restarted
+submitter would therefore submit everything again while the first jobs still run:
 `wait_for_jobs` finds them by their working directory and waits for them.
 """
 
@@ -36,7 +36,7 @@ GROWTH = 0.5
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job that Slurm runs or will run.
+    """A running or pending Slurm job.
 
     Attributes:
         id: Slurm's.
@@ -85,9 +85,9 @@ def requested(given: Resources) -> dict[str, Any]:
 
 
 def on_every_node(given: Resources, field: str) -> list[str]:
-    """The words that start what follows them once on every node of this job.
+    """The command prefix that starts a command once on every node of this job.
 
-    If it fails on one node, it is ended on all.
+    If it fails on one node, it ends on all.
 
     Args:
         given: nodes and CPUs of the job.
@@ -121,12 +121,12 @@ def node_of_step() -> Node | None:
 
 
 def minutes(hours: float) -> int:
-    """A time limit in Slurm's whole minutes: rounded up, as 0 would mean none."""
+    """A time limit in Slurm's whole minutes, rounded up, because 0 would mean no limit."""
     return max(1, math.ceil(hours * 60))
 
 
 def grow(first: int) -> Callable[..., int]:
-    """A resource of Snakemake that is half as much again with every retry of a job."""
+    """A Snakemake resource that grows by half of the request with every retry of a job."""
 
     def amount(wildcards: object, attempt: int) -> int:
         return math.ceil(first * (1 + GROWTH * (attempt - 1)))
@@ -149,17 +149,17 @@ def _output(words: Sequence[str]) -> str:
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Refuse to submit where the plugin would never learn that a job has ended.
+    """Refuse to submit if the plugin could never detect the end of a job.
 
-    The profile asks squeue. Where finished jobs leave squeue too early the plugin asks sacct
-    instead, which answers nothing without accounting.
+    The profile uses squeue. If finished jobs leave squeue too early, the plugin uses sacct
+    instead, which returns nothing without accounting.
 
     Args:
         arguments: Snakemake's command line.
 
     Raises:
-        EnvironmentFault: sacct is going to be asked and Slurm keeps no accounts, or Slurm does
-            not answer.
+        EnvironmentFault: sacct is needed but Slurm keeps no accounts, or Slurm does not
+            respond.
     """
     settings = {
         name.strip(): value.strip()
@@ -192,7 +192,7 @@ def _value(arguments: Sequence[str], option: str) -> str | None:
 
 
 def jobs_of(folder: Path) -> list[QueuedJob]:
-    """The jobs of this user that Slurm still has for a checkout.
+    """This user's running and pending Slurm jobs of a checkout.
 
     Args:
         folder: the checkout, the jobs' working directory.
@@ -212,7 +212,7 @@ def jobs_of(folder: Path) -> list[QueuedJob]:
 
 
 def end_of(job: str) -> str | None:
-    """How a job ended, by Slurm's queue or accounts, such as "TIMEOUT"; None if unknown."""
+    """A job's final state in Slurm's queue or accounts, such as "TIMEOUT"; None if unknown."""
     for words in (
         ["squeue", "--noheader", "--states=all", "--jobs", job, "--format", "%T"],
         ["sacct", "--noheader", "--allocations", "--parsable2", "--jobs", job, "--format", "State"],

@@ -1,4 +1,4 @@
-"""The state of each job of a study: whether its result holds, why or why not, and what runs."""
+"""The status of each job of a study: whether its result is valid, the reasons, and running jobs."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class JobStatus:
         return reasons
 
     def _attempt(self) -> list[str]:
-        """What runs, or how the last attempt ended, with the log's last line."""
+        """The running process, or how the last attempt ended, with the log's last line."""
         lines = [f"Slurm job {job.id}: {job.state}" for job in self.slurm_jobs]
         if self.status not in ("running", "failed", "stopped"):
             return lines
@@ -128,7 +128,7 @@ def study_status(specs: Iterable[JobSpec]) -> list[JobStatus]:
 def _progress(
     job: JobSpec, status: Status, attempt: Attempt | None, jobs: tuple[slurm.QueuedJob, ...]
 ) -> Status:
-    """The status of a result, or what becomes of a job whose result does not hold."""
+    """The status of a result, or of the job if its result is not valid."""
     if _is_locked(Path(job.output)) or any(entry.state == "RUNNING" for entry in jobs):
         return "running"
     if status == "holds":
@@ -143,7 +143,7 @@ def _progress(
 
 
 def _queued() -> list[slurm.QueuedJob]:
-    """Slurm's jobs of this checkout; none where there is no Slurm or it does not answer."""
+    """Slurm's jobs of this checkout; none if Slurm is absent or does not respond."""
     if shutil.which("squeue") is None:
         return []
     try:
@@ -153,7 +153,7 @@ def _queued() -> list[slurm.QueuedJob]:
 
 
 def _killed(attempt: Attempt) -> str:
-    """Why an attempt left no word."""
+    """Why an attempt ended without a message."""
     state = slurm.end_of(attempt.slurm_job) if attempt.slurm_job else None
     if state:
         return f"ended without a message; Slurm: {state}"
@@ -166,7 +166,7 @@ def log_file(job: JobSpec) -> Path:
 
 
 def log_tail(path: Path) -> str:
-    """The last line of a log that says something; "" without one."""
+    """The last non-empty line of a log; "" without one."""
     try:
         with path.open("rb") as stream:
             stream.seek(max(path.stat().st_size - TAIL_BYTES, 0))
@@ -177,7 +177,7 @@ def log_tail(path: Path) -> str:
 
 
 def totals(listed: Iterable[JobStatus]) -> str:
-    """How many jobs have which status, and the hours that are left where that is known."""
+    """The number of jobs of each status, and the hours left if known."""
     listed = list(listed)
     counts = Counter(entry.status for entry in listed)
     text = ", ".join(f"{count} {name}" for name, count in counts.items())
@@ -212,7 +212,7 @@ def expected_seconds(listed: Iterable[JobStatus]) -> dict[str, float | None]:
 
 
 def stale_jobs(specs: Iterable[JobSpec]) -> list[JobStatus]:
-    """The jobs whose results have a stamp and do not hold, whatever became of their inputs.
+    """The jobs whose results have a stamp but are not valid, whatever their inputs' state.
 
     Snakemake knows what it ran itself. It does not know that a result of the other engine was made
     with other parameters or code, that a file of a finished result was damaged, or what a job used
@@ -265,7 +265,7 @@ def _state(job: JobSpec, reader: _Inputs) -> State:
 
 
 def _is_locked(output: Path) -> bool:
-    """Whether a process works on an output; the lock is taken for an instant, and shared."""
+    """Whether a process is writing an output; this takes a shared lock briefly."""
     try:
         descriptor = os.open(work_folder(output) / LOCK, os.O_RDONLY)
     except OSError:

@@ -1,7 +1,7 @@
 """The tables and figures of the paper by name, and the jobs of a study that each needs.
 
-A table asks for rows by what they are, not by their names: a row with training by its objective and
-settings, any other by its method. A study makes a table when it has such rows.
+A table selects rows by content, not by name: a row with training by its objective and
+settings, any other row by its method. A study makes a table if it has such rows.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def rows_of(name: str, params: Params) -> list[Row]:
 
 
 def lacking(params: Params) -> dict[str, int]:
-    """How many rows each table needs that the study does not have; none of those that need none."""
+    """The number of missing rows of each table; tables without missing rows are left out."""
     counts = {name: len(_missing(name, params)) for name in TARGETS}
     return {name: count for name, count in counts.items() if count}
 
@@ -255,7 +255,7 @@ def made(params: Params, listed: Sequence[JobSpec]) -> dict[str, list[JobSpec]]:
 
 
 def asked_jobs(params: Params, listed: Sequence[JobSpec]) -> list[JobSpec]:
-    """What `all` makes: the asked tables with all that they need, and the report."""
+    """The jobs of `all`: the selected tables, the jobs they need, and the report."""
     if not params.tables:
         return list(listed)
     ends = [job for job in listed if job.names.get("target") in params.tables]

@@ -12,7 +12,7 @@ from sf.cli import convert, model, own, study
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Sparsity Forcing: multimodal LLMs that need fewer tokens.",
+    help="Sparsity Forcing: multimodal LLMs that answer with fewer tokens.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -41,7 +41,9 @@ def _print_version(wanted: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="print it and stop"),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="print the version and exit"
+        ),
     ] = False,
 ) -> None:
-    """Sparsity Forcing: multimodal LLMs that need fewer tokens."""
+    """Sparsity Forcing: multimodal LLMs that answer with fewer tokens."""

@@ -20,10 +20,10 @@ def convert_command(
     target: Annotated[Path, typer.Argument(help="the new folder")],
     vision_tower: Annotated[
         Path | None,
-        typer.Option(help="folder with the config.json of a tower that is not known here"),
+        typer.Option(help="folder with the config.json of another vision tower"),
     ] = None,
 ) -> None:
-    """Turn a checkpoint of LLaVA-NeXT's code (llava_qwen) into transformers' LLaVA-OneVision."""
+    """Convert a checkpoint of LLaVA-NeXT's code (llava_qwen) to transformers' LLaVA-OneVision."""
     from sf.models.convert_llava import convert_llava
 
     new = convert_llava(source, target, vision_tower)

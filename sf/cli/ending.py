@@ -1,4 +1,4 @@
-"""The last lines of a study: what it says, and where to look."""
+"""The last lines of a study: the summary and the location of its results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands for one checkpoint: a question, its curve, its cost, a server."""
+"""The commands for one checkpoint: `sf ask`, `sf curve`, `sf profile`, `sf serve`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def _methods() -> list[str]:
 
 def ask_command(
     model: MODEL,
-    question: Annotated[str, typer.Option(help="put to the model as it stands")],
+    question: Annotated[str, typer.Option(help="question, passed to the model unchanged")],
     image: Annotated[Path | None, typer.Option(help="an image file")] = None,
     video: Annotated[Path | None, typer.Option(help="or a video file")] = None,
     p: Annotated[float | None, typer.Option(help="retention threshold in (0, 1]")] = None,
     token_ratio: Annotated[
-        float | None, typer.Option(help="share of the tokens to keep; p is the checkpoint's own")
+        float | None, typer.Option(help="share of the tokens to keep, by the checkpoint's curve")
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="full attention")] = False,
     revision: REVISION = None,
@@ -40,7 +40,7 @@ def ask_command(
     max_frames: MAX_FRAMES = 32,
     fps: FPS = 2.0,
     picture: Annotated[
-        Path | None, typer.Option(help="of the kept tokens; ./MEDIA.kept.png if not given")
+        Path | None, typer.Option(help="image of the kept tokens; by default ./MEDIA.kept.png")
     ] = None,
 ) -> None:
     """Answer one question about an image or a video and show which tokens were kept."""
@@ -73,9 +73,9 @@ def curve_command(
         Path, typer.Argument(help="a checkpoint's folder; the curve is written there")
     ],
     manifest: Annotated[
-        Path, typer.Option(help="rows to measure on: calibration.parquet of `sf run prepare`")
+        Path, typer.Option(help="rows for the measurement: calibration.parquet of `sf run prepare`")
     ],
-    batch: Annotated[int, typer.Option(help="prompts in a forward at most")] = 8,
+    batch: Annotated[int, typer.Option(help="maximum number of prompts per forward pass")] = 8,
 ) -> None:
     """Measure a checkpoint's token ratio over p, for --token-ratio; bounds as in params.yaml."""
     from sf.config import load_params
@@ -98,28 +98,33 @@ def profile_command(
     method: Annotated[
         str | None,
         typer.Option(
-            help="as trained by default; top_k for random weights", autocompletion=_methods
+            help="by default as trained; top_k for random weights", autocompletion=_methods
         ),
     ] = None,
-    value: Annotated[float | None, typer.Option(help="of the method's hyperparameter")] = None,
-    replay: Annotated[
-        Path | None, typer.Option(help="keep a recorded layers.csv's shares; --value: which p")
+    value: Annotated[
+        float | None, typer.Option(help="value of the method's hyperparameter")
     ] = None,
-    length: Annotated[list[int] | None, typer.Option(help="prompt tokens; repeat it")] = None,
-    batch: Annotated[int, typer.Option(help="rows")] = 1,
-    repeats: Annotated[int, typer.Option(help="6 is the fewest for 95 % intervals")] = 6,
-    decode_tokens: Annotated[int, typer.Option(help="after the first")] = 32,
-    prompts: Annotated[str, typer.Option(help="text (random) or video (drawn)")] = "text",
+    replay: Annotated[
+        Path | None,
+        typer.Option(help="keep the shares of a recorded layers.csv; --value selects p"),
+    ] = None,
+    length: Annotated[list[int] | None, typer.Option(help="prompt tokens; may be repeated")] = None,
+    batch: Annotated[int, typer.Option(help="batch size")] = 1,
+    repeats: Annotated[int, typer.Option(help="repeats; 95 % intervals need at least 6")] = 6,
+    decode_tokens: Annotated[int, typer.Option(help="tokens generated after the first")] = 32,
+    prompts: Annotated[str, typer.Option(help="text (random) or video (synthetic)")] = "text",
     video: Annotated[Path | None, typer.Option(help="a file for --prompts video")] = None,
-    fit: Annotated[bool, typer.Option(help="search largest batch and longest prompt")] = False,
+    fit: Annotated[
+        bool, typer.Option(help="search for the largest batch and the longest prompt")
+    ] = False,
     fit_gib: Annotated[float, typer.Option(help="memory limit of that search on a CPU")] = 0.0,
     device: DEVICE = None,
     dtype: DTYPE = None,
     output: Annotated[
-        Path | None, typer.Option(help="folder; results/own/profile/MODEL if not given")
+        Path | None, typer.Option(help="output folder; by default results/own/profile/MODEL")
     ] = None,
 ) -> None:
-    """Measure latency, memory and decoding of a method beside full attention."""
+    """Measure latency, memory and decoding of a method against full attention."""
     from sf.ask import pick_runtime
     from sf.profiling.command import Request, run, sentences, table
 
@@ -160,19 +165,19 @@ def serve_command(
         float | None, typer.Option(help="share of the prompt's tokens that each layer keeps")
     ] = None,
     p: Annotated[
-        float | None, typer.Option(help="or a retention threshold; as trained by default")
+        float | None, typer.Option(help="or a retention threshold; by default as trained")
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="full attention")] = False,
-    host: Annotated[str, typer.Option(help="address to listen at")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
-    slots: Annotated[int, typer.Option(help="requests decoded at once; more wait")] = 8,
-    max_tokens: Annotated[int, typer.Option(help="of a reply, at most")] = 1024,
+    slots: Annotated[int, typer.Option(help="maximum number of requests decoded together")] = 8,
+    max_tokens: Annotated[int, typer.Option(help="maximum number of tokens per reply")] = 1024,
     revision: REVISION = None,
     device: DEVICE = None,
     dtype: DTYPE = None,
     max_pixels: MAX_PIXELS = None,
 ) -> None:
-    """Serve a model at /v1/chat/completions, as OpenAI's clients ask, with sparse attention."""
+    """Serve a model with sparse attention at /v1/chat/completions for OpenAI-compatible clients."""
     from sf.extras import extra
 
     with extra("serve"):

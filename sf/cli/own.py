@@ -1,4 +1,4 @@
-"""The commands for an own model and own questions: `sf evaluate` and `sf train`."""
+"""The commands for a user's model and questions: `sf evaluate` and `sf train`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sf.own import Asked, Comparison, Recipe
 __all__ = ["evaluate_command", "separated", "train_command"]
 
 OUTPUT = Annotated[
-    Path | None, typer.Option(help="folder; one of its own below results/own if not given")
+    Path | None, typer.Option(help="output folder; by default a new one in results/own")
 ]
 
 
@@ -38,7 +38,7 @@ def separated(words: list[str]) -> list[str]:
 
 @from_dataclasses
 def evaluate_command(asked: Asked, comparison: Comparison, output: OUTPUT = None) -> None:
-    """Answer own questions under full attention and sparse methods; write tables and a page."""
+    """Answer your questions under full attention and sparse methods; write tables and a page."""
     from sf.own.evaluation import evaluate
 
     folder = evaluate(asked, comparison, output=output, command=_typed())
@@ -48,7 +48,7 @@ def evaluate_command(asked: Asked, comparison: Comparison, output: OUTPUT = None
 
 @from_dataclasses
 def train_command(asked: Asked, recipe: Recipe, output: OUTPUT = None) -> None:
-    """Train a model on own questions to need fewer tokens; measure it on held-out questions."""
+    """Train a model on your questions to use fewer tokens; evaluate it on held-out questions."""
     from sf.own.training import train
 
     trained = train(asked, recipe, output=output, command=_typed())

@@ -1,4 +1,4 @@
-"""The commands of a study: its stages, its parameters, its state and its record."""
+"""The commands of a study: stages, parameters, status and logging."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def run_command(
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="another value of a parameter; repeat it"),
+        typer.Option("--set", metavar="NAME=VALUE", help="override a parameter; may be repeated"),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="JSON file with the job's parameters, in place of params.yaml"),
+        typer.Option(help="JSON file with the job's parameters, instead of params.yaml"),
     ] = None,
     study: Annotated[
         str | None, typer.Option(help="the study that the MLflow run belongs to")
     ] = None,
     show_help: Annotated[
-        bool, typer.Option("--help", help="show this, and every parameter of the stage")
+        bool, typer.Option("--help", help="show this message and every parameter of the stage")
     ] = False,
 ) -> None:
-    """Run one stage with the parameters of params.yaml or of a file; finished work is adopted."""
+    """Run one stage with the parameters of params.yaml or of a file; reuse finished results."""
     if stage is None or show_help:
         _run_help(context, stage)
         return
@@ -107,7 +107,7 @@ def use_command(
     ],
     force: Annotated[bool, typer.Option(help="overwrite an edited params.yaml")] = False,
 ) -> None:
-    """Write params.yaml from the defaults and a scale's changes; print what changed."""
+    """Write params.yaml from the defaults and a scale's changes; print the differences."""
     from sf.config import load_params
     from sf.scales import use_scale
     from workflow.dvc_yaml import write_dvc_yaml
@@ -125,9 +125,9 @@ def use_command(
 
 
 def status_command(
-    as_json: Annotated[bool, typer.Option("--json", help="plain values for programs")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON output for programs")] = False,
 ) -> None:
-    """Say of each job of params.yaml's study whether its result holds, runs, waits or failed."""
+    """Show the status of each job of params.yaml's study and the hours of work left."""
     from workflow import status
     from workflow.jobs import jobs, load_params
 
@@ -141,16 +141,20 @@ def status_command(
 
 def rehearse_command(
     scale: Annotated[
-        str | None, typer.Argument(help="params.yaml's own by default", autocompletion=_scales)
+        str | None,
+        typer.Argument(help="by default the study in params.yaml", autocompletion=_scales),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="also write it there")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="also write the result to this file")
+    ] = None,
     gpu_gib: Annotated[float, typer.Option(help="memory of each GPU")] = 79.0,
-    disk_gib: Annotated[float | None, typer.Option(help="free where results will lie")] = None,
+    disk_gib: Annotated[float | None, typer.Option(help="free disk space for the results")] = None,
     seconds_a_step: Annotated[
-        float | None, typer.Option(help="of training; from the published time by default")
+        float | None,
+        typer.Option(help="seconds per training step; by default from the published time"),
     ] = None,
 ) -> None:
-    """Say what a study costs and what in it will not work, before anything runs."""
+    """Estimate the cost of a study and list what would fail, before anything runs."""
     from sf.atomic_files import write_json
     from workflow import rehearsal
 
@@ -164,9 +168,9 @@ def rehearse_command(
 
 def plan_command(
     target: Annotated[str, typer.Argument(help="table1 to table8, figure4a, …, or all")] = "all",
-    as_json: Annotated[bool, typer.Option("--json", help="plain values for programs")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON output for programs")] = False,
 ) -> None:
-    """Say which jobs a table of the paper needs, what is already made and what the rest costs."""
+    """List the jobs that a table of the paper needs, existing results and remaining cost."""
     from workflow import plan
     from workflow.dvc_yaml import write_dvc_yaml
     from workflow.jobs import load_params
@@ -188,7 +192,7 @@ def plan_command(
 
 
 def log_command() -> None:
-    """Log every finished result that the MLflow store does not hold yet."""
+    """Log every finished result that is not yet in the MLflow store."""
     from sf.mlflow_store import store_name
     from sf.tracking import log_all
 

@@ -1,8 +1,8 @@
-"""A benchmark's figure from its samples' scores, and its bootstrap interval.
+"""A benchmark's score from its samples' scores, and its bootstrap interval.
 
-A percentile bootstrap over units: samples about one picture or one video are drawn together, and
-where a benchmark averages over categories, units are drawn within each. If every sample is right
-(or wrong) the interval has no width, which says nothing about unseen samples.
+The percentile bootstrap resamples units: samples about one picture or video are drawn together, and
+if a benchmark averages over categories, units are drawn within each. If every sample is correct
+(or wrong), the interval has zero width, which says nothing about unseen samples.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _combined(rule: Rule, scores: Sequence[NDArray[np.float64]]) -> NDArray[np.f
 
 
 def task_score(task: Task, scores: Sequence[SampleScore]) -> float:
-    """A task's score in lmms-eval's scale, which must be what its aggregation gives.
+    """A task's score on lmms-eval's scale, which must equal lmms-eval's aggregate.
 
     Args:
         task: the task.
@@ -101,9 +101,9 @@ def task_score(task: Task, scores: Sequence[SampleScore]) -> float:
 
 
 def benchmark_score(benchmark: Benchmark, scores: Mapping[str, Sequence[SampleScore]]) -> float:
-    """The benchmark's figure in the paper's scale.
+    """The benchmark's score on the paper's scale.
 
-    OCRBench's aggregate divides by 1000 even when fewer questions were asked; this figure does not.
+    OCRBench's aggregate always divides by 1000; this score divides by the questions asked.
 
     Args:
         benchmark: the benchmark.
@@ -137,7 +137,7 @@ def benchmark_draws(
 
 
 def unit_values(task: Task, scores: Sequence[SampleScore]) -> NDArray[np.float64]:
-    """What each unit adds to its task's share of a benchmark's figure, before `Benchmark.factor`.
+    """Each unit's part of its task's share of a benchmark's score, before `Benchmark.factor`.
 
     Samples that the benchmark leaves out of its denominator count as wrong, so that two systems'
     units are the same.

@@ -1,7 +1,7 @@
 """Greedy answers of a model on manifest rows, dense or under a sparse policy.
 
-Rows become tensors through `sf.data.vision.encode`, the path that training uses too, so a figure
-on a calibration row and a rollout on the same row see the same pixels and the same prompt.
+Rows are encoded with `sf.data.vision.encode`, as in training, so an evaluation and a rollout of
+the same row see the same pixels and the same prompt.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Rows and the left-padded model inputs made of them; usable for any number of policies."""
+    """Rows and their left-padded model inputs, reusable for any number of policies."""
 
     rows: tuple[Row, ...]
     inputs: Any  # transformers.BatchFeature
@@ -96,13 +96,13 @@ Judge = Callable[["Row", str], float]
 
 
 class Limits(TypedDict):
-    """How rows are answered, for callers of `answers_under` that hand it on as it is.
+    """Decoding and scoring settings, for callers of `answers_under`.
 
     Attributes:
-        batch: rows in a batch at most.
+        batch: maximum batch size.
         max_new_tokens: generation limit.
         template: prompt template; by default "answer".
-        cutoff: share from which a fractional score counts as correct; by default 0.5.
+        cutoff: fractional score from which an answer counts as correct; by default 0.5.
     """
 
     batch: int
@@ -112,7 +112,7 @@ class Limits(TypedDict):
 
 
 def batches(rows: Sequence[Question], batch: int) -> list[tuple[Question, ...]]:
-    """Rows in batches of one media type, images first, the order within a type kept.
+    """Rows in batches of one media type, images first; the order within a type is preserved.
 
     Args:
         rows: manifest rows, or what else has a `data_type`.
@@ -140,9 +140,9 @@ def answer_missing(
     batch: int,
     title: str,
 ) -> Iterator[tuple[Setting, Question, Answer]]:
-    """Answer every question under every setting; what the log holds is not answered again.
+    """Answer every question under every setting, except those already in the log.
 
-    A batch with a gap is answered as a whole: replies do not depend on where a kill fell.
+    An incomplete batch is answered as a whole: replies do not depend on when a run was killed.
 
     Args:
         questions: rows, or what else has an id and a media type.
@@ -242,7 +242,7 @@ def encode_rows(
     device: str = "cpu",
     template: Template = "answer",
 ) -> list[Encoded]:
-    """A batch as model inputs: in one piece, or for LLaVA one for each number of frames.
+    """A batch as model inputs: one batch, or for LLaVA one for each number of frames.
 
     Args:
         processor: of the model.

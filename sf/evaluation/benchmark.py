@@ -1,4 +1,4 @@
-"""A benchmark: lmms-eval tasks, and how their scores form one figure of a table."""
+"""A benchmark: lmms-eval tasks, and how their scores combine to one score in a table."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One figure of a table.
+    """One score of a table.
 
     Attributes:
         name: the metric name of `published_results.csv`.

@@ -1,7 +1,7 @@
 """Paired comparison of two evaluations of the same questions: difference, interval, p-value.
 
-What makes a question hard for both rows drops out: samples are resampled, and swapped, for both
-at once. Units and categories are those of `sf.evaluation.aggregate`.
+Pairing removes the difficulty of a question that both rows share: samples are resampled and swapped
+for both at once. Units and categories are those of `sf.evaluation.aggregate`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Scores = Mapping[str, Sequence[SampleScore]]
 
 @dataclass(frozen=True)
 class Paired:
-    """Second minus first, in the paper's scale.
+    """Second minus first, on the paper's scale.
 
     Attributes:
         difference: of the two figures.
@@ -45,9 +45,9 @@ class Paired:
 
 
 def _effects(benchmark: Benchmark, first: Scores, second: Scores) -> NDArray[np.float64]:
-    """What each unit contributes to the difference of the benchmark's figures, (units,).
+    """Each unit's contribution to the difference of the benchmark's scores, (units,).
 
-    Open answers that VideoMMMU leaves out of its denominator count as wrong here.
+    Open answers that VideoMMMU excludes from its denominator count as wrong here.
     """
     effects = []
     for task in benchmark.tasks:
@@ -133,7 +133,7 @@ def paired_table(first: Path, second: Path, seed: int) -> pd.DataFrame:
         number of benchmarks), samples.
 
     Raises:
-        DataError: a result is not there, or the two did not answer the same questions.
+        DataError: a result is missing, or the two did not answer the same questions.
     """
     sides = _read(first), _read(second)
     lines = []

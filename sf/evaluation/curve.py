@@ -30,7 +30,7 @@ DENSE = 1.0
 def grid_with_dense(grid: Sequence[float]) -> list[float]:
     """The thresholds in ascending order without repeats; dense (p = 1) is always among them.
 
-    They are rounded to the six significant digits that a CSV holds: what looks the same is.
+    They are rounded to six significant digits, as in a CSV, so that equal text means equal values.
     """
     return sorted({*(float(f"{p:.6g}") for p in grid), DENSE})
 
@@ -46,7 +46,7 @@ def answers_at(
     method: str = TRAINED,
     **limits: Unpack[Limits],
 ) -> pd.DataFrame:
-    """Answer every row at every p; what the log already holds is not computed again.
+    """Answer every row at every p, except those already in the log.
 
     Args:
         model: the checkpoint, on its device.
@@ -56,7 +56,7 @@ def answers_at(
         grid: points of the curve in (0, 1] (`sf.baselines.resolve_point`): for a checkpoint
             that runs under top-p its thresholds.
         log: answers of an earlier run of the same call, to which this one appends.
-        method: what the checkpoint was trained with, or a method with a threshold p.
+        method: the method that the checkpoint was trained with, or a method with a threshold p.
         **limits: how rows are answered.
 
     Raises:

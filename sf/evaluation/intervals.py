@@ -23,8 +23,8 @@ def wilson(successes: float, count: int, level: float = 0.95) -> tuple[float, fl
     """Wilson score interval of a share.
 
     Args:
-        successes: how many of `count` were right, a whole number.
-        count: samples; 0 gives (0, 1), nothing being known.
+        successes: number of correct samples out of `count`.
+        count: number of samples; 0 gives (0, 1).
         level: coverage.
 
     Returns:

@@ -1,8 +1,8 @@
-"""The hyperparameter at which a method keeps a given share of the tokens.
+"""The hyperparameter value at which a method keeps a given share of the tokens.
 
-Methods are comparable at equal cost only, and each has its own hyperparameter. The token ratio of
+Methods are comparable only at equal cost, and each has its own hyperparameter. The token ratio of
 the method's trace is measured on manifest rows (the calibration split); it is monotone in the
-hyperparameter, so the search brackets the wanted ratio and narrows the bracket.
+hyperparameter, so the search brackets the target ratio and narrows the bracket.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _NEAR = 1e-6
 
 @dataclass(frozen=True)
 class Match:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        asked: the wanted token ratio.
+        asked: the target token ratio.
         value: of the hyperparameter.
         ratio: measured there.
-        reached: whether it lies within the tolerance. If not, `value` is the nearest measured one.
+        reached: whether it is within the tolerance. If not, `value` is the nearest measured one.
         probes: (value, ratio) of every measurement, in order.
     """
 
@@ -63,11 +63,11 @@ def find_value(
     """Search the hyperparameter's range.
 
     Args:
-        hyperparameter: what is set. The ratio must not fall where it is declared to rise.
+        hyperparameter: the hyperparameter. The ratio must not fall if it is declared to rise.
         measure: token ratio at a value, in (0, 1].
-        asked: wanted ratio in (0, 1].
-        tolerance: a measured ratio this close is good enough.
-        most: measurements at most.
+        asked: target ratio in (0, 1].
+        tolerance: largest accepted distance from the target.
+        most: maximum number of measurements.
 
     Raises:
         ConfigError: `asked` or `tolerance` is out of range.
@@ -164,10 +164,10 @@ def match_method(
     Args:
         model: in evaluation mode, on its device.
         processor: its processor.
-        rows: what the ratio is measured on; every value is tried on all of them.
+        rows: rows for the measurement; every value is measured on all of them.
         vision: pixel and frame bounds.
         method: a key of `sf.baselines.METHODS`, with a hyperparameter.
-        asked: wanted token ratio, mean over rows and layers.
+        asked: target token ratio, mean over rows and layers.
         log: answers of an earlier run of the same call, to which this one appends.
         tolerance: of the ratio.
         **limits: how rows are answered.

@@ -1,7 +1,7 @@
-"""A checkpoint on own questions: full attention and other methods on the same rows, in one table.
+"""A checkpoint on a user's questions: full attention and other methods in one table.
 
-Every row is encoded once and answered under every setting, full attention first: differences are
-paired, question by question.
+Every row is encoded once and answered under every setting, full attention first, so differences
+are paired by question.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class AttentionSetting(Section):
 
     method: str = Field(description="a key of sf.baselines.METHODS, or trained")
     value: float | None = Field(
-        None, description="p of a method that has one, else its hyperparameter; absent: its own"
+        None, description="p or other hyperparameter of the method; absent: its default"
     )
 
     @property
@@ -48,7 +48,7 @@ class AttentionSetting(Section):
 def settings_of(
     source: Any, methods: Sequence[str] = (), retention_p: Sequence[float] = ()
 ) -> list[AttentionSetting]:
-    """Full attention, then each method: at every p if it has one, else at its own value.
+    """Full attention, then each method: at every p if it has one, else at its default value.
 
     Args:
         source: a checkpoint's folder, or its configuration.
@@ -116,7 +116,7 @@ def answer_table(
     log: ResumableLog[Answer],
     **limits: Unpack[Limits],
 ) -> pd.DataFrame:
-    """Answer every row under every setting; what the log already holds is not computed again.
+    """Answer every row under every setting, except those already in the log.
 
     Args:
         model: the checkpoint, on its device.

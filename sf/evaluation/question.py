@@ -1,4 +1,4 @@
-"""lmms-eval's requests as questions: what is asked, and a digest that a record is known by."""
+"""lmms-eval's requests as questions, with a digest that identifies their records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Question:
     """One request, ready to be encoded.
 
     Attributes:
-        task, doc_id: which row of which task.
+        task, doc_id: the task and its row.
         turns: chat messages in transformers' form.
         max_new_tokens: generation limit.
         source: digest of prompt, media and limit.

@@ -1,7 +1,7 @@
 """Steps that succeed on every process of a data-parallel evaluation, or fail on all.
 
-A process that failed alone would leave the others waiting in lmms-eval's collectives. Here all
-learn of the failure and go on with the next benchmark.
+A process that fails alone would leave the others waiting in lmms-eval's collectives. Here all
+processes are told of the failure and continue with the next benchmark.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Value = TypeVar("Value")
 
 
 class AllFailed(Exception):
-    """A step failed on some process; `failure` is why, as far as this one knows."""
+    """A step failed on some process; `failure` is the reason, if known on this one."""
 
     def __init__(self, failure: Exception) -> None:
         super().__init__(str(failure))
@@ -30,7 +30,7 @@ class AllFailed(Exception):
 
 
 def together(task: str, step: Callable[[], Value]) -> Value:
-    """A step on every process (or on the only one): what it gives here, if it fails nowhere.
+    """Run a step on every process and return its result here, if it fails on none.
 
     Args:
         task: whose step it is.

@@ -1,8 +1,8 @@
-"""Which rows of a benchmark can be read, and what becomes of those that cannot.
+"""The readable rows of a benchmark; unreadable rows are left out.
 
 Every image and video is opened once before any model is loaded, in worker processes
-(`sf.isolation`): a damaged one costs its row, with a reason, and not its benchmark. Images inside a
-table are decoded by the project's one loader (`sf.data.images`), not by that of `datasets`.
+(`sf.isolation`): a damaged file costs only its row, with a reason. Images inside a
+table are decoded by the project's loader (`sf.data.images`), not by that of `datasets`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a reply in a model's own words answers, and whether that is right.
+"""Lenient parsing and scoring of free-form replies.
 
-Training rewards the exact form that the prompt asks for (`sf.data.rewards`). Other models write
-"(B)", "B. a red square" or "It is 12.": here the answer is looked for in the whole reply.
+Training rewards only the format that the prompt asks for (`sf.data.rewards`). Other models write
+"(B)", "B. a red square" or "It is 12.": this module searches the whole reply for the answer.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _NAMED = re.compile(rf"(?:answer|option|choice)\s*(?:is|:)*\s*\**\(?((?-i:[A-Z])
 
 
 def read_reply(row: Row, reply: str) -> str:
-    """The answer in a reply, in the form that the row's problem type has.
+    """The answer in a reply, in the format of the row's problem type.
 
-    Inside answer tags, where the reply has any, else in all of it: the letter of an option, which
-    may be spelt out instead; the only number of the reply; or the whole text.
+    It is searched inside answer tags, if any, else in the whole reply: the letter or text of an
+    option, the only number of the reply, or the whole text.
     """
     text = (extract_answer(reply) or reply).strip()
     if row.problem_type == "multiple choice":
@@ -48,11 +48,11 @@ def _letter(row: Row, text: str) -> str:
 
 
 def judged(row: Row, reply: str, cutoff: float = 0.5) -> float:
-    """1.0 if the reply answers the row's question right, else 0.0.
+    """1.0 if the reply answers the row's question correctly, else 0.0.
 
     Args:
         row: the question.
-        reply: all that the model wrote.
+        reply: the model's whole reply.
         cutoff: as `sf.data.rewards.correctness`, for OCR, free-form and regression.
     """
     answer = f"<answer>{read_reply(row, reply)}</answer>"

@@ -1,4 +1,4 @@
-"""Replies in a JSON Lines file under keys, so that a killed run goes on where it was."""
+"""Replies in a JSON Lines file by key, so that a killed run can continue."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Reply = TypeVar("Reply")
 
 
 class ResumableLog(Generic[Reply]):
-    """Replies of one kind, each known by what was asked.
+    """Replies of one kind, each identified by its question.
 
-    Every process of a data-parallel run reads the files of all and appends to its own.
+    Every process of a data-parallel run reads all files and appends to its own.
 
     Args:
         kind: dataclass of the replies, with plain values and tuples of them.
-        path: the file that this process appends to; made with the first reply. None keeps the
+        path: the file that this process appends to, created with the first reply. None keeps the
             replies in memory.
         others: files of other processes.
 
@@ -54,7 +54,7 @@ class ResumableLog(Generic[Reply]):
         return self._replies.get(key)
 
     def add(self, replies: Mapping[Key, Reply]) -> None:
-        """Append replies; they are with the operating system when this returns."""
+        """Append replies and flush them to the operating system."""
         self._replies.update(replies)
         if self.path is not None:
             lines = ({"key": key, **asdict(reply)} for key, reply in replies.items())  # type: ignore[call-overload]

@@ -1,9 +1,9 @@
 """From lmms-eval's per-sample results to scores that can be resampled.
 
 lmms-eval aggregates a benchmark to one number. An interval and a paired test need each sample's
-share of it. `sample_score` reads that share from what `process_results` returned, `Rule` says how
-shares form the number, and `sf.evaluation.run` refuses a benchmark where the number formed here is
-not lmms-eval's own: an upgrade cannot change a table silently.
+share of it. `sample_score` reads that share from the result of `process_results`, `Rule` defines
+how the shares combine, and `sf.evaluation.run` refuses a benchmark if the combined number differs
+from lmms-eval's: an upgrade cannot change a table silently.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def write_results(
     model: str,
     row: str,
 ) -> dict[str, float]:
-    """Write all files of a complete evaluation, each at once.
+    """Write all files of a complete evaluation, each atomically.
 
     Args:
         folder: the stage's result folder.

@@ -1,16 +1,16 @@
 """A second question about the same media, after the first turn pruned the KV cache.
 
-Beyond the paper: pruning keeps what the first question needed. Pairs of manifest rows about one
-image or video become one conversation; the first question's reply is the right one, given, so that
-the arms differ in attention and cache only:
+This goes beyond the paper: pruning keeps what the first question needed. Pairs of manifest rows
+about the same image or video form one conversation; the reply to the first question is always the
+correct one, so that the arms differ only in attention and cache:
 
-- dense: full attention, everything stays in the cache;
-- whole: the first prompt is read under the selection, every token's K and V stay;
-- pruned: the first prompt is read under the selection, only the kept tokens' K and V stay (what
-  sparse inference does in a chat);
-- anew: the whole conversation is read again under the selection, as a new prompt.
+- dense: full attention, the whole cache is kept;
+- whole: the first prompt is prefilled under the selection, every token's K and V are kept;
+- pruned: the first prompt is prefilled under the selection, only the kept tokens' K and V are kept
+  (as in sparse inference);
+- anew: the whole conversation is prefilled again under the selection, as a new prompt.
 
-The selection is the one that the checkpoint was trained with, top-p for a base model.
+The selection is the one used in training, or top-p for a base model.
 
 Replies are greedy (`sf.evaluation.two_turn_decoding`).
 """
@@ -164,7 +164,7 @@ def two_turn_answers(
     template: Template = "answer",
     cutoff: float = 0.5,
 ) -> pd.DataFrame:
-    """Answer the second question of every pair in every arm; what the log holds is kept.
+    """Answer the second question of every pair in every arm, except those already in the log.
 
     Args:
         model: the checkpoint, on its device.
@@ -221,7 +221,7 @@ def _selection(model: Any, retention_p: float) -> Selection:
 
 
 def two_turn_table(answers: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Accuracy of the second question per p and arm, and what pruning costs.
+    """Accuracy of the second question per p and arm, and the cost of pruning.
 
     Args:
         answers: of `two_turn_answers`.

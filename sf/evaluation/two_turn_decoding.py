@@ -1,6 +1,6 @@
-"""Greedy decoding of a prompt that goes on after a part of it was read and cached.
+"""Greedy decoding of a prompt that continues a cached first part.
 
-Replies are without the penalties that a checkpoint's generation settings may hold.
+Penalties in a checkpoint's generation settings are not applied.
 """
 
 from __future__ import annotations

@@ -16,9 +16,10 @@ __all__ = ["Asked", "Comparison", "Recipe"]
 
 MAX_NEW_TOKENS = Annotated[int, typer.Option(help="length limit of a reply")]
 CUTOFF = Annotated[
-    float, typer.Option(help="share from which OCR, free-form and regression count as right")
+    float,
+    typer.Option(help="score from which OCR, free-form and regression answers count as correct"),
 ]
-SEED = Annotated[int, typer.Option(help="of everything random")]
+SEED = Annotated[int, typer.Option(help="random seed")]
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -32,7 +33,8 @@ class Asked:
         typer.Option(help="JSONL, JSON, CSV or parquet: question, answer, image or video, options"),
     ]
     media: Annotated[
-        Path | None, typer.Option(help="folder of the images and videos; that of the questions")
+        Path | None,
+        typer.Option(help="folder of the images and videos; by default that of the questions"),
     ] = None
     revision: REVISION = None
     device: DEVICE = None
@@ -83,7 +85,9 @@ class Comparison:
     p: Annotated[list[float] | None, typer.Option(help="retention thresholds in (0, 1]")] = None
     methods: Annotated[
         list[str] | None,
-        typer.Option(help="beside full attention, NAME or NAME=VALUE; as trained by default"),
+        typer.Option(
+            help="methods to compare with full attention, NAME or NAME=VALUE; by default as trained"
+        ),
     ] = None
     batch: Annotated[int, typer.Option(help="questions answered at once")] = 8
     max_new_tokens: MAX_NEW_TOKENS = 64
@@ -91,7 +95,9 @@ class Comparison:
         str, typer.Option(help="short: a bare answer; answer: in tags; think_answer: reasoning too")
     ] = "short"
     cutoff: CUTOFF = 0.5
-    pictures: Annotated[int, typer.Option(help="questions whose kept tokens are drawn")] = 6
+    pictures: Annotated[
+        int, typer.Option(help="number of questions whose kept tokens are drawn")
+    ] = 6
     seed: SEED = 0
 
 
@@ -100,12 +106,14 @@ class Recipe:
     """The training settings; the learning rate was not tuned on large models."""
 
     target_token_ratio: Annotated[
-        float, typer.Option(help="share of the prompt's tokens to need at p = 0.975")
+        float, typer.Option(help="target share of the prompt's tokens at p = 0.975")
     ]
-    steps: Annotated[int, typer.Option(help="of the optimiser")] = 200
-    questions_per_step: Annotated[int, typer.Option(help="of one step")] = 16
-    learning_rate: Annotated[float, typer.Option(help="of AdamW, at its highest")] = 1e-5
-    lora_rank: Annotated[int, typer.Option(help="of adapters; 0: all decoder weights")] = 0
+    steps: Annotated[int, typer.Option(help="optimiser steps")] = 200
+    questions_per_step: Annotated[int, typer.Option(help="questions per step")] = 16
+    learning_rate: Annotated[float, typer.Option(help="peak learning rate of AdamW")] = 1e-5
+    lora_rank: Annotated[
+        int, typer.Option(help="rank of LoRA adapters; 0: train all decoder weights")
+    ] = 0
     max_new_tokens: MAX_NEW_TOKENS = 64
     cutoff: CUTOFF = 0.5
     rollouts_per_forward: Annotated[int, typer.Option(help="micro-batch, in answers")] = 8

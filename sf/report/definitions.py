@@ -130,7 +130,7 @@ class Row(Section):
 
     name: str = Field(description="in the parameters")
     as_published: str = Field(description="in published.csv")
-    trained: bool = Field(description="whether its results lie in a folder a seed")
+    trained: bool = Field(description="whether its results have one folder per seed")
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ __all__ = ["BaseModelParameters"]
 class BaseModelParameters(Section):
     """What makes a base model."""
 
-    seed: Seed = Field(description="of weights, examples and their order")
+    seed: Seed = Field(description="seed of weights, examples and their order")
     base: BaseModelSpec
-    scratch: Scratch | None = Field(None, description="of source 'scratch': its training")
+    scratch: Scratch | None = Field(
+        None, description="training of a base model with source 'scratch'"
+    )
     answering: Answering
     vision: Vision
     runtime: Runtime

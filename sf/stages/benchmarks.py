@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Parameters(Section):
     """Where the benchmarks come from; only the data of the `suites` must be there."""
 
-    seed: Seed = Field(description="of the stand-ins")
+    seed: Seed = Field(description="seed of the synthetic data")
     benchmarks: Benchmarks
     vision: Vision
     fetched: Path | None = Field(

@@ -27,7 +27,7 @@ class Parameters(Section):
     split: Literal["calibration", "heldout"] = Field(
         "calibration", description="manifest to measure on"
     )
-    seed: Seed = Field(description="of the intervals")
+    seed: Seed = Field(description="seed of the bootstrap intervals")
     calibrate: Calibrate
     answering: Answering
     vision: Vision

@@ -27,12 +27,13 @@ class Parameters(Section):
     method: Method = Field(description="attention method, a key of sf.baselines.METHODS")
     value: float | None = Field(
         None,
-        description="of the method's hyperparameter; absent: evaluate.retention_p for zipvl, which "
-        "models trained with top-p run under, else what the checkpoint records, else the method's "
-        "own default",
+        description="value of the method's hyperparameter; absent: "
+        "evaluate.retention_p for zipvl (also for models trained with "
+        "top-p), else the checkpoint's recorded value, else the "
+        "method's default",
     )
     suite: Suite = Field(description="a benchmark's name, or image, video, all")
-    seed: Seed = Field(description="of the bootstrap and of the parsers' random guesses")
+    seed: Seed = Field(description="seed of the bootstrap and of the parsers' random guesses")
     evaluate: Evaluate
     answering: Answering
     vision: Vision
@@ -40,8 +41,8 @@ class Parameters(Section):
     checkpoint: Path = Field(description="folder of the model")
     benchmarks: Path = Field(description="result of the stage benchmarks")
     data: Path = Field(
-        description="folder of the manifests: with evaluate.match the value is searched on the "
-        "calibration split, answered as calibrate does"
+        description="folder of the manifests; evaluate.match searches the value "
+        "on the calibration split, with the settings of calibrate"
     )
     output: Path = Field(description="results folder")
 

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 class Parameters(Section):
     """One source."""
 
-    what: Literal["rows", "weights", "benchmarks"] = Field(description="kind of the source")
+    what: Literal["rows", "weights", "benchmarks"] = Field(description="kind of source")
     source: str = Field(
-        description="'hub:OWNER/NAME@REVISION', or 'hub' for benchmarks; of any other nothing is "
-        "fetched"
+        description="'hub:OWNER/NAME@REVISION', or 'hub' for benchmarks; other "
+        "sources are not fetched"
     )
-    seed: Seed = Field(description="of the sample of rows")
+    seed: Seed = Field(description="seed of the sample of rows")
     data_sources: list[str] = Field(
-        default_factory=list, description="of rows: data_source or top media folder; empty: all"
+        default_factory=list, description="rows: data_source or top media folder; empty: all"
     )
-    sample_rows: int = Field(0, ge=0, description="of rows: a stratified sample; 0: all rows")
-    suites: list[Suite] = Field(default_factory=list, description="of benchmarks: which")
+    sample_rows: int = Field(0, ge=0, description="rows: size of a stratified sample; 0: all rows")
+    suites: list[Suite] = Field(default_factory=list, description="benchmarks: suites to fetch")
     output: Path = Field(description="results folder")
 
 

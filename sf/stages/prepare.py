@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 class Parameters(Section):
     """What to prepare."""
 
-    seed: Seed = Field(description="of the generator, of sampling and of the split")
+    seed: Seed = Field(description="seed of the generator, the sample and the split")
     prepare: Prepare
     vision: Vision
     evaluation_vision: Vision
     benchmarks: Path | None = Field(
-        None, description="the benchmarks' data, whose media names are looked for in the rows"
+        None, description="the benchmarks' data; rows with their media names are rejected"
     )
     fetched: Path | None = Field(
         None, description="result of the stage fetch; absent: a hub source is fetched here"

@@ -18,7 +18,7 @@ class Parameters(Section):
     """One model on one device."""
 
     model: str = Field(description="name of the base model")
-    seed: Seed = Field(description="of random weights and prompts")
+    seed: Seed = Field(description="seed of random weights and prompts")
     profile: Profile
     runtime: Runtime
     checkpoint: Path = Field(description="folder of the model")

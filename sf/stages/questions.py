@@ -19,28 +19,30 @@ if TYPE_CHECKING:
 class Parameters(Section):
     """One checkpoint on one table of questions."""
 
-    model: str = Field(description="its name, for the page")
+    model: str = Field(description="model name shown on the page")
     settings: list[AttentionSetting] = Field(
-        min_length=2, description="methods with their values; full attention is the first"
+        min_length=2, description="methods with their values, starting with full attention"
     )
-    seed: Seed = Field(description="of the intervals")
+    seed: Seed = Field(description="seed of the bootstrap intervals")
     batch: Positive = Field(description="questions answered at once")
     max_new_tokens: Positive = Field(description="length limit of a reply")
     prompt_template: Literal["short", "answer", "think_answer"] = Field(
-        description="how an answer is asked for: bare, in <answer> tags, or after reasoning"
+        description="answer format: bare, in <answer> tags, or after reasoning"
     )
     correctness_cutoff: Annotated[float, Field(gt=0, le=1)] = Field(
-        description="fractional scores at or above it are right"
+        description="fractional score from which an answer counts as correct"
     )
-    max_reject_share: Fraction = Field(description="of the rows; more rejected ones are an error")
+    max_reject_share: Fraction = Field(
+        description="largest share of rejected rows; more is an error"
+    )
     pictures: Annotated[int, Field(ge=0)] = Field(
-        description="questions whose kept tokens are drawn"
+        description="number of questions whose kept tokens are drawn"
     )
     vision: Vision
     runtime: Runtime
     checkpoint: Path = Field(description="result of the stage base")
     questions: Path = Field(description="JSONL, JSON, CSV or parquet (sf.data.own_rows)")
-    media: Path = Field(description="folder that media paths are relative to")
+    media: Path = Field(description="root of relative media paths")
     output: Path = Field(description="results folder")
 
 

@@ -23,10 +23,10 @@ class Parameters(Section):
     models: list[str] = Field(description="names of the base models")
     objectives: list[str] = Field(description="names of the rows with training")
     targets: list[str] = Field(
-        default_factory=list, description="tables and figures that have a page of their own"
+        default_factory=list, description="tables and figures with their own page"
     )
     lacking: dict[str, int] = Field(
-        default_factory=dict, description="rows that each of the others needs"
+        default_factory=dict, description="missing rows of each other table"
     )
     axes: Axes
     benchmarks: Benchmarks

@@ -21,9 +21,9 @@ class Parameters(Section):
 
     target: str = Field(description="table1 to table8, figure4a, …")
     models: list[str] = Field(description="names of the base models")
-    rows: list[Row] = Field(description="that the table shows; empty: it has none")
-    suites: list[Suite] = Field(description="evaluations that hold its benchmarks")
-    train_seed: Seed = Field(description="training whose results are shown")
+    rows: list[Row] = Field(description="rows that the table shows; empty: none")
+    suites: list[Suite] = Field(description="suites that contain its benchmarks")
+    train_seed: Seed = Field(description="seed of the training whose results are shown")
     results: Path = Field(description="folder of the study's results")
     output: Path = Field(description="folder of the table")
 

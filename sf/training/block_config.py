@@ -20,7 +20,7 @@ class BlockSettings(Section):
     """Settings shared by MoBA and NSA."""
 
     token_ratio: RetentionP | None = Field(
-        None, description="share of its tokens that every prompt keeps, in place of a number"
+        None, description="token ratio of every prompt, instead of a number of blocks"
     )
 
     def expected_ratio(self, length: int) -> float:
@@ -49,8 +49,8 @@ class BlockSettings(Section):
 class MobaSettings(BlockSettings):
     """MoBA (arXiv 2502.13189)."""
 
-    top_k: Positive | None = Field(None, description="blocks that a query reads")
-    block: Positive = Field(description="tokens of a block")
+    top_k: Positive | None = Field(None, description="blocks per query")
+    block: Positive = Field(description="tokens per block")
 
     @model_validator(mode="after")
     def _one(self) -> MobaSettings:
@@ -74,9 +74,9 @@ class NsaSettings(BlockSettings):
     top_n: Annotated[int, Field(ge=3)] | None = Field(
         None, description="blocks of the selected branch"
     )
-    compress_block: Positive = Field(description="tokens of a compressed entry")
-    compress_stride: Positive = Field(description="tokens between two compressed entries")
-    select_block: Positive = Field(description="tokens of a block of the selected branch")
+    compress_block: Positive = Field(description="tokens per compressed entry")
+    compress_stride: Positive = Field(description="stride of the compressed entries, in tokens")
+    select_block: Positive = Field(description="tokens per block of the selected branch")
     window: Positive = Field(description="tokens of the sliding-window branch")
 
     @model_validator(mode="after")

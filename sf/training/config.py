@@ -14,7 +14,7 @@ __all__ = ["Collapse", "Lora", "Train"]
 class Lora(Section):
     """Low-rank adapters on the decoder's linear layers."""
 
-    rank: Positive = Field(description="of the adapters")
+    rank: Positive = Field(description="rank of the adapters")
     alpha: Positive = Field(description="scales adapters by alpha / rank")
 
 
@@ -23,10 +23,10 @@ class Collapse(Section):
 
     patience: Positive = Field(description="steps over which the means are compared")
     accuracy: Fraction = Field(
-        description="share of the first steps' accuracy below which the run ends; 0: never"
+        description="the run ends below this share of the first steps' accuracy; 0: never"
     )
-    token_ratio: Fraction = Field(description="the same share of the token ratio")
-    entropy: Fraction = Field(description="the same share of the answers' entropy")
+    token_ratio: Fraction = Field(description="the same for the token ratio")
+    entropy: Fraction = Field(description="the same for the answers' entropy")
 
 
 class Train(Section):
@@ -37,23 +37,24 @@ class Train(Section):
     )
     steps: Positive = Field(description="optimiser steps")
     questions_per_step: Positive = Field(description="questions of one step, over all devices")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(description="of AdamW, at its highest")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(description="peak learning rate of AdamW")
     lr_schedule: Literal["cosine", "linear", "constant"] = Field(
-        description="how the learning rate falls over the run"
+        description="learning rate schedule"
     )
-    weight_decay: Annotated[float, Field(ge=0)] = Field(description="of AdamW")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(description="weight decay of AdamW")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(
-        description="norm to which gradients are clipped"
+        description="maximum gradient norm (clipping)"
     )
     train_vision: bool = Field(description="also train the vision tower; else it is frozen")
     sharding: Literal["none", "fsdp"] = Field(
-        description="weights and optimiser state whole on each rank, or divided over the ranks"
+        description="none: whole weights and optimiser state on each rank; fsdp: "
+        "sharded over the ranks"
     )
     lora: Lora | None = Field(None, description="adapters; absent: all weights are trained")
-    collapse: Collapse | None = Field(None, description="the early stop; absent: none")
+    collapse: Collapse | None = Field(None, description="early stopping; absent: none")
     rollouts_per_forward: Positive = Field(description="micro-batch of one device, in rollouts")
     gradient_checkpointing: bool = Field(
-        description="compute activations again in the backward pass instead of storing them"
+        description="recompute activations in the backward pass instead of storing them"
     )
     save_every: Positive = Field(description="steps between two checkpoints")
     log_every: Positive = Field(description="steps between two logged entries")

@@ -15,14 +15,15 @@ class DistilSettings(Section):
     """What is learnt from the teacher, and how strongly fewer tokens are asked for."""
 
     target_token_ratio: RetentionP = Field(
-        description="to reach at the largest retention_p, on the training questions"
+        description="target at the largest retention_p, on the training questions"
     )
     hidden_weight: Annotated[float, Field(ge=0)] = Field(
-        description="of the relative squared distance to the teacher's last hidden states, beside "
-        "the KL divergence from its distribution"
+        description="weight of the relative squared distance to the teacher's "
+        "last hidden states; the KL divergence from its distribution "
+        "has weight 1"
     )
     sparsity_weight: Annotated[float, Field(gt=0)] = Field(
-        description="of the sparsity term at first; it follows target_token_ratio"
+        description="initial weight of the sparsity term; later adjusted to target_token_ratio"
     )
     sparsity_measure: Literal["effective", "tail"] = Field(
         description="effective number of tokens, or attention mass outside the target's tokens"

@@ -86,7 +86,7 @@ class Distil(Rollouts, DistilSettings):
 
     sections: ClassVar[tuple[str, ...]] = ("rollouts", "distil")
 
-    objective: Literal["distil"] = Field(description="distillation to a token ratio")
+    objective: Literal["distil"] = Field(description="distillation towards a target token ratio")
 
     @model_validator(mode="after")
     def _ratio_can_be_reached(self) -> Distil:

@@ -16,11 +16,9 @@ class RunParameters(Section):
     """The settings of one training run."""
 
     model: str = Field(description="name of the base model")
-    row: str = Field(description="name of the row of the tables that is trained")
-    seed: Seed = Field(
-        description="of the data order, the sampling and everything else that is random"
-    )
-    objective: Objective = Field(description="what is trained for, with its own settings")
+    row: str = Field(description="name of the trained row in the tables")
+    seed: Seed = Field(description="seed of the data order, sampling and all other random choices")
+    objective: Objective = Field(description="the training objective with its settings")
     train: Train
     answering: Answering
     vision: Vision

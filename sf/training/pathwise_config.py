@@ -14,7 +14,7 @@ __all__ = ["SparsityTermSettings", "TargetRatio"]
 class TargetRatio(Section):
     """A target token ratio, for which a dual variable adjusts the term's weight."""
 
-    token_ratio: RetentionP = Field(description="to reach at the largest retention_p")
+    token_ratio: RetentionP = Field(description="target token ratio at the largest retention_p")
     dual_rate: Annotated[float, Field(gt=0)] = Field(
         description="change of the weight's logarithm over a run, times log(ratio / target)"
     )
@@ -23,15 +23,16 @@ class TargetRatio(Section):
 class SparsityTermSettings(Section):
     """The weight of the term (`sf.training.sparsity_weight`)."""
 
-    weight: Annotated[float, Field(ge=0)] = Field(description="of the term in the loss")
-    gate: bool = Field(description="the term counts for right rollouts only")
+    weight: Annotated[float, Field(ge=0)] = Field(description="weight of the term in the loss")
+    gate: bool = Field(description="apply the term to correct rollouts only")
     layers: Literal["even", "deeper", "fuller"] = Field(
-        description="layers alike, by depth, or by how many tokens they keep now"
+        description="weight of the layers: equal, by depth, or by their current token ratio"
     )
     schedule: Literal["constant", "rising", "falling"] = Field(
-        description="the weight over the run: constant, linear from 0, or linear to 0"
+        description="the weight over the run: constant, rising linearly from 0, "
+        "or falling linearly to 0"
     )
-    target: TargetRatio | None = Field(None, description="a token ratio to reach; absent: none")
+    target: TargetRatio | None = Field(None, description="a target token ratio; absent: none")
 
     @model_validator(mode="after")
     def _weight_of_a_target(self) -> SparsityTermSettings:

@@ -17,4 +17,6 @@ class SharpnessSettings(Section):
     kind: Literal["entropy", "linf"] = Field(
         description="entropy of a row, or 1 minus its largest weight"
     )
-    weight: Annotated[float, Field(gt=0)] = Field(description="of the regulariser in the loss")
+    weight: Annotated[float, Field(gt=0)] = Field(
+        description="weight of the regulariser in the loss"
+    )

@@ -14,7 +14,7 @@ __all__ = ["Grpo", "GrpoSettings", "Rollouts", "Uniform"]
 class Uniform(Section):
     """Thresholds drawn from U(low, high), as in the text of the paper's first version."""
 
-    low: Fraction = Field(description="lower end, never drawn itself")
+    low: Fraction = Field(description="lower end, exclusive")
     high: RetentionP = Field(description="upper end")
 
     @model_validator(mode="after")
@@ -30,14 +30,14 @@ class Rollouts(Section):
     Tables 4 and 5 of the paper sweep these settings.
     """
 
-    group_size: Positive = Field(description="rollouts of a question")
+    group_size: Positive = Field(description="rollouts per question")
     rollout_selector: Literal["top_p", "top_k", "threshold"] = Field(
-        description="what retention_p is: share of the attention mass, share of the tokens, or "
-        "least attention weight"
+        description="meaning of retention_p: share of the attention mass, share "
+        "of the tokens, or minimum attention weight"
     )
     retention_p: Annotated[list[RetentionP], Field(min_length=1)] | Uniform = Field(
-        description="retention thresholds: a list that the rollouts of a group take in turn, or "
-        "{low, high} of a uniform draw"
+        description="retention thresholds: a list that the rollouts of a group "
+        "use in turn, or {low, high} of a uniform distribution"
     )
 
     @model_validator(mode="after")
@@ -60,17 +60,20 @@ class GrpoSettings(Section):
     clip_epsilon: Annotated[float, Field(gt=0)] = Field(
         description="range of the clipped surrogate"
     )
-    temperature: Annotated[float, Field(gt=0)] = Field(description="of sampling")
+    temperature: Annotated[float, Field(gt=0)] = Field(description="sampling temperature")
     sampling_top_p: Annotated[float, Field(gt=0, le=1)] = Field(
-        description="mass of the likeliest next tokens that answers are sampled from; 1: of all"
+        description="nucleus sampling: probability mass of the most likely tokens; 1: all tokens"
     )
-    reward_gate: bool = Field(description="C: efficiency counts only if a rollout was right")
+    reward_gate: bool = Field(
+        description="C: efficiency counts only if a rollout of the group is correct"
+    )
     reward_correctness: Literal["binary", "fractional"] = Field(
-        description="0 or 1 by correctness_cutoff, or the problem type's own score"
+        description="binary: 0 or 1 by correctness_cutoff; fractional: the score "
+        "of the problem type"
     )
     reward_latency_weight: Annotated[float, Field(ge=0)] = Field(
-        description="of 1 - modelled latency ratio beside 1 - token ratio (table 6); 0: tokens "
-        "alone"
+        description="weight of 1 - modelled latency ratio relative to 1 - token "
+        "ratio (table 6); 0: tokens only"
     )
 
 
