@@ -172,7 +172,7 @@ def test_help_is_printed_with_and_without_a_study(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("sf.cli.study.stdout", Console(soft_wrap=True, width=200))
     shown = CliRunner().invoke(app, ["run", "train", "--help"])
     assert shown.exit_code == 0, shown.output
-    for words in ("train.learning_rate", "of AdamW, at its highest", "0.0003", "--set"):
+    for words in ("train.learning_rate", "peak learning rate of AdamW", "0.0003", "--set"):
         assert words in shown.output
     assert "those of params.yaml, job train__tiny-qwen2.5-vl__sparsity_forcing__0" in shown.output
     Path("params.yaml").unlink()

@@ -113,12 +113,12 @@ def sentences(made: Plan) -> list[str]:
     """What the jobs cost in all, and on what that rests."""
     left = made.to_make
     if not left:
-        return [f"{made.target}: all {len(made.jobs)} results hold; nothing is to be made"]
+        return [f"{made.target}: all {len(made.jobs)} results are valid; nothing to do"]
     limited = [job for job in left if job.basis == "limit"]
     hours = sum(job.hours for job in left)
     gpu_hours = sum(job.hours * job.gpus for job in left)
     lines = [
-        f"{made.target}: {len(made.jobs)} jobs, {len(made.jobs) - len(left)} results hold, "
+        f"{made.target}: {len(made.jobs)} jobs, {len(made.jobs) - len(left)} results valid, "
         f"{len(left)} to make",
         f"{'at most' if limited else 'about'} {hours:.3g} hours of jobs, {gpu_hours:.3g} GPU-hours"
         + (f"; {len(limited)} jobs count with the time limit in resources" if limited else ""),

@@ -143,7 +143,7 @@ def _output(words: Sequence[str]) -> str:
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         reason = str(getattr(error, "stderr", "") or error).strip()
         raise EnvironmentFault(
-            "Slurm", words[0], f"does not answer: {reason}", "try again when the cluster is up"
+            "Slurm", words[0], f"does not answer: {reason}", "try again when Slurm responds"
         ) from None
     return done.stdout
 
@@ -175,7 +175,7 @@ def check(arguments: Sequence[str]) -> None:
         raise EnvironmentFault(
             "Slurm",
             f"AccountingStorageType={storage}, MinJobAge={' '.join(age)}",
-            "neither sacct nor squeue would say that a job has ended",
+            "neither sacct nor squeue can report that a job has ended",
             "have accounting switched on or MinJobAge raised to 300, and leave out "
             "--slurm-status-command sacct",
         )

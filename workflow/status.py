@@ -157,7 +157,7 @@ def _killed(attempt: Attempt) -> str:
     state = slurm.end_of(attempt.slurm_job) if attempt.slurm_job else None
     if state:
         return f"ended without a message; Slurm: {state}"
-    return "ended without a message: killed, out of memory, or the machine went down"
+    return "ended without a message: killed, out of memory, or a machine failure"
 
 
 def log_file(job: JobSpec) -> Path:

@@ -70,9 +70,9 @@ def misfit(name: str, family: str, trained_with: str | None) -> str | None:
     if family not in allowed:
         return f"{name} runs on {' and '.join(allowed)} only, not on {family}; leave it out"
     if name in OWN_WEIGHTS and trained_with != name:
-        return f"{name} has weights of its own, which this model lacks; train it: objective {name}"
+        return f"{name} needs weights that this model lacks; train it: objective {name}"
     if trained_with in BLOCKS and name not in (trained_with, "full"):
-        rule = f"the checkpoint was trained with {trained_with} in the place of its attention"
+        rule = f"the checkpoint was trained with {trained_with} instead of its own attention"
         return f"{rule}, under which {name} cannot run; use {TRAINED}, {trained_with} or full"
     return None
 

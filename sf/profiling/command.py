@@ -113,7 +113,7 @@ def _settings(request: Request) -> Settings:
         if value < least:
             raise ConfigError(field, value, f"at least {least}")
     if request.video is not None and request.prompts != "video":
-        raise ConfigError("video", str(request.video), "applies only to --prompts video")
+        raise ConfigError("video", str(request.video), "needs --prompts video")
     if request.video is not None and request.model in SHAPES:
         raise ConfigError(
             "video", str(request.video), "random weights have no processor, and read no file"

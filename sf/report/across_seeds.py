@@ -155,7 +155,7 @@ def across_seeds_picture(points: pd.DataFrame, matched: pd.DataFrame, where: str
     percent(left, "x")
     percent(right, "x")
     note(fig, f"{where}; thin: single seeds; bars: 95 %, over questions and training seeds; "
-              "marks of one ratio stand side by side")  # fmt: skip
+              "markers at the same ratio are placed side by side")  # fmt: skip
     return fig
 
 

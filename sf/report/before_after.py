@@ -90,7 +90,7 @@ def before_after(study: Study, folder: Path) -> BeforeAfter:
             "Accuracy at equal token ratio",
             text=[
                 "A trained point is compared with the base model's curve at the point's own token "
-                "ratio (linear interpolation, nothing is extrapolated). Intervals are bootstrapped "
+                "ratio (linear interpolation, no extrapolation). Intervals are bootstrapped "
                 "over questions, paired."
             ],
             tables=[_matched_table(entry) for entry in comparisons],

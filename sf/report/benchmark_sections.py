@@ -118,7 +118,7 @@ def _overview(rows: Mapping[str, Sequence[Line]]) -> Table:
 def _average_text(kind: str) -> str:
     scaled = "MME/28, OCRBench/10 and the other scores" if kind == "image" else "all benchmarks"
     return (
-        f"The average is the mean of {scaled}; its interval takes the benchmarks as independent. "
+        f"The average is the mean of {scaled}; its interval treats the benchmarks as independent. "
         "n/p: not published in our sources. The published token ratios are the authors'; the "
         "measured one is the mean over the benchmarks, each the mean over samples and layers."
     )

@@ -243,7 +243,7 @@ def _published_row(model: str, row: str, kind: str, version: str, scores: dict[s
     if stated is not None:
         line.cells[AVERAGE] = Cell(f"{stated:.1f}")
     elif formed is not None:
-        line.cells[AVERAGE] = Cell(f"{formed:.1f}", note="formed here from the published scores")
+        line.cells[AVERAGE] = Cell(f"{formed:.1f}", note="computed here from the published scores")
     else:
         line.cells[AVERAGE] = Cell(NOT_PUBLISHED)
     return line

@@ -108,7 +108,7 @@ def _provenance(study: Study) -> Section:
         )
     shown = Table(
         name="provenance",
-        caption="Stage runs that this report is made of",
+        caption="Stage runs in this report",
         header=["stage", "of", "run", "commit", "seconds", "machine", "versions"],
         rows=rows,
         keys=4,
@@ -119,5 +119,5 @@ def _provenance(study: Study) -> Section:
     ]
     missing = study.missing()
     if missing:
-        text.append(f"Not there when this was written: {', '.join(missing)}.")
+        text.append(f"Missing when this was written: {', '.join(missing)}.")
     return Section("Where the figures come from", text=text, tables=[shown])

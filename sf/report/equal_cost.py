@@ -48,7 +48,7 @@ def equal_cost_sections(study: Study, rows: Mapping[str, Sequence[Line]]) -> lis
     header += [name for kind in rows for name in (f"{kind} average", f"{kind} token ratio (%)")]
     table = Table("equal_cost", "Methods at matched ratio", header, list(lines.values()), keys=3)
     notes = [
-        f"{model}, {method}: the asked ratio was not reached; the row shows the nearest one."
+        f"{model}, {method}: the target ratio was not reached; the row shows the nearest one."
         for (model, method), cells in lines.items()
         if cells[4].note
     ]

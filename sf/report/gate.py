@@ -66,10 +66,10 @@ def _of_model(scores: pd.DataFrame, study: Study, model: str, kind: str) -> list
     ]
     dense = scores[(scores["row"] == DENSE) & (scores["published"] != NOT_PUBLISHED)]
     if dense.empty:
-        return [f"{model}: no dense score to hold against a published one.", *notes]
+        return [f"{model}: no dense score to compare with a published one.", *notes]
     unheld = [str(title) for title in scores["title"].unique() if title not in set(dense["title"])]
     if unheld:
-        notes.append(f"{model}: no dense score to hold against a published one in {_list(unheld)}.")
+        notes.append(f"{model}: no dense score to compare with a published one in {_list(unheld)}.")
     gaps = 100 * (dense["score"] - dense["published"].astype(float)) / dense["scale"]
     far = gaps.abs() > GATE_POINTS
     if not far.any():

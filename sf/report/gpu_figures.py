@@ -48,7 +48,7 @@ def gpu_section(table: pd.DataFrame, folder: Path) -> Section:
     ]
     pictures = []
     if table.empty:
-        text.append("Not measured: this copy holds no figures of a GPU.")
+        text.append("Not measured: this copy contains no GPU figures.")
     else:
         save(gpu_picture(table), folder / "figures", "gpu_figure4")
         pictures.append(Picture("gpu_figure4", "Figures 4c and 4d on a GPU."))

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 OWN = "sparsity_forcing"
-NOT_BOTH = "not both, before and after training, were run"
+NOT_BOTH = "results before and after training are not both available"
 LENGTH_GROUPS = 4
 SHARES = ("token ratio (%)", "correct answers (%)")
 

@@ -66,7 +66,7 @@ def samples_sections(study: Study, folder: Path) -> list[Section]:
         [Cell(title, link=f"{PAGE}#benchmark={name}&shown=lost"), Cell(str(counts[name]))]
         for name, title in titles.items()
     ]
-    table = Table("samples", "Replies of two rows beside each other", HEADER, links)
+    table = Table("samples", "Replies of two rows side by side", HEADER, links)
     return [Section("Samples", text=[_TEXT], tables=[table])]
 
 

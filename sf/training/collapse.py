@@ -126,8 +126,8 @@ class CollapseWatch(TrainerCallback):
                 shutil.rmtree(path)
         good = last_sealed(folder) if state.is_world_process_zero else None
         if good is None:
-            return "No checkpoint is older than the collapse"
+            return "No checkpoint precedes the collapse"
         return (
             f"The last checkpoint from before, a whole model, is {good}: copy it before you "
-            "change a parameter, which starts the run anew"
+            "change a parameter, which restarts the run"
         )

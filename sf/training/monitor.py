@@ -105,10 +105,10 @@ class Monitor(TrainerCallback):
     def _warn(self, step: int, values: dict[str, float]) -> None:
         troubles = {
             "no answer was right": values.get("accuracy") == 0.0,
-            "every group has equal rewards, nothing is learnt": values.get("zero_advantage_share")
+            "all rewards of each group are equal: no gradient": values.get("zero_advantage_share")
             == 1.0,
             "almost no prompt tokens are kept": values.get("token_ratio", 1.0) < 0.02,
-            "answers are cut off, raise max_completion_tokens": values.get("truncated_share", 0.0)
+            "answers are truncated; raise max_completion_tokens": values.get("truncated_share", 0.0)
             > 0.9,
             "log-probabilities of rollout and training differ": values.get("logp_gap", 0.0)
             > self.max_logp_gap,

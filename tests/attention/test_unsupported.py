@@ -34,8 +34,8 @@ def make(name, **changes):
     ("build", "match"),
     [
         (lambda: make("T5", d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2), "encoder-dec"),
-        (lambda: make("GPT2", n_embd=16, n_layer=1, n_head=2), "layers of self-attention"),
-        (lambda: make("Mamba", state_size=4), "layers of self-attention"),
+        (lambda: make("GPT2", n_embd=16, n_layer=1, n_head=2), "self-attention layers"),
+        (lambda: make("Mamba", state_size=4), "self-attention layers"),
         (
             lambda: text_model(layer_types=["sliding_attention"] * 3),
             "full",

@@ -176,7 +176,7 @@ def test_a_plan_counts_what_is_missing_by_measured_time_or_limit() -> None:
     zipvl = by_name["evaluate_base__tiny-qwen2.5-vl__zipvl__all"]
     assert (zipvl.hours, zipvl.basis) == (0.1, "measured")  # as the rule's finished job took
     assert by_name["evaluate_base__tiny-qwen2.5-vl__full__all"].hours == 0
-    assert sentences(made)[0] == "table1: 10 jobs, 4 results hold, 6 to make"
+    assert sentences(made)[0] == "table1: 10 jobs, 4 results valid, 6 to make"
     assert sentences(made)[1].startswith("at most 2.6 hours of jobs, 0 GPU-hours; 5 jobs count")
 
 
@@ -201,7 +201,7 @@ def test_the_command_prints_plan_and_json() -> None:
         assert result.exit_code == 0
         return result.output
 
-    assert "table1: 10 jobs, 0 results hold, 10 to make" in run("table1")
+    assert "table1: 10 jobs, 0 results valid, 10 to make" in run("table1")
     assert "snakemake --cores all table1, or dvc repro table1\n" in run("table1")
     content: dict[str, Any] = json.loads(run("figure4c", "--json"))
     assert [job["name"] for job in content["jobs"]][-2:] == [

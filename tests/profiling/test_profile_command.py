@@ -63,7 +63,7 @@ def test_it_prints_its_table_and_goes_on(tmp_path: Path) -> None:
         (["--repeats", "2"], ConfigError, "repeats = 2"),
         (["--prompts", "video", "--video", "a.mp4"], ConfigError, "read no file"),
         (["--prompts", "audio"], ConfigError, "text or video"),
-        (["--video", "a.mp4"], ConfigError, "--prompts video only"),
+        (["--video", "a.mp4"], ConfigError, "needs --prompts video"),
         (["--device", "tpu"], ConfigError, "device"),
     ],
 )

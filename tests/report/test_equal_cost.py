@@ -45,5 +45,5 @@ def test_matched_methods_stand_beside_their_averages(tmp_path: Path) -> None:
     assert len(shown.rows) == 2
     assert len(shown.header) == len(shown.rows[0]) == 10
     assert section.notes == [
-        "tiny, sparsity_forcing: the asked ratio was not reached; the row shows the nearest one."
+        "tiny, sparsity_forcing: the target ratio was not reached; the row shows the nearest one."
     ]

@@ -106,9 +106,9 @@ def test_columns_without_a_dense_score_are_named(tmp_path: Path) -> None:
     path.write_text("".join(line for line in path.open() if not line.startswith("chartqa")))
     first, second = notes(study)
     assert "in all 6 benchmarks" in first
-    assert second == f"{MODEL}: no dense score to hold against a published one in ChartQA."
+    assert second == f"{MODEL}: no dense score to compare with a published one in ChartQA."
     (path.parent.parent / "stage.json").unlink()
-    assert notes(study) == [f"{MODEL}: no dense score to hold against a published one."]
+    assert notes(study) == [f"{MODEL}: no dense score to compare with a published one."]
 
 
 def test_stand_ins_are_called_what_they_are(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def watch(monitor: Monitor, steps: int, **changes: float) -> list[str]:
     ("changes", "cause"),
     [
         ({"accuracy": 0.0}, "no answer was right"),
-        ({"frac_reward_zero_std": 1.0}, "every group has equal rewards"),
+        ({"frac_reward_zero_std": 1.0}, "all rewards of each group are equal"),
         ({"token_ratio": 0.01}, "almost no prompt tokens are kept"),
         ({"completions/clipped_ratio": 0.95}, "raise max_completion_tokens"),
         ({"logp_gap": 0.6}, "log-probabilities of rollout and training differ"),

@@ -154,7 +154,7 @@ def shown(seen: Rehearsal) -> Iterator[Table | str]:
     yield from (f"note: {note}" for note in seen.notes)
     yield from (f"error: {fault}" for fault in seen.faults)
     count = len(seen.faults)
-    yield "nothing was found that will not work" if not count else f"{count} errors"
+    yield "no errors found" if not count else f"{count} errors"
 
 
 def _table(titles: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
