@@ -94,7 +94,7 @@ def _samples(result: Result) -> dict[str, list[dict[str, Any]]]:
                 "ratio": sample["token_ratio"],
                 "tokens": sample["prompt_tokens"],
                 "groups": dict(zip(group_names(groups), means, strict=True)),
-                "kept": sample.get("kept_cells", []),  # no part of older results
+                "kept": sample.get("kept_cells"),  # None in older results
             }
         )
     return samples
