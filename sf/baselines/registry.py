@@ -30,6 +30,8 @@ METHODS: dict[str, str] = {
     "fastv": "sf.baselines.fastv:FastV",
     "random": "sf.baselines.random_tokens:RandomTokens",
     "visionzip": "sf.baselines.visionzip:VisionZip",
+    "evs": "sf.baselines.evs:EVS",
+    "vidcom2": "sf.baselines.vidcom2:VidCom2",
     "minference": "sf.baselines.minference:MInference",
     "twilight": "sf.baselines.twilight:Twilight",
     "temperature": "sf.baselines.temperature:Temperature",
@@ -39,7 +41,8 @@ METHODS: dict[str, str] = {
 TRAINED = "trained"
 """In a method's place: what the checkpoint was trained with (`sf.baselines.resolve`)."""
 
-FAMILIES: dict[str, tuple[str, ...]] = {"visionzip": ("qwen2_vl", "qwen2_5_vl")}
+_QWEN = ("qwen2_vl", "qwen2_5_vl")
+FAMILIES: dict[str, tuple[str, ...]] = {"visionzip": _QWEN, "evs": _QWEN, "vidcom2": _QWEN}
 """The only model families that a method runs on; all, if it is not named here."""
 OWN_WEIGHTS = ("nsa",)
 """Methods that run on checkpoints trained with them and on no other."""

@@ -1,4 +1,4 @@
-"""Attention and keys inside the vision towers of Qwen2-VL and Qwen2.5-VL.
+"""Attention, keys and features of the vision towers of Qwen2-VL and Qwen2.5-VL.
 
 Shape suffixes: P patches, N cells, U patches of a cell, C width, H heads, D head size, S patches of
 one image or time step.
@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_
 from sf.attention.decoder_hooks import unwrapped
 from sf.errors import UnsupportedModelError
 
-__all__ = ["Seen", "watching_tower"]
+__all__ = ["Seen", "watching_features", "watching_tower"]
 
 # Scores (heads x queries x keys) that are made at once.
 _SCORE_ELEMENTS = 1 << 24
@@ -106,6 +106,47 @@ def watching_tower(model: Any, change: Callable[[Seen, Tensor], Tensor]) -> Iter
             hook.remove()
 
 
+@contextmanager
+def watching_features(model: Any, is_left: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Set to NaN the features of a video's tokens that `is_left` rejects.
+
+    Images, and videos of one time step, stay whole: the tower itself does not tell them apart.
+
+    Args:
+        model: a model with a vision tower of Qwen2-VL's kind.
+        is_left: from the features of one video after the patch merger, float32 (T, S, C): T time
+            steps of S tokens; to bool (T, S).
+
+    Raises:
+        UnsupportedModelError: the model has no such tower.
+    """
+    tower = _tower(model)
+    shapes: list[tuple[int, int, int]] = []
+
+    def note_grid(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shapes[:] = _cell_shapes(tower, kwargs["grid_thw"] if "grid_thw" in kwargs else args[1])
+
+    def mark(_: nn.Module, args: tuple[Any, ...], feature_NC: Tensor) -> Tensor:
+        places = _places(tower, shapes).to(feature_NC.device)
+        marked = feature_NC.clone()
+        parts = places.split([t * h * w for t, h, w in shapes])
+        for (t, _h, _w), place in zip(shapes, parts, strict=True):
+            if t > 1:
+                left = is_left(feature_NC[place].detach().float().unflatten(0, (t, -1)))
+                marked[place[~left.flatten()]] = torch.nan
+        return marked
+
+    hooks = [
+        tower.register_forward_pre_hook(note_grid, with_kwargs=True),
+        tower.merger.register_forward_hook(mark),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _tower(model: Any) -> Any:
     owner = unwrapped(model)
     tower = getattr(getattr(owner, "model", None), "visual", None)
@@ -131,20 +172,30 @@ def _seen(
     )
     turned = apply_rotary_pos_emb_vision(query_PHD, key_PHD, *embeddings)
     query, key = (part.float().transpose(0, 1) for part in turned)
-    merge = int(tower.spatial_merge_size)
-    shapes = [(t, h // merge, w // merge) for t, h, w in grid.tolist()]
-    places = torch.argsort(_block_order(tower, shapes, merge)).to(hidden.device)
+    shapes = _cell_shapes(tower, grid)
+    places = _places(tower, shapes).to(hidden.device)
     sizes = [h * w for t, h, w in shapes for _ in range(t)]
-    raw_PD = key_PHD.float().mean(1)
-    return Seen(query, key, raw_PD, places, sizes, merge**2, float(attention.scaling))
+    unit, raw_PD = int(tower.spatial_merge_size) ** 2, key_PHD.float().mean(1)
+    return Seen(query, key, raw_PD, places, sizes, unit, float(attention.scaling))
 
 
-def _block_order(tower: Any, shapes: list[tuple[int, int, int]], merge: int) -> Tensor:
+def _cell_shapes(tower: Any, grid: Tensor) -> list[tuple[int, int, int]]:
+    """Time steps, rows and columns of cells of each image or video."""
+    merge = int(tower.spatial_merge_size)
+    return [(t, h // merge, w // merge) for t, h, w in grid.tolist()]
+
+
+def _places(tower: Any, shapes: list[tuple[int, int, int]]) -> Tensor:
+    """int64 (N,): where in the blocks' order each cell of the prompt's order lies."""
+    return torch.argsort(_block_order(tower, shapes))
+
+
+def _block_order(tower: Any, shapes: list[tuple[int, int, int]]) -> Tensor:
     """Cells in the order in which the blocks see them: window by window in Qwen2.5-VL."""
     total = sum(t * h * w for t, h, w in shapes)
     if not hasattr(tower, "window_size"):
         return torch.arange(total)
-    side = int(tower.window_size) // merge // int(tower.patch_size)
+    side = int(tower.window_size) // int(tower.spatial_merge_size) // int(tower.patch_size)
     pieces, first = [], 0
     for t, h, w in shapes:
         cells = torch.arange(first, first + t * h * w).view(t, h, w)

@@ -1,31 +1,29 @@
 """VisionZip (arXiv 2412.04467): visual tokens are chosen and merged before the language model.
 
 Shape suffixes: P patches, N cells (2 x 2 patches, one visual token each), U patches of a cell, C
-width of the vision tower, H its heads, D their size; B rows and L columns of the prompt.
+width of the vision tower, H its heads, D their size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sf.attention import Trace, sparsify
-from sf.baselines.method import Hyperparameter, Method
+from sf.baselines.method import Hyperparameter
+from sf.baselines.tower_pruning import TowerPruning
 from sf.baselines.vision_tower import Seen, watching_tower
 from sf.errors import ConfigError
-from sf.selection import Policy, Scores
 
 __all__ = ["VisionZip"]
 
 
 @dataclass(frozen=True)
-class VisionZip(Method):
+class VisionZip(TowerPruning):
     """Keeps dominant tokens and merges the rest into a few contextual ones (section 3).
 
     Each image, and each time step of a video, keeps the share `ratio` of its tokens. 10 of 64 of
@@ -50,8 +48,6 @@ class VisionZip(Method):
     name: ClassVar[str] = "visionzip"
     text: ClassVar[str] = "visual tokens picked and merged by the vision tower's own attention"
     paper: ClassVar[str] = "2412.04467 section 3 (adapted to Qwen's towers)"
-    decodes_densely: ClassVar[bool] = True
-    counts: ClassVar[str] = "text and the visual tokens left, the same in every layer and its KV"
     hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("ratio", 1 / 3, dense=1.0)
 
     ratio: float = 1 / 3
@@ -62,20 +58,8 @@ class VisionZip(Method):
         if not 0 <= self.contextual < 1:
             raise ConfigError("contextual", self.contextual, "must be in [0, 1)")
 
-    @contextmanager
-    def apply(self, model: Any) -> Iterator[Trace]:
-        marks = _Marks()
-        with sparsify(model, _Left(self.ratio, marks)) as trace:
-            if self.ratio == 1:
-                yield trace
-                return
-            decoder = model.get_decoder()
-            hook = decoder.register_forward_pre_hook(marks.read, with_kwargs=True)
-            try:
-                with watching_tower(model, self._zip):
-                    yield trace
-            finally:
-                hook.remove()
+    def watch(self, model: Any) -> AbstractContextManager[None]:
+        return watching_tower(model, self._zip)
 
     def _zip(self, seen: Seen, cell_NUC: Tensor) -> Tensor:
         """The cells that go into the patch merger; those that are left out are NaN."""
@@ -110,49 +94,3 @@ class VisionZip(Method):
             count = torch.bincount(nearest, minlength=merged).clamp(min=1)
             out[rest[is_target]] = target + total / count[:, None, None].to(total.dtype)
         return out
-
-
-class _Marks:
-    """Reads in the decoder's embeddings which tokens the tower left out.
-
-    The mark travels in the features themselves, as NaN, so it survives whatever transformers does
-    with them on the way: features computed ahead of the forward, repeated for returned sequences,
-    images and videos of several rows.
-
-    Attributes:
-        dropped: bool (B, L) of the last prompt.
-    """
-
-    def __init__(self) -> None:
-        self.dropped: Tensor | None = None
-
-    def read(
-        self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        cache, embeds = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
-        if embeds is None or (cache is not None and cache.get_seq_length()):
-            return args, kwargs
-        self.dropped = embeds.isnan().any(-1)
-        # Nothing attends to a dropped token; it only has to be a number.
-        cleaned = embeds.masked_fill(self.dropped[..., None], 0.0)
-        return args, {**kwargs, "inputs_embeds": cleaned}
-
-
-@dataclass(frozen=True)
-class _Left(Policy):
-    """What the tower left, the same in every layer."""
-
-    ratio: float
-    marks: _Marks
-
-    needs_scores: ClassVar[bool] = False
-
-    @property
-    def dense(self) -> bool:
-        return self.ratio == 1
-
-    def keep(self, scores: Scores, layer: int) -> Tensor:
-        dropped = self.marks.dropped
-        if dropped is None:
-            return scores.valid
-        return scores.valid & ~dropped[:, : scores.valid.shape[1]].to(scores.valid.device)

@@ -11,6 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "attention"))
 
 from tiny_models import FAMILIES, batch, build, prompt
+from windowed_tower import windowed_model
 
 from sf.attention.blocks import MobaAttention, NsaAttention, attach
 from sf.attention.trained import FIELD, TrainedAttention
@@ -45,6 +46,11 @@ def model(request, models):
     setattr(model.config.get_text_config(), FIELD, TrainedAttention.of(NATIVE).note())
     yield model
     delattr(model.config.get_text_config(), FIELD)
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def windowed(request):
+    return windowed_model(request.param)
 
 
 @pytest.fixture

@@ -110,6 +110,8 @@ def test_what_is_known_without_the_classes_is_true_of_them() -> None:
     [
         ("visionzip", "qwen2_vl", None, None),
         ("visionzip", "llava_next_video", None, "qwen2_vl and qwen2_5_vl only, not on llava"),
+        ("evs", "llava_onevision", None, "qwen2_vl and qwen2_5_vl only, not on llava"),
+        ("vidcom2", "qwen2_5_vl", None, None),
         ("nsa", "qwen2_vl", "nsa", None),
         ("nsa", "qwen2_vl", "moba", "train it: objective nsa"),
         ("nsa", "qwen2_vl", None, "weights of its own"),
@@ -176,6 +178,8 @@ LOW = {
     "fastv": 0.3,
     "random": 0.3,
     "visionzip": 0.3,
+    "evs": 0.3,
+    "vidcom2": 0.3,
     "minference": 0.3,
     "twilight": 0.3,
     "moba": 1.0,
