@@ -114,7 +114,7 @@ def test_what_is_known_without_the_classes_is_true_of_them() -> None:
         ("vidcom2", "qwen2_5_vl", None, None),
         ("nsa", "qwen2_vl", "nsa", None),
         ("nsa", "qwen2_vl", "moba", "train it: objective nsa"),
-        ("nsa", "qwen2_vl", None, "weights of its own"),
+        ("nsa", "qwen2_vl", None, "weights that this model lacks"),
         ("fastv", "llava_next_video", None, None),
         ("moba", "llava_onevision", None, None),
     ],
