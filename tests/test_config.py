@@ -70,7 +70,11 @@ def with_change(tmp_path: Path, old: str, new: str) -> Path:
         (
             "  methods: [full, zipvl]",
             "  methods: [full, nsa]",
-            ("axes.methods with tiny-qwen2.5-vl", "nsa needs weights that this model lacks", "objective nsa"),
+            (
+                "axes.methods with tiny-qwen2.5-vl",
+                "nsa needs weights that this model lacks",
+                "objective nsa",
+            ),
         ),
         ("scale: mini", "scale: [mini", ("not valid YAML", "params.yaml")),
         (
