@@ -102,11 +102,11 @@ def test_the_bill_has_the_jobs_of_the_engines() -> None:
     assert bill.gpu_hours == pytest.approx(train.hours + 12.0 * (len(counted) - 1))
     assert bill.machine == 1
     # On one GPU the jobs that need it follow each other; the data come first, the report last.
-    assert bill.wall_clock == pytest.approx(bill.gpu_hours + 36 + 0.5 + 0.5)
-    chain = [12, 24, 12, train.hours, 12, 0.5, 0.5]
+    assert bill.wall_clock == pytest.approx(bill.gpu_hours + 48 + 36 + 12 + 0.5 + 0.5)
+    chain = [48, 12, 24, 12, train.hours, 12, 0.5, 0.5]
     assert bill.longest_chain == pytest.approx(sum(chain))
     needed = bill.tables["table1"]
-    assert needed[:2] == (26, pytest.approx(train.hours + 22 * 12.0))
+    assert needed[:2] == (29, pytest.approx(train.hours + 21 * 12.0))
     assert [each.what for each in bill.unknown] == ["Video-R1/Video-R1-data@main"]
 
 
