@@ -14,7 +14,7 @@ def require_room(folder: Path, size: float, what: str, remedy: str = "") -> None
     """Refuse to begin what a disk has no room for.
 
     Args:
-        folder: on that disk.
+        folder: on that disk; it need not be there yet.
         size: bytes that are needed.
         what: will lie there, for the message.
         remedy: what to do besides freeing some space.
@@ -22,7 +22,8 @@ def require_room(folder: Path, size: float, what: str, remedy: str = "") -> None
     Raises:
         EnvironmentFault: there is less room.
     """
-    free = shutil.disk_usage(folder).free
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
     if free < size:
         raise EnvironmentFault(
             "free disk space",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 import sys
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sf.atomic_files import read_json, write_json, write_text
+from sf.atomic_files import read_json, write_json
 from sf.data.archives import archive_stem, is_archive
 from sf.disk import require_room
 from sf.errors import ConfigError, EnvironmentFault
@@ -25,6 +24,7 @@ __all__ = [
     "hub_errors",
     "is_hub_failure",
     "needed_files",
+    "notes_folder",
     "page_of",
     "parse_hub",
     "record_commit",
@@ -65,16 +65,23 @@ def parse_hub(source: str) -> HubSource:
     return HubSource(found["name"], found["revision"])
 
 
+def notes_folder(name: str) -> Path:
+    """Where it is noted what of a repository is on this machine."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "sparsity-forcing" / name.replace("/", "--")
+
+
 def record_commit(folder: Path, source: str, commit: str) -> None:
     """Write `origin.json`: the commit that the revision of a source stands for from now on."""
-    write_text(folder / ORIGIN, json.dumps({"source": source, "commit": commit}) + "\n")
+    write_json(folder / ORIGIN, {"source": source, "commit": commit})
 
 
 def recorded_commit(source: str, folders: Iterable[Path]) -> str | None:
     """The commit that the first of these folders records for this very source, if any does."""
     for folder in folders:
         if (folder / ORIGIN).is_file():
-            record = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+            record = read_json(folder / ORIGIN)
             if record["source"] == source:
                 return str(record["commit"])
     return None
@@ -133,7 +140,6 @@ class Repository:
 
     Args:
         source: name and revision.
-        folder: parent of the local mirrors; None: below huggingface_hub's own home.
         commit: what a branch or tag stood for earlier, used instead of asking what it stands for
             now.
 
@@ -141,16 +147,12 @@ class Repository:
         EnvironmentFault: the hub does not answer, or has no such repository or revision.
     """
 
-    def __init__(
-        self, source: HubSource, folder: Path | None = None, commit: str | None = None
-    ) -> None:
-        from huggingface_hub import HfApi, constants
+    def __init__(self, source: HubSource, commit: str | None = None) -> None:
+        from huggingface_hub import HfApi
 
         self._api = HfApi()
         self.source = source
-        parent = (folder or Path(constants.HF_HOME) / "sparsity-forcing") / source.name.replace(
-            "/", "--"
-        )
+        parent = notes_folder(source.name)
         known = source.revision if source.pinned else commit
         listing = parent / f"{known}.sizes.json"
         if known and listing.is_file():

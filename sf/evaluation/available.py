@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sf.data.check import time_limit_s
-from sf.data.hub import HubSource, hub_errors, is_hub_failure, require_access
+from sf.data.hub import HubSource, hub_errors, is_hub_failure, notes_folder, require_access
+from sf.data.hub_cache import missing_files, note_whole, whole_folder
 from sf.data.media import num_decoders
-from sf.errors import DataError, EnvironmentFault
+from sf.disk import require_room
+from sf.errors import DataError
 from sf.evaluation.benchmarks import Benchmark, Task
 from sf.evaluation.table_check import table_fault
 from sf.evaluation.tasks import benchmark_home, build_task, repository_folder
@@ -21,7 +23,7 @@ from sf.isolation import Lost, run_isolated
 from sf.redaction import without_credentials
 
 __all__ = [
-    *("Missing", "fetch_from_hub", "hub_folder", "missing_in", "missing_in_hub_cache"),
+    *("Missing", "fetch_from_hub", "hf_home", "missing_in", "missing_in_hub_cache"),
     *("refuse", "snapshot"),
 ]
 
@@ -132,32 +134,28 @@ def _absent_videos(task: Task, lmms_task: Any) -> str:
     return f"{len(absent)} videos of {task.name}: {', '.join(absent[:_SHOWN])}{more}"
 
 
-def _free_gib(folder: Path) -> float:
-    """Room on the disk of a folder, which need not be there yet."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free / 2**30
-
-
-def hub_folder() -> Path:
+def hf_home() -> Path:
     """HF_HOME, where task modules look for videos."""
     return Path(os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface")))
 
 
-def snapshot(repository: str, commit: str | None) -> Path:
-    """The folder of a dataset repository in the hub's cache; nothing is downloaded.
+def snapshot(repository: str, commit: str | None) -> Path | None:
+    """The folder of a dataset repository that was fetched whole; nothing is downloaded.
 
     Args:
         repository: its name.
         commit: None: what the main branch stood for when it was fetched.
-
-    Raises:
-        LocalEntryNotFoundError: it is not there.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    return Path(
-        snapshot_download(repository, repo_type="dataset", revision=commit, local_files_only=True)
-    )
+    if commit is None:
+        try:
+            folder = snapshot_download(repository, repo_type="dataset", local_files_only=True)
+        except LocalEntryNotFoundError:
+            return None
+        commit = Path(folder).name
+    return whole_folder(repository, commit)
 
 
 def missing_in_hub_cache(
@@ -169,18 +167,14 @@ def missing_in_hub_cache(
         benchmarks: what is to be evaluated.
         commits: of the repositories where they are known.
     """
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     absent = []
     for benchmark in benchmarks:
         for task in {task.repository: task for task in benchmark.tasks}.values():
             what = ""
-            try:
-                snapshot(task.repository, commits.get(task.repository))
-            except LocalEntryNotFoundError:
-                what = "not in the hub cache"
-            if task.media and not (hub_folder() / task.media).is_dir():
-                what = f"no folder {hub_folder() / task.media}"
+            if snapshot(task.repository, commits.get(task.repository)) is None:
+                what = "not whole in the hub cache"
+            if task.media and not (hf_home() / task.media).is_dir():
+                what = f"no folder {hf_home() / task.media}"
             if what:
                 absent.append(
                     Missing(benchmark.name, what, task.repository, benchmark.download_gib)
@@ -210,7 +204,7 @@ def fetch_from_hub(
     Raises:
         DataError: the hub cannot be reached; everything that is missing is listed.
         EnvironmentFault: a repository is gated and HF_TOKEN gives no access, a download fails, or
-            the disk of HF_HOME has no room for twice the size (archives and what is in them).
+            the disk of HF_HOME has no room for the files and what is unpacked from them.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
 
@@ -233,28 +227,49 @@ def fetch_from_hub(
         refuse("hub", missing, remedy)
     require_access(infos)
     sizes = {
-        name: sum(file.size or 0 for file in info.siblings or []) / 2**30
+        name: {file.rfilename: file.size or 0 for file in info.siblings or ()}
         for name, info in infos.items()
     }
-    _require_room(sizes)
-    for name, info in infos.items():
-        with hub_errors("benchmarks.source", HubSource(name, str(info.sha))):
-            snapshot_download(name, repo_type="dataset", revision=info.sha)
-    wanted = {item.benchmark for item in missing}
-    with benchmark_home(None, cache):
-        for task in (
-            task for b in benchmarks if b.name in wanted for task in b.tasks if task.media
-        ):
-            build_task(task, None, revision=str(infos[task.repository].sha))
-    return {name: str(info.sha) for name, info in infos.items()}
+    fetched = {name: str(info.sha) for name, info in infos.items()}
+    _announce(sizes, fetched)
+    tasks = [task for benchmark in benchmarks for task in benchmark.tasks if task.media]
+    for name, commit in fetched.items():
+        with hub_errors("benchmarks.source", HubSource(name, commit)):
+            folder = Path(snapshot_download(name, repo_type="dataset", revision=commit))
+        with benchmark_home(None, cache):
+            for task in (task for task in tasks if task.repository == name):
+                _unpack(task, commit)
+        note_whole(name, commit, folder, sizes[name])
+    return fetched
 
 
-def _require_room(sizes: Mapping[str, float]) -> None:
-    """Say the sizes, in GiB, and refuse a disk without room for archives and what is in them."""
-    gib, free = sum(sizes.values()), _free_gib(hub_folder())
-    lines = [f"  {repository}: {size:.1f} GiB" for repository, size in sizes.items()]
-    print("\n".join([f"to be downloaded, {gib:.1f} GiB:", *lines]), file=sys.stderr, flush=True)
-    if free < 2 * gib:
-        rule = f"{gib:.0f} GiB are to be downloaded and unpacked: {2 * gib:.0f} GiB are needed"
-        remedy = "free some space, or set HF_HOME to a larger disk"
-        raise EnvironmentFault(f"free space of {hub_folder()}", f"{free:.0f} GiB", rule, remedy)
+def _announce(sizes: Mapping[str, Mapping[str, int]], commits: Mapping[str, str]) -> None:
+    """Say what is going to be downloaded; the disk needs room for it and for what is unpacked."""
+    missing = {
+        name: sum(missing_files(name, commits[name], files).values())
+        for name, files in sizes.items()
+    }
+    total = sum(missing.values())
+    lines = [f"  {repository}: {size / 2**30:.1f} GiB" for repository, size in missing.items()]
+    head = f"to be downloaded, {total / 2**30:.1f} GiB:"
+    print("\n".join([head, *lines]), file=sys.stderr, flush=True)
+    unpacked = sum(sum(files.values()) for files in sizes.values())
+    what = f"{total / 2**30:.0f} GiB to be downloaded and at most as much as the repositories' "
+    what += f"{unpacked / 2**30:.0f} GiB unpacked"
+    require_room(hf_home(), total + unpacked, what, "set HF_HOME to a larger disk")
+
+
+def _unpack(task: Task, commit: str) -> None:
+    """Have lmms-eval unpack a task's videos, which it does where their folder is not there.
+
+    A folder that a killed call has left half unpacked is removed first.
+    """
+    folder = hf_home() / task.media
+    begun = notes_folder(task.repository) / f"unpacking-{task.media.replace('/', '-')}"
+    if begun.exists() and folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    if not folder.exists():
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        begun.touch()
+    build_task(task, None, revision=commit)
+    begun.unlink(missing_ok=True)

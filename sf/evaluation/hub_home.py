@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sf.atomic_files import read_json, write_json
 from sf.errors import DataError
-from sf.evaluation.available import fetch_from_hub, hub_folder, missing_in_hub_cache, snapshot
+from sf.evaluation.available import fetch_from_hub, hf_home, missing_in_hub_cache, snapshot
 from sf.evaluation.benchmark import Benchmark
 from sf.evaluation.benchmarks import BENCHMARKS, EXTRA
 from sf.ranks import rank
@@ -46,10 +46,12 @@ def fetch_benchmarks(
     missing = missing_in_hub_cache(benchmarks, known)
     fetched = fetch_from_hub(benchmarks, missing, known, scratch)
     repositories = {task.repository for one in benchmarks for task in one.tasks}
-    commits = {
-        name: fetched.get(name) or known.get(name) or snapshot(name, None).name
-        for name in sorted(repositories)
-    }
+    commits = {**known, **fetched}
+    for name in repositories - commits.keys():
+        folder = snapshot(name, None)
+        assert folder is not None, "it would be missing"
+        commits[name] = folder.name
+    commits = {name: commits[name] for name in repositories}
     write_json(out / _COMMITS, commits)
     return commits
 
@@ -64,19 +66,17 @@ def hub_home(commits: Mapping[str, str], scratch: Path) -> Path:
     Raises:
         DataError: a repository is not in this machine's cache at its commit.
     """
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     home = scratch / f"home{rank()}"
     for repository, commit in commits.items():
-        try:
-            _link(home / "hub" / repository, snapshot(repository, commit))
-        except LocalEntryNotFoundError as error:
-            rule = f"is not in the hub's cache ({hub_folder()})"
+        folder = snapshot(repository, commit)
+        if folder is None:
+            rule = f"is not whole in the hub's cache ({hf_home()})"
             remedy = "set HF_HOME as for the stage fetch, or delete that stage's result and rerun"
-            raise DataError("benchmarks", f"{repository}@{commit}", rule, remedy) from error
+            raise DataError("benchmarks", f"{repository}@{commit}", rule, remedy)
+        _link(home / "hub" / repository, folder)
     for task in (task for one in (*BENCHMARKS, *EXTRA) for task in one.tasks):
         if task.media and task.repository in commits:
-            _link(home / task.media, hub_folder() / task.media)
+            _link(home / task.media, hf_home() / task.media)
     return home
 
 

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from sf.atomic_files import read_json, write_json, write_text
 from sf.data.hub import parse_hub
-from sf.data.hub_weights import hub_folder
+from sf.data.hub_cache import hub_folder
 from sf.disk import require_room
 from sf.errors import DataError, OutputConflictError
 from sf.models.llava_next_format import (

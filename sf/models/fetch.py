@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sf.data.hub import HubSource, parse_hub, recorded_commit
-from sf.data.hub_weights import WEIGHT_FILES, hub_folder
+from sf.data.hub_cache import WEIGHT_FILES, hub_folder
 from sf.disk import require_room
 from sf.errors import DataError, UnsupportedModelError
 from sf.layout import STAMP

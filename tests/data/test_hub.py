@@ -290,7 +290,7 @@ def test_prepare_reads_what_the_stage_fetch_left_and_asks_nothing(hub, tmp_path)
 
 
 def test_what_lies_on_no_hub_is_not_fetched(tmp_path):
-    given = fetch.Parameters(what="weights", source="models/own", seed=0, output=tmp_path / "out")
+    given = fetch.Parameters(what="weights", source="models/own", output=tmp_path / "out")
     assert not fetch.asks_hub(given)
     fetch.run(given, SimpleNamespace(out=given.output))
     assert list(given.output.iterdir()) == []

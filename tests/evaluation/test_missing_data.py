@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 import httpx
 import huggingface_hub
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from scripted import VISION
 
 from sf.data.leakage import benchmark_names
 from sf.errors import ConfigError, DataError, EnvironmentFault
-from sf.evaluation import available
+from sf.evaluation import available, tasks
 from sf.evaluation.available import fetch_from_hub, missing_in, missing_in_hub_cache
 from sf.evaluation.benchmarks import BENCHMARKS, benchmark_named
 from sf.evaluation.hub_home import fetch_benchmarks
@@ -105,26 +106,36 @@ def test_rows_that_cannot_be_read_are_an_error_that_says_why(
 
 
 def _reachable(
-    monkeypatch: pytest.MonkeyPatch, home: Path, gib: float, gated: tuple[str, ...] = ()
+    monkeypatch: pytest.MonkeyPatch,
+    home: Path,
+    cache: Path,
+    gib: float,
+    gated: tuple[str, ...] = (),
 ) -> list[str]:
     """A hub that knows sizes; the repositories that were fetched and the tasks that were built."""
     done: list[str] = []
     build = available.build_task
+    monkeypatch.setattr(constants, "HF_HOME", str(cache))
 
     def info(_: HfApi, repository: str, **__: Any) -> Any:
-        files = [SimpleNamespace(size=int(gib * 2**30)), SimpleNamespace(size=None)]
+        folder = home / "hub" / repository
+        names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+        files = [SimpleNamespace(rfilename=str(name), size=None) for name in names]
+        files[0].size = int(gib * 2**30)
         return SimpleNamespace(siblings=files, sha=COMMIT, gated=repository in gated)
 
     def download(
-        repository: str, repo_type: str, revision: str | None, local_files_only: bool = False
+        repository: str, repo_type: str, revision: str = "", local_files_only: bool = False
     ) -> str:
         assert repo_type == "dataset"
+        folder = cache / repository / COMMIT
         if not local_files_only:
             assert revision == COMMIT
             done.append(repository)
-        elif repository not in done:
+            shutil.copytree(home / "hub" / repository, folder, dirs_exist_ok=True)
+        elif not folder.is_dir():
             raise LocalEntryNotFoundError("not there")
-        return str(home / "hub" / repository)
+        return str(folder)
 
     def fetching(task: Any, source: Path | None, **given: Any) -> Any:
         if source is None:
@@ -143,19 +154,21 @@ def test_what_the_hub_has_is_said_with_its_own_sizes_before_it_is_fetched(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
-    done = _reachable(monkeypatch, home, 0.25)
+    done = _reachable(monkeypatch, home, tmp_path / "cache", 0.25)
     wanted = [benchmark_named(name) for name in ("chartqa", "mmmu_pro", "egoschema")]
     missing = missing_in_hub_cache(wanted, {})
     commits = fetch_from_hub(wanted, missing, {}, tmp_path)
     repositories = ["MMMU/MMMU_Pro", "lmms-eval/egoschema", "lmms-lab-encoder/ChartQA"]
     assert commits == dict.fromkeys(repositories, COMMIT)
-    assert done == [*repositories, "egoschema_subset"]  # its task unpacks videos
+    assert done == [*repositories[:2], "egoschema_subset", repositories[2]]  # it unpacks videos
     said = capsys.readouterr().err
     assert "to be downloaded, 0.8 GiB:" in said
     assert "  MMMU/MMMU_Pro: 0.2 GiB" in said
     done.clear()
-    _reachable(monkeypatch, home, 1e6)
-    with pytest.raises(EnvironmentFault, match="3000000 GiB are to be downloaded and unpacked"):
+    _reachable(monkeypatch, home, tmp_path / "other", 1e6)
+    with pytest.raises(
+        EnvironmentFault, match=r"3000000 GiB to be downloaded.*3000000 GiB unpacked"
+    ):
         fetch_from_hub(wanted, missing, {}, tmp_path)
     assert done == []
     fetch_from_hub(wanted, [], {}, tmp_path)  # the hub is asked nothing when nothing is missing
@@ -168,7 +181,7 @@ def test_all_gated_benchmarks_are_named_before_the_first_byte(
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     closed = ("MMMU/MMMU_Pro", "lmms-eval/egoschema")
-    done = _reachable(monkeypatch, home, 0.25, closed)
+    done = _reachable(monkeypatch, home, tmp_path / "cache", 0.25, closed)
     with pytest.raises(
         EnvironmentFault, match=r"HF_TOKEN\. is not set.*accept the terms"
     ) as caught:
@@ -181,7 +194,7 @@ def test_what_was_fetched_is_used_without_the_hub_and_at_its_commit(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(home))
-    done = _reachable(monkeypatch, home, 0.1)
+    done = _reachable(monkeypatch, home, tmp_path / "cache", 0.1)
     wanted = [benchmark_named("egoschema"), benchmark_named("mmstar")]
     commits = fetch_benchmarks(wanted, tmp_path / "fetched", tmp_path / "none", tmp_path)
     assert commits == {"Lin-Chen/MMStar": COMMIT, "lmms-eval/egoschema": COMMIT}
@@ -200,10 +213,83 @@ def test_what_was_fetched_is_used_without_the_hub_and_at_its_commit(
     assert rows.keys() == {"egoschema_subset", "mmstar"}
     source.write(tmp_path)
     place = read_source(tmp_path).home_path(tmp_path, tmp_path / "job")
-    assert (place / "hub/Lin-Chen/MMStar").resolve() == (home / "hub/Lin-Chen/MMStar").resolve()
-    done.remove("Lin-Chen/MMStar")
-    with pytest.raises(DataError, match=rf"MMStar@{COMMIT}.*is not in the hub's cache.*HF_HOME"):
+    folder = tmp_path / "cache/Lin-Chen/MMStar" / COMMIT
+    assert (place / "hub/Lin-Chen/MMStar").resolve() == folder
+    next(folder.rglob("*.parquet")).unlink()
+    with pytest.raises(DataError, match=rf"MMStar@{COMMIT}.*is not whole in.*HF_HOME"):
         source.home_path(tmp_path, tmp_path / "elsewhere")
+
+
+def test_a_killed_fetch_goes_on(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the download, where the cache holds a part of the files, and while videos are unpacked."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    done = _reachable(monkeypatch, home, tmp_path / "cache", 0.1)
+    wanted, videos = [benchmark_named("egoschema")], tmp_path / "cache/egoschema"
+    part = tmp_path / "cache/lmms-eval/egoschema" / COMMIT / "README.md"
+    part.parent.mkdir(parents=True)
+    part.touch()
+    assert [one.what for one in missing_in_hub_cache(wanted, {})] == [f"no folder {videos}"]
+    videos.mkdir()
+    assert [one.what for one in missing_in_hub_cache(wanted, {})] == ["not whole in the hub cache"]
+    videos.rmdir()
+
+    def unpacking(killed: bool) -> None:
+        def unpack(*_: Any, **__: Any) -> None:
+            if videos.exists():  # lmms-eval unpacks nothing then
+                return
+            videos.mkdir()
+            (videos / "first.mp4").write_text("half" if killed else "whole")
+            if killed:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(available, "build_task", unpack)
+
+    unpacking(killed=True)
+    with pytest.raises(KeyboardInterrupt):
+        fetch_benchmarks(wanted, tmp_path / "out", tmp_path / "out", tmp_path)
+    assert not (tmp_path / "out").exists()
+    unpacking(killed=False)
+    for _ in range(2):
+        commits = fetch_benchmarks(wanted, tmp_path / "out", tmp_path / "out", tmp_path)
+        assert commits == {"lmms-eval/egoschema": COMMIT}
+        assert (videos / "first.mp4").read_text() == "whole"
+    assert done == ["lmms-eval/egoschema"] * 2  # finished, it is not asked for again
+
+
+def test_a_benchmark_of_two_repositories_of_which_one_is_there(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(home))
+    done = _reachable(monkeypatch, home, tmp_path / "cache", 0.1)
+    one, other = (benchmark_named(name) for name in ("egoschema", "perceptiontest_val_mc"))
+    both = replace(one, tasks=(*one.tasks, *other.tasks))
+    fetch_benchmarks([one], tmp_path / "out", tmp_path / "none", tmp_path)
+    done.clear()
+    fetch_benchmarks([both], tmp_path / "both", tmp_path / "out", tmp_path)
+    assert done == [other.tasks[0].repository, other.tasks[0].name]
+
+
+def test_public_repositories_are_asked_for_without_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lmms-eval's `token: True` refuses them where none is set."""
+    given = []
+
+    class Asked(Exception): ...
+
+    def task(config: dict[str, Any], **_: Any) -> None:
+        given.append(config["dataset_kwargs"])
+        raise Asked
+
+    monkeypatch.setattr(tasks, "_task_class", lambda: task)
+    with tasks.benchmark_home(None, tmp_path):
+        for one in (task for benchmark in BENCHMARKS for task in benchmark.tasks):
+            with pytest.raises(Asked):
+                tasks.build_task(one, None, revision=COMMIT)
+    assert len(given) > len(BENCHMARKS)
+    assert all("token" not in each and each["revision"] == COMMIT for each in given)
 
 
 def test_the_disk_that_the_files_go_to_must_have_room(
@@ -212,12 +298,12 @@ def test_the_disk_that_the_files_go_to_must_have_room(
     """Scratch lies elsewhere; HF_HOME need not be there yet."""
     (tmp_path / "small").mkdir()
     monkeypatch.setenv("HF_HOME", str(tmp_path / "small/not/there"))
-    _reachable(monkeypatch, home, 0.25)
+    _reachable(monkeypatch, home, tmp_path / "cache", 0.25)
     rooms = {str(tmp_path / "small"): SimpleNamespace(free=2**28)}
     real = shutil.disk_usage
     monkeypatch.setattr(shutil, "disk_usage", lambda path: rooms.get(str(path)) or real(path))
     wanted = [benchmark_named("chartqa")]
-    with pytest.raises(EnvironmentFault, match=r"free space of .*small/not/there"):
+    with pytest.raises(EnvironmentFault, match=r"free disk space.*small/not/there.*HF_HOME"):
         fetch_from_hub(wanted, missing_in_hub_cache(wanted, {}), {}, tmp_path)
 
 
@@ -238,7 +324,7 @@ def test_videos_that_a_fetch_left_out_are_named(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An archive of which only a part was unpacked."""
-    _reachable(monkeypatch, copy, 0.1)
+    _reachable(monkeypatch, copy, tmp_path / "cache", 0.1)
     monkeypatch.setenv("HF_HOME", str(copy))
     videos = sorted((copy / "egoschema" / "videos").iterdir())
     videos[1].unlink()

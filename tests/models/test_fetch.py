@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sf.data.hub import HubSource, record_commit
-from sf.data.hub_weights import hub_folder
+from sf.data.hub_cache import hub_folder
 from sf.data.manifest import Row, read_manifest, write_manifest
 from sf.errors import ConfigError, DataError, EnvironmentFault, UnsupportedModelError
 from sf.mini.rows import ANNOTATIONS, write_dataset
@@ -50,6 +52,21 @@ def parameters(vision, folder, **changes) -> Parameters:
         "output": folder / "result",
     }
     return Parameters(**{**values, **changes})
+
+
+def test_a_copy_to_another_disk_needs_room(tiny, checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    family, real = tiny[0].config.model_type, os.stat
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    fetch_checkpoint(str(checkpoint), family, tmp_path / "out")  # links take none
+
+    def stat(path, *given, **options):
+        result = real(path, *given, **options)
+        return SimpleNamespace(st_dev=-1) if path == tmp_path / "out" else result
+
+    monkeypatch.setattr(os, "stat", stat)
+    with pytest.raises(EnvironmentFault, match=r"free disk space.*the weights of"):
+        fetch_checkpoint(str(checkpoint), family, tmp_path / "out")
 
 
 def test_a_local_checkpoint_arrives_unchanged(tiny, checkpoint, tmp_path, vision):
