@@ -5,22 +5,20 @@ Shape suffixes: T time steps of a video, S tokens of one, C width of their featu
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sf.baselines.method import Hyperparameter
-from sf.baselines.tower_pruning import TowerPruning
-from sf.baselines.vision_tower import watching_features
+from sf.baselines.method import Hyperparameter, share_of
+from sf.baselines.tower_pruning import VideoPruning
 
 __all__ = ["EVS"]
 
 
 @dataclass(frozen=True)
-class EVS(TowerPruning):
+class EVS(VideoPruning):
     """Keeps the tokens of each video that differ most from the time step before.
 
     A token's score is 1 - cos(its features, those of the same place one time step earlier), on the
@@ -42,17 +40,12 @@ class EVS(TowerPruning):
 
     ratio: float = 0.25
 
-    def watch(self, model: Any) -> AbstractContextManager[None]:
-        return watching_features(model, self.left)
-
     def left(self, feature_TSC: Tensor) -> Tensor:
-        """bool (T, S), True where a token of the video stays."""
         steps, tokens = feature_TSC.shape[:2]
         similarity = torch.cosine_similarity(feature_TSC[1:], feature_TSC[:-1], dim=-1)
         first = similarity.new_full((1, tokens), torch.inf)
         score = torch.cat([first, 1 - similarity]).flatten()
-        # 0.29 * 100 is a little below 29 in float64; that must not cost a token.
-        count = max(tokens, int(self.ratio * steps * tokens + 1e-9))
+        count = max(tokens, share_of(steps * tokens, self.ratio))
         left = torch.zeros_like(score, dtype=torch.bool)
         left[score.argsort(descending=True, stable=True)[:count]] = True
         return left.view(steps, tokens)

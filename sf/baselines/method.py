@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sf.attention import Trace
 
-__all__ = ["Hyperparameter", "Method"]
+__all__ = ["Hyperparameter", "Method", "share_of"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,14 @@ class Hyperparameter:
             rule = f"a {'whole ' if self.whole else ''}number in {self.range} is needed"
             raise ConfigError(self.name, value, rule, f"use {self.default:g}")
         return number
+
+
+def share_of(count: int, share: float) -> int:
+    """`share` of `count` tokens, rounded down.
+
+    0.29 * 100 is a little below 29 in float64; that must not cost a token.
+    """
+    return math.floor(share * count + 1e-9)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from sf.attention import Trace
 from sf.attention.blocks import BlockAttention, Replacement
 from sf.attention.blocks.replace import Forward
 from sf.baselines.full import Full
-from sf.baselines.method import Hyperparameter, Method
+from sf.baselines.method import Hyperparameter, Method, share_of
 
 __all__ = ["PATTERNS", "MInference", "Patterns"]
 
@@ -181,7 +181,7 @@ class Patterns:
         count = score.shape[-1]
         place = torch.arange(count, device=score.device)
         score = score.masked_fill(place > place[:, None], -math.inf).softmax(-1)
-        return _largest(score, math.floor(share * count + 1e-9), 0)
+        return _largest(score, share_of(count, share), 0)
 
     def mask(self, rows_Q: Tensor, kinds_H: Tensor) -> Tensor:
         """bool (H, Q, L): what each head's queries read, causally; kinds are places in PATTERNS."""

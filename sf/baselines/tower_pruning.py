@@ -15,9 +15,10 @@ from torch import Tensor
 
 from sf.attention import Trace, sparsify
 from sf.baselines.method import Method
+from sf.baselines.vision_tower import watching_features
 from sf.selection import Policy, Scores
 
-__all__ = ["TowerPruning"]
+__all__ = ["TowerPruning", "VideoPruning"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,22 @@ class TowerPruning(Method):
                     yield trace
             finally:
                 hook.remove()
+
+
+@dataclass(frozen=True)
+class VideoPruning(TowerPruning):
+    """Decides on the features that the language model receives of a video.
+
+    Images, and videos of one time step, stay whole. Shape suffixes: T time steps of a video, S
+    tokens of one, C width of their features.
+    """
+
+    @abstractmethod
+    def left(self, feature_TSC: Tensor) -> Tensor:
+        """bool (T, S), True where a token of the video stays."""
+
+    def watch(self, model: Any) -> AbstractContextManager[None]:
+        return watching_features(model, self.left)
 
 
 class _Marks:

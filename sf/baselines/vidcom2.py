@@ -5,17 +5,15 @@ Shape suffixes: T time steps of a video, S tokens of one, C width of their featu
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from sf.baselines.method import Hyperparameter
-from sf.baselines.tower_pruning import TowerPruning
-from sf.baselines.vision_tower import watching_features
+from sf.baselines.tower_pruning import VideoPruning
 
 __all__ = ["VidCom2"]
 
@@ -25,15 +23,15 @@ _TEMPERATURE = 0.01
 
 
 @dataclass(frozen=True)
-class VidCom2(TowerPruning):
+class VidCom2(VideoPruning):
     """Gives unusual time steps more tokens, and keeps the unusual tokens of each.
 
     As in the authors' code, on the features that the language model receives:
     - the half of the channels with the least variance is normalised to length 1 by token;
     - the similarity of a token to a centre is the sum over a in {1/8, 1/4, 1/2, 1, 2} of
       exp(-distance^2 / 2a); centres are the means over the video and over the time step;
-    - a time step's share is ratio (1 + u - mean of u), at most 1; u is the softmax over time steps,
-      at temperature 0.01, of minus the mean similarity to the video's centre;
+    - a time step's share is ratio (1 + u - mean of u), at most all; u is the softmax over time
+      steps, at temperature 0.01, of minus the mean similarity to the video's centre;
     - a time step keeps that share of its tokens, rounded, at least one: those with the least sum of
       both similarities.
 
@@ -52,11 +50,7 @@ class VidCom2(TowerPruning):
 
     ratio: float = 0.25
 
-    def watch(self, model: Any) -> AbstractContextManager[None]:
-        return watching_features(model, self.left)
-
     def left(self, feature_TSC: Tensor) -> Tensor:
-        """bool (T, S), True where a token of the video stays."""
         tokens, channels = feature_TSC.shape[1:]
         variance = feature_TSC.flatten(0, 1).var(0, unbiased=False)
         steady = variance.argsort(stable=True)[: channels // 2]
@@ -64,7 +58,7 @@ class VidCom2(TowerPruning):
         in_video_TS = _similarity(unit_TSC, unit_TSC.mean((0, 1), keepdim=True))
         in_step_TS = _similarity(unit_TSC, unit_TSC.mean(1, keepdim=True))
         unusual_T = (-in_video_TS.mean(1) / _TEMPERATURE).softmax(0)
-        share_T = (self.ratio * (1 + unusual_T - unusual_T.mean())).clamp(max=1)
+        share_T = self.ratio * (1 + unusual_T - unusual_T.mean())
         count_T = (share_T * tokens).round().long().clamp(min=1)
         rank_TS = (in_video_TS + in_step_TS).argsort(dim=1, stable=True).argsort(dim=1)
         return rank_TS < count_T[:, None]

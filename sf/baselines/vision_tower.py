@@ -6,8 +6,9 @@ one image or time step.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,31 +80,22 @@ def watching_tower(model: Any, change: Callable[[Seen, Tensor], Tensor]) -> Iter
     attention = tower.blocks[full[-1] if full else -1].attn
     noted: dict[str, Any] = {}
 
-    def note_grid(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        noted["grid"] = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
-
     def note_block(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         noted["hidden"] = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         noted["embeddings"] = kwargs["position_embeddings"]
 
     def merge(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
-        seen = _seen(tower, attention, **noted)
+        seen = _seen(tower, attention, grids[-1], **noted)
         hidden_PC = args[0]
         cell_NUC = hidden_PC.unflatten(0, (-1, seen.unit))
         changed = torch.empty_like(cell_NUC)
         changed[seen.places] = change(seen, cell_NUC[seen.places])
         return (changed.flatten(0, 1),)
 
-    hooks = [
-        tower.register_forward_pre_hook(note_grid, with_kwargs=True),
-        attention.register_forward_pre_hook(note_block, with_kwargs=True),
-        tower.merger.register_forward_pre_hook(merge),
-    ]
-    try:
+    with _grids(tower) as grids, ExitStack() as hooks:
+        hooks.callback(attention.register_forward_pre_hook(note_block, with_kwargs=True).remove)
+        hooks.callback(tower.merger.register_forward_pre_hook(merge).remove)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -121,12 +113,9 @@ def watching_features(model: Any, is_left: Callable[[Tensor], Tensor]) -> Iterat
         UnsupportedModelError: the model has no such tower.
     """
     tower = _tower(model)
-    shapes: list[tuple[int, int, int]] = []
-
-    def note_grid(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        shapes[:] = _cell_shapes(tower, kwargs["grid_thw"] if "grid_thw" in kwargs else args[1])
 
     def mark(_: nn.Module, args: tuple[Any, ...], feature_NC: Tensor) -> Tensor:
+        shapes = _cell_shapes(tower, grids[-1])
         places = _places(tower, shapes).to(feature_NC.device)
         marked = feature_NC.clone()
         parts = places.split([t * h * w for t, h, w in shapes])
@@ -136,15 +125,24 @@ def watching_features(model: Any, is_left: Callable[[Tensor], Tensor]) -> Iterat
                 marked[place[~left.flatten()]] = torch.nan
         return marked
 
-    hooks = [
-        tower.register_forward_pre_hook(note_grid, with_kwargs=True),
-        tower.merger.register_forward_hook(mark),
-    ]
-    try:
+    with _grids(tower) as grids, ExitStack() as hooks:
+        hooks.callback(tower.merger.register_forward_hook(mark).remove)
         yield
+
+
+@contextmanager
+def _grids(tower: Any) -> Iterator[deque[Tensor]]:
+    """The grid of the tower's latest call, (images or videos, 3): time steps, rows, columns."""
+    grids: deque[Tensor] = deque(maxlen=1)
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        grids.append(kwargs["grid_thw"] if "grid_thw" in kwargs else args[1])
+
+    hook = tower.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield grids
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
 
 
 def _tower(model: Any) -> Any:

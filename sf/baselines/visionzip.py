@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sf.baselines.method import Hyperparameter
+from sf.baselines.method import Hyperparameter, share_of
 from sf.baselines.tower_pruning import TowerPruning
 from sf.baselines.vision_tower import Seen, watching_tower
 from sf.errors import ConfigError
@@ -74,10 +74,10 @@ class VisionZip(TowerPruning):
     def _zip_one(self, score_N: Tensor, key_ND: Tensor, cell_NUC: Tensor) -> Tensor:
         """One image or time step."""
         cells = len(score_N)
-        left = max(1, math.floor(self.ratio * cells + 1e-9))
+        left = max(1, share_of(cells, self.ratio))
         if left == cells:
             return cell_NUC
-        merged = math.floor(left * self.contextual + 1e-9)
+        merged = share_of(left, self.contextual)
         order = score_N.argsort(dim=0, descending=True, stable=True)
         dominant = order[: left - merged]
         out = torch.full_like(cell_NUC, math.nan)
