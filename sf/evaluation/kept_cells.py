@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from sf.attention import Trace
 from sf.attention.trace import PairTrace
 from sf.attention.visual_tokens import locate
-from sf.evaluation.layer_groups import layer_groups
+from sf.evaluation.layer_groups import MAJORITY, keep_rates, layer_groups
 
-__all__ = ["kept_cells", "packed", "unpacked"]
+__all__ = ["kept_cells", "packed"]
 
 
 def kept_cells(trace: Trace, inputs: Mapping[str, Any], config: Any) -> list[tuple[str, ...]]:
     """What each group of `layer_groups` kept of every image and video, row by row.
 
-    A group keeps a cell that at least half of its layers keep.
+    A group keeps a cell that the share `MAJORITY` of its layers keeps.
 
     Args:
         trace: of the prefill.
@@ -51,9 +51,8 @@ def kept_cells(trace: Trace, inputs: Mapping[str, Any], config: Any) -> list[tup
     groups = layer_groups(len(kept))
     for span in sorted(locate(inputs, config), key=lambda span: int(span.columns[0])):
         if sparse_B[span.row]:
-            cells_JTHW = span.cells(kept).numpy()
-            halves = [cells_JTHW[list(group)].mean(0) >= 0.5 for group in groups]
-            texts[span.row] = (*texts[span.row], packed(np.stack(halves)))
+            rates_GTHW = keep_rates(span.cells(kept).numpy(), groups)
+            texts[span.row] = (*texts[span.row], packed(rates_GTHW >= MAJORITY))
     return texts
 
 
@@ -61,11 +60,3 @@ def packed(cells_GTHW: NDArray[np.bool_]) -> str:
     """ "TxHxW:BITS": the bits of all cells, group by group, eight a byte (first bit highest)."""
     shape = "x".join(str(length) for length in cells_GTHW.shape[1:])
     return f"{shape}:{base64.b64encode(np.packbits(cells_GTHW).tobytes()).decode()}"
-
-
-def unpacked(text: str, groups: int) -> NDArray[np.bool_]:
-    """The cells of `packed`: bool (groups, T, H, W)."""
-    lengths, _, bits = text.partition(":")
-    shape = (groups, *(int(length) for length in lengths.split("x")))
-    flat = np.unpackbits(np.frombuffer(base64.b64decode(bits), np.uint8), count=int(np.prod(shape)))
-    return flat.astype(bool).reshape(shape)

@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-__all__ = ["group_names", "layer_groups"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["MAJORITY", "group_names", "keep_rates", "layer_groups"]
 
 THIRDS = ("first", "middle", "last")
+MAJORITY = 0.5
+"""Share of a group's layers from which the group counts as keeping a cell."""
 
 
 def layer_groups(layers: int, count: int = 3) -> list[range]:
     """Neighbouring layers in `count` groups of nearly equal size; fewer where layers are few."""
     edges = [round(at * layers / count) for at in range(count + 1)]
     return [range(low, high) for low, high in pairwise(edges) if high > low]
+
+
+def keep_rates(kept_JTHW: NDArray[np.bool_], groups: Sequence[range]) -> NDArray[np.float64]:
+    """(G, T, H, W): the share of each group's layers that kept a cell."""
+    return np.stack([kept_JTHW[list(group)].mean(0, dtype=np.float64) for group in groups])
 
 
 def group_names(groups: Sequence[range]) -> list[str]:

@@ -24,10 +24,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from sf.errors import ConfigError
-from sf.evaluation.layer_groups import group_names, layer_groups
+from sf.evaluation.layer_groups import MAJORITY, group_names, keep_rates, layer_groups
 from sf.plotting import figure, percent
 
-__all__ = ["cell_pixels", "keep_rates", "kept_picture", "veiled"]
+__all__ = ["cell_pixels", "kept_picture", "veiled"]
 
 Rates = NDArray[np.float64]
 Frame = NDArray[np.uint8]
@@ -45,11 +45,6 @@ KEY = (
     "Grey: dropped, the greyer by the more layers. Yellow line: round what at least half of the "
     "group's layers kept."
 )
-
-
-def keep_rates(kept_JTHW: NDArray[np.bool_], groups: Sequence[range]) -> Rates:
-    """(G, T, H, W): the share of each group's layers that kept a cell."""
-    return np.stack([kept_JTHW[list(group)].mean(0, dtype=np.float64) for group in groups])
 
 
 def cell_pixels(cells_HW: NDArray, height: int, width: int) -> NDArray:
@@ -206,7 +201,7 @@ def _show(panel: Axes, frame: Frame) -> None:
 
 def _veil(panel: Axes, frame: Frame, rate_HW: Rates) -> None:
     panel.imshow(veiled(frame, rate_HW))
-    _outline(panel, rate_HW >= 0.5, frame.shape)
+    _outline(panel, rate_HW >= MAJORITY, frame.shape)
     _bare(panel)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,18 +11,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scripted import BOUNDS
 
 from sf.attention import Trace
 from sf.attention.trace import PairTrace
 from sf.evaluation import model as chat_model
 from sf.evaluation.benchmarks import benchmark_named
-from sf.evaluation.kept_cells import kept_cells, packed, unpacked
+from sf.evaluation.kept_cells import kept_cells, packed
 from sf.evaluation.model import SparseChatModel
 from sf.evaluation.records import record_log
 from sf.evaluation.run import evaluate_benchmarks
 
 MERGE = 2
+
+
+def unpacked(text: str, groups: int) -> NDArray[np.bool_]:
+    """The cells of `packed`, bool (groups, T, H, W), bit by bit."""
+    lengths, _, bits = text.partition(":")
+    shape = (groups, *(int(length) for length in lengths.split("x")))
+    digits = "".join(f"{byte:08b}" for byte in base64.b64decode(bits))
+    return np.array([digit == "1" for digit in digits[: math.prod(shape)]]).reshape(shape)
 
 
 def test_packed_cells_come_back() -> None:
@@ -42,6 +53,8 @@ def test_a_group_keeps_what_half_of_its_layers_keep() -> None:
     kept[2][0, 2] = kept[3][0, 2] = False
     kept[4][1, 4] = kept[5][1, 4] = False
     first, second = kept_cells(Trace(kept=kept, valid=valid), inputs, config)
+    whole = [mask | (torch.arange(2)[:, None] == 1) & valid for mask in kept]
+    assert kept_cells(Trace(kept=whole, valid=valid), inputs, config) == [first, ()]
     cells = unpacked(first[0], 3)
     assert cells.reshape(3, 4).tolist() == [[1, 1, 1, 1], [1, 1, 0, 1], [1, 1, 1, 1]]
     assert [unpacked(text, 3).ravel().tolist() for text in second] == [[1, 1, 1], [1, 1, 0]]

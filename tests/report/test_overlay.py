@@ -10,8 +10,8 @@ import pytest
 from matplotlib.collections import LineCollection
 
 from sf.errors import ConfigError
-from sf.evaluation.layer_groups import group_names, layer_groups
-from sf.report.overlay import cell_pixels, keep_rates, kept_picture, veiled
+from sf.evaluation.layer_groups import group_names, keep_rates, layer_groups
+from sf.report.overlay import cell_pixels, kept_picture, veiled
 
 SIDE = 28
 
