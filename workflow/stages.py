@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from sf.config import Params
 from sf.layout import FOLDERS, TRAINED
@@ -98,36 +99,36 @@ FETCHED: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "benchmarks": ("fetch", {"what": "benchmarks"}),
 }
 
+
+def _fetch(
+    what: str,
+    *sections: str,
+    axes: Mapping[str, str] = MappingProxyType({}),
+    values: Mapping[str, str] = MappingProxyType({}),
+) -> Stage:
+    """A job that takes something from a hub, if it lies on one."""
+    output, folder_axes = FETCHED[what]
+    return Stage(
+        name=f"fetch_{what}",
+        run="fetch",
+        output=output,
+        axes=axes,
+        folder_axes=folder_axes,
+        values={"what": what, **values},
+        sections=sections,
+    )
+
+
 STAGES = (
-    Stage(
-        name="fetch_benchmarks",
-        run="fetch",
-        output="fetch",
-        folder_axes={"what": "benchmarks"},
-        values={"what": "benchmarks", "seed": "{seed}"},
-        sections=("source=benchmarks.source", "suites=benchmarks.suites"),
+    _fetch("benchmarks", "source=benchmarks.source", "suites=benchmarks.suites"),
+    _fetch(
+        "rows",
+        "source=prepare.source",
+        "data_sources=prepare.data_sources",
+        "sample_rows=prepare.sample_rows",
+        values={"seed": "{seed}"},
     ),
-    Stage(
-        name="fetch_rows",
-        run="fetch",
-        output="fetch",
-        folder_axes={"what": "rows"},
-        values={"what": "rows", "seed": "{seed}"},
-        sections=(
-            "source=prepare.source",
-            "data_sources=prepare.data_sources",
-            "sample_rows=prepare.sample_rows",
-        ),
-    ),
-    Stage(
-        name="fetch_weights",
-        run="fetch",
-        output="fetch",
-        axes={"model": "base"},
-        folder_axes={"what": "base/{model}"},
-        values={"what": "weights", "seed": "{seed}"},
-        sections=("source",),
-    ),
+    _fetch("weights", "source", axes={"model": "base"}),
     Stage(
         name="benchmarks",
         run="benchmarks",

@@ -22,11 +22,11 @@ class Parameters(Section):
         description="'hub:OWNER/NAME@REVISION', or 'hub' for benchmarks; other "
         "sources are not fetched"
     )
-    seed: Seed = Field(description="seed of the sample of rows")
     data_sources: list[str] = Field(
         default_factory=list, description="rows: data_source or top media folder; empty: all"
     )
     sample_rows: int = Field(0, ge=0, description="rows: size of a stratified sample; 0: all rows")
+    seed: Seed = Field(0, description="rows: seed of the sample")
     suites: list[Suite] = Field(default_factory=list, description="benchmarks: suites to fetch")
     output: Path = Field(description="results folder")
 
@@ -59,7 +59,7 @@ def run(p: Parameters, job: Job) -> None:
         fetch_rows(p.source, selection, job.out, p.output)
     elif p.what == "weights":
         from sf.data.hub import HubSource, parse_hub, record_commit, recorded_commit
-        from sf.data.hub_weights import hub_folder
+        from sf.data.hub_cache import hub_folder
 
         hub = parse_hub(p.source)
         known = recorded_commit(p.source, (job.out, p.output)) or hub.revision

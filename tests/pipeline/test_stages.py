@@ -291,8 +291,14 @@ def test_what_lies_on_a_hub_is_fetched_by_jobs_of_their_own_that_need_no_gpu() -
     assert not [job for job in specs("mini") if job.stage.run == "fetch"]
 
 
-def test_only_a_base_model_that_is_trained_here_holds_a_gpu() -> None:
+def test_only_what_computes_on_a_gpu_holds_one() -> None:
+    """Of the base models those that are trained here, whatever `resources` gives all stages."""
     params = load_scale("paper")
+    everyone = params.resources["default"]
+    assert everyone.gpus == 1
+    given = params.model_copy(update={"resources": {"default": everyone}})
+    assert resources_of("previews", {}, given)[1].gpus == 0
+    assert resources_of("calibrate", {}, given)[1].gpus == 1
     assert resources_of("base", {"base": {"source": "scratch"}}, params)[1].gpus == 1
     assert resources_of("base", {"base": {"source": "models/own"}}, params)[1].gpus == 0
     assert resources_of("train", {}, params)[1].gpus == 8
