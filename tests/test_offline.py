@@ -86,3 +86,19 @@ def test_only_a_stage_that_says_so_asks_the_hub(
     message = r"hub\. was asked by the stage train, which runs without it.*run the stages fetch"
     with pytest.raises(EnvironmentFault, match=message):
         jobs.run_stage("train", values, "own", tracked=False)
+
+
+def test_mlflow_sends_no_usage_statistics() -> None:
+    """Asked as outside of tests, where nothing else switches them off."""
+    code = (
+        "import sf.mlflow_store\n"
+        "from mlflow.telemetry.utils import is_telemetry_disabled\n"
+        "print(is_telemetry_disabled())"
+    )
+    kept = ("PATH", "HOME", "PYTHONPATH")
+    bare = {name: os.environ[name] for name in kept if name in os.environ}
+    root = Path(__file__).parent.parent
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=bare, cwd=root, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.split() == ["True"]

@@ -332,6 +332,8 @@ def _result(record: Record | None) -> GenerationResult:
 def _check_response_cache(pretrained: Path, checkpoint: str) -> None:
     """Keep answers of other weights in the same folder from passing for this checkpoint's.
 
+    The command line alone shows that the cache is used: lmms-eval tells a model nothing of it.
+
     Raises:
         ConfigError: lmms-eval's cache is used, and `checkpoint` is not the weights' digest.
     """
