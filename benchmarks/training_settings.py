@@ -231,13 +231,14 @@ class Measured:
             100 * float(replies.str.contains("answer>", regex=False).mean()),
         )
 
-    def at(self, p: float, column: str) -> float:
+    def at(self, retention_p: float, column: str) -> float:
         """Mean of a column of the answers at a threshold, in percent."""
-        return 100 * float(rows_at(self.answers, "p", p)[column].mean())
+        return 100 * float(rows_at(self.answers, "retention_p", retention_p)[column].mean())
 
     def figures(self) -> dict[str, float]:
         """The columns of the table that need no other checkpoint."""
-        largest = float(self.answers[self.answers["p"] < 1]["p"].max())
+        measured = self.answers["retention_p"]
+        largest = float(measured[measured < 1].max())
         return {
             RATIO: self.at(largest, "token_ratio"),
             ACCURACY: self.at(largest, "correct"),

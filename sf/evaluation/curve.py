@@ -28,11 +28,11 @@ DENSE = 1.0
 
 
 def grid_with_dense(grid: Sequence[float]) -> list[float]:
-    """The thresholds in ascending order without repeats; dense (p = 1) is always among them.
+    """The thresholds in ascending order without repeats; dense (retention_p = 1) is among them.
 
     They are rounded to six significant digits, as in a CSV, so that equal text means equal values.
     """
-    return sorted({*(float(f"{p:.6g}") for p in grid), DENSE})
+    return sorted({*(float(f"{retention_p:.6g}") for retention_p in grid), DENSE})
 
 
 def answers_at(
@@ -46,7 +46,7 @@ def answers_at(
     method: str = TRAINED,
     **limits: Unpack[Limits],
 ) -> pd.DataFrame:
-    """Answer every row at every p, except those already in the log.
+    """Answer every row at every retention_p, except those already in the log.
 
     Args:
         model: the checkpoint, on its device.
@@ -56,49 +56,53 @@ def answers_at(
         grid: points of the curve in (0, 1] (`sf.baselines.resolve_point`): for a checkpoint
             that runs under top-p its thresholds.
         log: answers of an earlier run of the same call, to which this one appends.
-        method: the method that the checkpoint was trained with, or a method with a threshold p.
+        method: the method that the checkpoint was trained with, or a method with a `retention_p`.
         **limits: how rows are answered.
 
     Raises:
-        ConfigError: the method has no p.
+        ConfigError: the method has no `retention_p`.
         UnsupportedModelError: it contradicts what the checkpoint was trained with.
 
     Returns:
-        One row per p and manifest row, ordered by p, then as `rows`; columns `p` and the fields
-        of `Answer`.
+        One row per `retention_p` and manifest row, ordered by `retention_p`, then as `rows`;
+        columns `retention_p` and the fields of `Answer`.
     """
     model.eval()
-    points: dict[Setting, Any] = {(float(p),): resolve_point(model, p, method) for p in grid}
+    points: dict[Setting, Any] = {
+        (float(retention_p),): resolve_point(model, retention_p, method) for retention_p in grid
+    }
     answered = answers_under(model, processor, rows, vision, points, log, title="answers", **limits)
-    return table_of({"p": p, **asdict(answer)} for (p,), _, answer in answered)
+    return table_of(
+        {"retention_p": retention_p, **asdict(answer)} for (retention_p,), _, answer in answered
+    )
 
 
 def curve_table(answers: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Accuracy and token ratio per p, over all rows and per media type.
+    """Accuracy and token ratio per retention_p, over all rows and per media type.
 
     Args:
         answers: of `answers_at`.
         seed: of the bootstrap.
 
     Returns:
-        Columns p, media ("all", "image", "video"), accuracy with its Wilson interval (low, high),
-        token_ratio with its bootstrap interval over rows (ratio_low, ratio_high), prompt_tokens
-        (mean), samples, seconds (sum over the rows).
+        Columns retention_p, media ("all", "image", "video"), accuracy with its Wilson interval
+        (low, high), token_ratio with its bootstrap interval over rows (ratio_low, ratio_high),
+        prompt_tokens (mean), samples, seconds (sum over the rows).
     """
     parts = [("all", answers), *answers.groupby("data_type")]
     lines = [
-        _point(str(media), float(p), group, seed)
+        _point(str(media), float(retention_p), group, seed)
         for media, part in parts
-        for p, group in part.groupby("p")
+        for retention_p, group in part.groupby("retention_p")
     ]
     return pd.DataFrame(lines)
 
 
-def _point(media: str, p: float, group: pd.DataFrame, seed: int) -> dict[str, object]:
+def _point(media: str, retention_p: float, group: pd.DataFrame, seed: int) -> dict[str, object]:
     low, high = wilson(group["correct"].sum(), len(group))
     ratio_low, ratio_high = bootstrap_mean(group["token_ratio"], seed)
     return {
-        "p": p,
+        "retention_p": retention_p,
         "media": media,
         "accuracy": group["correct"].mean(),
         "low": low,
@@ -113,15 +117,19 @@ def _point(media: str, p: float, group: pd.DataFrame, seed: int) -> dict[str, ob
 
 
 def layer_table(answers: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Token ratio of every layer at every p: p, layer (from 0), token_ratio, low, high, samples."""
+    """Token ratio of every layer at every retention_p.
+
+    Returns:
+        Columns retention_p, layer (from 0), token_ratio, low, high, samples.
+    """
     lines = []
-    for p, group in answers.groupby("p"):
+    for retention_p, group in answers.groupby("retention_p"):
         ratios = pd.DataFrame(group["layer_ratios"].tolist())
         for layer in ratios.columns:
             low, high = bootstrap_mean(ratios[layer], seed)
             lines.append(
                 {
-                    "p": p,
+                    "retention_p": retention_p,
                     "layer": int(layer),
                     "token_ratio": ratios[layer].mean(),
                     "low": low,

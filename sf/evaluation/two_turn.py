@@ -179,26 +179,28 @@ def two_turn_answers(
         cutoff: share from which a fractional score counts as correct.
 
     Returns:
-        One row per arm, p and pair: columns arm, p (1 for dense), media (path), and the fields of
-        `Answer` for the second question; `token_ratio` is that of the prompt read under the policy.
+        One row per arm, retention_p and pair: columns arm, retention_p (1 for dense), media (path),
+        and the fields of `Answer` for the second question; `token_ratio` is that of the prompt
+        read under the policy.
 
     Raises:
         UnsupportedModelError: the chat template rewrites an earlier turn, or the checkpoint was
             trained with an attention that prunes no cache.
     """
     model.eval()
-    selections = {float(p): _selection(model, float(p)) for p in grid} if pairs else {}
-    runs: list[Setting] = [("dense", 1.0), *((arm, float(p)) for p in grid for arm in ARMS[1:])]
+    points = [float(retention_p) for retention_p in grid]
+    selections = {point: _selection(model, point) for point in points} if pairs else {}
+    runs: list[Setting] = [("dense", 1.0), *((arm, point) for point in points for arm in ARMS[1:])]
 
     def begin(members: tuple[Pair, ...]) -> Callable[[Setting], list[Answer]]:
         device = str(model.device)
         read = functools.cache(partial(_read, processor, members, vision, template, device))
 
         def answers(setting: Setting) -> list[Answer]:
-            arm, p = setting
+            arm, retention_p = setting
             policy = None
             if arm != "dense":
-                policy = selections[float(p)].policy(whole_kv=arm == "whole")
+                policy = selections[float(retention_p)].policy(whole_kv=arm == "whole")
             prompts = read(arm == "anew")
             return _answers(model, processor, members, prompts, policy, max_new_tokens, cutoff)
 
@@ -206,8 +208,13 @@ def two_turn_answers(
 
     answered = answer_missing(pairs, runs, log, begin, batch=batch, title="second turns")
     return table_of(
-        {"arm": arm, "p": p, "media": str(pair.second.media_path), **asdict(answer)}
-        for (arm, p), pair, answer in answered
+        {
+            "arm": arm,
+            "retention_p": retention_p,
+            "media": str(pair.second.media_path),
+            **asdict(answer),
+        }
+        for (arm, retention_p), pair, answer in answered
     )
 
 
@@ -221,35 +228,35 @@ def _selection(model: Any, retention_p: float) -> Selection:
 
 
 def two_turn_table(answers: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Accuracy of the second question per p and arm, and the cost of pruning.
+    """Accuracy of the second question per retention_p and arm, and the cost of pruning.
 
     Args:
         answers: of `two_turn_answers`.
         seed: of the bootstrap.
 
     Returns:
-        Per p: p, pairs, media (images and videos), token_ratio (of the first prompt), dense,
-        whole, pruned, anew (accuracies), and of pruned - whole and pruned - dense the difference
-        with its paired 95 % interval, bootstrapped over media: cost, cost_low, cost_high,
-        gap, gap_low, gap_high. Empty without pairs.
+        Per retention_p: retention_p, pairs, media (images and videos), token_ratio (of the first
+        prompt), dense, whole, pruned, anew (accuracies), and of pruned - whole and pruned - dense
+        the difference with its paired 95 % interval, bootstrapped over media: cost, cost_low,
+        cost_high, gap, gap_low, gap_high. Empty without pairs.
     """
-    names = ["p", "pairs", "media", "token_ratio", *ARMS]
+    names = ["retention_p", "pairs", "media", "token_ratio", *ARMS]
     names += [f"{name}{end}" for name in ("cost", "gap") for end in ("", "_low", "_high")]
     if answers.empty:
         return pd.DataFrame(columns=names)
-    runs = {run: part.set_index("id") for run, part in answers.groupby(["arm", "p"])}
+    runs = {run: part.set_index("id") for run, part in answers.groupby(["arm", "retention_p"])}
     dense = runs["dense", 1.0]["correct"]
     media = answers.drop_duplicates("id").set_index("id")["media"].loc[dense.index].to_numpy()
     lines = []
-    for p in sorted(answers.loc[answers["arm"] != "dense", "p"].unique()):
+    for retention_p in sorted(answers.loc[answers["arm"] != "dense", "retention_p"].unique()):
         arms = {"dense": dense} | {
-            arm: runs[arm, p]["correct"].loc[dense.index] for arm in ARMS[1:]
+            arm: runs[arm, retention_p]["correct"].loc[dense.index] for arm in ARMS[1:]
         }
         line: dict[str, object] = {
-            "p": p,
+            "retention_p": retention_p,
             "pairs": len(dense),
             "media": len(set(media)),
-            "token_ratio": runs["pruned", p]["token_ratio"].mean(),
+            "token_ratio": runs["pruned", retention_p]["token_ratio"].mean(),
             **{arm: values.mean() for arm, values in arms.items()},
         }
         for name, other in (("cost", "whole"), ("gap", "dense")):

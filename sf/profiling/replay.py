@@ -53,18 +53,18 @@ def replayed(shares: Sequence[float], source: str) -> str:
     return f"shares of {len(shares)} layers (mean {mean:.3f}) replayed from {source}"
 
 
-def read_shares(file: Path, p: float | None = None) -> tuple[float, ...]:
+def read_shares(file: Path, retention_p: float | None = None) -> tuple[float, ...]:
     """The shares of a table of layers.
 
     Args:
         file: CSV with the columns `layer` (from 0) and `token_ratio`; further ones say what was
-            recorded: `p` (several values need a choice), `length` (the longest is taken), `subject`
-            and `batch` (one each).
-        p: which threshold's lines.
+            recorded: `retention_p` (several values need a choice), `length` (the longest is taken),
+            `subject` and `batch` (one each).
+        retention_p: which threshold's lines.
 
     Raises:
         DataError: no such table, or not one share in (0, 1] for every layer.
-        ConfigError: `p` is needed, or not there.
+        ConfigError: `retention_p` is needed, or not there.
     """
     try:
         table = pd.read_csv(file)
@@ -79,15 +79,17 @@ def read_shares(file: Path, p: float | None = None) -> tuple[float, ...]:
         )
     if "length" in table:
         table = table[table["length"] == table["length"].max()]
-    if "p" in table:
-        known = sorted(table["p"].unique())
-        if p is None and len(known) == 1:
-            p = known[0]
-        if p is None or rows_at(table, "p", p).empty:
-            raise ConfigError("value", p, f"{file} has p = {', '.join(f'{v:g}' for v in known)}")
-        table = rows_at(table, "p", p)
-    elif p is not None:
-        raise ConfigError("value", p, f"{file} has no column p to choose in", "leave it away")
+    if "retention_p" in table:
+        known = sorted(table["retention_p"].unique())
+        if retention_p is None and len(known) == 1:
+            retention_p = known[0]
+        if retention_p is None or rows_at(table, "retention_p", retention_p).empty:
+            rule = f"{file} has retention_p = {', '.join(f'{value:g}' for value in known)}"
+            raise ConfigError("value", retention_p, rule)
+        table = rows_at(table, "retention_p", retention_p)
+    elif retention_p is not None:
+        rule = f"{file} has no column retention_p to choose in"
+        raise ConfigError("value", retention_p, rule, "leave it away")
     table = table.sort_values("layer")
     shares = table["token_ratio"].to_numpy(dtype=np.float64)
     whole = list(table["layer"]) == list(range(len(table))) and len(table) > 0

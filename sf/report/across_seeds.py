@@ -32,17 +32,17 @@ class _Drawn:
     """A curve under each bootstrap draw of the questions; the first draw is the data.
 
     Attributes:
-        p: (points,) ascending.
+        retention_p: (points,) ascending.
         ratio, right: (draws, points).
     """
 
-    p: Array
+    retention_p: Array
     ratio: Array
     right: Array
 
     @classmethod
     def of(cls, curve: Curve, weights: Array) -> _Drawn:
-        return cls(curve.p, weights @ curve.ratio.T, weights @ curve.correct.T)
+        return cls(curve.retention_p, weights @ curve.ratio.T, weights @ curve.correct.T)
 
     def at(self, ratio: float) -> Array:
         """(draws,), accuracy at a token ratio; nan outside of the curve."""
@@ -62,7 +62,7 @@ def across_seeds(
     and training seeds.
 
     Args:
-        base: answers of the base model: columns p, id, token_ratio, correct.
+        base: answers of the base model: columns retention_p, id, token_ratio, correct.
         trained: name of the row -> answers of the models of its seeds to the same questions.
         seed: of the bootstrap.
         ratios: token ratios in (0, 1).
@@ -100,14 +100,14 @@ def across_seeds(
     return pd.DataFrame(lines, columns=[*names, "low", "high"])
 
 
-def at_thresholds(trained: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
-    """Token ratio and accuracy of every run at every p.
+def at_each_retention_p(trained: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
+    """Token ratio and accuracy of every run at every retention_p.
 
     Returns:
-        Columns row, run (its number), p, token_ratio, accuracy.
+        Columns row, run (its number), retention_p, token_ratio, accuracy.
     """
     parts = [
-        answers.groupby("p")[["token_ratio", "correct"]].mean().reset_index().assign(
+        answers.groupby("retention_p")[["token_ratio", "correct"]].mean().reset_index().assign(
             row=row, run=at
         )
         for row, runs in trained.items()
@@ -121,7 +121,7 @@ def across_seeds_picture(points: pd.DataFrame, matched: pd.DataFrame, where: str
     """Accuracy against token ratio, every run thin and the means of the seeds thick; differences.
 
     Args:
-        points: `at_thresholds`, "base" included.
+        points: `at_each_retention_p`, "base" included.
         matched: `across_seeds`.
         where: what was measured on.
     """
@@ -133,7 +133,7 @@ def across_seeds_picture(points: pd.DataFrame, matched: pd.DataFrame, where: str
         for _, run in points_of_row.groupby("run"):
             left.plot(run["token_ratio"], run["accuracy"], color=style.colour, alpha=0.3,
                       linewidth=0.8)  # fmt: skip
-        mean = points_of_row.groupby("p")[["token_ratio", "accuracy"]].mean()
+        mean = points_of_row.groupby("retention_p")[["token_ratio", "accuracy"]].mean()
         left.plot(mean["token_ratio"], mean["accuracy"], color=style.colour, marker=style.marker,
                   linestyle=style.line, label=title(row))  # fmt: skip
         lines = matched[(matched["row"] == row) & matched["difference"].notna()]
@@ -180,7 +180,7 @@ def across_seeds_section(study: Study, folder: Path) -> Section | None:
             continue
         untrained = base.table("answers.parquet")
         matched = across_seeds(untrained, trained, int(base.parameters["seed"]))
-        points = at_thresholds({UNTRAINED: [untrained], **trained})
+        points = at_each_retention_p({UNTRAINED: [untrained], **trained})
         where = f"{model}, {base.parameters['split']} split, {untrained['id'].nunique()} questions"
         name = f"across_seeds_{model}"
         save(across_seeds_picture(points, matched, where), folder / "figures", name)
@@ -211,7 +211,7 @@ def _table(
     model: str, matched: pd.DataFrame, points: pd.DataFrame, untrained: Sequence[str]
 ) -> Table:
     ratios = matched["token_ratio"].unique()
-    largest = points[points["p"] < 1.0]["p"].max()
+    largest = points.loc[points["retention_p"] < 1.0, "retention_p"].max()
     rows = []
     for row, lines in matched.groupby("row", sort=False):
         points_of_row = points[points["row"] == row]
@@ -220,8 +220,8 @@ def _table(
                 Cell("none" if row == UNTRAINED else str(row)),
                 Cell("" if row in untrained else str(lines["seeds"].iloc[0])),
                 *(_cell(line, bool(row == UNTRAINED)) for line in lines.to_dict("records")),
-                _spread(rows_at(points_of_row, "p", largest)["token_ratio"]),
-                _spread(rows_at(points_of_row, "p", 1.0)["accuracy"]),
+                _spread(rows_at(points_of_row, "retention_p", largest)["token_ratio"]),
+                _spread(rows_at(points_of_row, "retention_p", 1.0)["accuracy"]),
             ]
         )
     return Table(

@@ -10,7 +10,7 @@ import pandas as pd
 from sf.plotting import save
 from sf.report.benchmark_tables import NOT_MEASURED, Cell
 from sf.report.curves import curve_picture
-from sf.report.matched import Difference, at_fixed_p, at_matched_ratio, points_above
+from sf.report.matched import Difference, at_matched_ratio, at_retention_p, points_above
 from sf.report.overview import verdict_sentence
 from sf.report.page import Picture, Section, Table
 from sf.report.pictures import accuracy_curve_picture, layers_picture
@@ -58,7 +58,7 @@ def before_after(study: Study, folder: Path) -> BeforeAfter:
         study: its results.
         folder: of the report; pictures and `matched.csv` go there.
     """
-    p = _evaluated_p(study)
+    retention_p = _evaluated_retention_p(study)
     comparisons: list[_Trained] = []
     accuracy_curves: list[Picture] = []
     curves: list[Picture] = []
@@ -68,11 +68,11 @@ def before_after(study: Study, folder: Path) -> BeforeAfter:
             for name in ("base", *study.objectives)
             if (result := study.result("accuracy_curve", model=model, row=name)) is not None
         }
-        compared = [_compare(model, name, rows, p) for name in study.objectives]
+        compared = [_compare(model, name, rows, retention_p) for name in study.objectives]
         trained = [entry for entry in compared if entry is not None]
         comparisons += trained
         if rows:
-            accuracy_curves += _accuracy_curve_pictures(model, rows, trained, p, folder)
+            accuracy_curves += _accuracy_curve_pictures(model, rows, trained, retention_p, folder)
         curves += _curve_pictures(study, model, rows, folder)
     _write_matched(comparisons, folder)
     whole = [entry for entry in comparisons if entry.fixed is not None]
@@ -80,11 +80,11 @@ def before_after(study: Study, folder: Path) -> BeforeAfter:
     sections = [
         Section(
             "In short",
-            text=[_headline_text(p)] if comparisons else [],
+            text=[_headline_text(retention_p)] if comparisons else [],
             notes=[]
             if comparisons
             else ["Not measured: no held-out curve before and after training."],
-            tables=[_headline(entry, p) for entry in comparisons],
+            tables=[_headline(entry, retention_p) for entry in comparisons],
         ),
         Section(
             "Accuracy at equal token ratio",
@@ -98,18 +98,20 @@ def before_after(study: Study, folder: Path) -> BeforeAfter:
         ),
         Section("Threshold, token ratio and layers", pictures=curves),
     ]
-    verdict = [verdict_sentence(e.model, e.objective, p, e.fixed or {}) for e in whole]
+    verdict = [verdict_sentence(e.model, e.objective, retention_p, e.fixed or {}) for e in whole]
     return BeforeAfter(verdict, first, sections, _figures(comparisons))
 
 
-def _evaluated_p(study: Study) -> float:
+def _evaluated_retention_p(study: Study) -> float:
     for result in study.everything():
         if result.kind == "evaluate":
             return float(result.parameters["evaluate.retention_p"])
     return PUBLISHED_P
 
 
-def _compare(model: str, objective: str, rows: dict[str, Result], p: float) -> _Trained | None:
+def _compare(
+    model: str, objective: str, rows: dict[str, Result], retention_p: float
+) -> _Trained | None:
     if "base" not in rows or objective not in rows:
         return None
     base, trained = (rows[name].table("answers.parquet") for name in ("base", objective))
@@ -118,8 +120,8 @@ def _compare(model: str, objective: str, rows: dict[str, Result], p: float) -> _
         model,
         objective,
         at_matched_ratio(base, trained, seed),
-        at_fixed_p(base, trained, p, seed),
-        at_fixed_p(base, trained, DENSE, seed),
+        at_retention_p(base, trained, retention_p, seed),
+        at_retention_p(base, trained, DENSE, seed),
     )
 
 
@@ -129,7 +131,7 @@ def _where(result: Result) -> str:
 
 
 def _accuracy_curve_pictures(
-    model: str, rows: dict[str, Result], trained: list[_Trained], p: float, folder: Path
+    model: str, rows: dict[str, Result], trained: list[_Trained], retention_p: float, folder: Path
 ) -> list[Picture]:
     where = _where(next(iter(rows.values())))
     name = f"accuracy_curve_{model}"
@@ -138,10 +140,11 @@ def _accuracy_curve_pictures(
     save(accuracy_curve_picture(tables, matched, where), folder / "figures", name)
     pictures = [Picture(name, f"{model}: accuracy against token ratio before and after training.")]
     layers = {row: result.table("layers.csv") for row, result in rows.items()}
-    fig = layers_picture(layers, p, where)
+    fig = layers_picture(layers, retention_p, where)
     if fig is not None:
         save(fig, folder / "figures", f"layers_{model}")
-        pictures.append(Picture(f"layers_{model}", f"{model}: kept tokens by layer at p = {p:g}."))
+        caption = f"{model}: kept tokens by layer at p = {retention_p:g}."
+        pictures.append(Picture(f"layers_{model}", caption))
     return pictures
 
 
@@ -184,22 +187,22 @@ def _change(name: str, difference: Difference | None) -> list[Cell]:
     ]
 
 
-def _headline_text(p: float) -> str:
+def _headline_text(retention_p: float) -> str:
     return (
         "Held-out questions, the base model under top-p sparse attention (ZipVL) before, the "
-        f"trained model after. The paper's claim is that the token ratio at p = {p:g} falls at "
-        "equal accuracy."
+        "trained model after. The paper's claim is that the token ratio at "
+        f"p = {retention_p:g} falls at equal accuracy."
     )
 
 
-def _headline(entry: _Trained, p: float) -> Table:
+def _headline(entry: _Trained, retention_p: float) -> Table:
     fixed, dense = entry.fixed or {}, entry.dense or {}
     compared = int((entry.matched["verdict"] != "outside").sum())
     above, below = points_above(entry.matched), int((entry.matched["verdict"] == "below").sum())
     rows = [
         _change("accuracy with full attention (%)", dense.get("accuracy")),
-        _change(f"accuracy at p = {p:g} (%)", fixed.get("accuracy")),
-        _change(f"token ratio at p = {p:g} (%)", fixed.get("token_ratio")),
+        _change(f"accuracy at p = {retention_p:g} (%)", fixed.get("accuracy")),
+        _change(f"token ratio at p = {retention_p:g} (%)", fixed.get("token_ratio")),
         [
             Cell("curve points where the trained model is better at equal ratio"),
             Cell(""),
@@ -221,7 +224,7 @@ def _matched_table(entry: _Trained) -> Table:
         outside = line["verdict"] == "outside"
         rows.append(
             [
-                Cell(f"{line['p']:g}"),
+                Cell(f"{line['retention_p']:g}"),
                 Cell(_percent(line["token_ratio"])),
                 Cell(_percent(line["accuracy"])),
                 Cell("outside the base curve" if outside else _percent(line["base_accuracy"])),
@@ -256,7 +259,7 @@ def _figures(comparisons: list[_Trained]) -> dict[str, float]:
     for entry in comparisons:
         name = f"{entry.model}/{entry.objective}"
         figures[f"{name}/points_above"] = float(points_above(entry.matched))
-        for label, group in (("fixed_p", entry.fixed), ("dense", entry.dense)):
+        for label, group in (("fixed_retention_p", entry.fixed), ("dense", entry.dense)):
             for metric, difference in (group or {}).items():
                 if (label, metric) == ("dense", "token_ratio"):
                     continue

@@ -32,7 +32,7 @@ def title(row: str) -> str:
 
 
 def _overall(curve: pd.DataFrame) -> pd.DataFrame:
-    return curve[curve["media"] == "all"].sort_values("p")
+    return curve[curve["media"] == "all"].sort_values("retention_p")
 
 
 def _band(axes: Axes, curve: pd.DataFrame, x: str, y: str, low: str, high: str, row: str) -> None:
@@ -62,8 +62,8 @@ def curve_picture(curves: Mapping[str, pd.DataFrame], where: str) -> Figure:
     ratio, accuracy, trade_off = axes[0]
     for row, table in curves.items():
         curve = _overall(table)
-        _band(ratio, curve, "p", "token_ratio", "ratio_low", "ratio_high", row)
-        _band(accuracy, curve, "p", "accuracy", "low", "high", row)
+        _band(ratio, curve, "retention_p", "token_ratio", "ratio_low", "ratio_high", row)
+        _band(accuracy, curve, "retention_p", "accuracy", "low", "high", row)
         _band(trade_off, curve, "token_ratio", "accuracy", "low", "high", row)
     ratio.set(title="Kept tokens", xlabel="retention threshold p", ylabel="token ratio (%)")
     accuracy.set(title="Accuracy", xlabel="retention threshold p", ylabel="correct answers (%)")
@@ -92,13 +92,13 @@ def layer_picture(layers: Mapping[str, pd.DataFrame], where: str) -> Figure:
     fig, axes = figure(1.2 + 4.6 * len(layers), 3.9, columns=len(layers))
     shades = ScalarMappable(Normalize(0.0, 1.0), "viridis_r")
     for panel, (row, table) in zip(axes[0], layers.items(), strict=True):
-        for p, part in table.groupby("p"):
+        for retention_p, part in table.groupby("retention_p"):
             panel.plot(
                 part["layer"] + 1,
                 part["token_ratio"],
                 marker="o",
                 markersize=4,
-                color=shades.to_rgba(np.asarray(p)),
+                color=shades.to_rgba(np.asarray(retention_p)),
             )
         panel.set(title=title(row), xlabel="layer", ylim=(0, 1.03))
         panel.xaxis.get_major_locator().set_params(integer=True)

@@ -19,8 +19,8 @@ from sf.evaluation.intervals import interval, resamples
 __all__ = [
     "Curve",
     "Difference",
-    "at_fixed_p",
     "at_matched_ratio",
+    "at_retention_p",
     "both_curves",
     "interpolated",
     "points_above",
@@ -32,9 +32,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """Ratio and correctness of every row at every p; (p, rows), p ascending."""
+    """Ratio and correctness of every row at every `retention_p`; (points, rows), ascending."""
 
-    p: Array
+    retention_p: Array
     ratio: Array
     correct: Array
 
@@ -51,8 +51,10 @@ class Difference:
 
 
 def curve_of(answers: pd.DataFrame, order: list[str]) -> Curve:
-    ratio = answers.pivot(index="p", columns="id", values="token_ratio")[order].sort_index()
-    correct = answers.pivot(index="p", columns="id", values="correct")[order].sort_index()
+    ratio = answers.pivot(index="retention_p", columns="id", values="token_ratio")[
+        order
+    ].sort_index()
+    correct = answers.pivot(index="retention_p", columns="id", values="correct")[order].sort_index()
     return Curve(
         ratio.index.to_numpy(np.float64),
         ratio.to_numpy(np.float64),
@@ -90,14 +92,14 @@ def at_matched_ratio(base: pd.DataFrame, trained: pd.DataFrame, seed: int) -> pd
     """Compare every sparse point of the trained model with the base curve at its ratio.
 
     Args:
-        base: answers of the base model: columns p, id, token_ratio, correct.
+        base: answers of the base model: columns retention_p, id, token_ratio, correct.
         trained: answers of the trained model to the same rows.
         seed: of the bootstrap.
 
     Returns:
-        Per p below 1: p, token_ratio, accuracy, base_accuracy (at that ratio), difference, low,
-        high, verdict ("above", "below" when the 95 % interval lies on one side of 0, else "no
-        difference"; "outside" when the base curve does not reach the ratio: nothing is
+        Per retention_p below 1: retention_p, token_ratio, accuracy, base_accuracy (at that ratio),
+        difference, low, high, verdict ("above", "below" when the 95 % interval lies on one side of
+        0, else "no difference"; "outside" when the base curve does not reach the ratio: nothing is
         extrapolated).
 
     Raises:
@@ -108,8 +110,8 @@ def at_matched_ratio(base: pd.DataFrame, trained: pd.DataFrame, seed: int) -> pd
     base_ratio, base_right = weights @ before.ratio.T, weights @ before.correct.T
     ratio, right = weights @ after.ratio.T, weights @ after.correct.T
     lines = []
-    for at, p in enumerate(after.p):
-        if p >= 1.0:
+    for at, retention_p in enumerate(after.retention_p):
+        if retention_p >= 1.0:
             continue
         base_accuracy = np.array(
             [
@@ -117,7 +119,11 @@ def at_matched_ratio(base: pd.DataFrame, trained: pd.DataFrame, seed: int) -> pd
                 for draw in range(len(weights))
             ]
         )
-        line = {"p": p, "token_ratio": ratio[0, at], "accuracy": right[0, at]}
+        line = {
+            "retention_p": retention_p,
+            "token_ratio": ratio[0, at],
+            "accuracy": right[0, at],
+        }
         if np.isnan(base_accuracy[0]):
             lines.append({**line, "verdict": "outside"})
             continue
@@ -133,8 +139,8 @@ def at_matched_ratio(base: pd.DataFrame, trained: pd.DataFrame, seed: int) -> pd
                 "verdict": "above" if low > 0 else "below" if high < 0 else "no difference",
             }
         )
-    names = ["p", "token_ratio", "accuracy", "base_accuracy", "difference", "low", "high"]
-    return pd.DataFrame(lines, columns=[*names, "verdict"])
+    names = ["retention_p", "token_ratio", "accuracy", "base_accuracy", "difference"]
+    return pd.DataFrame(lines, columns=[*names, "low", "high", "verdict"])
 
 
 def interpolated(ratio: float, ratios: Array, values: Array) -> float:
@@ -148,16 +154,18 @@ def points_above(matched: pd.DataFrame) -> int:
     return int((matched["verdict"] == "above").sum())
 
 
-def at_fixed_p(
-    base: pd.DataFrame, trained: pd.DataFrame, p: float, seed: int
+def at_retention_p(
+    base: pd.DataFrame, trained: pd.DataFrame, retention_p: float, seed: int
 ) -> dict[str, Difference] | None:
-    """Token ratio and accuracy at one p before and after; None when a curve lacks that p.
+    """Token ratio and accuracy at one threshold before and after; None if a curve lacks it.
 
     Returns:
         {"token_ratio": ..., "accuracy": ...}, shares in [0, 1].
     """
     before, after = both_curves(base, trained)
-    places = [np.flatnonzero(np.isclose(curve.p, p)) for curve in (before, after)]
+    places = [
+        np.flatnonzero(np.isclose(curve.retention_p, retention_p)) for curve in (before, after)
+    ]
     if any(len(place) == 0 for place in places):
         return None
     left, right = (int(place[0]) for place in places)

@@ -19,22 +19,22 @@ __all__ = ["tables_section", "verdict_sentence"]
 
 
 def verdict_sentence(
-    model: str, objective: str, p: float, changes: Mapping[str, Difference]
+    model: str, objective: str, retention_p: float, changes: Mapping[str, Difference]
 ) -> str:
     """What training changed in one model, by the held-out questions.
 
     Args:
         model: base model.
         objective: that was trained.
-        p: retention threshold of both.
+        retention_p: of both.
         changes: of "token_ratio" and "accuracy" at that threshold.
     """
     ratio, right = changes["token_ratio"], changes["accuracy"]
     return (
         f"Trained with {objective}, {model} keeps {100 * ratio.after:.1f} % of the tokens at "
-        f"p = {p:g}, {100 * ratio.before:.1f} % before training ({_change(ratio)}), and answers "
-        f"{100 * right.after:.1f} % of the questions right, {100 * right.before:.1f} % before "
-        f"({_change(right)})."
+        f"p = {retention_p:g}, {100 * ratio.before:.1f} % before training ({_change(ratio)}), and "
+        f"answers {100 * right.after:.1f} % of the questions right, {100 * right.before:.1f} % "
+        f"before ({_change(right)})."
     )
 
 

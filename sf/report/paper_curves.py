@@ -34,13 +34,14 @@ def curve(request: Request) -> PaperTable:
             lines.append(Line((model, row.name, ""), (Figure(), Figure())))
             continue
         points = result.table("curve.csv")
-        for point in points[points["media"] == "all"].sort_values("p").to_dict("records"):
+        points = points[points["media"] == "all"].sort_values("retention_p")
+        for point in points.to_dict("records"):
             names = ("token_ratio", "ratio_low", "ratio_high"), ("accuracy", "low", "high")
             cells = tuple(
                 request.share(result, *(point[name] for name in (*part, "samples")))
                 for part in names
             )
-            lines.append(Line((model, row.name, f"{point['p']:g}"), cells))
+            lines.append(Line((model, row.name, f"{point['retention_p']:g}"), cells))
     return PaperTable(("model", "trained with", "retention threshold p"), SHARES, tuple(lines), {})
 
 
@@ -52,7 +53,7 @@ def lengths(request: Request) -> PaperTable:
             lines.append(Line((model, row.name, ""), (Figure(), Figure())))
             continue
         answers = result.table("answers.parquet")
-        answers = rows_at(answers, "p", _largest_p(answers))
+        answers = rows_at(answers, "retention_p", _largest_retention_p(answers))
         ranks = answers["prompt_tokens"].rank(method="first")
         groups = pd.qcut(ranks, min(LENGTH_GROUPS, len(answers)), labels=False)
         for _, part in answers.groupby(groups):
@@ -76,13 +77,13 @@ def layers(request: Request) -> PaperTable:
             lines.append(Line((model, row.name, ""), ()))
             continue
         ratios = result.table("layers.csv")
-        p = _largest_p(ratios)
-        part = rows_at(ratios, "p", p).sort_values("layer").to_dict("records")
+        retention_p = _largest_retention_p(ratios)
+        part = rows_at(ratios, "retention_p", retention_p).sort_values("layer").to_dict("records")
         count = max(count, len(part))
         cells = tuple(
             request.share(result, line["token_ratio"], line["low"], line["high"]) for line in part
         )
-        lines.append(Line((model, row.name, f"{p:g}"), cells))
+        lines.append(Line((model, row.name, f"{retention_p:g}"), cells))
     full = (
         Line(line.keys, (*line.figures, *(Figure() for _ in range(count - len(line.figures)))))
         for line in lines
@@ -91,9 +92,9 @@ def layers(request: Request) -> PaperTable:
     return PaperTable(("model", "trained with", "retention threshold p"), columns, tuple(full), {})
 
 
-def _largest_p(measured: pd.DataFrame) -> float:
+def _largest_retention_p(measured: pd.DataFrame) -> float:
     """The largest sparse threshold, which is the evaluated one."""
-    return float(measured[measured["p"] < 1.0]["p"].max())
+    return float(measured.loc[measured["retention_p"] < 1.0, "retention_p"].max())
 
 
 def _before_after(lines: Sequence[Line]) -> tuple[Line, Line] | None:
@@ -149,8 +150,8 @@ def curve_pictures(request: Request, table: PaperTable, model: str) -> Drawing |
 @a_model_each
 def layers_pictures(request: Request, table: PaperTable, model: str) -> Drawing | None:
     """Token ratio by layer."""
-    p = max((float(line.keys[2]) for line in table.lines if line.keys[2]), default=1.0)
-    return layers_picture(_tables(request, model, "layers.csv"), p, request.of(model))
+    retention_p = max((float(line.keys[2]) for line in table.lines if line.keys[2]), default=1.0)
+    return layers_picture(_tables(request, model, "layers.csv"), retention_p, request.of(model))
 
 
 @a_model_each

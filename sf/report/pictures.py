@@ -60,15 +60,17 @@ def accuracy_curve_picture(
 
 
 @in_style
-def layers_picture(layers: Mapping[str, pd.DataFrame], p: float, where: str) -> Figure | None:
-    """Token ratio of each layer at one p, before beside after; None when no curve has that p.
+def layers_picture(
+    layers: Mapping[str, pd.DataFrame], retention_p: float, where: str
+) -> Figure | None:
+    """Token ratio of each layer at one threshold, before beside after; None if no curve has it.
 
     Args:
         layers: `layer_table` of "base" and of each objective.
-        p: retention threshold.
+        retention_p: the threshold.
         where: what was measured on.
     """
-    parts = {name: rows_at(table, "p", p) for name, table in layers.items()}
+    parts = {name: rows_at(table, "retention_p", retention_p) for name, table in layers.items()}
     parts = {name: part for name, part in parts.items() if len(part)}
     if not parts:
         return None
@@ -80,7 +82,8 @@ def layers_picture(layers: Mapping[str, pd.DataFrame], p: float, where: str) -> 
         shift = 0.12 * (at - (len(parts) - 1) / 2) if count < 12 else 0.0
         interval = part["low"], part["high"]
         marks(panel, part["layer"] + 1 + shift, part["token_ratio"], interval, style, title(row))
-    panel.set(title=f"Kept tokens by layer at p = {p:g}", xlabel="layer", ylabel="token ratio (%)")
+    where_p = f"Kept tokens by layer at p = {retention_p:g}"
+    panel.set(title=where_p, xlabel="layer", ylabel="token ratio (%)")
     panel.set_ylim(0, 1.03)
     panel.set_xlim(0.5, count + 0.5)
     panel.xaxis.get_major_locator().set_params(integer=True)

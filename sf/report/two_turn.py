@@ -47,7 +47,7 @@ def _line(axes: dict[str, str], line: pd.Series) -> list[Cell]:
     return [
         Cell(axes["model"]),
         Cell(axes["row"]),
-        Cell(f"{line['p']:g}"),
+        Cell(f"{line['retention_p']:g}"),
         *(Cell(f"{100 * share:.1f}") for share in shares),
         *(
             Cell(

@@ -21,7 +21,7 @@ class Parameters(Section):
     row: str = Field("base", description="the row's name in the tables, or base")
     method: CurveMethod = Field(
         "trained",
-        description="attention method with a threshold p; trained: what the checkpoint records, "
+        description="attention method with a retention_p; trained: what the checkpoint records, "
         "ZipVL for a base model",
     )
     split: Literal["calibration", "heldout"] = Field(
@@ -40,7 +40,7 @@ class Parameters(Section):
 def run(p: Parameters, job: Job) -> None:
     """Answer the split at every threshold and write tables and pictures of the curve.
 
-    Writes `tables/answers.parquet` (one line per p and row), `tables/curve.csv`,
+    Writes `tables/answers.parquet` (one line per retention_p and row), `tables/curve.csv`,
     `tables/layers.csv`, `figures/curve.png`, `figures/layers.png` and their SVG; of second
     questions on a pruned cache `tables/two_turn_answers.parquet` and `tables/two_turn.csv`, which
     are empty where nothing is pruned and for other methods than the checkpoint's own.
@@ -91,6 +91,6 @@ def run(p: Parameters, job: Job) -> None:
     overall = curve[curve["media"] == "all"]
     summary = {"samples": float(len(rows)), "dense_accuracy": overall["accuracy"].iloc[-1]}
     for point in overall.itertuples():
-        summary[f"token_ratio_p{point.p:g}"] = point.token_ratio
-        summary[f"accuracy_p{point.p:g}"] = point.accuracy
+        summary[f"token_ratio_retention_p{point.retention_p:g}"] = point.token_ratio
+        summary[f"accuracy_retention_p{point.retention_p:g}"] = point.accuracy
     job.tracker.summary({name: float(value) for name, value in summary.items()})

@@ -39,7 +39,7 @@ def run(p: Parameters, job: Job) -> None:
     from sf.data.manifest import read_manifest
     from sf.history import history_table
     from sf.plotting import save
-    from sf.training.ratio_curve import CurveRequest, add_ratio_curve, runs_under_p
+    from sf.training.ratio_curve import CurveRequest, add_ratio_curve, runs_under_top_p
     from sf.training.records import training_picture
     from sf.training.run import train
 
@@ -54,7 +54,7 @@ def run(p: Parameters, job: Job) -> None:
     )
     meet()  # the weights are written
     rows = read_manifest(p.data / "calibration.parquet")
-    if rows and runs_under_p(job.out):
+    if rows and runs_under_top_p(job.out):
         batch = min(32, p.train.rollouts_per_forward)
         request = CurveRequest(rows, p.vision, p.runtime, p.answering.prompt_template, batch)
         add_ratio_curve(job.out, request, job.state)

@@ -35,7 +35,7 @@ __all__ = [
     "CurveRequest",
     "add_ratio_curve",
     "measure_ratio_curve",
-    "runs_under_p",
+    "runs_under_top_p",
     "spread",
 ]
 
@@ -67,7 +67,7 @@ class CurveRequest:
     batch: int
 
 
-def runs_under_p(checkpoint: Path) -> bool:
+def runs_under_top_p(checkpoint: Path) -> bool:
     """Whether the checkpoint has a curve: it was trained under top-p or is a base model."""
     record = record_of(checkpoint)
     return record is None or record.method == "zipvl"
@@ -93,24 +93,26 @@ def add_ratio_curve(checkpoint: Path, request: CurveRequest, log: Path) -> Curve
         the curve.
 
     Raises:
-        ConfigError: no rows, or an attention without a p.
+        ConfigError: no rows, or an attention without a `retention_p`.
     """
     from sf.models import load_model, load_processor
 
     if not request.rows:
         raise ConfigError("rows", 0, "needed to measure the curve", "prepare some")
-    if not runs_under_p(checkpoint):
-        raise ConfigError("checkpoint", str(checkpoint), "was trained with a method that has no p")
+    if not runs_under_top_p(checkpoint):
+        raise ConfigError(
+            "checkpoint", str(checkpoint), "was trained with a method that has no retention_p"
+        )
     model = load_model(checkpoint, dtype=request.runtime.dtype, device=request.runtime.device)
     processor = load_processor(checkpoint)
     own = spread(request.rows, ROWS)[ranks.rank() :: ranks.world_size()]
     file = log / f"ratio_curve_{ranks.rank()}.jsonl"
-    ratios: dict[float, list[float]] = {p: [] for p in GRID}
+    ratios: dict[float, list[float]] = {retention_p: [] for retention_p in GRID}
     for part in ranks.gathered(list(_measured(model, processor, own, request, file))):
-        for p, ratio in part:
-            ratios[p].append(ratio)
+        for retention_p, ratio in part:
+            ratios[retention_p].append(ratio)
     if ranks.rank() == 0:
-        note_curve(checkpoint, [(p, fmean(values)) for p, values in ratios.items()])
+        note_curve(checkpoint, [(point, fmean(values)) for point, values in ratios.items()])
     ranks.meet()
     return curve_of(checkpoint)
 
@@ -118,32 +120,33 @@ def add_ratio_curve(checkpoint: Path, request: CurveRequest, log: Path) -> Curve
 def _measured(
     model: Any, processor: Any, rows: Sequence[Row], request: CurveRequest, file: Path
 ) -> Iterator[tuple[float, float]]:
-    """(p, token ratio) of each row at each point; batches that `file` holds are not run again."""
+    """(retention_p, token ratio) of each row and point; batches in `file` are not run again."""
     known = {
-        (tuple(line["rows"]), line["p"]): line["token_ratios"]
+        (tuple(line["rows"]), line["retention_p"]): line["token_ratios"]
         for line in (read_json_lines(file) if file.is_file() else ())
     }
     batches = [rows[at : at + request.batch] for at in range(0, len(rows), request.batch)]
     with progress("token ratios", len(batches)) as shown:
         for batch in batches:
             names = [row.id for row in batch]
-            points = {p: known.get((tuple(names), p)) for p in GRID}
+            points = {point: known.get((tuple(names), point)) for point in GRID}
             if None in points.values():
                 talks = [messages(row, request.template) for row in batch]
                 parts = encode_parts(processor, talks, request.vision, str(model.device))
-                for p in (p for p, ratios in points.items() if ratios is None):
-                    points[p] = [r for _, inputs in parts for r in _ratios(model, inputs, p)]
-                    line = {"rows": names, "p": p, "token_ratios": points[p]}
+                for point in (point for point, ratios in points.items() if ratios is None):
+                    ratios = [r for _, inputs in parts for r in _ratios(model, inputs, point)]
+                    line = {"rows": names, "retention_p": point, "token_ratios": ratios}
                     append_json_lines(file, [line])
-            for p, ratios in points.items():
-                yield from ((p, ratio) for ratio in ratios or ())
+                    points[point] = ratios
+            for point, known_ratios in points.items():
+                yield from ((point, ratio) for ratio in known_ratios or ())
             shown.advance()
 
 
 @torch.inference_mode()
-def _ratios(model: Any, inputs: Any, p: float) -> list[float]:
+def _ratios(model: Any, inputs: Any, retention_p: float) -> list[float]:
     """Token ratio of each row of a batch, by one prefill under top-p."""
-    with sparsify(model, TopP(p=p)) as trace:
+    with sparsify(model, TopP(p=retention_p)) as trace:
         model(**inputs, logits_to_keep=1)
     ratios: list[float] = trace.token_ratio.tolist()
     return ratios

@@ -100,7 +100,7 @@ def test_curve(
     table = answers_at(
         *given, [0.4, 0.98, 1.0], ResumableLog(Answer, tmp_path / "a"), batch=1, max_new_tokens=2
     )
-    ratios = table.groupby("p")["token_ratio"].mean()
+    ratios = table.groupby("retention_p")["token_ratio"].mean()
     assert ratios[1.0] == pytest.approx(1)
     value = 0.02 if record.method == "threshold" else 0.4
     point = 1 - value if record.method == "threshold" else value

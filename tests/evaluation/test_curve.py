@@ -55,9 +55,9 @@ def test_every_row_is_answered_at_every_p(
     checkpoints: dict[str, Path], rows: list[Row], tmp_path: Path
 ) -> None:
     answers = measure(checkpoints["qwen2_5_vl"], rows, tmp_path / "a.jsonl")
-    assert list(answers["p"]) == [p for p in GRID for _ in rows]
+    assert list(answers["retention_p"]) == [p for p in GRID for _ in rows]
     assert list(answers["id"]) == [row.id for _ in GRID for row in rows]
-    ratios = answers.pivot(index="id", columns="p", values="token_ratio")
+    ratios = answers.pivot(index="id", columns="retention_p", values="token_ratio")
     assert (ratios[0.5] < ratios[0.9]).all()
     assert (ratios[1.0] == 1.0).all()
 
@@ -89,7 +89,7 @@ def frame() -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "p": p,
+                "retention_p": p,
                 "id": str(at),
                 "data_type": kinds[at],
                 "correct": right[at],
@@ -105,7 +105,7 @@ def frame() -> pd.DataFrame:
 
 
 def test_a_curve_has_points_overall_and_per_media_type() -> None:
-    curve = curve_table(frame(), seed=0).set_index(["media", "p"])
+    curve = curve_table(frame(), seed=0).set_index(["media", "retention_p"])
     overall = curve.loc[("all", 0.5)]
     assert overall["accuracy"] == pytest.approx(2 / 3)
     assert overall["token_ratio"] == pytest.approx(0.2)
@@ -120,7 +120,7 @@ def test_a_curve_has_points_overall_and_per_media_type() -> None:
 
 def test_all_right_is_not_certain() -> None:
     """Accuracy has Wilson's interval, a token ratio that of a bootstrap over rows."""
-    point = curve_table(frame().assign(correct=1.0), seed=0).set_index(["media", "p"])
+    point = curve_table(frame().assign(correct=1.0), seed=0).set_index(["media", "retention_p"])
     overall = point.loc[("all", 0.5)]
     assert (overall["accuracy"], overall["high"]) == (1.0, 1.0)
     assert overall["low"] == pytest.approx(binomtest(3, 3).proportion_ci(method="wilson").low)
@@ -128,7 +128,7 @@ def test_all_right_is_not_certain() -> None:
 
 
 def test_layers_have_their_own_ratios() -> None:
-    layers = layer_table(frame(), seed=0).set_index(["p", "layer"])["token_ratio"]
+    layers = layer_table(frame(), seed=0).set_index(["retention_p", "layer"])["token_ratio"]
     assert layers[(1.0, 0)] == pytest.approx(0.3)
     assert layers[(1.0, 1)] == pytest.approx(0.5)
 
@@ -144,7 +144,7 @@ def test_intervals_are_those_of_the_seed() -> None:
     ratios = rng.random(40)
     table = pd.DataFrame(
         {
-            "p": 0.5, "data_type": "image", "correct": 1.0, "token_ratio": ratios,
+            "retention_p": 0.5, "data_type": "image", "correct": 1.0, "token_ratio": ratios,
             "layer_ratios": [(ratio, ratio / 2) for ratio in ratios], "prompt_tokens": 9,
             "seconds": 0.0,
         }
@@ -197,7 +197,9 @@ def test_a_curve_of_another_method_with_a_threshold(
         )
         for name in ("zipvl", "temperature")
     }
-    ratios = {name: table.groupby("p")["token_ratio"].mean() for name, table in found.items()}
+    ratios = {
+        name: table.groupby("retention_p")["token_ratio"].mean() for name, table in found.items()
+    }
     assert ratios["temperature"][1.0] == ratios["zipvl"][1.0] == 1.0
     assert ratios["temperature"][0.9] < ratios["zipvl"][0.9]  # sharper rows
 

@@ -88,7 +88,7 @@ def test_whole_retention_is_dense_in_every_arm_and_dense_is_generate(
 ) -> None:
     model, processor = loaded
     answers = _answers(loaded, rows, tmp_path / "log.jsonl")
-    whole = answers[answers["p"] == 1.0].pivot(index="id", columns="arm", values="reply")
+    whole = answers[answers["retention_p"] == 1.0].pivot(index="id", columns="arm", values="reply")
     cached = model.config.model_type == "llava_onevision"  # whose template ends turns differently
     for arm in ARMS[1:3] if cached else ARMS[1:]:
         assert (whole[arm] == whole["dense"]).all()
@@ -98,7 +98,7 @@ def test_whole_retention_is_dense_in_every_arm_and_dense_is_generate(
         tokens = output[0, inputs["input_ids"].shape[1] :]
         expected = processor.decode(tokens, skip_special_tokens=True).strip()
         assert whole["dense"][pair.id] == expected
-    sparse = answers[answers["p"] == 0.6]
+    sparse = answers[answers["retention_p"] == 0.6]
     assert sparse["token_ratio"].max() < 0.9
     arms = sparse.pivot(index="id", columns="arm", values="reply")
     assert (arms["pruned"] != arms["whole"]).any()
@@ -155,7 +155,7 @@ def test_batches_equal_batch_one_and_a_kill_costs_nothing(
     log = tmp_path / "together.jsonl"
     together = _answers(loaded, rows, log)
     alone = _answers(loaded, rows, tmp_path / "alone.jsonl", batch=1)
-    names = ["arm", "p", "id", "reply", "correct", "token_ratio", "prompt_tokens"]
+    names = ["arm", "retention_p", "id", "reply", "correct", "token_ratio", "prompt_tokens"]
     pd.testing.assert_frame_equal(together[names], alone[names], rtol=1e-5)
     lines = log.read_text().splitlines(keepends=True)
     assert len(lines) == (1 + 2 * 3) * 3
@@ -174,7 +174,7 @@ def test_no_pairs_give_empty_tables_that_can_be_read_again(
     assert pd.read_parquet(tmp_path / "answers.parquet").empty
     table = pd.read_csv(tmp_path / "table.csv")
     assert table.empty
-    assert {"p", "pruned", "cost_low"} <= set(table.columns)
+    assert {"retention_p", "pruned", "cost_low"} <= set(table.columns)
 
 
 def test_a_template_that_rewrites_a_turn_is_refused(
@@ -200,7 +200,7 @@ def test_the_table_counts_and_pairs() -> None:
         [
             {
                 "arm": arm,
-                "p": p,
+                "retention_p": p,
                 "id": f"{at}",
                 "media": "ab"[at // 2],
                 "correct": float(value),

@@ -30,7 +30,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def calibrated(tmp_path: Path) -> Path:
     """A table as the stage `calibrate` writes it."""
     lines = [
-        {"p": p, "layer": layer, "token_ratio": share, "samples": 9}
+        {"retention_p": p, "layer": layer, "token_ratio": share, "samples": 9}
         for p, shares in ((0.9, (0.8, 0.1, 0.3)), (0.975, (0.9, 0.2, 0.4)))
         for layer, share in enumerate(shares)
     ]
@@ -77,7 +77,7 @@ def test_shares_stretch_by_relative_depth() -> None:
 
 
 def test_of_several_lengths_the_longest_is_read(calibrated: Path, tmp_path: Path) -> None:
-    table = pd.read_csv(calibrated).query("p == 0.9").drop(columns="p")
+    table = pd.read_csv(calibrated).query("retention_p == 0.9").drop(columns="retention_p")
     short = table.assign(length=1024, token_ratio=0.5)
     pd.concat([table.assign(length=4096), short]).to_csv(tmp_path / "two.csv", index=False)
     assert read_shares(tmp_path / "two.csv") == (0.8, 0.1, 0.3)
@@ -86,9 +86,9 @@ def test_of_several_lengths_the_longest_is_read(calibrated: Path, tmp_path: Path
 def test_a_calibration_is_read_at_its_p(calibrated: Path) -> None:
     assert read_shares(calibrated, 0.9) == (0.8, 0.1, 0.3)
     assert read_shares(calibrated, 0.975) == (0.9, 0.2, 0.4)
-    with pytest.raises(ConfigError, match=r"p = 0\.9, 0\.975"):
+    with pytest.raises(ConfigError, match=r"retention_p = 0\.9, 0\.975"):
         read_shares(calibrated)
-    with pytest.raises(ConfigError, match=r"p = 0\.9, 0\.975"):
+    with pytest.raises(ConfigError, match=r"retention_p = 0\.9, 0\.975"):
         read_shares(calibrated, 0.5)
 
 

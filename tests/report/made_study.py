@@ -47,7 +47,7 @@ def answers(accuracy: dict[float, float], ratio: dict[float, float]) -> pd.DataF
     return pd.DataFrame(
         [
             {
-                "p": p,
+                "retention_p": p,
                 "id": str(row),
                 "data_type": "video" if row % 4 == 0 else "image",
                 "correct": float(row < accuracy[p] * ROWS),
@@ -80,7 +80,7 @@ def write_curve(folder: Path, stage: str, table: pd.DataFrame, split: str) -> No
     write_parquet(table, folder / "tables/answers.parquet")
     write_csv(curve_table(table, 0), folder / "tables/curve.csv")
     write_csv(layer_table(table, 0), folder / "tables/layers.csv")
-    second = {"p": 0.9, "pairs": 80, "media": 60, "token_ratio": 0.6}
+    second = {"retention_p": 0.9, "pairs": 80, "media": 60, "token_ratio": 0.6}
     arms = {"dense": 0.95, "whole": 0.9, "pruned": 0.8, "anew": 0.85}
     costs = {"cost": -0.1, "cost_low": -0.2, "cost_high": 0.0}
     gaps = {"gap": -0.15, "gap_low": -0.25, "gap_high": -0.05}

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sf.report.across_seeds import across_seeds, across_seeds_section, at_thresholds
+from sf.report.across_seeds import across_seeds, across_seeds_section, at_each_retention_p
 from sf.report.build import build_report
 
 BEFORE, AFTER = made_study.BEFORE, made_study.AFTER
@@ -35,7 +35,7 @@ def test_the_base_model_against_itself_is_no_difference() -> None:
 
 def test_accuracy_is_read_off_both_curves_at_one_ratio() -> None:
     own = lines(across_seeds(BEFORE, {"x": [AFTER]}, 0, (0.1, 0.25, 0.6, 0.8)), "x")
-    points = at_thresholds({"x": [AFTER], "base": [BEFORE]}).sort_values("token_ratio")
+    points = at_each_retention_p({"x": [AFTER], "base": [BEFORE]}).sort_values("token_ratio")
     after, before = (points[points["row"] == name] for name in ("x", "base"))
     for at, ratio in ((2, 0.6), (3, 0.8)):
         there = np.interp(ratio, after["token_ratio"], after["accuracy"])
@@ -78,9 +78,9 @@ def test_questions_and_training_seeds_are_drawn_by_the_seed(runs: list[pd.DataFr
 
 
 def test_points_of_runs_stay_apart() -> None:
-    points = at_thresholds({"x": [AFTER, WORSE], "base": [BEFORE]})
+    points = at_each_retention_p({"x": [AFTER, WORSE], "base": [BEFORE]})
     assert points.groupby("row")["run"].unique().map(list).to_dict() == {"x": [0, 1], "base": [0]}
-    last = points[(points["row"] == "x") & (points["run"] == 1) & (points["p"] == 0.9)]
+    last = points[(points["row"] == "x") & (points["run"] == 1) & (points["retention_p"] == 0.9)]
     assert last["accuracy"].tolist() == pytest.approx([0.65])
 
 

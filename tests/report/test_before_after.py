@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from sf.report.before_after import before_after
-from sf.report.matched import at_fixed_p, at_matched_ratio
+from sf.report.matched import at_matched_ratio, at_retention_p
 
 BEFORE, AFTER = made_study.BEFORE, made_study.AFTER
 
@@ -24,7 +24,7 @@ def test_the_intervals_are_those_of_the_curves_seed(tmp_path: Path, seed: int) -
     expected = at_matched_ratio(BEFORE, AFTER, seed)
     pd.testing.assert_frame_equal(written[expected.columns], expected)
     assert not expected.equals(at_matched_ratio(BEFORE, AFTER, seed + 1))
-    fixed, dense = (at_fixed_p(BEFORE, AFTER, p, seed) for p in (0.975, 1.0))
+    fixed, dense = (at_retention_p(BEFORE, AFTER, value, seed) for value in (0.975, 1.0))
     assert fixed is not None
     assert dense is not None
     shown = [row[3].interval for row in told.sections[0].tables[0].rows[:3]]
@@ -32,5 +32,11 @@ def test_the_intervals_are_those_of_the_curves_seed(tmp_path: Path, seed: int) -
         f"{100 * each.low:+.1f} to {100 * each.high:+.1f}"
         for each in (dense["accuracy"], fixed["accuracy"], fixed["token_ratio"])
     ]
-    assert told.figures["tiny/sparsity_forcing/fixed_p_accuracy_before"] == fixed["accuracy"].before
-    assert told.figures["tiny/sparsity_forcing/fixed_p_accuracy_after"] == fixed["accuracy"].after
+    assert (
+        told.figures["tiny/sparsity_forcing/fixed_retention_p_accuracy_before"]
+        == fixed["accuracy"].before
+    )
+    assert (
+        told.figures["tiny/sparsity_forcing/fixed_retention_p_accuracy_after"]
+        == fixed["accuracy"].after
+    )

@@ -27,7 +27,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save(figure(2, 1)[0], root / "profile/tiny/figures", name)
     figures = build_report(study, "mini", folder)
     assert figures["tiny/sparsity_forcing/points_above"] == 3
-    assert figures["tiny/sparsity_forcing/fixed_p_token_ratio_change"] == pytest.approx(-0.1)
+    assert figures["tiny/sparsity_forcing/fixed_retention_p_token_ratio_change"] == pytest.approx(
+        -0.1
+    )
     assert figures["tiny/sparsity_forcing/dense_accuracy_change"] == pytest.approx(-0.02)
     assert figures["tiny/zipvl/image_average"] == pytest.approx(70.0)
     return folder

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from sf.errors import DataError
-from sf.report.matched import at_fixed_p, at_matched_ratio, points_above
+from sf.report.matched import at_matched_ratio, at_retention_p, points_above
 
 
 def test_points_are_compared_at_their_own_ratio() -> None:
-    table = at_matched_ratio(made_study.BEFORE, made_study.AFTER, seed=0).set_index("p")
+    table = at_matched_ratio(made_study.BEFORE, made_study.AFTER, seed=0).set_index("retention_p")
     # Base: 30 % at ratio 0.2, 70 % at 0.6, 90 % at 0.8; the noise is the same for all points.
     assert table.loc[0.5, "base_accuracy"] == pytest.approx(0.4, abs=1e-6)
     assert table.loc[0.9, "base_accuracy"] == pytest.approx(0.65, abs=1e-6)
@@ -24,7 +24,11 @@ def test_points_are_compared_at_their_own_ratio() -> None:
 
 
 def test_the_interval_is_paired_over_rows() -> None:
-    line = at_matched_ratio(made_study.BEFORE, made_study.AFTER, seed=0).set_index("p").loc[0.9]
+    line = (
+        at_matched_ratio(made_study.BEFORE, made_study.AFTER, seed=0)
+        .set_index("retention_p")
+        .loc[0.9]
+    )
     assert line["low"] < line["difference"] < line["high"]
     # Rows that both get right drop out: of 200 rows some 20 % differ.
     spread = (line["high"] - line["low"]) / (2 * 1.96)
@@ -41,8 +45,8 @@ def test_equal_models_do_not_differ() -> None:
 
 def test_one_more_right_answer_is_no_difference() -> None:
     better = made_study.BEFORE.copy()
-    better.loc[(better["p"] == 0.9) & (better["id"] == "140"), "correct"] = 1.0
-    table = at_matched_ratio(made_study.BEFORE, better, seed=0).set_index("p")
+    better.loc[(better["retention_p"] == 0.9) & (better["id"] == "140"), "correct"] = 1.0
+    table = at_matched_ratio(made_study.BEFORE, better, seed=0).set_index("retention_p")
     assert table.loc[0.9, "difference"] == pytest.approx(0.005)
     assert table.loc[0.9, "high"] > 0
     assert table.loc[0.9, "verdict"] == "no difference"
@@ -56,9 +60,11 @@ def test_a_worse_model_is_below() -> None:
 
 def test_nothing_is_extrapolated() -> None:
     lower = made_study.AFTER.assign(
-        token_ratio=lambda t: t["token_ratio"].where(t["p"] != 0.5, t["token_ratio"] - 0.2)
+        token_ratio=lambda t: t["token_ratio"].where(
+            t["retention_p"] != 0.5, t["token_ratio"] - 0.2
+        )
     )
-    table = at_matched_ratio(made_study.BEFORE, lower, seed=0).set_index("p")
+    table = at_matched_ratio(made_study.BEFORE, lower, seed=0).set_index("retention_p")
     assert table.loc[0.5, "verdict"] == "outside"
     assert np.isnan(table.loc[0.5, "difference"])
 
@@ -70,12 +76,12 @@ def test_other_rows_are_refused() -> None:
 
 
 def test_a_fixed_threshold_before_and_after() -> None:
-    found = at_fixed_p(made_study.BEFORE, made_study.AFTER, 0.975, seed=0)
+    found = at_retention_p(made_study.BEFORE, made_study.AFTER, 0.975, seed=0)
     assert found is not None
     assert found["token_ratio"].change == pytest.approx(-0.1)
     assert found["token_ratio"].low == pytest.approx(-0.1)  # the same shift in every row
     assert found["accuracy"].before == found["accuracy"].after == pytest.approx(0.9)
-    assert at_fixed_p(made_study.BEFORE, made_study.AFTER, 0.7, seed=0) is None
+    assert at_retention_p(made_study.BEFORE, made_study.AFTER, 0.7, seed=0) is None
 
 
 def test_the_order_of_rows_means_nothing() -> None:

@@ -55,19 +55,21 @@ def test_the_layers_picture_shows_each_layers_token_ratio_at_its_p() -> None:
     assert picture is not None
     (panel,) = picture.axes
     for (_, ratios), table in zip(drawn(panel), tables.values(), strict=True):
-        assert ratios == table[table["p"] == 0.9]["token_ratio"].tolist()
+        assert ratios == table[table["retention_p"] == 0.9]["token_ratio"].tolist()
     assert "0.9" in panel.get_title(loc="left")
     assert "where it is from" in str(picture.get_supxlabel())
 
 
 def test_a_threshold_is_found_in_a_table_that_was_written(tmp_path: Path) -> None:
     """A CSV holds six digits of it."""
-    answers = made_study.BEFORE.assign(p=made_study.BEFORE["p"].replace(0.9, 0.1234567891))
+    answers = made_study.BEFORE.assign(
+        retention_p=made_study.BEFORE["retention_p"].replace(0.9, 0.1234567891)
+    )
     write_csv(layer_table(answers, 0), tmp_path / "layers.csv")
     picture = layers_picture({"base": pd.read_csv(tmp_path / "layers.csv")}, 0.1234567891, "x")
     assert picture is not None
-    assert len(rows_at(answers, "p", 0.1234567)) == made_study.ROWS
-    assert rows_at(answers, "p", 0.12346).empty
+    assert len(rows_at(answers, "retention_p", 0.1234567)) == made_study.ROWS
+    assert rows_at(answers, "retention_p", 0.12346).empty
 
 
 def test_the_accuracy_curve_picture_shows_accuracy_against_token_ratio() -> None:

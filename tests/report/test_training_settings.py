@@ -37,7 +37,12 @@ def test_every_setting_is_one_of_its_kind_and_can_be_trained(sweeping: Any) -> N
 def measured(sweeping: Any, right: dict[float, int], image: float) -> Any:
     """Ten questions; of them so many are right at each p, whose token ratio is p / 2 below 1."""
     lines = [
-        {"p": p, "id": str(at), "token_ratio": p if p == 1 else p / 2, "correct": at < count}
+        {
+            "retention_p": p,
+            "id": str(at),
+            "token_ratio": p if p == 1 else p / 2,
+            "correct": at < count,
+        }
         for p, count in right.items()
         for at in range(10)
     ]

@@ -121,5 +121,5 @@ def test_no_rows_or_no_p_is_one_error(base: Path, many: list[Row], tmp_path: Pat
     copy = tmp_path / "threshold"
     shutil.copytree(base, copy)
     write_sparsity(copy, TrainedAttention("threshold", 0.01), {})
-    with pytest.raises(ConfigError, match="has no p"):
+    with pytest.raises(ConfigError, match="has no retention_p"):
         measure_ratio_curve(copy, CurveRequest(many, VISION, RUNTIME, "answer", batch=1))
