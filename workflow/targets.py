@@ -153,8 +153,11 @@ TARGETS: Mapping[str, tuple[Wanted, ...]] = {
     "figure4c": (),
     "figure4d": (),
     "figure5": _ALL,
+    "figure7": (_FULL, replace(_method("zipvl"), required=False), _OWN, _DISTIL),
 }
 """Rows of each of `sf.report.definitions.DEFINITIONS`; none: its results are of no row."""
+
+_OF_NO_ROW = ("calibrate", "profile", "previews")
 
 
 def rows_of(name: str, params: Params) -> list[Row]:
@@ -227,7 +230,7 @@ def jobs_of(name: str, params: Params, listed: Sequence[JobSpec]) -> list[JobSpe
         job
         for job in listed
         if job.stage.output in definition.results
-        and (job.parameters.get("row") in rows or job.stage.output in ("calibrate", "profile"))
+        and (job.parameters.get("row") in rows or job.stage.output in _OF_NO_ROW)
         and job.names.get("train_seed", seed) == seed
         and ("suite" not in job.names or definition.is_in(job.names["suite"]))
     ]

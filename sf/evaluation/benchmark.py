@@ -59,6 +59,7 @@ class Benchmark:
             checked against the hub, good for an order of magnitude.
         judge: what a configured OpenAI-compatible judge would do; '' for nothing.
         parser_changed: between the paper and lmms-eval 0.7.3.
+        text_heavy: its questions are about text in the images (OCR).
     """
 
     name: str
@@ -70,6 +71,7 @@ class Benchmark:
     download_gib: float
     judge: str = ""
     parser_changed: bool = False
+    text_heavy: bool = False
 
 
 def one(
@@ -82,8 +84,17 @@ def one(
     scale: float = 100.0,
     *,
     parser_changed: bool = False,
+    text_heavy: bool = False,
 ) -> Benchmark:
     """A benchmark of one task."""
     return Benchmark(
-        name, title, kind, (task,), factor, scale, download_gib, parser_changed=parser_changed
+        name,
+        title,
+        kind,
+        (task,),
+        factor,
+        scale,
+        download_gib,
+        parser_changed=parser_changed,
+        text_heavy=text_heavy,
     )

@@ -22,6 +22,7 @@ from sf.evaluation.video_benchmarks import VIDEO
 __all__ = [
     "BENCHMARKS",
     "EXTRA",
+    "FAMILIES",
     "SUITES",
     "Benchmark",
     "Task",
@@ -39,6 +40,13 @@ SUITES: Mapping[str, tuple[Benchmark, ...]] = {
     "all": BENCHMARKS,
     "robustness": EXTRA,
 }
+
+FAMILIES: Mapping[str, tuple[Benchmark, ...]] = {
+    "text-heavy images": tuple(one for one in IMAGE if one.text_heavy),
+    "other images": tuple(one for one in IMAGE if not one.text_heavy),
+    "videos": VIDEO,
+}
+"""The benchmarks of the tables by what their questions are about."""
 
 
 def benchmark_named(name: str) -> Benchmark:

@@ -83,6 +83,7 @@ IMAGE: tuple[Benchmark, ...] = (
         ),
         factor=100.0,
         download_gib=0.1,
+        text_heavy=True,
     ),
     one(
         "textvqa_val",
@@ -98,6 +99,7 @@ IMAGE: tuple[Benchmark, ...] = (
         ),
         factor=100.0,
         download_gib=1.4,
+        text_heavy=True,
     ),
     one(
         "ocrbench",
@@ -116,6 +118,7 @@ IMAGE: tuple[Benchmark, ...] = (
         download_gib=0.1,
         scale=1000.0,
         parser_changed=True,
+        text_heavy=True,
     ),
     Benchmark(
         name="mmmu_pro",

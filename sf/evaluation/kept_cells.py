@@ -1,25 +1,23 @@
 """Which cells of a prompt's images and videos the layers kept, as short text beside a reply.
 
-Shape suffixes: J layers, G groups of layers, B rows of the batch; T time steps, H rows and W
+Shape suffixes: G groups of layers, B rows of the batch, L columns; T time steps, H rows and W
 columns of cells.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from sf.attention import Trace
 from sf.attention.trace import PairTrace
 from sf.attention.visual_tokens import locate
 from sf.evaluation.layer_groups import MAJORITY, keep_rates, layer_groups
+from sf.evaluation.packed_cells import packed
 
-__all__ = ["kept_cells", "packed"]
+__all__ = ["kept_cells"]
 
 
 def kept_cells(trace: Trace, inputs: Mapping[str, Any], config: Any) -> list[tuple[str, ...]]:
@@ -54,9 +52,3 @@ def kept_cells(trace: Trace, inputs: Mapping[str, Any], config: Any) -> list[tup
             rates_GTHW = keep_rates(span.cells(kept).numpy(), groups)
             texts[span.row] = (*texts[span.row], packed(rates_GTHW >= MAJORITY))
     return texts
-
-
-def packed(cells_GTHW: NDArray[np.bool_]) -> str:
-    """ "TxHxW:BITS": the bits of all cells, group by group, eight a byte (first bit highest)."""
-    shape = "x".join(str(length) for length in cells_GTHW.shape[1:])
-    return f"{shape}:{base64.b64encode(np.packbits(cells_GTHW).tobytes()).decode()}"

@@ -16,7 +16,7 @@ from sf.report.results import Study
 
 __all__ = ["DEFINITIONS", "Definition", "Row", "Shows", "Targets"]
 
-Shows = Literal["benchmarks", "curve", "lengths", "layers", "profile", "cost"]
+Shows = Literal["benchmarks", "curve", "lengths", "layers", "profile", "cost", "examples"]
 RESULTS: Mapping[Shows, tuple[str, ...]] = {
     "benchmarks": ("evaluate",),
     "curve": ("calibrate", "accuracy_curve"),
@@ -24,6 +24,7 @@ RESULTS: Mapping[Shows, tuple[str, ...]] = {
     "layers": ("accuracy_curve",),
     "profile": ("profile",),
     "cost": ("train",),
+    "examples": ("evaluate", "previews"),
 }
 """Kinds of results (`sf.layout.FOLDERS`) that a table or figure is made of."""
 
@@ -122,6 +123,7 @@ DEFINITIONS: Mapping[str, Definition] = {
         "Figure 4d", "decoding memory by prompt length", "profile", metric="held_decode_bytes"
     ),
     "figure5": Definition("Figure 5", "token ratio by layer before and after training", "layers"),
+    "figure7": Definition("Figure 7", "successes and failures with the kept tokens", "examples"),
 }
 
 

@@ -15,6 +15,7 @@ from sf.plotting import save
 from sf.report.benchmark_tables import ORIENTATION, measured, span
 from sf.report.cells import NOT_PUBLISHED, Figure, Sources
 from sf.report.definitions import Definition, Row
+from sf.report.examples import Examples
 from sf.report.gate import stand_ins
 from sf.report.page import Picture
 from sf.report.published import models_of
@@ -80,6 +81,11 @@ class Request:
     def own_data(self) -> bool:
         """Whether the benchmarks' data are known to be their own, not generated."""
         return self.study.result("benchmarks") is not None and not stand_ins(self.study)
+
+    @cached_property
+    def examples(self) -> Examples:
+        """The answered questions of its rows."""
+        return Examples(self.study, [row.name for row in self.rows])
 
     def of(self, model: str) -> str:
         """What a picture is of."""

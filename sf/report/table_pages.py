@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sf.report import paper_benchmarks, paper_costs, paper_curves
+from sf.report import paper_benchmarks, paper_costs, paper_curves, paper_examples
 from sf.report.cells import DIFFERS, REPRODUCED, TOLERANCE, Sources
 from sf.report.definitions import DEFINITIONS, Definition, Row, Shows
 from sf.report.paper_lines import Draw, Line, PaperTable, Request
@@ -41,6 +41,12 @@ FORMS: Mapping[Shows, Form] = {
         paper_costs.profile, paper_costs.profile_sentence, paper_costs.profile_pictures
     ),
     "cost": Form(paper_costs.cost, paper_costs.cost_sentence, paper_costs.cost_pictures),
+    "examples": Form(
+        paper_examples.table,
+        paper_examples.sentence,
+        paper_examples.pictures,
+        paper_examples.notes,
+    ),
 }
 
 

@@ -18,8 +18,9 @@ from sf.attention import Trace
 from sf.attention.trace import PairTrace
 from sf.evaluation import model as chat_model
 from sf.evaluation.benchmarks import benchmark_named
-from sf.evaluation.kept_cells import kept_cells, packed
+from sf.evaluation.kept_cells import kept_cells
 from sf.evaluation.model import SparseChatModel
+from sf.evaluation.packed_cells import packed
 from sf.evaluation.records import record_log
 from sf.evaluation.run import evaluate_benchmarks
 

@@ -54,10 +54,10 @@ BIN = Path(sys.executable).parent
 DOWNSTREAM = {  # what reads a stage's results, directly or not
     "train": {
         *("accuracy_curve_trained", "evaluate_trained", "report", "table1", "table2", "table7"),
-        *("figure4a", "figure4b", "figure5"),
+        *("figure4a", "figure4b", "figure5", "figure7"),
     },
-    "evaluate_base": {"table1", "table2", "report"},
-    "evaluate_trained": {"table1", "table2", "report"},
+    "evaluate_base": {"table1", "table2", "figure7", "report"},
+    "evaluate_trained": {"table1", "table2", "figure7", "report"},
     "profile": {"figure4c", "figure4d", "report"},
 }
 

@@ -17,7 +17,7 @@ import PIL.Image
 import pytest
 
 from sf.escaping import printable
-from sf.evaluation.kept_cells import packed
+from sf.evaluation.packed_cells import packed
 from sf.report.results import Study
 from sf.report.samples import PAGE, samples_sections
 from sf.tables import write_parquet
