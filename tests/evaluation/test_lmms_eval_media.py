@@ -8,6 +8,7 @@ from typing import Any
 import av
 import isolated_calls
 import numpy as np
+import PIL.Image
 import pytest
 from scripted import VISION
 
@@ -65,3 +66,21 @@ def test_a_video_on_which_decord_hangs_is_named(encode: Any, tmp_path: Path, mon
     with pytest.raises(DataError, match="did not end within 1 s") as caught:
         encode(path)
     assert caught.value.value == str(path)
+
+
+def test_an_image_that_pillow_fails_on_with_any_class_of_error_is_one_fault(tmp_path: Path) -> None:
+    """A broken chunk of a PNG is a SyntaxError; too many pixels are an error of Pillow's own."""
+    names = ("broken.png", "bomb.png", "whole.png")
+    broken, bomb, whole = (tmp_path / name for name in names)
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(whole)
+    content = bytearray(whole.read_bytes())
+    second = content.index(b"IDAT", content.index(b"IDAT") + 4)
+    content[second : second + 4] = b"\xa8\xff\x8a\xed"
+    broken.write_bytes(content)
+    PIL.Image.new("1", (16_000, 16_000)).save(bomb)
+    parts = [{"type": "image", "path": str(path)} for path in (broken, bomb, whole)]
+    faults = media.decord_faults([[{"role": "user", "content": [part]}] for part in parts], VISION)
+    assert faults[0].startswith(f"{broken}: decord cannot read it: SyntaxError")
+    assert "DecompressionBombError" in faults[1]
+    assert faults[2] == ""
