@@ -15,6 +15,7 @@ from sf.atomic_files import read_json, write_json
 from sf.escaping import printable
 from sf.interruption import JobInterrupted
 from sf.redaction import redact
+from sf.slurm_job import JOB
 
 __all__ = ["Attempt", "last_attempt", "noted"]
 
@@ -63,7 +64,7 @@ def last_attempt(work: Path) -> Attempt | None:
 @contextmanager
 def noted(work: Path) -> Iterator[None]:
     """Note an attempt when it begins and when it ends."""
-    job = os.environ.get("SLURM_JOB_ID", "")
+    job = os.environ.get(JOB, "")
     attempt = Attempt(socket.gethostname(), os.getpid(), job, time.time())
     write_json(work / FILE, asdict(attempt))
     try:

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from sf.slurm_job import END, JOB, RESTARTS
+
 __all__ = ["STATUS", "JobInterrupted", "listening", "remaining_seconds", "requested", "requeue"]
 
 STATUS = 75  # EX_TEMPFAIL of sysexits.h
@@ -51,7 +53,7 @@ def requested() -> str | None:
 
 def remaining_seconds() -> float | None:
     """The time until Slurm ends this job; None without a limit or outside Slurm."""
-    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    end = os.environ.get(END, "")
     return float(end) - time.time() if end.isdigit() else None
 
 
@@ -107,8 +109,8 @@ def requeue(progress: bool) -> bool:
         progress: the job has surely come nearer to its end. One that may begin at the same place
             each time is requeued a few times and then fails, so that a retry gets more time.
     """
-    job = os.environ.get("SLURM_JOB_ID")
-    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    job = os.environ.get(JOB)
+    restarts = int(os.environ.get(RESTARTS, "0"))
     if job is None or (restarts >= MOST_RESTARTS and not progress):
         return False
     try:

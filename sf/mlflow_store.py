@@ -23,6 +23,7 @@ from sf.atomic_files import replacing
 from sf.escaping import printable
 from sf.extras import extra
 from sf.redaction import redact, without_credentials
+from sf.slurm_job import JOB
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read at MLflow's first import
 
@@ -143,7 +144,7 @@ def is_left_to_submitter() -> bool:
 
     Nodes that write to one sqlite file over a network file system lock each other out or damage it.
     """
-    return "SLURM_JOB_ID" in os.environ and _sqlite_file(tracking_uri()) is not None
+    return JOB in os.environ and _sqlite_file(tracking_uri()) is not None
 
 
 def store_state() -> list[int] | None:

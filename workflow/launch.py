@@ -17,8 +17,9 @@ from pathlib import Path
 
 from sf.errors import SparsityForcingError
 from sf.jobs import read_config
-from workflow import devices, slurm
-from workflow.jobs import launcher, load_params, resources_of
+from sf.slurm_job import JOB, complete_environment
+from workflow import devices, slurm, time_left
+from workflow.jobs import jobs, launcher, load_params, resources_of
 
 
 def main(words: list[str]) -> None:
@@ -29,10 +30,14 @@ def main(words: list[str]) -> None:
     values = read_config(Path(words[words.index("--config") + 1])) if "--config" in words else {}
     name, given = resources_of(stage, values, params)
     prefix = launcher(stage, given)
-    if params.runtime.device == "cuda" and given.gpus and "SLURM_JOB_ID" not in os.environ:
+    if params.runtime.device == "cuda" and given.gpus and JOB not in os.environ:
         devices.claim(given.gpus, f"resources.{name}.gpus")
+    here = slurm.node_of_step()
+    if here is None:
+        complete_environment()
+        if "--study" in words:  # a job of a study, not a stage that somebody tries
+            print(time_left.sentence(params, jobs(params)), flush=True)
     if given.nodes > 1:
-        here = slurm.node_of_step()
         if here is None:  # once on each node
             call = [sys.executable, "-m", "workflow.launch", *words]
             words = [*slurm.on_every_node(given, f"resources.{name}.nodes"), *call]

@@ -11,7 +11,7 @@ from rich.table import Table
 from sf.config import Params
 from sf.evaluation.benchmarks import benchmarks_of
 from workflow.jobs import JobSpec, jobs, resources_of
-from workflow.status import JobStatus, expected_seconds, study_status
+from workflow.status import JobStatus, expected_by_job, study_status
 from workflow.targets import closure, jobs_of
 from workflow.terms import terms_notes
 
@@ -66,7 +66,7 @@ def plan(target: str, params: Params) -> Plan:
     pages = [job for job in listed if job.names.get("target") == target]
     needed = closure([*shown, *pages], listed)
     statuses = study_status(listed)
-    seconds = expected_seconds(statuses)
+    seconds = expected_by_job(statuses)
     names = {job.name for job in needed}
     planned = [
         _planned(entry, params, seconds[entry.job.name])

@@ -20,6 +20,7 @@ from typing import Any
 
 from sf.config import Resources
 from sf.errors import ConfigError, EnvironmentFault
+from sf.slurm_job import JOB, NODE_LIST, NODES
 
 __all__ = [
     *("Node", "QueuedJob", "check", "end_of", "grow", "jobs_of", "minutes", "node_of_step"),
@@ -96,12 +97,12 @@ def on_every_node(given: Resources, field: str) -> list[str]:
     Raises:
         ConfigError: this is no job of Slurm on so many nodes.
     """
-    has = int(os.environ.get("SLURM_JOB_NUM_NODES", "0"))
+    has = int(os.environ.get(NODES, "0"))
     if has != given.nodes:
         what = f"a Slurm job of {has}" if has else "no Slurm job"
         remedy = "start it with `snakemake --profile slurm`, or set it to 1"
         raise ConfigError(field, given.nodes, f"needs as many nodes, and this is {what}", remedy)
-    hosts = _output(["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]])
+    hosts = _output(["scontrol", "show", "hostnames", os.environ[NODE_LIST]])
     node = _output(["scontrol", "--oneliner", "show", "node", hosts.split()[0]])
     first = node.partition("NodeAddr=")[2].split()[0]
     return [
@@ -116,7 +117,7 @@ def node_of_step() -> Node | None:
     first = os.environ.get(_FIRST)
     if first is None:
         return None
-    job = int(os.environ["SLURM_JOB_ID"])
+    job = int(os.environ[JOB])
     return Node(int(os.environ["SLURM_NODEID"]), first, _PORTS.start + job % len(_PORTS))
 
 

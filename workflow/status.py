@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import statistics
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -28,12 +27,13 @@ from sf.result_key.stamp import read_stamp
 from sf.reuse import LOCK
 from workflow import slurm
 from workflow.jobs import JobSpec
+from workflow.time_left import expected_seconds
 
 __all__ = [
     "JobStatus",
     "as_json",
     "as_table",
-    "expected_seconds",
+    "expected_by_job",
     "log_file",
     "stale_jobs",
     "study_status",
@@ -184,7 +184,7 @@ def totals(listed: Iterable[JobStatus]) -> str:
     left = [entry for entry in listed if entry.status != "holds"]
     if not left:
         return text
-    seconds = expected_seconds(listed)
+    seconds = expected_by_job(listed)
     known = [seconds[entry.job.name] for entry in left]
     hours = sum(filter(None, known)) / 3600
     unknown = known.count(None)
@@ -194,21 +194,18 @@ def totals(listed: Iterable[JobStatus]) -> str:
     )
 
 
-def expected_seconds(listed: Iterable[JobStatus]) -> dict[str, float | None]:
-    """How long each job will take, by name: as before, or as its rule's finished jobs (median).
+def expected_by_job(listed: Iterable[JobStatus]) -> dict[str, float | None]:
+    """How long each job will take, by name, from this study's own stamps.
 
     None where no job of the rule has a result.
     """
     listed = list(listed)
-    spent: dict[str, list[float]] = {}
-    for entry in listed:
-        if entry.stamp.get("seconds"):
-            spent.setdefault(entry.job.stage.name, []).append(float(entry.stamp["seconds"]))
-    medians = {rule: statistics.median(seconds) for rule, seconds in spent.items()}
-    return {
-        entry.job.name: float(entry.stamp.get("seconds") or 0) or medians.get(entry.job.stage.name)
+    spent = {
+        entry.job.name: float(entry.stamp["seconds"])
         for entry in listed
+        if entry.stamp.get("seconds")
     }
+    return expected_seconds([entry.job for entry in listed], spent, {})
 
 
 def stale_jobs(specs: Iterable[JobSpec]) -> list[JobStatus]:

@@ -129,6 +129,9 @@ def test_what_a_cluster_wants_is_uncommented_in_one_place() -> None:
 
 # Under a real Slurm
 
+AS_THE_PLUGIN = r"unset $(env | sed -n 's/^\(SLURM_[A-Z_]*\)=.*/\1/p' | grep -v '^SLURM_JOB_ID$')"
+"""Removes what Snakemake's executor plugin removes from the environment of an MPI job."""
+
 LIMITED = """# A stage that its first job has no time for.
 import os, sys, time
 from pathlib import Path
@@ -142,12 +145,12 @@ class Parameters(Section):
 def run(parameters, job):
     with (job.state / "calls").open("a") as calls:
         print(os.environ["SLURM_JOB_ID"], file=calls)
-    if "SLURM_RESTART_COUNT" not in os.environ:
+    if os.environ["SLURM_RESTART_COUNT"] == "0":
         time.sleep(600)
     (job.out / "calls").write_text((job.state / "calls").read_text())
 
-if "SLURM_RESTART_COUNT" not in os.environ:
-    os.environ["SLURM_JOB_END_TIME"] = str(int(time.time()) + 8)
+for name in [n for n in os.environ if n.startswith("SLURM_") and n != "SLURM_JOB_ID"]:
+    del os.environ[name]  # as Snakemake's executor plugin does
 module = ModuleType("limited")
 module.Parameters, module.run, module.__file__ = Parameters, run, sf.jobs.__file__
 module.input_paths = lambda parameters: {}
@@ -223,10 +226,8 @@ def test_a_study_survives_what_happens_on_a_cluster(checkout: Path) -> None:
     call = shlex.join(
         [str(BIN / "python"), str(limited), "run", "report", "--config", "limited.json"]
     )
-    told = sbatch(checkout, "--output", "limited.log", "--time", "5", "--wrap", call)
-
-    wait_until(lambda: "Slurm starts it again" in read(checkout / "limited.log"))
-    subprocess.run(["scontrol", "update", f"JobId={told}", "StartTime=now"], check=False)
+    told = sbatch(checkout, "--output", "limited.log", "--time", "2", "--wrap", call)
+    wait_until(lambda: state(told) == "RUNNING")
     nodes("DRAIN")
     left = sbatch(checkout, "--comment", "rule_benchmarks", "--wrap", "sleep 600")
     assert slurm.jobs_of(checkout)[-1] == slurm.QueuedJob(left, "PENDING", "benchmarks")
@@ -250,6 +251,8 @@ def test_a_study_survives_what_happens_on_a_cluster(checkout: Path) -> None:
     assert sorted(line[4] for line in tries) == ["2G", "3G"]
     assert (checkout / "results/smoke/benchmarks/stage.json").is_file()
 
+    wait_until(lambda: "Slurm starts it again" in read(checkout / "limited.log"))
+    subprocess.run(["scontrol", "update", f"JobId={told}", "StartTime=now"], check=False)
     result = checkout / "results/own/limited/calls"
     wait_until(result.is_file)
     assert set(result.read_text().split()) == {told}
@@ -268,7 +271,7 @@ def test_a_training_over_two_nodes_survives_a_rank_and_a_node(
     given["resources"]["train"]["nodes"] = 2
     whole, killed = (study(tmp_path / name, given) for name in ("whole", "killed"))
     spec = job(given)
-    call = f"{shlex.quote(sys.executable)} -m workflow.launch {spec.command}"
+    call = f"{AS_THE_PLUGIN}; {shlex.quote(sys.executable)} -m workflow.launch {spec.command}"
     words = ("--nodes=2", "--ntasks=2", f"--export=ALL,PYTHONPATH={ROOT}", "--output", "log")
     words = (*words, "--open-mode=append", "--wrap", call)
     ended(sbatch(whole, *words), "COMPLETED", whole)

@@ -22,7 +22,7 @@ from sf.report.published import figure_of
 from sf.training.checkpoints import checkpoint_bytes
 from sf.training.collapse import kept_checkpoints
 from workflow.jobs import JobSpec, resources_of
-from workflow.status import expected_seconds, study_status
+from workflow.status import expected_by_job, study_status
 from workflow.targets import closure
 
 __all__ = ["Bill", "Charge", "Download", "bill_of"]
@@ -121,7 +121,7 @@ def bill_of(
         shapes: of its base models, by name; None where the sizes are not known.
         seconds_a_step: of training, in the place of what follows from the published time.
     """
-    measured = expected_seconds(study_status(specs))
+    measured = expected_by_job(study_status(specs))
     charges = [_charge(job, params, measured[job.name], shapes, seconds_a_step) for job in specs]
     by_stamp = {charge.job.stamp: charge for charge in charges}
     tables = {}

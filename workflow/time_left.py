@@ -1,0 +1,89 @@
+"""How much of a study is done, and about how long the rest takes: a line at a job's start.
+
+A finished job's time is known. A job to come is expected to take as long as in a whole study that
+was measured elsewhere (`MEASURED`), times the slowness of this machine in the jobs that it has
+finished; without such a measurement, as long as the finished jobs of its rule.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sf.config import Params
+from sf.result_key.stamp import read_stamp
+from sf.slurm_job import JOB
+from workflow.jobs import JobSpec, resources_of
+
+__all__ = ["MEASURED", "expected_seconds", "sentence"]
+
+MEASURED = Path(__file__).parents[1] / "reports/measured/cpu-epyc-2-cores/study_seconds.json"
+"""{scale: {job: seconds}}; conditions in `reports/measured/README.md`."""
+
+
+def expected_seconds(
+    specs: Sequence[JobSpec], spent: Mapping[str, float], measured: Mapping[str, float]
+) -> dict[str, float | None]:
+    """How long each job takes, by name; None where nothing is known.
+
+    Args:
+        specs: jobs of the study.
+        spent: seconds of its finished jobs, by name.
+        measured: seconds of jobs of the same scale elsewhere, by name.
+    """
+    ratios = [spent[name] / measured[name] for name in spent if measured.get(name)]
+    slowness = statistics.median(ratios) if ratios else 1.0
+    alike: dict[str, list[float]] = {}
+    for job in specs:
+        if job.name in spent:
+            alike.setdefault(job.stage.name, []).append(spent[job.name])
+    expected: dict[str, float | None] = {}
+    for job in specs:
+        if job.name in spent:
+            expected[job.name] = spent[job.name]
+        elif job.name in measured:
+            expected[job.name] = slowness * measured[job.name]
+        elif job.stage.name in alike:
+            expected[job.name] = statistics.median(alike[job.stage.name])
+        else:
+            expected[job.name] = None
+    return expected
+
+
+def sentence(params: Params, specs: Sequence[JobSpec]) -> str:
+    """Jobs done, and the time left: of the study on this machine, or of its jobs under Slurm.
+
+    A running job counts as one to come. Files are read, not verified.
+
+    Args:
+        params: of the study.
+        specs: its jobs.
+    """
+    stamps = {job.name: read_stamp(Path(job.stamp)) for job in specs if Path(job.stamp).is_file()}
+    spent = {name: float(stamp.get("seconds") or 0) for name, stamp in stamps.items() if stamp}
+    measured = json.loads(MEASURED.read_text()).get(params.scale, {}) if MEASURED.is_file() else {}
+    expected = expected_seconds(specs, spent, measured)
+    left = [job for job in specs if job.name not in spent]
+    known = [(job, seconds) for job in left if (seconds := expected[job.name]) is not None]
+    cores = len(os.sched_getaffinity(0))
+    text = f"study {params.scale}: {len(spent)} of {len(specs)} jobs done"
+    if not known:
+        return f"{text}, time left unknown" if left else text
+    if JOB in os.environ:
+        text += f", {_duration(sum(seconds for _, seconds in known))} of jobs left"
+    else:
+        shares = [
+            seconds * min(resources_of(job.stage.run, job.parameters, params)[1].cpus, cores)
+            for job, seconds in known
+        ]
+        text += f", {_duration(sum(shares) / cores)} left"
+    unknown = len(left) - len(known)
+    return f"{text}, {unknown} jobs of unknown length not counted" if unknown else text
+
+
+def _duration(seconds: float) -> str:
+    minutes = max(round(seconds / 60), 1)
+    return f"about {minutes} min" if minutes < 100 else f"about {minutes / 60:.1f} h"
