@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sf.data.prompts import Template
     from sf.sections import Vision
 
-__all__ = ["summary_table", "write_question_page"]
+__all__ = ["examples", "summary_table", "write_question_page"]
 
 
 class Evaluated(Protocol):
@@ -38,6 +38,12 @@ class Evaluated(Protocol):
     def vision(self) -> Vision: ...
 
 
+_RULE = (
+    "Failures are the first questions that full attention answers right and the method wrong, "
+    "successes the first that both answer right: half of the pictures each, or more of one where "
+    "there are too few of the other. Where both are too few, the first questions follow that full "
+    "attention answers wrong."
+)
 MOST_SAMPLES = 200
 """Questions on the page at most; all are in tables/answers.csv."""
 
@@ -64,7 +70,7 @@ def write_question_page(
     where = f"{p.model}, {len(rows)} questions of {p.questions.name}"
     save(_tradeoff(table, where), folder / "figures", "accuracy")
     order = _changed_first(answers)
-    pictures = _kept_pictures(folder, p, model, processor, rows, order[: p.pictures])
+    pictures = _kept_pictures(folder, p, model, processor, rows, answers)
     shown = order[:MOST_SAMPLES]
     about = [
         "A difference is paired, question by question; its interval resamples images and videos. "
@@ -89,7 +95,7 @@ def write_question_page(
         ),
     ]
     if pictures:
-        sections.append(Section("Kept tokens", pictures=pictures))
+        sections.append(Section("Kept tokens", text=[_RULE], pictures=pictures))
     title = f"{p.model} on {p.questions.name}"
     write_page(Page(title, [f"{where}; media below {p.media}."], sections), folder)
 
@@ -150,6 +156,30 @@ def _changed_first(answers: pd.DataFrame) -> list[str]:
     return [*differs.index[differs], *differs.index[~differs]]
 
 
+def examples(answers: pd.DataFrame, setting: str, count: int) -> list[tuple[str, str]]:
+    """Ids of questions for pictures, and the outcome of each; chosen by `_RULE`.
+
+    Args:
+        answers: `sf.evaluation.own_questions.answer_table`.
+        setting: the method beside full attention.
+        count: of pictures.
+    """
+    right = {
+        name: dict(zip(group["id"].astype(str), group["correct"] >= 0.5, strict=True))
+        for name, group in answers.groupby("setting", sort=False)
+        if name in (FULL, setting)
+    }
+    outcomes: dict[str, list[str]] = {"failure": [], "success": [], "neither": []}
+    for identity, dense in right[FULL].items():
+        kind = ("success" if right[setting][identity] else "failure") if dense else "neither"
+        outcomes[kind].append(identity)
+    failures, successes = outcomes["failure"], outcomes["success"]
+    lost = min(len(failures), max(-(-count // 2), count - len(successes)))
+    outcomes["failure"] = failures[:lost]
+    outcomes["success"] = successes[: count - lost]
+    return [(one, kind) for kind, ids in outcomes.items() for one in ids][:count]
+
+
 def _samples(answers: pd.DataFrame, ids: Sequence[str]) -> Table:
     settings = list(dict.fromkeys(answers["setting"]))
     lines = {(line["id"], line["setting"]): line for line in answers.to_dict("records")}
@@ -188,9 +218,9 @@ def _kept_pictures(
     model: Any,
     processor: Any,
     rows: Sequence[Row],
-    ids: Sequence[str],
+    answers: pd.DataFrame,
 ) -> list[Picture]:
-    """What the first selection of tokens keeps of some questions' media."""
+    """What the first selection of tokens keeps of the media of `examples`."""
     from sf.ask import answer, load_media, overlay
     from sf.baselines.selectors import Selection
     from sf.data.llava import is_llava
@@ -206,7 +236,8 @@ def _kept_pictures(
         return []
     by_id = {row.id: row for row in rows}
     pictures = []
-    for number, identity in enumerate(ids, start=1):
+    chosen_examples = examples(answers, chosen[0], p.pictures)
+    for number, (identity, outcome) in enumerate(chosen_examples, start=1):
         row = by_id[identity]
         kind: Any = row.data_type
         media = load_media(kind, str(row.media_path), p.vision, llava=is_llava(processor))
@@ -215,5 +246,6 @@ def _kept_pictures(
         name = f"kept_{number}"
         write_figure(overlay(result, media, row.problem), folder / "figures" / f"{name}.png")
         ratio = f"{100 * result.token_ratio:.0f} % of {result.prompt_tokens} tokens"
-        pictures.append(Picture(name, f"{chosen[0]}, question {identity}: {ratio}."))
+        caption = f"{outcome.capitalize()}, {chosen[0]}, question {identity}: {ratio}."
+        pictures.append(Picture(name, caption))
     return pictures

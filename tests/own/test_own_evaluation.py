@@ -72,6 +72,7 @@ def test_table_and_page_hold_what_was_answered(result: Path) -> None:
     assert (answers.loc["full"]["reply"] == answers.loc["zipvl 1"]["reply"]).all()
     page = (result / "index.html").read_text()
     assert page.count("data:image/png") == 2  # the curve and one question's kept tokens
+    assert "Neither, zipvl 0.5, question" in page  # its caption: full attention was wrong too
     assert "What is it? 5" in page
 
 
