@@ -10,7 +10,7 @@ from typing import Any
 
 from sf.atomic_files import read_json
 from sf.escaping import printable
-from sf.evaluation.benchmarks import BENCHMARKS
+from sf.evaluation.benchmarks import AVERAGES
 from sf.layout import FOLDERS, STAMP
 from sf.mlflow_runs import log_metrics
 from sf.mlflow_store import STUDY_NOTE, experiment_of_study, tracking_uri
@@ -31,18 +31,18 @@ def averages(output: Path) -> dict[str, float]:
         output: of the stage `evaluate`.
 
     Returns:
-        `token_ratio` (of all its benchmarks), `image_average` and `video_average`, where the
-        evaluation has all benchmarks of the kind.
+        `token_ratio` (of all its benchmarks), and those of `AVERAGES` of which the evaluation has
+        all benchmarks.
     """
     with (output / "tables/scores.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     scores = {line["benchmark"]: float(line["score"]) for line in lines}
     ratios = [float(line["token_ratio"]) for line in lines]
     figures = {"token_ratio": sum(ratios) / len(ratios)} if ratios else {}
-    for kind in ("image", "video"):
-        mean = average(scores, [one for one in BENCHMARKS if one.kind == kind])
+    for name, benchmarks in AVERAGES.items():
+        mean = average(scores, benchmarks)
         if mean is not None:
-            figures[f"{kind}_average"] = mean
+            figures[name] = mean
     return figures
 
 

@@ -12,7 +12,7 @@ from mlflow_results import IDENTITY, artifact, runs
 from sf.atomic_files import write_json, write_text
 from sf.evaluation.benchmarks import BENCHMARKS
 from sf.mlflow_store import client_of_store
-from sf.mlflow_study import study_address
+from sf.mlflow_study import averages, study_address
 from sf.tables import write_csv
 from sf.tracking import log_all
 
@@ -64,11 +64,16 @@ def test_every_evaluation_has_metrics_of_the_same_names(place: Path, kinds: tupl
     write_json(output / "metrics.json", {"chartqa": 50.0})
     assert log_all(Path("results")) == 1
     (run,) = runs(**{"sf.stage": "evaluate"})
-    assert run.data.metrics == {
-        "chartqa": 50.0,
-        "token_ratio": 0.25,
-        **{f"{kind}_average": 50.0 for kind in kinds},
-    }
+    names = [f"{kind}_average" for kind in kinds] + ["image_text_average", "image_other_average"]
+    expected = {"chartqa": 50.0, "token_ratio": 0.25, **dict.fromkeys(names, 50.0)}
+    assert run.data.metrics == expected
+
+
+def test_an_average_needs_its_own_benchmarks_only(tmp_path: Path) -> None:
+    scores = {"chartqa": 60.0, "textvqa_val": 70.0, "ocrbench": 800.0, "mme": 1400.0}
+    lines = [{"benchmark": n, "score": s, "token_ratio": 0.25} for n, s in scores.items()]
+    write_csv(pd.DataFrame(lines), tmp_path / "tables/scores.csv")
+    assert averages(tmp_path) == {"token_ratio": 0.25, "image_text_average": 70.0}
 
 
 def test_a_trained_model_is_registered_once(place: Path) -> None:

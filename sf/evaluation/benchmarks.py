@@ -20,9 +20,11 @@ from sf.evaluation.image_benchmarks import EXTRA, IMAGE
 from sf.evaluation.video_benchmarks import VIDEO
 
 __all__ = [
+    "AVERAGES",
     "BENCHMARKS",
     "EXTRA",
     "FAMILIES",
+    "SPLIT",
     "SUITES",
     "Benchmark",
     "Task",
@@ -47,6 +49,19 @@ FAMILIES: Mapping[str, tuple[Benchmark, ...]] = {
     "videos": VIDEO,
 }
 """The benchmarks of the tables by what their questions are about."""
+
+SPLIT: Mapping[str, str] = {
+    "image_text_average": "text-heavy images",
+    "image_other_average": "other images",
+}
+"""Averages over a part of table 1, which the paper does not have, and the family of each."""
+
+AVERAGES: Mapping[str, tuple[Benchmark, ...]] = {
+    "image_average": IMAGE,
+    **{name: FAMILIES[family] for name, family in SPLIT.items()},
+    "video_average": VIDEO,
+}
+"""What each average is the mean of, by its name in results, published figures and MLflow."""
 
 
 def benchmark_named(name: str) -> Benchmark:

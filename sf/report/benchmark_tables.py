@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
-from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, Benchmark
+from sf.evaluation.benchmarks import AVERAGES, BENCHMARKS, EXTRA, SPLIT, Benchmark
 from sf.report import published
 from sf.report.published import NOT_PUBLISHED
 from sf.report.results import Result, Study
 
 __all__ = [
-    *("NOT_MEASURED", "ORIENTATION", "RATIO", "Cell", "Line", "around_mean", "benchmarks_of_kind"),
-    *("beyond", "lines", "measured", "scored", "shown", "span"),
+    *("NOT_MEASURED", "ORIENTATION", "RATIO", "Cell", "Line", "around_mean", "averages_of"),
+    *("benchmarks_of_kind", "beyond", "lines", "mean_score", "measured", "scored", "shown", "span"),
 ]
 
 NOT_MEASURED = "not measured"
@@ -45,7 +45,7 @@ class Line:
     row: str
     source: str
     cells: dict[str, Cell] = field(default_factory=dict)
-    values: dict[str, float] = field(default_factory=dict)  # measured average and ratio
+    values: dict[str, float] = field(default_factory=dict)  # measured averages and ratio
     provenance: str = ""
 
 
@@ -127,6 +127,29 @@ def around_mean(mean: float, halves: Sequence[float]) -> tuple[float, float]:
     return (half, half) if math.isnan(half) else (max(0.0, mean - half), min(100.0, mean + half))
 
 
+def averages_of(kind: str) -> dict[str, Sequence[Benchmark]]:
+    """The benchmarks of each average of table 1 ("image") or 2 ("video"), the paper's first."""
+    split = {name: AVERAGES[name] for name in SPLIT if name.startswith(kind)}
+    return {AVERAGE: benchmarks_of_kind(kind), **split}
+
+
+def mean_score(
+    scores: Mapping[str, Mapping[str, Any]], benchmarks: Sequence[Benchmark]
+) -> tuple[float | None, float, float]:
+    """The average of some benchmarks with its interval; None unless all were measured.
+
+    Args:
+        scores: lines of `scores.csv` by benchmark.
+        benchmarks: of a table, or of a part of it.
+    """
+    average = published.average({name: each["score"] for name, each in scores.items()}, benchmarks)
+    if average is None:
+        return None, math.nan, math.nan
+    own = [(benchmark.scale, scores[benchmark.name]) for benchmark in benchmarks]
+    halves = [50 * (score["high"] - score["low"]) / scale for scale, score in own]
+    return average, *around_mean(average, halves)
+
+
 def _ratio_cell(ratio: float, low: float, high: float) -> Cell:
     return Cell(shown(100 * ratio), span(100 * low, 100 * high))
 
@@ -191,17 +214,12 @@ def _measured_row(model: str, row: str, scores: pd.DataFrame, kind: str) -> Line
             f"{score['samples']:.0f} samples, {100 * score['token_ratio']:.1f} % of tokens, "
             f"run {score['run']}, commit {score['commit']}",
         )
-    line.cells[AVERAGE] = Cell(NOT_MEASURED)
-    average = published.average(
-        {name: each["score"] for name, each in by_benchmark.items()}, benchmarks
-    )
-    if average is not None:
-        line.values[AVERAGE] = average
-        halves = [
-            50 * (by_benchmark[b.name]["high"] - by_benchmark[b.name]["low"]) / b.scale
-            for b in benchmarks
-        ]
-        line.cells[AVERAGE] = Cell(shown(average), span(*around_mean(average, halves)))
+    for name, part in averages_of(kind).items():
+        average, low, high = mean_score(by_benchmark, part)
+        line.cells[name] = Cell(NOT_MEASURED)
+        if average is not None:
+            line.values[name] = average
+            line.cells[name] = Cell(shown(average), span(low, high))
     if len(scores):
         ratio = line.values[RATIO] = 100 * float(scores["token_ratio"].mean())
         widths = scores["token_ratio_high"] - scores["token_ratio_low"]
@@ -239,11 +257,14 @@ def _published_row(model: str, row: str, kind: str, version: str, scores: dict[s
         figure = scores.get(benchmark.name)
         text = NOT_PUBLISHED if figure is None else shown(figure, benchmark.scale)
         line.cells[benchmark.name] = Cell(text)
-    stated, formed = scores.get(f"{kind}_average"), published.average(scores, benchmarks)
-    if stated is not None:
-        line.cells[AVERAGE] = Cell(f"{stated:.1f}")
-    elif formed is not None:
-        line.cells[AVERAGE] = Cell(f"{formed:.1f}", note="computed here from the published scores")
-    else:
-        line.cells[AVERAGE] = Cell(NOT_PUBLISHED)
+    for name, part in averages_of(kind).items():
+        formed = published.average(scores, part)
+        stated = scores.get(f"{kind}_average") if name == AVERAGE else None
+        if stated is not None:
+            line.cells[name] = Cell(f"{stated:.1f}")
+        elif formed is not None:
+            note = "computed here from the published scores"
+            line.cells[name] = Cell(f"{formed:.1f}", note=note)
+        else:
+            line.cells[name] = Cell(NOT_PUBLISHED)
     return line

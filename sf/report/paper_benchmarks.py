@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure as Drawing
 
+from sf.evaluation.benchmarks import AVERAGES, SPLIT
 from sf.report import published
-from sf.report.benchmark_tables import RATIO, around_mean, scored, shown, span
-from sf.report.cells import Figure, verdict
+from sf.report.benchmark_tables import RATIO, around_mean, mean_score, scored, shown, span
+from sf.report.cells import NOT_PUBLISHED, Figure, verdict
 from sf.report.definitions import Definition, Row
 from sf.report.gate import STAND_INS, gate, stand_ins
 from sf.report.paper_lines import Line, PaperTable, Request, a_model_each
@@ -23,24 +24,28 @@ __all__ = ["notes", "pictures", "sentence", "table"]
 
 Scores = dict[str, tuple[Mapping[str, Any], Result]]
 UNKNOWN = (math.nan, math.nan)
+RATIO_TITLE, AVERAGE_TITLE = "token ratio (%)", "average"
+COMPUTED = "published: computed here from the paper's scores"
 
 
 def table(request: Request) -> PaperTable:
-    """A line a model and row: token ratio, the benchmarks and their average."""
+    """A line a model and row: token ratio, the benchmarks, their average, averages of parts."""
     scores: dict[tuple[str, str], Scores] = {}
     for result, benchmark, score in scored(request.study):
         line = scores.setdefault((result.axes["model"], result.axes["row"]), {})
         line[benchmark.name] = score, result
     titles = (benchmark.title for benchmark in request.definition.benchmarks)
+    ours = {f"{SPLIT[name]} average (ours)": name for name in request.definition.split}
     return PaperTable(
         ("model", "method"),
-        ("token ratio (%)", *titles, "average"),
+        (RATIO_TITLE, *titles, AVERAGE_TITLE, *ours),
         tuple(
             _line(request, model, row, scores.get((model, row.name), {}))
             for model in request.study.models
             for row in request.rows
         ),
         request.published_of,
+        ours,
     )
 
 
@@ -64,27 +69,53 @@ def _line(request: Request, model: str, row: Row, scores: Scores) -> Line:
             )
         )
     known = [(b, scores[b.name][0]) for b in definition.benchmarks if b.name in scores]
-    shared = {
-        "samples": sum(figure.samples for figure in cells),
-        "source": min((figure.source for figure in cells if figure.source >= 0), default=-1),
-        "stale": any(figure.stale for figure in cells),
-    }
+    shared = _shared(cells)
     ratio, bounds = None, UNKNOWN
     if known:
         ratio = 100 * sum(score["token_ratio"] for _, score in known) / len(known)
         widths = [score["token_ratio_high"] - score["token_ratio_low"] for _, score in known]
         bounds = around_mean(ratio, [50 * width for width in widths])
     kept = cell(RATIO, ratio, bounds, 100.0, **shared)
-    whole = {b.name: float(score["score"]) for b, score in known}
-    average, bounds = published.average(whole, definition.benchmarks), UNKNOWN
-    if average is not None:
-        halves = [50 * (score["high"] - score["low"]) / b.scale for b, score in known]
-        bounds = around_mean(average, halves)
-    mean = cell(definition.average, average, bounds, 100.0, **shared)
+    lines = {name: score for name, (score, _) in scores.items()}
+    average, *around = mean_score(lines, definition.benchmarks)
+    mean = cell(definition.average, average, around, 100.0, **shared)
     if known and average is None:
         kept = replace(kept, note=f"of {len(known)} of {len(definition.benchmarks)} benchmarks")
         mean = replace(mean, note="no average: some benchmarks were not run")
-    return Line((model, row.name), (kept, *cells, mean))
+    parts = (_part(cell, name, definition, lines, cells) for name in definition.split)
+    return Line((model, row.name), (kept, *cells, mean, *parts))
+
+
+def _part(
+    cell: Callable[..., Figure],
+    name: str,
+    definition: Definition,
+    scores: Mapping[str, Mapping[str, Any]],
+    cells: Sequence[Figure],
+) -> Figure:
+    """The average of a part of the benchmarks, which has no published figure to reproduce."""
+    benchmarks = AVERAGES[name]
+    average, *bounds = mean_score(scores, benchmarks)
+    own = [
+        figure
+        for benchmark, figure in zip(definition.benchmarks, cells, strict=True)
+        if benchmark in benchmarks
+    ]
+    figure = cell(name, average, bounds, 100.0, **_shared(own))
+    if average is not None:
+        figure = replace(figure, verdict=NOT_PUBLISHED)
+    elif any(one.value is not None for one in own):
+        return replace(figure, note="no average: some benchmarks were not run")
+    return replace(figure, note=COMPUTED if figure.published else "")
+
+
+def _shared(cells: Sequence[Figure]) -> dict[str, Any]:
+    """What a figure formed of some cells has of them."""
+    return {
+        "samples": sum(figure.samples for figure in cells),
+        "source": min((figure.source for figure in cells if figure.source >= 0), default=-1),
+        "stale": any(figure.stale for figure in cells),
+    }
 
 
 def _cell(
@@ -93,7 +124,7 @@ def _cell(
     row: Row,
     metric: str,
     ours: float | None,
-    bounds: tuple[float, float],
+    bounds: Sequence[float],
     scale: float,
     **given: Any,
 ) -> Figure:
@@ -107,7 +138,7 @@ def _cell(
     return Figure(
         text="" if ours is None else shown(ours, scale),
         value=ours,
-        interval=span(*bounds, scale),
+        interval=span(bounds[0], bounds[1], scale),
         published="" if theirs is None else shown(theirs, scale),
         difference=difference,
         verdict=verdict(ours, theirs, scale, comparable),
@@ -118,15 +149,16 @@ def _cell(
 def _published(definition: Definition, model: str, row: str, metric: str) -> float | None:
     """A published figure; an average that is not stated is formed of the row's scores."""
     stated = published.figure_of(definition.published, model, row, metric)
-    if stated is not None or metric != definition.average:
+    benchmarks = definition.benchmarks if metric == definition.average else AVERAGES.get(metric, ())
+    if stated is not None or not benchmarks:
         return stated
     figures = {
         benchmark.name: figure
-        for benchmark in definition.benchmarks
+        for benchmark in benchmarks
         if (figure := published.figure_of(definition.published, model, row, benchmark.name))
         is not None
     }
-    return published.average(figures, definition.benchmarks)
+    return published.average(figures, benchmarks)
 
 
 def sentence(model: str, lines: Sequence[Line]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,20 @@ class PaperTable:
         columns: titles of the others.
         lines: as long as the columns each.
         published_of: model whose published figures stand beside each of ours, by our model.
+        ours: the last columns, which the paper does not have: the metric's name by title.
     """
 
     keys: tuple[str, ...]
     columns: tuple[str, ...]
     lines: tuple[Line, ...]
     published_of: Mapping[str, str]
+    ours: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def of_paper(self) -> tuple[Line, ...]:
+        """The lines without our own columns."""
+        count = len(self.columns) - len(self.ours)
+        return tuple(Line(line.keys, line.figures[:count]) for line in self.lines)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ What is not in the file is not published in our sources: a table prints "n/p", n
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -96,15 +97,15 @@ def models_with(kind: str, row: str) -> list[str]:
     return list(dict.fromkeys(models))
 
 
-def average(scores: dict[str, float], benchmarks: list[Benchmark]) -> float | None:
-    """The mean of a table's benchmarks in percent of their scales; None unless all are there.
+def average(scores: Mapping[str, float], benchmarks: Sequence[Benchmark]) -> float | None:
+    """The mean of some benchmarks in percent of their scales; None unless all are there.
 
     MME counts as its share of 2800 and OCRBench of 1000, which reproduces the published image
     averages (73.8, 69.9, 72.9, 73.6).
 
     Args:
         scores: by benchmark name, in the paper's scale.
-        benchmarks: of the table.
+        benchmarks: of a table, or of a part of it.
     """
     if any(benchmark.name not in scores for benchmark in benchmarks):
         return None

@@ -57,9 +57,9 @@ class TablePage:
     command: str
 
 
-def outcome(table: PaperTable) -> Counter[str]:
+def outcome(lines: Sequence[Line]) -> Counter[str]:
     """How many cells have each verdict."""
-    return Counter(figure.verdict for line in table.lines for figure in line.figures)
+    return Counter(figure.verdict for line in lines for figure in line.figures)
 
 
 def write_table(page: TablePage, folder: Path) -> None:
@@ -74,7 +74,7 @@ def write_table(page: TablePage, folder: Path) -> None:
         "sentence": page.sentence,
         "notes": list(page.notes),
         "columns": list(page.table.columns),
-        "outcome": outcome(page.table),
+        "outcome": outcome(page.table.lines),
         "lines": [{"keys": line.keys, "figures": [asdict(figure) for figure in line.figures]}
                   for line in page.table.lines],
     }  # fmt: skip
@@ -106,7 +106,17 @@ def _shown(line: Line) -> list[str]:
 def _caption(page: TablePage) -> str:
     models = dict.fromkeys(page.table.published_of.values())
     brackets = f" In brackets: the published figure of {', '.join(models)}." if models else ""
-    return f"{page.title}: {page.about}.{brackets}"
+    return f"{page.title}: {page.about}.{brackets}{ours_sentence(page.table)}"
+
+
+def ours_sentence(table: PaperTable) -> str:
+    """What a reader must know of columns that the paper does not have; empty without any."""
+    if not table.ours:
+        return ""
+    return (
+        f" Not in the paper: {' and '.join(table.ours)}; published figures there are computed from "
+        "the paper's scores."
+    )
 
 
 def _markdown(page: TablePage) -> str:
@@ -154,9 +164,10 @@ def _html(page: TablePage, folder: Path) -> str:
 
     given: dict[str, Any] = {
         "page": page,
-        "counts": outcome(page.table),
+        "counts": outcome(page.table.lines),
         "tolerance": TOLERANCE,
         "classes": classes,
+        "ours": ours_sentence(page.table).strip(),
         "sort": sort_script(),
         "embedded": partial(embedded, folder),
     }

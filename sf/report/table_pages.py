@@ -9,6 +9,7 @@ from typing import NamedTuple
 from sf.report import paper_benchmarks, paper_costs, paper_curves, paper_examples
 from sf.report.cells import DIFFERS, REPRODUCED, TOLERANCE, Sources
 from sf.report.definitions import DEFINITIONS, Definition, Row, Shows
+from sf.report.paper_benchmarks import AVERAGE_TITLE, RATIO_TITLE
 from sf.report.paper_lines import Draw, Line, PaperTable, Request
 from sf.report.results import Study
 from sf.report.table_files import TablePage, outcome, write_table
@@ -84,10 +85,15 @@ def write_table_page(
 
 
 def _figures(definition: Definition, table: PaperTable) -> dict[str, float]:
-    """The verdicts; of benchmarks, each row's token ratio and average too."""
-    figures = {f"cells_{name.replace(' ', '_')}": float(n) for name, n in outcome(table).items()}
+    """The verdicts; of benchmarks, each row's token ratio and averages too."""
+    figures = {
+        f"cells_{name.replace(' ', '_')}": float(n) for name, n in outcome(table.lines).items()
+    }
     for line in table.lines if definition.shows == "benchmarks" else ():
-        for name, cell in (("token_ratio", line.figures[0]), ("average", line.figures[-1])):
+        cells = dict(zip(table.columns, line.figures, strict=True))
+        named = {RATIO_TITLE: "token_ratio", AVERAGE_TITLE: "average", **table.ours}
+        for title, name in named.items():
+            cell = cells[title]
             if cell.value is not None:
                 figures["/".join([*line.keys, name])] = cell.value
     return figures
@@ -95,7 +101,7 @@ def _figures(definition: Definition, table: PaperTable) -> dict[str, float]:
 
 def _sentence(table: PaperTable, form: Form) -> str:
     """What the table says; counts of verdicts where published figures can be compared."""
-    counts = outcome(table)
+    counts = outcome(table.of_paper)
     compared = counts[REPRODUCED] + counts[DIFFERS]
     if compared:
         return (
@@ -103,7 +109,7 @@ def _sentence(table: PaperTable, form: Form) -> str:
             f"{TOLERANCE} points of 100."
         )
     run: dict[str, list[Line]] = {}
-    for line in table.lines:
+    for line in table.of_paper:
         if any(cell.value is not None for cell in line.figures):
             run.setdefault(line.keys[0], []).append(line)
     sentences = [form.sentence(model, lines) for model, lines in run.items()]

@@ -67,6 +67,13 @@ def test_measured_rows_hold_score_interval_and_provenance(tmp_path: Path) -> Non
     assert rows[2].cells[AVERAGE].text == "75.0"
     assert rows[2].cells[AVERAGE].interval == "71.2 to 78.8"  # 10 points over the root of 7
     assert rows[3].cells["mme"].text == "2303"
+    assert rows[2].cells["image_text_average"].interval == "69.2 to 80.8"  # over the root of 3
+    assert rows[2].values["image_other_average"] == pytest.approx(75.0)
+    assert rows[3].cells["image_text_average"].text == "83.8"
+    assert rows[3].cells["image_other_average"].text == "66.3"
+    assert "computed here" in rows[3].cells["image_other_average"].note
+    video = lines(measured(study), study, "video")
+    assert not {"image_text_average", "image_other_average"} & video[0].cells.keys()
 
 
 def test_one_line_a_system_is_that_of_the_first_training_seed(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert figures["tiny/sparsity_forcing/dense_accuracy_change"] == pytest.approx(-0.02)
     assert figures["tiny/zipvl/image_average"] == pytest.approx(70.0)
+    assert figures["tiny/zipvl/image_text_average"] == pytest.approx(70.0)
+    assert figures["tiny/zipvl/video_token_ratio_percent"] == pytest.approx(80.0)
     return folder
 
 

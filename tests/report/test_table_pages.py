@@ -102,6 +102,46 @@ def test_a_published_average_that_is_not_stated_is_formed(made: Study, tmp_path:
     assert full["average"]["published"] == f"{sum(filter(None, known)) / len(names):.1f}"
 
 
+def test_table_1_has_averages_of_text_heavy_and_other_images(
+    published: Study, tmp_path: Path
+) -> None:
+    """Beside figures computed from the paper's scores, which nothing reproduces."""
+    content = page("table1", published, ROWS[:2], tmp_path)
+    text, other = "text-heavy images average (ours)", "other images average (ours)"
+    assert content["columns"][-3:] == ["average", text, other]
+    full, zipvl = cells(content, "full"), cells(content, "zipvl")
+    assert full[text]["text"] == "80.0"
+    assert full[text]["published"] == "83.8"  # ChartQA 84.0, TextVQA 82.9, OCRBench 845 of 1000
+    assert full[text]["difference"] == "-3.8"
+    assert full[text]["interval"] == "74.2 to 85.8"  # 10 points over the root of 3
+    assert full[text]["samples"] == 3 * 24
+    assert full[text]["verdict"] == NOT_PUBLISHED
+    assert full[other]["text"] == "76.1"  # MME 2345 of 2800, MMBench 80, MMStar 60.6, MMMU-Pro 80
+    assert full[other]["published"] == "66.3"
+    assert "computed here" in full[other]["note"]
+    assert zipvl[text]["verdict"] == NOT_RUN
+    assert re.match(r"\d of 9 published figures", content["sentence"])
+    for suffix in ("html", "md", "tex"):
+        file = tmp_path / ("index.html" if suffix == "html" else f"table1.{suffix}")
+        assert f"Not in the paper: {text} and {other}; published" in file.read_text()
+    frame = pd.read_csv(tmp_path / "table1.csv")
+    assert set(frame[frame["column"] == text]["published"]) == {83.8, 82.8}
+    figures = write_table_page("table1", published, ROWS[:1], tmp_path, "")
+    assert figures[f"{MODEL}/full/image_text_average"] == pytest.approx(80.0)
+    assert figures[f"{MODEL}/full/average"] == full["average"]["value"]
+    assert "ours" not in str(page("table2", published, ROWS[:1], tmp_path)["columns"])
+
+
+def test_an_average_of_text_heavy_images_needs_only_those(published: Study, tmp_path: Path) -> None:
+    file = published.root / f"evaluate/{MODEL}/full/all/tables/scores.csv"
+    scores = pd.read_csv(file)
+    scores[scores["benchmark"] != "mme"].to_csv(file, index=False)
+    full = cells(page("table1", published, ROWS[:1], tmp_path), "full")
+    assert full["text-heavy images average (ours)"]["text"] == "80.0"
+    assert full["other images average (ours)"]["text"] == full["average"]["text"] == ""
+    assert "some benchmarks were not run" in full["other images average (ours)"]["note"]
+
+
 def test_stand_ins_get_no_verdict(made: Study, tmp_path: Path) -> None:
     content = page("table3", made, ROWS, tmp_path)
     assert "not comparable" in content["notes"][0]
@@ -135,7 +175,7 @@ def test_nothing_that_was_run_is_said(tmp_path: Path) -> None:
     study = Study(tmp_path / "none", ("tiny",), ("full",), (), ("all",))
     content = page("table1", study, ROWS[:1], tmp_path)
     assert content["sentence"] == "Nothing of it was run."
-    assert content["outcome"] == {NOT_RUN: 9}
+    assert content["outcome"] == {NOT_RUN: 11}
 
 
 def test_a_cell_is_stale_when_its_results_input_has_changed(tmp_path: Path) -> None:
