@@ -86,8 +86,8 @@ def rows_of(times: Times, base: str, label: str, targets: dict[str, float | None
     return table
 
 
-def threshold_for(scores: Scores, count: int) -> float:
-    """The p at which top-p counts `count` tokens."""
+def retention_p_for(scores: Scores, count: int) -> float:
+    """The `retention_p` at which top-p counts `count` tokens."""
     held = scores.mass[0].double().sort(descending=True).values.cumsum(0)
     return float((held[count - 1] + held[count - 2]) / 2 / scores.num_probes[0])
 
@@ -102,7 +102,7 @@ def prefill(length: int, arguments: argparse.Namespace) -> list[Row]:
     column, present, visible = first._columns
     mass = backend.probe_mass(query, key, column, present, valid, scaling)
     scores = Scores(mass=mass, visible=visible, num_probes=present.sum(-1), valid=valid)
-    policy = TopP(p=threshold_for(scores, round(RATIO * length)))
+    policy = TopP(p=retention_p_for(scores, round(RATIO * length)))
 
     def plan(selector: Any) -> ForwardState:
         made = ForwardState(kind="prefill", policy=selector, valid=valid)

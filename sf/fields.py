@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-__all__ = ["Fraction", "Name", "Positive", "RetentionP", "Section", "Seed", "flat"]
+__all__ = ["Fraction", "Name", "Positive", "RetentionP", "Section", "Seed", "TokenRatio", "flat"]
 
 
 def _plain(name: str) -> str:
@@ -23,6 +23,7 @@ def _plain(name: str) -> str:
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 RetentionP = Annotated[float, Field(gt=0.0, le=1.0)]
+TokenRatio = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Name = Annotated[str, AfterValidator(_plain)]

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from sf.errors import ConfigError
-from sf.fields import Fraction, Positive, RetentionP, Section, Seed
+from sf.fields import Fraction, Positive, RetentionP, Section, Seed, TokenRatio
 
 
 def _known_method(name: str) -> str:
@@ -23,10 +23,10 @@ def _known_method(name: str) -> str:
     return name
 
 
-def _with_p(name: str) -> str:
-    from sf.baselines.registry import without_p
+def _with_retention_p(name: str) -> str:
+    from sf.baselines.registry import without_retention_p
 
-    rule = without_p(_known_method(name))
+    rule = without_retention_p(_known_method(name))
     if rule is not None:
         raise ValueError(rule)
     return name
@@ -56,7 +56,7 @@ def _apart(names: list[str]) -> list[str]:
 
 
 Method = Annotated[str, AfterValidator(_known_method)]
-CurveMethod = Annotated[str, AfterValidator(_with_p)]
+CurveMethod = Annotated[str, AfterValidator(_with_retention_p)]
 Suite = Annotated[str, AfterValidator(_known_suite)]
 Family = Literal["qwen2_vl", "qwen2_5_vl", "llava_onevision", "llava_next_video"]
 ANSWERING_FAMILIES = ("llava_onevision", "llava_next_video")  # that are not trained here
@@ -206,14 +206,16 @@ class Benchmarks(Section):
 class Match(Section):
     """The token ratio that each method's hyperparameter is set for."""
 
-    token_ratio: RetentionP = Field(description="share of the calibration rows' tokens to keep")
+    token_ratio: TokenRatio = Field(description="share of the calibration rows' tokens to keep")
     tolerance: Annotated[float, Field(gt=0, lt=1)] = Field(description="tolerance of that share")
 
 
 class Evaluate(Section):
     """The thirteen benchmarks."""
 
-    retention_p: RetentionP = Field(description="p of ZipVL and of models trained with top-p")
+    retention_p: RetentionP = Field(
+        description="retention threshold of ZipVL and of models trained with top-p"
+    )
     batch: Positive = Field(description="questions answered at once")
     match: Match | None = Field(
         None, description="compare methods at equal token ratio; absent: each at its default"
@@ -228,7 +230,7 @@ class Profile(Section):
     )
     lengths: list[Positive] = Field(min_length=1, description="prompt lengths in tokens")
     token_ratio: Fraction = Field(description="share of the tokens that each layer keeps")
-    layer_shares: list[RetentionP] = Field(
+    layer_shares: list[TokenRatio] = Field(
         default_factory=list,
         description="shares of kept tokens, one per layer of a recorded run, "
         "interpolated over the model's layers; empty: token_ratio in "

@@ -106,14 +106,14 @@ def ask(
 
 
 def choose_policy(
-    p: float | None, full: bool, token_ratio: float | None = None
+    retention_p: float | None, full: bool, token_ratio: float | None = None
 ) -> Policy | Budget | None:
-    """Top-p with threshold `p`, a share of the tokens, full attention, or None: as trained.
+    """Top-p with a retention threshold, a share of the tokens, full attention, or None: as trained.
 
     Raises:
         ConfigError: more than one of them, or a value outside (0, 1].
     """
-    given = {"p": p is not None, "token-ratio": token_ratio is not None, "full": full}
+    given = {"p": retention_p is not None, "token-ratio": token_ratio is not None, "full": full}
     names = [name for name, chosen in given.items() if chosen]
     if len(names) > 1:
         remedy = "give one of --p, --token-ratio, --full"
@@ -122,7 +122,7 @@ def choose_policy(
         return Budget(token_ratio)
     if full:
         return TopP(p=1.0)
-    return None if p is None else TopP(p=p)
+    return None if retention_p is None else TopP(p=retention_p)
 
 
 def pick_runtime(device: str | None, dtype: str | None) -> Runtime:

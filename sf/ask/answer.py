@@ -44,8 +44,9 @@ class AskResult:
         first_token_ms: vision tower, prefill and first token, without loading and encoding.
         token_ms: per further token, mean; None for a reply of one token. Both times are of this
             one run, without warm-up.
-        p: threshold of top-p; None for another selector or what the checkpoint was trained with.
-        asked: the token ratio that p was chosen for; None where p was given.
+        retention_p: threshold of top-p; None for another selector or what the checkpoint was
+            trained with.
+        asked: the token ratio that `retention_p` was chosen for; None where it was given.
     """
 
     reply: str
@@ -63,7 +64,7 @@ class AskResult:
     dense_kv_bytes: int
     first_token_ms: float
     token_ms: float | None
-    p: float | None = None
+    retention_p: float | None = None
     asked: float | None = None
 
     @property
@@ -144,10 +145,14 @@ def answer(
         dense_kv_bytes=dense,
         first_token_ms=clock.ms(start, times[0]),
         token_ms=clock.ms(times[0], times[-1]) / further if further else None,
-        p=policy.p if isinstance(policy, TopP) and isinstance(policy.p, float) else None,
+        retention_p=_retention_p(policy),
         asked=asked,
         **_what_was_kept(trace, inputs, model.config),
     )
+
+
+def _retention_p(policy: Policy | None) -> float | None:
+    return policy.p if isinstance(policy, TopP) and isinstance(policy.p, float) else None
 
 
 def _printable(text: str) -> str:

@@ -39,8 +39,8 @@ def _facts(result: AskResult) -> Table:
         f"{result.prompt_tokens} tokens: {result.visual_tokens} visual ({cells}), {text} text",
     )
     kept = f"{_percent(result.token_ratio)} of the prompt kept, mean over layers"
-    if result.p is not None:
-        kept += f" (p = {result.p:.4g})"
+    if result.retention_p is not None:
+        kept += f" (p = {result.retention_p:.4g})"
     if result.asked is not None:
         kept += f"; asked for {_percent(result.asked)}"
     table.add_row("token ratio", kept)

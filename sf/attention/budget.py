@@ -54,9 +54,9 @@ class Budget:
             rule = "the checkpoint has no curve of token ratio over p"
             remedy = "measure it with `sf curve`, or give p (sf ask: --p)"
             raise ConfigError("token_ratio", self.token_ratio, rule, remedy)
-        return TopP(p=self._threshold(curve))
+        return TopP(p=self._retention_p(curve))
 
-    def _threshold(self, curve: Curve) -> float:
+    def _retention_p(self, curve: Curve) -> float:
         """Interpolated in log(1 - p), in which the ratio is nearly linear near p = 1.
 
         The last piece, which ends at p = 1 where everything is kept, is linear in p.

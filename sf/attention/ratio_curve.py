@@ -21,7 +21,7 @@ __all__ = ["Curve", "curve_of", "drop_curve", "note_curve"]
 FIELD = "token_ratio_curve"
 
 Curve = tuple[tuple[float, float], ...]
-"""(p, token ratio) by rising p, both in (0, 1]."""
+"""(retention_p, token ratio) by rising retention_p, both in (0, 1]."""
 
 
 def curve_of(source: Any) -> Curve:
@@ -31,7 +31,7 @@ def curve_of(source: Any) -> Curve:
         source: a model, perhaps PEFT-wrapped, its configuration, or a checkpoint's folder.
 
     Raises:
-        DataError: not pairs of p and token ratio that rise within (0, 1], or an unreadable file.
+        DataError: pairs that do not rise within (0, 1], or an unreadable file.
     """
     if isinstance(source, Path):
         return _curve(_text_part(_config(source)).get(FIELD))
@@ -50,12 +50,12 @@ def note_curve(folder: Path, curve: Sequence[tuple[float, float]]) -> None:
 
     Args:
         folder: of the checkpoint.
-        curve: (p, token ratio) by rising p. A ratio that falls, by noise, is raised to the one
-            before.
+        curve: (retention_p, token ratio) by rising retention_p. A ratio that falls, by noise, is
+            raised to the one before.
     """
     rising: list[list[float]] = []
-    for p, ratio in curve:
-        rising.append([p, max(ratio, rising[-1][1]) if rising else ratio])
+    for retention_p, ratio in curve:
+        rising.append([retention_p, max(ratio, rising[-1][1]) if rising else ratio])
     _curve(rising)
     config = _config(folder)
     _text_part(config)[FIELD] = rising
@@ -90,7 +90,7 @@ def _curve(points: Any) -> Curve:
     if not points:
         return ()
     try:
-        curve = tuple((float(p), float(ratio)) for p, ratio in points)
+        curve = tuple((float(retention_p), float(ratio)) for retention_p, ratio in points)
     except (TypeError, ValueError):
         curve = ((0.0, 0.0),)
     inside = all(0 < value <= 1 for point in curve for value in point)

@@ -121,15 +121,15 @@ class Method(ABC):
         """The method at one point of its curve from few tokens to all.
 
         Args:
-            retention_p: in (0, 1], the field `p` of a method that has one; 1 keeps everything.
+            retention_p: in (0, 1], for the field of the same name; 1 keeps everything.
 
         Raises:
             ConfigError: the method has no curve.
         """
-        if not hasattr(self, "p"):
+        if not hasattr(self, "retention_p"):
             rule = f"{type(self).__name__} has no threshold p to measure a curve over"
             raise ConfigError("method", type(self).__name__, rule)
-        return type(self)(**{**vars(self), "p": retention_p})
+        return type(self)(**{**vars(self), "retention_p": retention_p})
 
     @abstractmethod
     def apply(self, model: nn.Module) -> AbstractContextManager[Trace]:

@@ -19,7 +19,7 @@ __all__ = [
     "method_class",
     "misfit",
     "unknown",
-    "without_p",
+    "without_retention_p",
 ]
 
 METHODS: dict[str, str] = {
@@ -48,8 +48,8 @@ OWN_WEIGHTS = ("nsa",)
 """Methods that run on checkpoints trained with them and on no other."""
 BLOCKS = ("moba", "nsa")
 """Trained in the place of the model's attention: such a checkpoint runs under no selection."""
-WITH_P = ("zipvl", "twilight", "temperature")
-"""Methods with a threshold p: they have a curve over it."""
+WITH_RETENTION_P = ("zipvl", "twilight", "temperature")
+"""Methods with a retention threshold: they have a curve over it."""
 
 
 def unknown(name: str) -> str | None:
@@ -80,11 +80,12 @@ def misfit(name: str, family: str, trained_with: str | None) -> str | None:
     return None
 
 
-def without_p(name: str) -> str | None:
+def without_retention_p(name: str) -> str | None:
     """Why a method has no curve over p, and which methods have one; None if it has one."""
-    if name in (*WITH_P, TRAINED):
+    if name in (*WITH_RETENTION_P, TRAINED):
         return None
-    return f"{name} has no threshold p to measure a curve over; use {' or '.join(WITH_P)}"
+    known = " or ".join(WITH_RETENTION_P)
+    return f"{name} has no threshold p to measure a curve over; use {known}"
 
 
 def method_class(name: str) -> type[Method]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sf.baselines.method import Method
-from sf.baselines.registry import TRAINED, build, misfit, without_p
+from sf.baselines.registry import TRAINED, build, misfit, without_retention_p
 from sf.errors import ConfigError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ BASE_METHOD = "zipvl"
 
 
 def resolve(
-    source: Any, method: str = TRAINED, value: float | None = None, inference_p: float | None = None
+    source: Any,
+    method: str = TRAINED,
+    value: float | None = None,
+    retention_p: float | None = None,
 ) -> Method:
     """The attention of a checkpoint.
 
@@ -36,7 +39,7 @@ def resolve(
         method: a key of `METHODS`, or `trained`.
         value: of the method's hyperparameter; None uses the recorded value if the checkpoint was
             trained with the method, else the method's default.
-        inference_p: replaces ZipVL's recorded or default p.
+        retention_p: in place of ZipVL's recorded or default one.
 
     Raises:
         ConfigError: an unknown method, or a value out of range.
@@ -54,7 +57,7 @@ def resolve(
     if rule is not None:
         raise UnsupportedModelError("method", method, rule)
     if value is None and name == BASE_METHOD:
-        value = inference_p
+        value = retention_p
     if value is None and record is not None and name == recorded:
         value = record.value
     return build(name, value)
@@ -67,13 +70,13 @@ def resolve_point(source: Any, retention_p: float, method: str = TRAINED) -> Met
         source: as in `resolve`.
         retention_p: in (0, 1]: top-p's threshold, top-k's share of the tokens, 1 - the threshold of
             `threshold`, the share of the blocks that MoBA and NSA read.
-        method: `trained`, or a method with a threshold p.
+        method: `trained`, or a method with a `retention_p`.
 
     Raises:
-        ConfigError: the method has no p.
+        ConfigError: the method has no `retention_p`.
         UnsupportedModelError, DataError: see `resolve`.
     """
-    rule = without_p(method)
+    rule = without_retention_p(method)
     if rule is not None:
         raise ConfigError("method", method, rule)
     return resolve(source, method).at_point(retention_p)

@@ -38,18 +38,18 @@ class ZipVL(Selection):
     """`sf.selection.TopP` in every layer; what Sparsity Forcing trains and runs under.
 
     Attributes:
-        p: share of the probes' attention that the kept tokens receive, in (0, 1].
+        retention_p: share of the probes' attention that the kept tokens receive, in (0, 1].
     """
 
     name: ClassVar[str] = "zipvl"
     text: ClassVar[str] = "per layer, the tokens that hold a share p of the attention"
     paper: ClassVar[str] = "2410.08584; 2504.18579 eq. (3)"
-    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("p", 0.975, dense=1.0)
+    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("retention_p", 0.975, dense=1.0)
 
-    p: float = 0.975
+    retention_p: float = 0.975
 
     def policy(self, *, whole_kv: bool = False) -> Policy:
-        return TopP(p=self.p, whole_kv=whole_kv)
+        return TopP(p=self.retention_p, whole_kv=whole_kv)
 
 
 @dataclass(frozen=True)
@@ -96,5 +96,5 @@ class ThresholdTokens(Selection):
         return Threshold(value=self.threshold, whole_kv=whole_kv)
 
     def at_point(self, retention_p: float) -> Self:
-        """A threshold of 1 - p: a larger p keeps more here too, and p = 1 keeps everything."""
+        """A threshold of 1 - retention_p, so that 1 keeps everything."""
         return replace(self, threshold=1 - retention_p)

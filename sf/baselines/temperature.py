@@ -20,12 +20,12 @@ class Temperature(Method):
     """softmax(q k / (T sqrt(d))) in every layer, prefill and decoding, under top-p at a fixed p.
 
     Sharper rows need fewer tokens for the same share p, but they are no longer the attention that
-    the model was trained with. At T = 1 this is `ZipVL(p)`, bit for bit. The paper does not publish
-    T; the default is ours.
+    the model was trained with. At T = 1 this is `ZipVL(retention_p)`, bit for bit. The paper does
+    not publish T; the default is ours.
 
     Attributes:
         temperature: T in (0, 1].
-        p: of `ZipVL`.
+        retention_p: of `ZipVL`.
     """
 
     name: ClassVar[str] = "temperature"
@@ -37,16 +37,16 @@ class Temperature(Method):
     hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("temperature", 0.5)
 
     temperature: float = 0.5
-    p: float = 0.975
+    retention_p: float = 0.975
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.p <= 1:
-            raise ConfigError("p", self.p, "must be in (0, 1]", "use 0.975")
+        if not 0 < self.retention_p <= 1:
+            raise ConfigError("retention_p", self.retention_p, "must be in (0, 1]", "use 0.975")
 
     @contextmanager
     def apply(self, model: Any) -> Iterator[Trace]:
-        with sparsify(model, TopP(p=self.p)) as trace:
+        with sparsify(model, TopP(p=self.retention_p)) as trace:
             attentions = [layer.self_attn for layer in model.get_decoder().layers]
             for module in attentions:
                 if not isinstance(getattr(module, "scaling", None), float):

@@ -42,7 +42,7 @@ class Twilight(Method):
     p = 1 every step is dense, whatever the budget.
 
     Attributes:
-        p: share of the estimated attention, in (0, 1].
+        retention_p: p, the share of the estimated attention, in (0, 1].
         token_budget: tokens that step 1 leaves.
         page: tokens of a page. bits: of a rounded key's channel.
         dense_layers: layers, from the first, that decode densely.
@@ -54,16 +54,16 @@ class Twilight(Method):
     counts: ClassVar[str] = (
         "share of the cache that decoded tokens read, mean over heads and steps; KV whole"
     )
-    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("p", 0.85, dense=1.0)
+    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("retention_p", 0.85, dense=1.0)
 
-    p: float = 0.85
+    retention_p: float = 0.85
     token_budget: int = 8192
     page: int = 16
     bits: int = 4
     dense_layers: int = 2
 
     def apply(self, model: Any) -> AbstractContextManager[Trace]:
-        return Full().apply(model) if self.p == 1 else _Steps(model, _Attention(self))
+        return Full().apply(model) if self.retention_p == 1 else _Steps(model, _Attention(self))
 
 
 @dataclass
@@ -182,7 +182,7 @@ class _Attention(BlockAttention):
         order = weight.argsort(dim=-1, descending=True, stable=True)
         held = weight.gather(-1, order).double().cumsum(-1)
         # A token is needed as long as those before it hold less than p.
-        needed = pad(held[..., :-1], (1, 0)) < self.method.p
+        needed = pad(held[..., :-1], (1, 0)) < self.method.retention_p
         kept = torch.zeros_like(needed).scatter_(-1, order, needed) & seen
         return kept.flatten(1, 2)
 

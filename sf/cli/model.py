@@ -27,7 +27,9 @@ def ask_command(
     question: Annotated[str, typer.Option(help="question, passed to the model unchanged")],
     image: Annotated[Path | None, typer.Option(help="an image file")] = None,
     video: Annotated[Path | None, typer.Option(help="or a video file")] = None,
-    p: Annotated[float | None, typer.Option(help="retention threshold in (0, 1]")] = None,
+    retention_p: Annotated[
+        float | None, typer.Option("--p", help="retention threshold in (0, 1]")
+    ] = None,
     token_ratio: Annotated[
         float | None, typer.Option(help="share of the tokens to keep, by the checkpoint's curve")
     ] = None,
@@ -54,7 +56,7 @@ def ask_command(
         question,
         image=image,
         video=video,
-        policy=choose_policy(p, full, token_ratio),
+        policy=choose_policy(retention_p, full, token_ratio),
         revision=revision,
         max_new_tokens=max_new_tokens,
         device=device,
@@ -86,8 +88,8 @@ def curve_command(
     template = params.answering.prompt_template
     request = CurveRequest(rows, params.vision, params.runtime, template, batch)
     table = Table("p", "token ratio")
-    for p, ratio in measure_ratio_curve(model, request):
-        table.add_row(f"{p:g}", f"{100 * ratio:.1f} %")
+    for retention_p, ratio in measure_ratio_curve(model, request):
+        table.add_row(f"{retention_p:g}", f"{100 * ratio:.1f} %")
     stdout.print(table)
 
 
@@ -164,8 +166,8 @@ def serve_command(
     token_ratio: Annotated[
         float | None, typer.Option(help="share of the prompt's tokens that each layer keeps")
     ] = None,
-    p: Annotated[
-        float | None, typer.Option(help="or a retention threshold; by default as trained")
+    retention_p: Annotated[
+        float | None, typer.Option("--p", help="or a retention threshold; by default as trained")
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="full attention")] = False,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
@@ -184,7 +186,7 @@ def serve_command(
         from sf.serving import Engine, load, serve
     served = load(
         checkpoint,
-        p=p,
+        retention_p=retention_p,
         token_ratio=token_ratio,
         full=full,
         revision=revision,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import pandas as pd
 from pydantic import Field
 
-from sf.baselines.registry import TRAINED, WITH_P, method_class
+from sf.baselines.registry import TRAINED, WITH_RETENTION_P, method_class
 from sf.errors import ConfigError
 from sf.evaluation.intervals import bootstrap_clusters, bootstrap_mean, wilson
 from sf.fields import Section
@@ -36,7 +36,7 @@ class AttentionSetting(Section):
 
     method: str = Field(description="a key of sf.baselines.METHODS, or trained")
     value: float | None = Field(
-        None, description="p or other hyperparameter of the method; absent: its default"
+        None, description="of the method's hyperparameter; absent: its default"
     )
 
     @property
@@ -48,7 +48,7 @@ class AttentionSetting(Section):
 def settings_of(
     source: Any, methods: Sequence[str] = (), retention_p: Sequence[float] = ()
 ) -> list[AttentionSetting]:
-    """Full attention, then each method: at every p if it has one, else at its default value.
+    """Full attention, then each method: at every `retention_p` if it has one, else at its default.
 
     Args:
         source: a checkpoint's folder, or its configuration.
@@ -67,15 +67,17 @@ def settings_of(
         name, _, text = word.partition("=")
         name = resolve(source).name if name == TRAINED else name
         values: list[float | None] = [_number(name, text)] if text else [None]
-        if not text and name in WITH_P and retention_p:
+        if not text and name in WITH_RETENTION_P and retention_p:
             values = list(retention_p)
         elif not text and method_class(name).hyperparameter is not None:
             values = [resolve(source, name).value]
         settings += [AttentionSetting(method=name, value=value) for value in values]
     unique = list({setting.name: setting for setting in settings}.values())
-    if retention_p and not any(setting.method in WITH_P for setting in unique):
-        rule = f"none of the methods has a threshold p; {', '.join(WITH_P)} do"
-        raise ConfigError("p", list(retention_p), rule, "leave it out, or add such a method")
+    if retention_p and not any(setting.method in WITH_RETENTION_P for setting in unique):
+        rule = f"none of the methods has a threshold p; {', '.join(WITH_RETENTION_P)} do"
+        raise ConfigError(
+            "retention_p", list(retention_p), rule, "leave it out, or add such a method"
+        )
     attentions_of(source, unique)
     return unique
 
@@ -100,7 +102,7 @@ def attentions_of(
     built: dict[tuple[str | float, ...], Method] = {}
     for setting in settings:
         name, value = setting.method, setting.value
-        if value is not None and name in WITH_P:
+        if value is not None and name in WITH_RETENTION_P:
             built[name, value] = resolve_point(source, value, name)
         else:
             built[(name,) if value is None else (name, value)] = resolve(source, name, value)

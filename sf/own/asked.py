@@ -82,7 +82,9 @@ class Asked:
 class Comparison:
     """The methods that answer, and how replies are judged (`sf.stages.questions`)."""
 
-    p: Annotated[list[float] | None, typer.Option(help="retention thresholds in (0, 1]")] = None
+    retention_p: Annotated[
+        list[float] | None, typer.Option("--p", help="retention thresholds in (0, 1]")
+    ] = None
     methods: Annotated[
         list[str] | None,
         typer.Option(

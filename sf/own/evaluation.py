@@ -64,7 +64,7 @@ def question_values(asked: Asked, comparison: Comparison, source: Any) -> dict[s
     """
     from sf.evaluation.own_questions import settings_of
 
-    settings = settings_of(source, comparison.methods or (), comparison.p or ())
+    settings = settings_of(source, comparison.methods or (), comparison.retention_p or ())
     return {
         "model": asked.name,
         "settings": [setting.model_dump() for setting in settings],

@@ -20,8 +20,7 @@ from sf.result_key.contents import digest_of
 
 __all__ = ["Trained", "train"]
 
-MEASURED_P = (0.8, 0.9, 0.95, 0.975)
-INFERENCE_P = 0.975
+MEASURED_RETENTION_P = (0.8, 0.9, 0.95, 0.975)
 HELDOUT_SHARE, CALIBRATION_SHARE = 0.2, 0.05
 MOST_HELDOUT, MOST_CALIBRATION = 400, 200
 
@@ -49,11 +48,13 @@ def objective_with(token_ratio: float) -> dict[str, Any]:
     if not 0.0 < token_ratio < 1.0:
         rule, remedy = "must be a share of the tokens in (0, 1)", "use 0.25"
         raise ConfigError("target-token-ratio", token_ratio, rule, remedy)
+    from sf.training.retention_schedule import INFERENCE_RETENTION_P
+
     return {
         "objective": "distil",
         "group_size": 1,
         "rollout_selector": "top_p",
-        "retention_p": [INFERENCE_P],
+        "retention_p": [INFERENCE_RETENTION_P],
         "target_token_ratio": token_ratio,
         "hidden_weight": 0.3,
         "sparsity_weight": 1.0,
@@ -182,7 +183,7 @@ def _measure(
         max_reject_share=0.0,
     )
     comparison = Comparison(
-        p=list(MEASURED_P),
+        retention_p=list(MEASURED_RETENTION_P),
         methods=["zipvl"],
         batch=recipe.rollouts_per_forward,
         max_new_tokens=recipe.max_new_tokens,

@@ -20,7 +20,7 @@ from sf.tables import write_csv
 __all__ = ["BeforeAfter", "before_after"]
 
 DENSE = 1.0
-PUBLISHED_P = 0.975
+PUBLISHED_RETENTION_P = 0.975
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _evaluated_retention_p(study: Study) -> float:
     for result in study.everything():
         if result.kind == "evaluate":
             return float(result.parameters["evaluate.retention_p"])
-    return PUBLISHED_P
+    return PUBLISHED_RETENTION_P
 
 
 def _compare(

@@ -82,8 +82,8 @@ def layers_picture(
         shift = 0.12 * (at - (len(parts) - 1) / 2) if count < 12 else 0.0
         interval = part["low"], part["high"]
         marks(panel, part["layer"] + 1 + shift, part["token_ratio"], interval, style, title(row))
-    where_p = f"Kept tokens by layer at p = {retention_p:g}"
-    panel.set(title=where_p, xlabel="layer", ylabel="token ratio (%)")
+    heading = f"Kept tokens by layer at p = {retention_p:g}"
+    panel.set(title=heading, xlabel="layer", ylabel="token ratio (%)")
     panel.set_ylim(0, 1.03)
     panel.set_xlim(0.5, count + 0.5)
     panel.xaxis.get_major_locator().set_params(integer=True)

@@ -34,7 +34,9 @@ class Served:
     vision: Vision
 
 
-def method_of(source: Any, p: float | None, token_ratio: float | None, full: bool) -> Method:
+def method_of(
+    source: Any, retention_p: float | None, token_ratio: float | None, full: bool
+) -> Method:
     """The attention that a checkpoint is served under; by default the one it was trained with.
 
     Raises:
@@ -43,12 +45,12 @@ def method_of(source: Any, p: float | None, token_ratio: float | None, full: boo
     """
     from sf.ask import choose_policy
 
-    choose_policy(p, full, token_ratio)  # for its errors
+    choose_policy(retention_p, full, token_ratio)  # for its errors
     if full:
         return resolve(source, "full")
     if token_ratio is not None:
         return _keeping(source, token_ratio)
-    return resolve(source) if p is None else resolve_point(source, p)
+    return resolve(source) if retention_p is None else resolve_point(source, retention_p)
 
 
 def _keeping(source: Any, token_ratio: float) -> Method:
@@ -64,7 +66,7 @@ def _keeping(source: Any, token_ratio: float) -> Method:
 def load(
     checkpoint: str,
     *,
-    p: float | None = None,
+    retention_p: float | None = None,
     token_ratio: float | None = None,
     full: bool = False,
     revision: str | None = None,
@@ -86,7 +88,7 @@ def load(
     runtime = pick_runtime(device, dtype)
     vision = bounds("image", max_pixels)
     source = Path(checkpoint) if Path(checkpoint).is_dir() else checkpoint
-    method = method_of(load_config(source, revision), p, token_ratio, full)
+    method = method_of(load_config(source, revision), retention_p, token_ratio, full)
     processor = load_processor(source, revision=revision)
     model = load_model(source, dtype=runtime.dtype, device=runtime.device, revision=revision)
     name = Path(checkpoint).resolve().name if isinstance(source, Path) else checkpoint

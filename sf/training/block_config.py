@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
 
-from sf.fields import Positive, RetentionP, Section
+from sf.fields import Positive, Section, TokenRatio
 
 if TYPE_CHECKING:
     from sf.attention.blocks import MobaAttention, NsaAttention
@@ -19,7 +19,7 @@ __all__ = ["BlockSettings", "MobaSettings", "NsaSettings"]
 class BlockSettings(Section):
     """Settings shared by MoBA and NSA."""
 
-    token_ratio: RetentionP | None = Field(
+    token_ratio: TokenRatio | None = Field(
         None, description="token ratio of every prompt, instead of a number of blocks"
     )
 

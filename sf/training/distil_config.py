@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sf.fields import RetentionP, Section
+from sf.fields import Section, TokenRatio
 
 __all__ = ["DistilSettings"]
 
@@ -14,7 +14,7 @@ __all__ = ["DistilSettings"]
 class DistilSettings(Section):
     """What is learnt from the teacher, and how strongly fewer tokens are asked for."""
 
-    target_token_ratio: RetentionP = Field(
+    target_token_ratio: TokenRatio = Field(
         description="target at the largest retention_p, on the training questions"
     )
     hidden_weight: Annotated[float, Field(ge=0)] = Field(

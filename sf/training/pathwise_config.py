@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sf.fields import RetentionP, Section
+from sf.fields import Section, TokenRatio
 
 __all__ = ["SparsityTermSettings", "TargetRatio"]
 
@@ -14,7 +14,7 @@ __all__ = ["SparsityTermSettings", "TargetRatio"]
 class TargetRatio(Section):
     """A target token ratio, for which a dual variable adjusts the term's weight."""
 
-    token_ratio: RetentionP = Field(description="target token ratio at the largest retention_p")
+    token_ratio: TokenRatio = Field(description="target token ratio at the largest retention_p")
     dual_rate: Annotated[float, Field(gt=0)] = Field(
         description="change of the weight's logarithm over a run, times log(ratio / target)"
     )

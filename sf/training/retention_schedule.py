@@ -17,9 +17,9 @@ from sf.selection import Policy, Threshold, TopK, TopP
 from sf.training.parameters import RunParameters
 from sf.training.trainer_config import Uniform
 
-__all__ = ["INFERENCE_P", "RetentionSchedule"]
+__all__ = ["INFERENCE_RETENTION_P", "RetentionSchedule"]
 
-INFERENCE_P = 0.975
+INFERENCE_RETENTION_P = 0.975
 """The paper's p at inference, for ZipVL and for the trained model."""
 
 _STREAM = 0x6C6576656C73
@@ -94,8 +94,8 @@ class RetentionSchedule:
             low, high = self.span
             if self.selector == "threshold":
                 return low
-            return min(high, INFERENCE_P) if self.selector == "top_p" else high
+            return min(high, INFERENCE_RETENTION_P) if self.selector == "top_p" else high
         sparse = [value for value in self.grid if not self.policy([value]).dense]
         if not sparse:
-            return INFERENCE_P if self.selector == "top_p" else self.densest
+            return INFERENCE_RETENTION_P if self.selector == "top_p" else self.densest
         return min(sparse) if self.selector == "threshold" else max(sparse)

@@ -100,7 +100,7 @@ class Sampler:
         eos_token_ids: ids that end an answer.
         pad_token_id: fills ended rows.
         forbidden: ids that are never sampled.
-        make_policy: per-rollout thresholds -> selection policy.
+        make_policy: `retention_p` of each rollout -> selection policy.
         truncate: what limits sampling besides `forbidden` (`sf.training.sampling.truncations`).
     """
 
@@ -139,7 +139,7 @@ class Sampler:
         lengths = prompts.attention_mask.sum(1)[owner].tolist()
         buckets = length_buckets(lengths) if bucketed else [list(range(len(owner)))]
         features = prompts.features(model)
-        thresholds = torch.tensor(list(retention_p), dtype=torch.float64)
+        retention_p_R = torch.tensor(list(retention_p), dtype=torch.float64)
         layers = model.config.get_text_config().num_hidden_layers
         shape = (len(owner), prompts.input_ids.shape[1])
         kept = [torch.zeros(shape, dtype=torch.bool, device=owner.device) for _ in range(layers)]
@@ -149,7 +149,7 @@ class Sampler:
         def read(bucket: list[int]) -> ReadPrompts:
             rows = torch.tensor(bucket, device=owner.device)
             start = shape[1] - max(lengths[at] for at in bucket)
-            policy = self.make_policy(thresholds[bucket].tolist())
+            policy = self.make_policy(retention_p_R[bucket].tolist())
             with sparsify(model, policy) as trace, torch.set_grad_enabled(shared):
                 logits, cache = self._prompt(model, prompts, features, owner[rows], start)
             for layer, chosen in zip(kept, trace.kept, strict=True):
@@ -176,7 +176,7 @@ class Sampler:
         return Rollout(
             prompts=prompts,
             owner=owner,
-            retention_p=thresholds.float().to(owner.device),
+            retention_p=retention_p_R.float().to(owner.device),
             completion_ids=[tokens[at] for at in place],
             logps=[logps[at] for at in place],
             kept=kept,

@@ -41,7 +41,7 @@ class Rollouts(Section):
     )
 
     @model_validator(mode="after")
-    def _thresholds_fit(self) -> Rollouts:
+    def _values_fit_the_group(self) -> Rollouts:
         if isinstance(self.retention_p, list) and self.group_size % len(self.retention_p):
             raise ValueError(
                 f"group_size {self.group_size} must be a multiple of the "

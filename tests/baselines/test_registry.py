@@ -13,7 +13,13 @@ from tiny_models import generate
 
 from sf import TopP, sparsify
 from sf.baselines import METHODS, apply_method, build, method_class
-from sf.baselines.registry import FAMILIES, OWN_WEIGHTS, WITH_P, misfit, without_p
+from sf.baselines.registry import (
+    FAMILIES,
+    OWN_WEIGHTS,
+    WITH_RETENTION_P,
+    misfit,
+    without_retention_p,
+)
 from sf.errors import ConfigError
 from sf.result_key.imports import stage_code
 
@@ -23,7 +29,7 @@ DENSE = [
     for name in METHODS
     if (hyperparameter := method_class(name).hyperparameter) is None or hyperparameter.dense
 ]
-WITH_KNOB = [name for name in METHODS if method_class(name).hyperparameter is not None]
+WITH_HYPERPARAMETER = [name for name in METHODS if method_class(name).hyperparameter is not None]
 
 
 def state(model):
@@ -100,9 +106,10 @@ def test_bad_names_and_values_are_refused(name, value, message) -> None:
 
 
 def test_what_is_known_without_the_classes_is_true_of_them() -> None:
-    assert {name for name in METHODS if "p" in method_class(name).__dataclass_fields__} == {*WITH_P}
+    fields = {name: method_class(name).__dataclass_fields__ for name in METHODS}
+    assert {name for name in METHODS if "retention_p" in fields[name]} == {*WITH_RETENTION_P}
     assert {*FAMILIES, *OWN_WEIGHTS} <= set(METHODS)
-    assert [name for name in METHODS if without_p(name) is None] == [*WITH_P]
+    assert [name for name in METHODS if without_retention_p(name) is None] == [*WITH_RETENTION_P]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +131,7 @@ def test_a_method_says_on_which_models_it_runs(name, family, trained_with, words
     assert found is None if words is None else words in found
 
 
-@pytest.mark.parametrize("name", WITH_KNOB)
+@pytest.mark.parametrize("name", WITH_HYPERPARAMETER)
 def test_values_out_of_range_are_refused(name: str) -> None:
     hyperparameter = method_class(name).hyperparameter
     assert hyperparameter is not None
@@ -200,7 +207,7 @@ def test_rows_do_not_feel_each_other(model, rows, inputs, name: str) -> None:
         assert torch.equal(trace.kv_lengths[:, i], own.kv_lengths[:, 0])
 
 
-@pytest.mark.parametrize("name", [name for name in WITH_KNOB if name in LOW])
+@pytest.mark.parametrize("name", [name for name in WITH_HYPERPARAMETER if name in LOW])
 def test_the_hyperparameter_moves_the_ratio_its_way(model, inputs, name: str) -> None:
     hyperparameter = method_class(name).hyperparameter
     ratios = []

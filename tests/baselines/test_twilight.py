@@ -34,7 +34,7 @@ def tokens_read(q, keys, method):
     weights = softmax(np.array(rounded) @ q / math.sqrt(len(q)))
     kept, held = [], 0.0
     for place in sorted(range(len(seen)), key=lambda i: (-weights[i], i)):
-        if held >= method.p:
+        if held >= method.retention_p:
             break
         kept.append(seen[place])
         held += weights[place]
@@ -46,9 +46,9 @@ def tokens_read(q, keys, method):
     "method",
     [
         Twilight(),
-        Twilight(p=0.6, dense_layers=0),
-        Twilight(p=0.9, dense_layers=1, token_budget=16, page=4, bits=3),
-        Twilight(p=1 - 1e-9, dense_layers=0, token_budget=9, page=4),
+        Twilight(retention_p=0.6, dense_layers=0),
+        Twilight(retention_p=0.9, dense_layers=1, token_budget=16, page=4, bits=3),
+        Twilight(retention_p=1 - 1e-9, dense_layers=0, token_budget=9, page=4),
     ],
     ids=["published", "no_dense_layer", "pages", "pages_alone"],
 )
@@ -86,7 +86,7 @@ def test_follows_its_steps(model, media, method):
 @torch.no_grad()
 def test_prefill_and_the_first_token_are_dense(model, rows):
     dense = generate(model, rows[0])
-    with Twilight(p=0.3, dense_layers=0).apply(model) as trace:
+    with Twilight(retention_p=0.3, dense_layers=0).apply(model) as trace:
         sparse = generate(model, rows[0])
         assert trace.token_ratio.item() < 0.9
         generate(model, rows[0], 1)
@@ -98,7 +98,7 @@ def test_prefill_and_the_first_token_are_dense(model, rows):
 @torch.no_grad()
 def test_steps_after_a_rows_end_do_not_count(model, rows):
     """A row that ends goes on being fed until its batch ends; alone it is not."""
-    method = Twilight(p=0.5, dense_layers=0)
+    method = Twilight(retention_p=0.5, dense_layers=0)
     with method.apply(model):
         free = model.generate(**batch(rows), max_new_tokens=8, do_sample=False, min_new_tokens=8)
     # What the second row says third becomes the end token.
@@ -126,7 +126,7 @@ def test_an_error_within_a_step_comes_through_and_leaves_nothing(model, rows, mo
 
     dense = generate(model, rows[0])
     monkeypatch.setattr("sf.baselines.twilight._Attention.choose", fail)
-    with pytest.raises(ZeroDivisionError), Twilight(p=0.5).apply(model):
+    with pytest.raises(ZeroDivisionError), Twilight(retention_p=0.5).apply(model):
         generate(model, rows[0])
     assert model.get_decoder().config._attn_implementation == "sdpa"
     again = generate(model, rows[0])
@@ -135,4 +135,4 @@ def test_an_error_within_a_step_comes_through_and_leaves_nothing(model, rows, mo
 
 def test_p_is_checked():
     with pytest.raises(ConfigError, match=r"p = 1.1"):
-        Twilight(p=1.1)
+        Twilight(retention_p=1.1)

@@ -42,7 +42,7 @@ def test_options_arrive_in_their_fields(monkeypatch: pytest.MonkeyPatch) -> None
     shown = CliRunner().invoke(app, ["train", *words, "--target-token-ratio", "0.25"])
     assert shown.exit_code == 0, shown.output
     asked = Asked("ckpt", Path("q.csv"), fps=1.0)
-    assert calls == [asked, Comparison(p=[0.9, 0.5], cutoff=0.7), asked, Recipe(0.25)]
+    assert calls == [asked, Comparison(retention_p=[0.9, 0.5], cutoff=0.7), asked, Recipe(0.25)]
 
 
 def test_an_option_without_a_default_is_required() -> None:

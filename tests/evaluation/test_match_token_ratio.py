@@ -31,7 +31,7 @@ VISION = Vision(
     video_fps=1.0,
 )
 SHARE = Hyperparameter("ratio", 0.25, dense=1.0)
-TOP_P = Hyperparameter("p", 0.975, dense=1.0)
+TOP_P = Hyperparameter("retention_p", 0.975, dense=1.0)
 THRESHOLD = Hyperparameter("threshold", 0.001, low_allowed=True, rises=False, dense=0.0)
 WARM = Hyperparameter("temperature", 0.5)
 BLOCKS = Hyperparameter("top_k", 0, high=65536, low_allowed=True, whole=True)

@@ -129,7 +129,7 @@ def test_a_stage_runs_a_method_at_its_default_or_at_a_value(
         results = json.loads((target.out / "results.json").read_text())
         assert results["method"] == name
         found[name, value] = results["value"]
-    # The study's threshold is zipvl's alone: Twilight's p is another quantity.
+    # The study's retention_p is zipvl's alone: Twilight's is a share of estimated attention.
     hyperparameter = method_class("twilight").hyperparameter
     assert hyperparameter is not None
     assert found == {

@@ -58,7 +58,7 @@ def asked_of(files: Path) -> Asked:
     return Asked(str(files / "ckpt"), files / "q.jsonl", files / "photos", device="cpu")
 
 
-SMALL = Comparison(p=[0.5, 1.0], max_new_tokens=3, batch=4, pictures=0)
+SMALL = Comparison(retention_p=[0.5, 1.0], max_new_tokens=3, batch=4, pictures=0)
 
 
 def test_table_and_page_hold_what_was_answered(result: Path) -> None:
@@ -119,11 +119,11 @@ def test_checkpoint_questions_and_pictures_are_inputs(files: Path, result: Path)
         ({"media": Path("none")}, {}, "there is no such folder"),
         ({"device": "tpu"}, {}, "device"),
         ({"max_pixels": 0}, {}, "max_pixels"),
-        ({}, {"p": [2.0]}, "p = 2.0"),
+        ({}, {"retention_p": [2.0]}, "retention_p = 2.0"),
         ({}, {"methods": ["zipvll"]}, "did you mean zipvl"),
         ({}, {"methods": ["fastv=x"]}, "needs a number"),
         ({}, {"methods": ["nsa"]}, "weights that this model lacks"),
-        ({}, {"methods": ["fastv"], "p": [0.9]}, "none of the methods has a threshold"),
+        ({}, {"methods": ["fastv"], "retention_p": [0.9]}, "none of the methods has a threshold"),
         ({}, {"prompt": "poem"}, "prompt_template"),
         ({}, {"batch": 0}, "batch"),
     ],

@@ -35,7 +35,7 @@ def test_training_writes_a_checkpoint_and_measures_it_before_and_after(
     for part in build_tiny("qwen2_5_vl", ["What is it? red"] * 3, seed=0):
         part.save_pretrained("ckpt")
     monkeypatch.setattr(training, "HELDOUT_SHARE", 0.5)  # both sides, whatever the bytes
-    monkeypatch.setattr(training, "MEASURED_P", (0.9,))
+    monkeypatch.setattr(training, "MEASURED_RETENTION_P", (0.9,))
     recipe = Recipe(0.25, steps=1, questions_per_step=1, max_new_tokens=2, learning_rate=1e-3)
     capsys.readouterr()
     trained = train(asked, recipe)

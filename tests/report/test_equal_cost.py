@@ -26,7 +26,7 @@ def test_matched_methods_stand_beside_their_averages(tmp_path: Path) -> None:
         )
         line = {
             "method": "zipvl",
-            "hyperparameter": "p",
+            "hyperparameter": "retention_p",
             "asked": 0.5,
             "value": 0.91234567,
             "token_ratio": found,
@@ -39,7 +39,7 @@ def test_matched_methods_stand_beside_their_averages(tmp_path: Path) -> None:
     (section,) = equal_cost_sections(study, rows)
     (shown,) = section.tables
     assert [cell.text for cell in shown.rows[0]][:8] == [
-        "tiny", "zipvl", "p = 0.9123", "50.0", "50.4", "90.0", "70.0", "80.0",
+        "tiny", "zipvl", "retention_p = 0.9123", "50.0", "50.4", "90.0", "70.0", "80.0",
     ]  # fmt: skip
     assert [cell.text for cell in shown.rows[1]][3:8] == ["50.0", "61.0", "90.0", "75.0", "50.0"]
     assert len(shown.rows) == 2

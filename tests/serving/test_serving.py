@@ -328,15 +328,15 @@ def test_no_client_ends_the_server(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"p": 0.9, "full": True}, "exclude each other"),
-        ({"p": 1.5}, "p = 1.5"),
+        ({"retention_p": 0.9, "full": True}, "exclude each other"),
+        ({"retention_p": 1.5}, "p = 1.5"),
         ({"token_ratio": 0.0}, r"\(0, 1\]"),
     ],
 )
 def test_choices_of_attention_are_checked(
     served: Served, values: dict[str, Any], named: str
 ) -> None:
-    chosen = {"p": None, "token_ratio": None, "full": False, **values}
+    chosen = {"retention_p": None, "token_ratio": None, "full": False, **values}
     with pytest.raises(ConfigError, match=named):
         method_of(served.model, **chosen)
 

@@ -1,4 +1,4 @@
-"""The rollouts' levels, and what the answers under them would cost."""
+"""The rollouts' `retention_p`, and what the answers under them would cost."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from sf.training.retention_schedule import RetentionSchedule
 GRID = [0.94, 0.945, 0.95, 0.955, 0.96, 0.965, 0.97, 0.975]
 
 
-def levels(**changes: Any) -> RetentionSchedule:
+def schedule(**changes: Any) -> RetentionSchedule:
     return RetentionSchedule.of(parameters(**{"group_size": 8, "retention_p": GRID, **changes}))
 
 
 def test_published_grid_is_one_value_a_rollout() -> None:
-    assert levels()(7, range(8, 24)) == GRID + GRID
+    assert schedule()(7, range(8, 24)) == GRID + GRID
 
 
 def test_larger_groups_take_the_grid_in_turn() -> None:
-    given = levels(group_size=4, retention_p=[0.5, 0.9])
+    given = schedule(group_size=4, retention_p=[0.5, 0.9])
     assert given(0, range(6)) == [0.5, 0.9, 0.5, 0.9, 0.5, 0.9]
 
 
-def test_uniform_levels_depend_on_seed_step_and_place_alone() -> None:
+def test_uniform_draws_depend_on_seed_step_and_place_alone() -> None:
     """Two ranks draw what one does, a later call what an earlier one did."""
-    drawn = levels(retention_p={"low": 0.0, "high": 1.0})
+    drawn = schedule(retention_p={"low": 0.0, "high": 1.0})
     whole = drawn(3, range(16))
     assert drawn(3, range(8)) + drawn(3, range(8, 16)) == whole
     assert len(set(whole)) == 16
     assert drawn(4, range(16)) != whole
-    assert levels(retention_p={"low": 0.0, "high": 1.0}, seed=4)(3, range(16)) != whole
+    assert schedule(retention_p={"low": 0.0, "high": 1.0}, seed=4)(3, range(16)) != whole
 
 
-def test_uniform_levels_are_uniform_and_never_zero() -> None:
-    every = np.array(levels(retention_p={"low": 0.0, "high": 1.0})(0, range(4000)))
+def test_uniform_draws_are_uniform_and_never_zero() -> None:
+    every = np.array(schedule(retention_p={"low": 0.0, "high": 1.0})(0, range(4000)))
     assert every.min() > 0
     assert every.max() <= 1
     assert np.abs(np.histogram(every, 10, (0, 1))[0] / 4000 - 0.1).max() < 0.02
-    narrow = np.array(levels(retention_p={"low": 0.4, "high": 0.6})(0, range(500)))
+    narrow = np.array(schedule(retention_p={"low": 0.4, "high": 0.6})(0, range(500)))
     assert 0.4 < narrow.min() < 0.41
     assert 0.59 < narrow.max() <= 0.6
 
@@ -57,7 +57,7 @@ def test_uniform_levels_are_uniform_and_never_zero() -> None:
                                    ("threshold", Threshold, 0.1)]
 )  # fmt: skip
 def test_selector_of_table_four(selector: str, kind: type, most: float) -> None:
-    given = levels(rollout_selector=selector, group_size=2, retention_p=[0.9, 0.1])
+    given = schedule(rollout_selector=selector, group_size=2, retention_p=[0.9, 0.1])
     policy = given.policy(given(0, [0, 1]))
     assert type(policy) is kind
     assert given.densest == given.inference == most
@@ -67,14 +67,14 @@ def test_a_draw_may_be_the_upper_end_and_never_the_lower(monkeypatch: pytest.Mon
     """p = 0 would keep nothing; numpy draws from [0, 1)."""
     zero = SimpleNamespace(random=lambda: 0.0)
     monkeypatch.setattr("sf.training.retention_schedule.np.random.default_rng", lambda _: zero)
-    assert levels(retention_p={"low": 0.0, "high": 0.5})(0, [0, 1]) == [0.5, 0.5]
+    assert schedule(retention_p={"low": 0.0, "high": 0.5})(0, [0, 1]) == [0.5, 0.5]
 
 
 def test_inference_is_at_the_papers_p_where_training_reached_full_attention() -> None:
-    assert levels(retention_p={"low": 0.0, "high": 1.0}).inference == 0.975
-    assert levels(retention_p={"low": 0.1, "high": 0.5}).inference == 0.5
-    assert levels(group_size=2, retention_p=[0.9, 1.0]).inference == 0.9
-    assert levels(group_size=2, retention_p=[1.0]).inference == 0.975
+    assert schedule(retention_p={"low": 0.0, "high": 1.0}).inference == 0.975
+    assert schedule(retention_p={"low": 0.1, "high": 0.5}).inference == 0.5
+    assert schedule(group_size=2, retention_p=[0.9, 1.0]).inference == 0.9
+    assert schedule(group_size=2, retention_p=[1.0]).inference == 0.975
 
 
 TARGET: dict[str, Any] = {"pathwise": {"target": {"token_ratio": 0.25, "dual_rate": 20.0}}}
