@@ -189,7 +189,7 @@ class Params(Section):
             rule = f"is required: {', '.join(from_scratch)} has source 'scratch'"
             raise ConfigError("scratch", None, rule, "add the section; params/mini.yaml has one")
         if self.scratch is not None and not from_scratch:
-            rule = "is of no use: no base model has source 'scratch'"
+            rule = "is not used: no base model has source 'scratch'"
             raise ConfigError("scratch", None, rule, "remove the section")
         return self
 

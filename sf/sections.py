@@ -131,7 +131,7 @@ class Prepare(Section):
     @model_validator(mode="after")
     def _rows_of_a_synthetic_source(self) -> Prepare:
         if (self.source == "synthetic") != (self.synthetic_rows is not None):
-            wanted = "needs" if self.source == "synthetic" else "has no use for"
+            wanted = "needs" if self.source == "synthetic" else "does not use"
             raise ValueError(f"source {self.source!r} {wanted} synthetic_rows; correct one of them")
         return self
 

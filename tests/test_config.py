@@ -80,12 +80,12 @@ def with_change(tmp_path: Path, old: str, new: str) -> Path:
         (
             "    source: scratch",
             "    source: /models/tiny",
-            ("scratch", "is of no use: no base model has source 'scratch'", "remove the section"),
+            ("scratch", "is not used: no base model has source 'scratch'", "remove the section"),
         ),
         (
             "source: synthetic",
             "source: /data",
-            ("prepare", "source '/data' has no use for synthetic_rows"),
+            ("prepare", "source '/data' does not use synthetic_rows"),
         ),
     ],
 )
@@ -104,7 +104,7 @@ def test_a_method_that_cannot_run_on_a_model_is_refused_before_any_job() -> None
     values["axes"]["methods"] = ["full", "visionzip"]
     validated(Params, values)
     spec |= {"family": "llava_onevision", "source": "hub:OWNER/NAME@main"}
-    with pytest.raises(ConfigError, match=r"scratch\. is of no use: no base model has source"):
+    with pytest.raises(ConfigError, match=r"scratch\. is not used: no base model has source"):
         validated(Params, values)
     del values["scratch"]
     with pytest.raises(ConfigError, match="not trained; give them a study with objectives:"):

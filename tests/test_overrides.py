@@ -103,8 +103,8 @@ def test_words_choose_among_the_jobs_of_a_stage() -> None:
         ("train", ["steps=["], ("'steps=['", "is no YAML value")),
         ("base", ["max_pixels=3"], ("did you mean",)),
         ("calibrate", ["row=base", "split=heldout", "retention_p=0.5"], ("2 parameters", "write")),
-        ("evaluate", [], ("stands for 3 jobs", "--set row=full")),
-        ("evaluate", ["method=fastv"], ("stands for 3 jobs", "--set row=full")),
+        ("evaluate", [], ("matches 3 jobs", "--set row=full")),
+        ("evaluate", ["method=fastv"], ("matches 3 jobs", "--set row=full")),
         ("trian", [], ("'trian'", "choose one of", "train")),
     ],
 )

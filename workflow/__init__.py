@@ -1,1 +1,1 @@
-"""The study as a graph of stages, for both engines."""
+"""The study as a graph of stages, for Snakemake and DVC."""

@@ -1,12 +1,12 @@
 """Renders `dvc.yaml` from the table of stages: `python -m workflow.dvc_yaml`.
 
-DVC fills in the names of params.yaml when it runs. The first stages write the parameters of every
-job and the digest of every stage's code into files, on which the jobs depend.
+DVC substitutes the names from params.yaml at run time. The first stages write the parameters of
+every job and the digest of every stage's code to files, on which the jobs depend.
 
-Four things of params.yaml stand in the file, as DVC has no form for them: whether there are
-benchmarks, what is fetched from a hub, the results that a table depends on, and, where `tables`
-asks for some of the tables, the jobs that these need. `sf use`, `sf plan` and the stage `resolve`
-write the file anew when params.yaml asks for others.
+Four settings of params.yaml are rendered into the file, because DVC cannot express them: whether
+the study has benchmarks, its hub sources, the results that a table depends on and, if `tables`
+selects some tables, the jobs that these need. `sf use`, `sf plan` and the stage `resolve` update
+the file when these settings change.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RESOLVE = {
     "outs": [{FOLDERS["config"].format(scale="${scale}"): {"cache": False, "persist": True}}],
 }
 
-CODE = {  # its outputs change only when a result can
+CODE = {  # its outputs change only if results can change
     "cmd": "python -m workflow.code_digests",
     "outs": [
         {code_file(run): {"cache": False, "persist": True}}
@@ -65,14 +65,14 @@ SHOWN = {  # by `dvc metrics show`, `dvc exp show` and `dvc plots show`
 
 
 def stage_name(job: JobSpec) -> str:
-    """What DVC calls a job."""
+    """DVC's name of a job."""
     if job.stage.name == "table":
         return job.name
     return f"{job.stage.name}@{_item(job)}" if job.stage.axes else job.stage.name
 
 
 def _item(job: JobSpec) -> str:
-    """What DVC calls a job among those of its stage."""
+    """DVC's name of a job within its stage."""
     return "-".join(str(job.names[axis]) for axis in job.stage.axes)
 
 
@@ -81,12 +81,12 @@ def _names(stage: Stage) -> dict[str, str]:
 
 
 def _stage(stage: Stage, asked: Sequence[JobSpec], some: bool) -> dict[str, Any]:
-    """A stage that is no table.
+    """A stage other than a table.
 
     Args:
         stage: of the table of stages.
-        asked: the jobs that `all` makes.
-        some: of its axes' combinations, those of `asked` alone.
+        asked: the jobs of `all`.
+        some: include only the combinations of axis values in `asked`.
     """
     names, outputs = _names(stage), {job.stage.output for job in asked}
     deps = [f"{path}/{STAMP}" for path in stage.input_folders(names).values()]
@@ -104,7 +104,7 @@ def _stage(stage: Stage, asked: Sequence[JobSpec], some: bool) -> dict[str, Any]
 
 
 def _body(stage: Stage, names: dict[str, str], deps: list[str]) -> dict[str, Any]:
-    # `dvc exp show` and `dvc pull` read the report of another commit from the cache.
+    # `dvc exp show` and `dvc pull` read the reports of other commits from the cache.
     cached = {} if stage.gather else {"cache": False}
     return {
         "cmd": " ".join([stage.launch, command(stage, names)]).strip(),
@@ -114,7 +114,7 @@ def _body(stage: Stage, names: dict[str, str], deps: list[str]) -> dict[str, Any
 
 
 def _above(kind: str) -> str:
-    """The folder that all results of a kind lie in."""
+    """The folder of all results of a kind."""
     return FOLDERS[kind].replace("{scale}", "${scale}").partition("/{")[0]
 
 
@@ -133,7 +133,7 @@ def render(params: Params) -> str:
     """The text of `dvc.yaml`.
 
     Args:
-        params: which tables there are, what they read, and with `tables` which jobs there are.
+        params: determines the tables, their inputs and, with `tables`, the jobs.
     """
     yaml = YAML()
     yaml.width = 4096
@@ -152,7 +152,7 @@ def render(params: Params) -> str:
 
 
 def write_dvc_yaml(params: Params, root: Path = Path()) -> bool:
-    """Bring the `dvc.yaml` of a checkout up to params.yaml; whether it was another."""
+    """Update the `dvc.yaml` of a checkout to params.yaml; return whether it changed."""
     path, text = root / "dvc.yaml", render(params)
     if not path.is_file() or path.read_text(encoding="utf-8") == text:
         return False

@@ -35,7 +35,7 @@ _TORCHRUN = ("-m", "torch.distributed.run")
 
 
 def launcher(run: str, given: Resources) -> list[str]:
-    """How the Python of a stage of `sf run` is started in several processes; [] for one.
+    """The command prefix that starts a stage of `sf run` in several processes; [] for one.
 
     Raises:
         ConfigError: several nodes for a stage that runs in one process.
@@ -44,7 +44,7 @@ def launcher(run: str, given: Resources) -> list[str]:
     if given.nodes > 1:
         if not ranks:
             rule = f"must be 1: {run} runs in one process"
-            raise ConfigError(f"resources.{run}.nodes", given.nodes, rule, "leave it out")
+            raise ConfigError(f"resources.{run}.nodes", given.nodes, rule, "omit it")
         return [*_TORCHRUN, f"--nnodes={given.nodes}", f"--nproc-per-node={given.processes_a_node}"]
     if given.gpus < 2 or not ranks:
         return []
@@ -58,9 +58,9 @@ class JobSpec:
     Attributes:
         stage: of the table.
         names: values of the placeholders.
-        command: as it is typed.
-        parameters: of the stage's own class, as plain values.
-        inputs: files that must be there.
+        command: the command line.
+        parameters: of the stage's class, as plain values.
+        inputs: files that must exist.
         output: folder of the result.
     """
 
@@ -85,7 +85,7 @@ class JobSpec:
 
 
 def job_name(stage: Stage, names: Mapping[str, Any]) -> str:
-    """The name of a job: the rule's and its axis values; of a table its own."""
+    """The name of a job: the rule and its axis values; for a table, its name."""
     if stage.name == "table":
         return str(names["target"])
     return "__".join([stage.name, *(str(names[axis]) for axis in stage.axes)])
@@ -97,12 +97,12 @@ def config_file(stage: Stage, names: Mapping[str, Any]) -> str:
 
 
 def command(stage: Stage, names: Mapping[str, Any]) -> str:
-    """The command of one job; names need no quotes (`sf.fields.Name`)."""
+    """The command of a job; names need no quotes (`sf.fields.Name`)."""
     return f"sf run {stage.run} --study {names['scale']} --config {config_file(stage, names)}"
 
 
 def resources_of(run: str, parameters: Mapping[str, Any], params: Params) -> tuple[str, Resources]:
-    """The entry of `resources` that counts for a job, and its key; GPUs only if it can use one.
+    """The key and the entry of `resources` for a job, without GPUs if it cannot use one.
 
     Args:
         run: stage of `sf run`.
@@ -123,11 +123,11 @@ def look_up(params: Params, dotted: str) -> Any:
 
 
 def jobs(params: Params) -> list[JobSpec]:
-    """All jobs of a study, each after those whose results it reads.
+    """All jobs of a study, each after the jobs whose results it reads.
 
     Raises:
-        ConfigError: the parameters of a job do not fit its stage, a table that `tables` names
-            needs rows that the study does not have, or a stage of one process asks for nodes.
+        ConfigError: the parameters of a job do not fit its stage, a table named in `tables` needs
+            rows that the study lacks, or a single-process stage requests nodes.
     """
     for name, given in params.resources.items():
         launcher(name, given)
@@ -156,7 +156,7 @@ def _job(stage: Stage, names: Mapping[str, Any], params: Params, inputs: list[st
 
 
 def _table_jobs(stage: Stage, params: Params, listed: list[JobSpec]) -> list[JobSpec]:
-    """A job for each table and figure that the study can make."""
+    """A job for each table and figure that the study can produce."""
     specs = []
     for target, shown in made(params, listed).items():
         names = {
@@ -198,7 +198,7 @@ def _combinations(stage: Stage, params: Params, listed: list[JobSpec]) -> Iterat
 
 
 def _parameters(stage: Stage, names: Mapping[str, Any], params: Params) -> dict[str, Any]:
-    """All parameters of a job, and none that it does not use."""
+    """Exactly the parameters that a job uses."""
     values: dict[str, Any] = {}
     for name, text in stage.values.items():
         whole = re.fullmatch(r"\{(\w+)\}", text)
@@ -223,16 +223,16 @@ def _parameters(stage: Stage, names: Mapping[str, Any], params: Params) -> dict[
 
 
 def write_configs(specs: list[JobSpec], root: Path = Path()) -> list[Path]:
-    """Write each job's parameters into its file, if they are others than those there.
+    """Write each job's parameters to its file if they have changed.
 
-    Files of jobs that the study no longer has are removed.
+    Files of jobs that are no longer in the study are removed.
 
     Args:
         specs: all jobs of a study.
         root: the checkout.
 
     Returns:
-        the files that were written.
+        The files that were written.
     """
     written = []
     for spec in specs:

@@ -1,12 +1,12 @@
-"""Starts `sf run` on the GPUs that the stage's resources ask for, a process each.
+"""Starts `sf run` on the GPUs that the stage's resources request, one process per GPU.
 
     python -m workflow.launch sf run train --study mini …
 
-With more than one GPU the command of a stage that can use them runs under torchrun, else as it is.
-With several nodes, which only Slurm gives, each node runs a torchrun of its own, and they meet on
-the first node. On a machine without a scheduler the job first waits for free GPUs
-(`workflow.devices`). The numbers are read from params.yaml when the job starts: they are no part of
-the command, so changing them reruns nothing.
+With more than one GPU, a stage that can use them runs under torchrun; otherwise the command is
+unchanged. With several nodes, which requires Slurm, each node runs its own torchrun, and they
+connect through the first node. On a machine without a scheduler, the job first waits for free GPUs
+(`workflow.devices`). The numbers are read from params.yaml when the job starts. They are not part
+of the command, so changing them reruns nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from workflow.jobs import jobs, launcher, load_params, resources_of
 
 
 def main(words: list[str]) -> None:
-    """Replace this process by the job."""
+    """Replace this process with the job."""
     assert words[:2] == ["sf", "run"], "usage: python -m workflow.launch sf run STAGE …"
     stage = words[2]
     params = load_params(Path("params.yaml"))

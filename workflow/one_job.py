@@ -1,4 +1,4 @@
-"""One job of params.yaml from the command line: `sf run STAGE --set NAME=VALUE`."""
+"""A job of params.yaml from the command line: `sf run STAGE --set NAME=VALUE`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workflow.jobs import JobSpec, jobs, load_params
 
 __all__ = ["OWN", "asked_job", "chosen_job", "own_output"]
 
-OWN = "results/own"  # results that belong to no study
+OWN = "results/own"  # results outside any study
 MOST_NAMED = 8
 
 
@@ -31,8 +31,8 @@ def asked_job(
         path: the study's parameters.
 
     Returns:
-        parameters and the study's name: "own" if a parameter was changed. The results of a changed
-        job lie in a folder of their own, unless the words give an output.
+        The parameters, and the study's name or "own" if a parameter was changed. The result of a
+        changed job gets a separate folder, unless the words give an output.
 
     Raises:
         ConfigError: the words name no parameter, fit several jobs, or give values that the stage
@@ -55,7 +55,7 @@ def chosen_job(
     stage_module(stage)
     left = [job for job in jobs(load_params(path)) if job.stage.run == stage]
     if not left:
-        remedy = "give one with --config, or add what it is repeated over"
+        remedy = "give one with --config, or extend the axes of the stage"
         raise ConfigError("stage", stage, f"has no job in {path}", remedy)
     rest = []
     for word in words:
@@ -67,7 +67,7 @@ def chosen_job(
         choices = _choices([job.parameters for job in left])
         names = ", ".join(job.name for job in left[:MOST_NAMED])
         more = ", …" if len(left) > MOST_NAMED else ""
-        rule = f"stands for {len(left)} jobs of {path}: {names}{more}"
+        rule = f"matches {len(left)} jobs of {path}: {names}{more}"
         raise ConfigError("stage", stage, rule, f"choose one, for example {choices}")
     return left[0], rest
 

@@ -28,9 +28,9 @@ class Described:
 
     Attributes:
         name: dotted.
-        meaning: what it is and can be.
-        value: of params.yaml, or the default of its class; None if there is neither.
-        source: published, assumed or ours, and why; of axes and folders "the job".
+        meaning: its description and type.
+        value: from params.yaml, or the default of its class; None if neither exists.
+        source: published, assumed or ours, with the reason; "the job" for axes and folders.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Described:
 
 
 def described(stage: str, path: Path = Path("params.yaml")) -> tuple[list[Described], str]:
-    """All parameters of a stage, and the name of the job whose values they have.
+    """All parameters of a stage, and the name of the job whose values are shown.
 
     Args:
         stage: of `sf run`.
-        path: parameters of a study; without the file, defaults of the classes are shown.
+        path: parameters of a study; without the file, the defaults of the classes are shown.
 
     Raises:
         ConfigError: no such stage, or a parameters file with errors.
@@ -73,7 +73,7 @@ def _meaning(parameter: Parameter) -> str:
 
 
 def _places(name: str, job: JobSpec, params: Params) -> Iterator[str]:
-    """Where params.yaml can hold a job's parameter, the place that counts first."""
+    """The places of a job's parameter in params.yaml, in order of precedence."""
     section, _, rest = name.partition(".")
     if section in ("objective", "train") and "objective" in job.names:
         row = job.names["objective"]
@@ -91,7 +91,7 @@ def _places(name: str, job: JobSpec, params: Params) -> Iterator[str]:
 
 
 def as_table(rows: list[Described]) -> Table:
-    """A line a parameter."""
+    """A table with one line per parameter."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("parameter", no_wrap=True)
     for title in ("meaning", "default", "source"):

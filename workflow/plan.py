@@ -1,4 +1,4 @@
-"""`sf plan TARGET`: the jobs that a table needs, what is already made, and what the rest costs."""
+"""`sf plan TARGET`: the jobs that a table needs, their status, and the cost of the missing ones."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class PlannedJob:
 
     Attributes:
         entry: the job and its status.
-        hours: that it takes; 0 where its result holds.
-        basis: of the hours: "measured" (this job before, or the median of the rule's finished
-            jobs) or "limit" (the time limit of `resources`, more than it takes).
-        gpus: that it holds.
+        hours: its expected time; 0 if its result is valid.
+        basis: of the hours: "measured" (an earlier run of this job, or the median of the rule's
+            finished jobs) or "limit" (the time limit of `resources`, an upper bound).
+        gpus: number of GPUs that it uses.
     """
 
     entry: JobStatus
@@ -38,12 +38,12 @@ class PlannedJob:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a target needs.
+    """The jobs of a target.
 
     Attributes:
         target: table, figure or "all".
         jobs: in the study's order.
-        downloads: sources that are not here yet.
+        downloads: sources that are not yet local.
     """
 
     target: str
@@ -56,7 +56,7 @@ class Plan:
 
 
 def plan(target: str, params: Params) -> Plan:
-    """The plan of a table, a figure or the whole study; nothing is run.
+    """The plan of a table, a figure or the complete study; runs nothing.
 
     Raises:
         ConfigError: see `workflow.targets.jobs_of`.
@@ -88,7 +88,7 @@ def _planned(entry: JobStatus, params: Params, seconds: float | None) -> Planned
 
 
 def _downloads(missing: Iterable[JobSpec]) -> Iterator[str]:
-    """What the missing results fetch."""
+    """The downloads of the missing results."""
     for job in (job for job in missing if job.stage.run == "fetch"):
         source = job.parameters["source"]
         if source == "hub":
@@ -99,7 +99,7 @@ def _downloads(missing: Iterable[JobSpec]) -> Iterator[str]:
 
 
 def as_table(made: Plan) -> Table:
-    """A line a job."""
+    """A table with one line per job."""
     table = Table()
     for title in ("job", "status", "GPUs", "hours", "from"):
         table.add_column(title, overflow="fold")
@@ -110,7 +110,7 @@ def as_table(made: Plan) -> Table:
 
 
 def sentences(made: Plan) -> list[str]:
-    """What the jobs cost in all, and on what that rests."""
+    """The total cost of the jobs, and its basis."""
     left = made.to_make
     if not left:
         return [f"{made.target}: all {len(made.jobs)} results are valid; nothing to do"]
@@ -119,14 +119,14 @@ def sentences(made: Plan) -> list[str]:
     gpu_hours = sum(job.hours * job.gpus for job in left)
     lines = [
         f"{made.target}: {len(made.jobs)} jobs, {len(made.jobs) - len(left)} results valid, "
-        f"{len(left)} to make",
-        f"{'at most' if limited else 'about'} {hours:.3g} hours of jobs, {gpu_hours:.3g} GPU-hours"
+        f"{len(left)} to run",
+        f"{'at most' if limited else 'about'} {hours:.3g} job hours, {gpu_hours:.3g} GPU-hours"
         + (f"; {len(limited)} jobs count with the time limit in resources" if limited else ""),
     ]
     if made.downloads:
         lines.append(f"{len(made.downloads)} downloads: {', '.join(made.downloads)}")
     else:
-        lines.append("nothing is downloaded")
+        lines.append("no downloads")
     return [*lines, *terms_notes(job.entry.job for job in left)]
 
 

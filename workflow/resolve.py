@@ -1,7 +1,7 @@
-"""Writes the parameters of every job of params.yaml into its file: `python -m workflow.resolve`.
+"""Writes the parameters of every job of params.yaml to its file: `python -m workflow.resolve`.
 
 DVC runs this before its other stages; Snakemake does the same when it starts. A file is written
-only if its content changes, so a changed value changes the files of the jobs that use it.
+only if its content changes, so a changed value changes only the files of the jobs that use it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     written = write_configs(specs)
     print(f"parameters of {len(specs)} jobs: {len(written)} files written")
-    if rewritten:  # DVC read the old one when it started
-        raise SystemExit("dvc.yaml had other tables or rows than params.yaml: call dvc repro again")
+    if rewritten:  # DVC has read the old one
+        raise SystemExit("dvc.yaml had other tables or rows than params.yaml: run dvc repro again")
 
 
 if __name__ == "__main__":

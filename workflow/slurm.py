@@ -30,9 +30,9 @@ __all__ = [
 POLL_SECONDS = 5.0
 LEAST_JOB_AGE = 120
 """Seconds that a finished job must stay visible to squeue: three of the plugin's status checks."""
-_PORTS = range(15_000, 30_000)  # below those that systems give to outgoing connections
+_PORTS = range(15_000, 30_000)  # below the ephemeral ports
 GROWTH = 0.5
-"""What every retry of a job is given on top of its first try's memory and time."""
+"""Increase of memory and time per retry, as a share of the first attempt's."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class QueuedJob:
     """A running or pending Slurm job.
 
     Attributes:
-        id: Slurm's.
+        id: Slurm's id.
         state: "RUNNING", "PENDING", …
-        rule: the study's job.
+        rule: name of the study's job.
     """
 
     id: str
@@ -52,12 +52,12 @@ class QueuedJob:
 
 @dataclass(frozen=True)
 class Node:
-    """One of a job's nodes, seen from itself.
+    """One of a job's nodes, as seen from that node.
 
     Attributes:
         number: of this node, from 0.
-        first: address of the first node, where the job's processes meet.
-        port: where they meet, the same on every node and another one for each job.
+        first: address of the first node, to which the job's processes connect.
+        port: for these connections; the same on every node, and different between jobs.
     """
 
     number: int
@@ -66,11 +66,11 @@ class Node:
 
 
 _FIRST = "SF_FIRST_NODE"
-"""Set for the steps that `on_every_node` starts, and for nothing else."""
+"""Set only for the steps that `on_every_node` starts."""
 
 
 def requested(given: Resources) -> dict[str, Any]:
-    """The resources of a job, as Snakemake and its executor plugin call them."""
+    """The resources of a job under the names of Snakemake and its executor plugin."""
     wanted = {
         "mem_mb": grow(given.mem_gib * 1024),
         "runtime": grow(minutes(given.hours)),
@@ -79,8 +79,8 @@ def requested(given: Resources) -> dict[str, Any]:
         "cpus_per_task": given.cpus,  # `threads` is cut to the submitting machine's cores
     }
     if given.nodes > 1:
-        # An MPI job to the plugin: the job starts its steps itself, one on each node. With `tasks`
-        # alone the plugin would ask for so many tasks a GPU.
+        # For the plugin this is an MPI job, which starts its own steps, one per node. With `tasks`
+        # alone, the plugin would request this number of tasks per GPU.
         wanted |= {"mpi": "srun", "tasks": given.nodes, "tasks_per_gpu": 0}
     return wanted
 
@@ -92,14 +92,14 @@ def on_every_node(given: Resources, field: str) -> list[str]:
 
     Args:
         given: nodes and CPUs of the job.
-        field: name of the parameter that asks for the nodes, for the message.
+        field: name of the parameter that requests the nodes, for the message.
 
     Raises:
-        ConfigError: this is no job of Slurm on so many nodes.
+        ConfigError: this is not a Slurm job with that number of nodes.
     """
     has = int(os.environ.get(NODES, "0"))
     if has != given.nodes:
-        what = f"a Slurm job of {has}" if has else "no Slurm job"
+        what = f"a Slurm job with {has}" if has else "not a Slurm job"
         remedy = "start it with `snakemake --profile slurm`, or set it to 1"
         raise ConfigError(field, given.nodes, f"needs as many nodes, and this is {what}", remedy)
     hosts = _output(["scontrol", "show", "hostnames", os.environ[NODE_LIST]])
@@ -113,7 +113,7 @@ def on_every_node(given: Resources, field: str) -> list[str]:
 
 
 def node_of_step() -> Node | None:
-    """The node on which `on_every_node` started this process; None if nothing did."""
+    """The node on which `on_every_node` started this process; None if it did not."""
     first = os.environ.get(_FIRST)
     if first is None:
         return None
@@ -177,7 +177,7 @@ def check(arguments: Sequence[str]) -> None:
             "Slurm",
             f"AccountingStorageType={storage}, MinJobAge={' '.join(age)}",
             "neither sacct nor squeue can report that a job has ended",
-            "have accounting switched on or MinJobAge raised to 300, and leave out "
+            "have accounting enabled or MinJobAge raised to 300, and omit "
             "--slurm-status-command sacct",
         )
 

@@ -1,13 +1,13 @@
-"""The one table of stages: what each reads, writes, is repeated over and is given.
+"""The table of stages, with the inputs, outputs, axes and parameters of each.
 
-`Snakefile` runs the jobs that `workflow.jobs` makes of it; `dvc.yaml` is rendered from the same
+`workflow.jobs` derives the jobs, which `Snakefile` runs; `dvc.yaml` is rendered from the same
 table (`python -m workflow.dvc_yaml`). A job gets one file with all values that it uses, so a
-changed value changes the files of the jobs that use it and no other. The code that a stage depends
-on is derived from its imports (`sf.result_key.imports`).
+changed value changes only the files of the jobs that use it. The code that a stage depends on is
+derived from its imports (`sf.result_key.imports`).
 
 Placeholders: `{model}`, `{method}`, `{objective}`, `{train_seed}`, `{suite}` are axis values;
 `{scale}` and `{seed}` come from the parameters, `{models}` and `{objectives}` are all names;
-`{rows}`, `{suites}`, `{targets}` and `{lacking}` are what `workflow.targets` finds out.
+`{rows}`, `{suites}`, `{targets}` and `{lacking}` come from `workflow.targets`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class Stage:
         run: the stage of `sf run`.
         output: key of `sf.layout.FOLDERS`.
         axes: axis name -> dotted path of a list (or of a mapping, whose keys are used) in params.
-        folder_axes: what `output`'s placeholders are, where they differ from the axes' names.
+        folder_axes: placeholders of `output`, if they differ from the axis names.
         values: parameters with fixed text or placeholders.
-        sections: parameter sections that the stage is given ("FIELD=SECTION" under another name,
-            or a value in one of them); "source" is that of the model at hand, "base" this model
-            and, for one trained from scratch, its training; "row" are objective and settings of
-            the row that is trained.
-        inputs: parameter -> (kind, placeholders) of the results that are read.
-        gather: kinds of results of which everything is read (the report).
-        ranks: can run in several processes, one a GPU.
+        sections: parameter sections of the stage ("FIELD=SECTION" under another name, or a value
+            in one of them). "source" is the source of the model; "base" is the model and, if it is
+            trained from scratch, its training; "row" is the objective and the settings of the
+            trained row.
+        inputs: parameter -> (kind, placeholders) of the results that the stage reads.
+        gather: kinds of results that are read completely (by the report).
+        ranks: whether it can run in several processes, one per GPU.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Stage:
 
     @property
     def local(self) -> bool:
-        """Whether its jobs run where the study is started: a cluster's nodes have no network."""
+        """Whether its jobs run where the study is started, since cluster nodes lack a network."""
         return self.run == "fetch"
 
     @property
     def launch(self) -> str:
-        """What stands before the command of a stage that can use GPUs (`workflow.launch`)."""
+        """The command prefix of a stage that can use GPUs (`workflow.launch`)."""
         return "python -m workflow.launch" if "runtime" in self.sections else ""
 
     def output_folder(self, names: Mapping[str, str]) -> str:
@@ -106,7 +106,7 @@ def _fetch(
     axes: Mapping[str, str] = MappingProxyType({}),
     values: Mapping[str, str] = MappingProxyType({}),
 ) -> Stage:
-    """A job that takes something from a hub, if it lies on one."""
+    """The stage that fetches one kind of source from a hub."""
     output, folder_axes = FETCHED[what]
     return Stage(
         name=f"fetch_{what}",
@@ -244,7 +244,7 @@ STAGES = (
         inputs=BENCHMARKS,
     ),
     Stage(
-        name="table",  # `workflow.targets` knows its rows, and the results that it reads
+        name="table",  # `workflow.targets` determines its rows and inputs
         run="table",
         output="table",
         axes={"target": "tables"},
@@ -280,8 +280,8 @@ STAGES = (
 def stages_of(params: Params) -> tuple[Stage, ...]:
     """The table for a study.
 
-    Without suites, nothing reads, makes or asks the benchmarks. What lies on no hub is not fetched;
-    where some base models do, those of the others fetch nothing.
+    Without suites, no stage uses the benchmarks. Only hub sources are fetched; if only some base
+    models are on a hub, the fetch jobs of the others do nothing.
     """
     unread = set()
     if not params.benchmarks.suites:

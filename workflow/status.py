@@ -60,13 +60,13 @@ class JobStatus:
 
     Attributes:
         job: of the study.
-        status: of its result; "running" while a process works on it, "queued" while Slurm holds
-            it, "failed" and "stopped" after the last attempt ended so without a result that holds.
-        changes: why the result is stale.
-        waits_for: names of the jobs whose results it reads and that do not hold.
-        stamp: the record of the result; empty without one.
+        status: of its result; "running" while a process works on it, "queued" while Slurm has it
+            in the queue, "failed" or "stopped" if the last attempt ended without a valid result.
+        changes: the reasons why the result is stale.
+        waits_for: names of the jobs whose results it reads and that are not valid.
+        stamp: the record of the result; empty if missing.
         attempt: the last call of the stage.
-        slurm_jobs: what Slurm runs or will run for it.
+        slurm_jobs: its running or pending Slurm jobs.
     """
 
     job: JobSpec
@@ -79,11 +79,11 @@ class JobStatus:
 
     @property
     def reasons(self) -> list[str]:
-        """Why the result has its status, a sentence each."""
+        """The reasons for the status, one sentence each."""
         reasons = [*self._attempt(), *(str(change) for change in self.changes)]
         if self.waits_for and self.status != "missing":
             names = ", ".join(self.waits_for)
-            reasons.append(f"reads {names}, which does not hold")
+            reasons.append(f"reads {names}, which is not valid")
         if self.status == "holds":
             parts = ("key_parameters", "inputs", "code", "packages")
             counts = [len(self.stamp[part]) for part in parts]
@@ -94,7 +94,7 @@ class JobStatus:
         return reasons
 
     def _attempt(self) -> list[str]:
-        """The running process, or how the last attempt ended, with the log's last line."""
+        """The running process, or the end of the last attempt, with the log's last line."""
         lines = [f"Slurm job {job.id}: {job.state}" for job in self.slurm_jobs]
         if self.status not in ("running", "failed", "stopped"):
             return lines
@@ -107,7 +107,7 @@ class JobStatus:
 
 
 def study_status(specs: Iterable[JobSpec]) -> list[JobStatus]:
-    """The status of each job, in the study's order; nothing is run or written but caches."""
+    """The status of each job, in the study's order; runs nothing and writes only caches."""
     reader, queued = _Inputs(), _queued()
     listed: list[JobStatus] = []
     failing: dict[str, str] = {}
@@ -153,7 +153,7 @@ def _queued() -> list[slurm.QueuedJob]:
 
 
 def _killed(attempt: Attempt) -> str:
-    """Why an attempt ended without a message."""
+    """The reason why an attempt ended without a message."""
     state = slurm.end_of(attempt.slurm_job) if attempt.slurm_job else None
     if state:
         return f"ended without a message; Slurm: {state}"
@@ -161,7 +161,7 @@ def _killed(attempt: Attempt) -> str:
 
 
 def log_file(job: JobSpec) -> Path:
-    """Where both engines' calls of a job are logged by Snakemake."""
+    """Snakemake's log of a job."""
     return Path("logs") / str(job.names["scale"]) / f"{job.name}.log"
 
 
@@ -197,7 +197,7 @@ def totals(listed: Iterable[JobStatus]) -> str:
 def expected_by_job(listed: Iterable[JobStatus]) -> dict[str, float | None]:
     """How long each job will take, by name, from this study's own stamps.
 
-    None where no job of the rule has a result.
+    None if no job of the rule has a result.
     """
     listed = list(listed)
     spent = {
@@ -209,11 +209,11 @@ def expected_by_job(listed: Iterable[JobStatus]) -> dict[str, float | None]:
 
 
 def stale_jobs(specs: Iterable[JobSpec]) -> list[JobStatus]:
-    """The jobs whose results have a stamp but are not valid, whatever their inputs' state.
+    """The jobs whose results have a stamp but are not valid, regardless of their inputs' state.
 
-    Snakemake knows what it ran itself. It does not know that a result of the other engine was made
-    with other parameters or code, that a file of a finished result was damaged, or what a job used
-    that ended just before Snakemake was killed.
+    Snakemake tracks only its own runs. It cannot detect that DVC produced a result with other
+    parameters or code, that a file of a finished result was damaged, or what a job used that ended
+    just before Snakemake was killed.
     """
     return [s for s in study_status(specs) if s.changes and Path(s.job.stamp).is_file()]
 
@@ -224,13 +224,13 @@ def _parameters(job: JobSpec) -> BaseModel:
 
 
 class _Inputs:
-    """Digests of inputs, each read once."""
+    """Digests of inputs, each computed once."""
 
     def __init__(self) -> None:
         self.known: dict[Path, str | None] = {}
 
     def digest(self, path: Path, work: Path) -> str | None:
-        """None for an input that is missing or damaged."""
+        """The digest, or None for a missing or damaged input."""
         if path not in self.known:
             try:
                 self.known[path] = input_digest(path, work)
@@ -250,19 +250,19 @@ def _state(job: JobSpec, reader: _Inputs) -> State:
     inputs: dict[str, str] = {}
     try:
         paths = input_paths(module, parameters)
-    except DataError as error:  # a source that is gone
+    except DataError as error:  # a source that no longer exists
         return State("stale", (Change("input", error.field, new=error.rule),), stamp)
     for name, path in paths.items():
         digest = reader.digest(path, work)
         if digest is not None:
             inputs[name] = digest
-        elif name in recorded:  # what became of it is said of the job that writes it
+        elif name in recorded:  # the status of the writing job reports the change
             inputs[name] = recorded[name]
     return state_of(output, key_of(job.stage.run, module, parameters, inputs))
 
 
 def _is_locked(output: Path) -> bool:
-    """Whether a process is writing an output; this takes a shared lock briefly."""
+    """Whether a process is writing an output; briefly takes a shared lock."""
     try:
         descriptor = os.open(work_folder(output) / LOCK, os.O_RDONLY)
     except OSError:
@@ -295,7 +295,7 @@ def as_json(listed: Iterable[JobStatus]) -> list[dict[str, Any]]:
 
 
 def as_table(listed: Iterable[JobStatus]) -> Table:
-    """A line a job: name, status, reasons."""
+    """A table with one line per job: name, status, reasons."""
     table = Table()
     for title in ("result", "status", "why"):
         table.add_column(title, overflow="fold")

@@ -37,9 +37,9 @@ class Row:
     Attributes:
         name: in the parameters.
         method: of the base model; empty for a row with training.
-        objective: that was trained; None without training.
-        changed: names of the settings in which the row differs from the objective's sections.
-        as_published: its name in the published figures, where a table gives it another one.
+        objective: its training objective; None without training.
+        changed: names of the settings that differ from the objective's sections.
+        as_published: its name in the published table, if different.
     """
 
     name: str
@@ -51,14 +51,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Rows that a table shows.
+    """A kind of row that a table shows.
 
     Attributes:
-        what: they are.
-        example: the line of params.yaml that adds one.
-        fits: whether a row is one.
-        required: the table is not made without one.
-        as_published: their name in the published figures; empty: the method's or objective's.
+        what: description.
+        example: the line of params.yaml that adds such a row.
+        fits: whether a row is of this kind.
+        required: whether the table needs such a row.
+        as_published: the rows' name in the published table; empty for the method's or objective's.
     """
 
     what: str
@@ -155,7 +155,7 @@ TARGETS: Mapping[str, tuple[Wanted, ...]] = {
     "figure5": _ALL,
     "figure7": (_FULL, replace(_method("zipvl"), required=False), _OWN, _DISTIL),
 }
-"""Rows of each of `sf.report.definitions.DEFINITIONS`; none: its results are of no row."""
+"""Rows of each of `sf.report.definitions.DEFINITIONS`; none if its results belong to no row."""
 
 _OF_NO_ROW = ("calibrate", "profile", "previews")
 
@@ -168,16 +168,16 @@ def rows_of(name: str, params: Params) -> list[Row]:
         params: of the study.
 
     Raises:
-        ConfigError: no such table, or rows that it needs are not in the study.
+        ConfigError: no such table, or the study lacks rows that it needs.
     """
     if name not in TARGETS:
         known = ", ".join([*TARGETS, "all"])
-        raise ConfigError("target", name, "is no table or figure", f"choose one of: {known}")
+        raise ConfigError("target", name, "is not a table or figure", f"choose one of: {known}")
     rows, missing = _rows(params, DEFINITIONS[name].results), _missing(name, params)
     if missing:
-        rule = f"needs rows that params.yaml does not have: {', '.join(w.what for w in missing)}"
+        rule = f"needs rows that params.yaml lacks: {', '.join(w.what for w in missing)}"
         lines = "; ".join(wanted.example for wanted in missing)
-        raise ConfigError("target", name, rule, f"add for example {lines}")
+        raise ConfigError("target", name, rule, f"add, for example, {lines}")
     chosen = []
     for row in rows:
         wanted = next((w for w in TARGETS[name] if w.fits(row)), None)
@@ -188,7 +188,7 @@ def rows_of(name: str, params: Params) -> list[Row]:
 
 
 def lacking(params: Params) -> dict[str, int]:
-    """The number of missing rows of each table; tables without missing rows are left out."""
+    """The number of missing rows by table; tables without missing rows are omitted."""
     counts = {name: len(_missing(name, params)) for name in TARGETS}
     return {name: count for name, count in counts.items() if count}
 
@@ -199,7 +199,7 @@ def _missing(name: str, params: Params) -> list[Wanted]:
 
 
 def _rows(params: Params, results: Collection[str]) -> list[Row]:
-    """The rows of a study that have results of some kinds."""
+    """The rows of a study that have results of the given kinds."""
     names: list[str] = list(params.axes.methods) if "evaluate" in results else []
     if "accuracy_curve" in results:
         names = ["base", *params.axes.curve_methods]
@@ -212,15 +212,15 @@ def _rows(params: Params, results: Collection[str]) -> list[Row]:
 
 
 def jobs_of(name: str, params: Params, listed: Sequence[JobSpec]) -> list[JobSpec]:
-    """The jobs whose results a table or figure shows: of several training seeds the first.
+    """The jobs whose results a table or figure shows, with only the first training seed.
 
     Args:
-        name: a key of `TARGETS`, or "all": what `tables` in the parameters asks for.
+        name: a key of `TARGETS`, or "all" for the selection of `tables` in the parameters.
         params: of the study.
         listed: its jobs.
 
     Raises:
-        ConfigError: no such table, or rows or benchmarks that it needs are not in the study.
+        ConfigError: no such table, or the study lacks rows or benchmarks that it needs.
     """
     if name == "all":
         return asked_jobs(params, listed)
@@ -242,10 +242,10 @@ def jobs_of(name: str, params: Params, listed: Sequence[JobSpec]) -> list[JobSpe
 
 
 def made(params: Params, listed: Sequence[JobSpec]) -> dict[str, list[JobSpec]]:
-    """The tables and figures that a study can make, and the jobs that each shows.
+    """The tables and figures that a study can produce, and the jobs that each shows.
 
     Raises:
-        ConfigError: see `jobs_of`, of one that `tables` in the parameters names.
+        ConfigError: see `jobs_of`, for a table named in `tables`.
     """
     possible: dict[str, list[JobSpec]] = {}
     for name in TARGETS:
@@ -270,7 +270,7 @@ def asked_jobs(params: Params, listed: Sequence[JobSpec]) -> list[JobSpec]:
 
 
 def check_asked(words: Collection[str], params: Params, listed: Sequence[JobSpec]) -> list[str]:
-    """Where the tables will lie that a command line names.
+    """The paths of the tables named on a command line.
 
     Raises:
         ConfigError: see `jobs_of`.
@@ -283,10 +283,10 @@ def check_asked(words: Collection[str], params: Params, listed: Sequence[JobSpec
 
 
 def closure(chosen: Iterable[JobSpec], listed: Iterable[JobSpec]) -> list[JobSpec]:
-    """The jobs and all those whose results they read, directly or not, in the study's order."""
+    """The jobs with all their direct and indirect inputs, in the study's order."""
     listed = list(listed)
     wanted = {job.stamp for job in chosen}
-    for job in reversed(listed):  # each job stands after those that it reads
+    for job in reversed(listed):  # each job comes after those that it reads
         if job.stamp in wanted:
             wanted.update(job.inputs)
     return [job for job in listed if job.stamp in wanted]

@@ -1,4 +1,4 @@
-"""What a study's sources on the hub ask of a user: terms to accept, licences, a commit to name."""
+"""Requirements of a study's hub sources: terms to accept, licences, a commit to name."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["TERMS", "Terms", "repositories", "terms_notes"]
 
 @dataclass(frozen=True)
 class Terms:
-    """Of a repository.
+    """The terms of a repository.
 
     Attributes:
-        licence: what it forbids or asks for; empty: not known.
-        gated: why it is taken to be gated; empty: it is not, as far as is known. The hub's own word
-            decides when a study fetches (`sf.data.hub.require_access`).
+        licence: its restrictions and requirements; empty if unknown.
+        gated: the reason to assume that it is gated; empty if it is not known to be. The hub's
+            information is decisive when a study fetches (`sf.data.hub.require_access`).
     """
 
     licence: str = ""
@@ -29,15 +29,15 @@ class Terms:
 TERMS: Mapping[str, Terms] = {
     "Qwen/Qwen2.5-VL-3B-Instruct": Terms("Qwen Research License, no commercial use"),
     "lmms-eval/VideoMMMU": Terms(
-        "academic research only", "assumed, as lmms-lab/VideoMMMU, where it lay before, is gated"
+        "academic research only", "assumed: its earlier repository, lmms-lab/VideoMMMU, is gated"
     ),
     "sy1998/MLVU_dev": Terms("assumed CC BY-NC-SA 4.0, as sy1998/MLVU"),
 }
-"""Of the sources of `params/` that are known to have some; nothing is known of the others."""
+"""Known terms of the sources in `params/`; nothing is known about the others."""
 
 
 def repositories(job: JobSpec) -> dict[str, str]:
-    """The repositories that a job of the stage `fetch` takes, with their kind."""
+    """The repositories that a job of the stage `fetch` downloads, with their kind."""
     given = job.parameters
     if given["source"] == "hub":
         tasks = (task for one in benchmarks_of(given["suites"]) for task in one.tasks)
@@ -49,7 +49,7 @@ def repositories(job: JobSpec) -> dict[str, str]:
 
 
 def terms_notes(specs: Iterable[JobSpec]) -> Iterator[str]:
-    """Sentences about the sources that the jobs of the stage `fetch` among `specs` take."""
+    """Sentences about the sources of the `fetch` jobs among `specs`."""
     for job in (job for job in specs if job.stage.run == "fetch"):
         for name, kind in repositories(job).items():
             terms = TERMS.get(name, Terms())
@@ -63,8 +63,8 @@ def terms_notes(specs: Iterable[JobSpec]) -> Iterator[str]:
         source = job.parameters["source"]
         if source.startswith("hub:") and not parse_hub(source).pinned:
             yield (
-                f"{source} names no commit: {job.name} takes the newest, records it in "
-                f"{job.output}/origin.json, and every later run uses this one"
+                f"{source} names no commit: {job.name} uses the newest and records it in "
+                f"{job.output}/origin.json for all later runs"
             )
 
 

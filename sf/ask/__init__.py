@@ -1,6 +1,6 @@
-"""One question about one image or video, answered with sparse attention: what `sf ask` does.
+"""One question about one image or video, answered with sparse attention: the code of `sf ask`.
 
-`ask` loads a model and checks everything before it does. With a model at hand:
+`ask` validates its arguments and loads a model. With a loaded model:
 
     media = load_media("image", path, vision)
     result = answer(model, processor, media, question, TopP(p=0.9))
@@ -55,26 +55,26 @@ def ask(
     fps: float = FPS,
     picture: Path | None = None,
 ) -> AskResult:
-    """Load a model and ask it once.
+    """Load a model and ask it one question.
 
     Args:
         model: folder of a checkpoint, or hub id.
-        question: put to the model as it stands, after the media.
+        question: passed to the model verbatim, after the media.
         image, video: the media, exactly one of them.
-        policy: the selector; by default what the checkpoint was trained with, and for a base model
-            `TopP(p=0.975)`. `TopP(p=1.0)` is full attention, `Budget(0.25)` a quarter of the
-            tokens.
+        policy: the selector; by default the one that the checkpoint was trained with, and for a
+            base model `TopP(p=0.975)`. `TopP(p=1.0)` is full attention, `Budget(0.25)` a quarter of
+            the tokens.
         revision: of a hub id.
         max_new_tokens: length limit of the reply.
-        device: "cpu" or "cuda"; by default a GPU where there is one.
+        device: "cpu" or "cuda"; by default a GPU if available.
         dtype: of the weights; by default float32 on a CPU and bfloat16 on a GPU.
-        max_pixels: of the image, or of each frame; LLaVA models have sizes of their own.
-        max_frames, fps: how many frames of a video are looked at.
-        picture: file to draw the kept tokens into, png, svg, pdf or jpg; None draws none.
+        max_pixels: of the image, or of each frame; LLaVA models have fixed sizes.
+        max_frames, fps: frame sampling of a video.
+        picture: file for the drawing of the kept tokens: png, svg, pdf or jpg; None for no drawing.
 
     Raises:
-        ConfigError, DataError, EnvironmentFault, UnsupportedModelError: before the model is loaded
-            wherever that can be known.
+        ConfigError, DataError, EnvironmentFault, UnsupportedModelError: if possible before the
+            model is loaded.
     """
     from sf.models import load_model, load_processor
     from sf.models.load import load_config
@@ -83,7 +83,7 @@ def ask(
         _check_picture(picture, image if video is None else video)
     runtime = pick_runtime(device, dtype)
     if not question.strip():
-        raise ConfigError("question", question, "it is empty", "say what you want to know")
+        raise ConfigError("question", question, "it is empty", "give the text of the question")
     if max_new_tokens < 1:
         raise ConfigError("max_new_tokens", max_new_tokens, "must be at least 1")
     kind, path = chosen(image, video)
@@ -126,11 +126,11 @@ def choose_policy(
 
 
 def pick_runtime(device: str | None, dtype: str | None) -> Runtime:
-    """Device and dtype, checked; None stands for the best that is there.
+    """Device and dtype, checked; None selects the best available.
 
     Raises:
-        ConfigError: not a known device or dtype.
-        EnvironmentFault: a GPU is asked for and there is none.
+        ConfigError: an unknown device or dtype.
+        EnvironmentFault: a GPU is requested but not available.
     """
     has_cuda = torch.cuda.is_available()
     device = device or ("cuda" if has_cuda else "cpu")
@@ -144,15 +144,15 @@ def pick_runtime(device: str | None, dtype: str | None) -> Runtime:
 
 
 def _check_picture(picture: Path, media: str | Path | None) -> None:
-    """Refuse what would only fail once the answer is there."""
+    """Reject a path that would only fail after the answer."""
     if picture.suffix.lower() not in PICTURES:
         raise ConfigError(
             "picture", str(picture), f"the name must end in {', '.join(PICTURES)}", "rename it"
         )
     if picture.is_dir() or (media is not None and picture.resolve() == Path(media).resolve()):
-        raise ConfigError("picture", str(picture), "that is there already", "choose another name")
+        raise ConfigError("picture", str(picture), "it already exists", "choose another name")
     folder = next(path for path in picture.resolve().parents if path.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ConfigError(
-            "picture", str(picture), f"{folder} cannot be written to", "choose another folder"
+            "picture", str(picture), f"{folder} is not writable", "choose another folder"
         )

@@ -1,4 +1,4 @@
-"""One greedy answer of a loaded model, and what it cost."""
+"""One greedy answer of a loaded model, and its cost."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ __all__ = ["AskResult", "answer", "overlay"]
 
 @dataclass(frozen=True)
 class AskResult:
-    """An answer and what it cost.
+    """An answer and its cost.
 
     Attributes:
         reply: without special tokens and control characters.
-        cut: the reply reached `max_new_tokens` without an end.
+        cut: whether the reply reached `max_new_tokens` before its end.
         grid: time steps, rows and columns of visual tokens (LLaVA: of the whole image or of each
             frame, see `sf.attention.visual_tokens`).
         prompt_tokens, visual_tokens, completion_tokens: counts.
@@ -74,7 +74,7 @@ class AskResult:
 
 
 class _Marks(StoppingCriteria):
-    """Never stops; marks the time of every new token."""
+    """Records the time of every new token; never stops the generation."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -97,20 +97,21 @@ def answer(
     *,
     max_new_tokens: int = 128,
 ) -> AskResult:
-    """Ask a loaded model; greedy.
+    """Ask a loaded model, with greedy decoding.
 
     Args:
-        model: in evaluation mode, of `sf.models.load_model`.
+        model: from `sf.models.load_model`, in evaluation mode.
         processor: its processor.
-        media: of `load_media`.
-        question: put as it stands.
-        policy: the selector; by default what the checkpoint was trained with, and for a base model
-            `TopP(p=0.975)`. A `Budget` is the checkpoint's own p for a share of the tokens.
+        media: from `load_media`.
+        question: passed to the model verbatim.
+        policy: the selector; by default the one that the checkpoint was trained with, and for a
+            base model `TopP(p=0.975)`. A `Budget` selects the checkpoint's p for a share of the
+            tokens.
         max_new_tokens: length limit of the reply.
 
     Raises:
-        ConfigError: the checkpoint knows no p for the share.
-        UnsupportedModelError: the checkpoint was trained with another attention than the policy.
+        ConfigError: the checkpoint records no p for the share.
+        UnsupportedModelError: the checkpoint was trained with another attention than the policy's.
     """
     asked = policy.token_ratio if isinstance(policy, Budget) else None
     policy = policy.policy(model) if isinstance(policy, Budget) else policy
@@ -156,7 +157,7 @@ def _retention_p(policy: Policy | None) -> float | None:
 
 
 def _printable(text: str) -> str:
-    """Control characters, which could command a terminal, as U+FFFD; lines stay."""
+    """Replace control characters, which a terminal could execute, by U+FFFD; keep line breaks."""
     return "".join(sign if sign.isprintable() or sign == "\n" else "\ufffd" for sign in text)
 
 
@@ -177,7 +178,7 @@ def _what_was_kept(trace: Trace, inputs: Any, config: Any) -> dict[str, Any]:
 
 
 def _kv_bytes(cache: Any) -> tuple[int, int]:
-    """Bytes of the entries in use, and of as many entries as there are logical columns."""
+    """Size in bytes of the entries in use, and of one entry per logical column."""
     used = dense = 0
     for layer in cache.layers:
         for part in (layer.keys, layer.values):
@@ -193,7 +194,7 @@ def _ended(model: Any, reply_ids: torch.Tensor) -> bool:
 
 
 def overlay(result: AskResult, media: Media, question: str = "") -> Figure:
-    """The picture of the kept tokens, with question and reply under it."""
+    """A drawing of the kept tokens, with question and reply below."""
     from sf.report.overlay import kept_picture
 
     caption = "\n".join(part for part in (question, f"reply: {result.reply}") if part)

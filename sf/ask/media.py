@@ -1,4 +1,4 @@
-"""The image or video of one question, loaded once for the model and for the picture."""
+"""The image or video of a question, loaded once for the model and the drawing."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Media:
 
     Attributes:
         kind: "image" or "video".
-        part: the media part of a user turn, as `sf.data.vision.encode` takes it.
-        frames: uint8 [height, width, 3], one for each time step of the model's grid.
-        seconds: when each time step begins; None for an image.
-        vision: the bounds that it was loaded under and is to be encoded under.
+        part: the media part of a user turn, for `sf.data.vision.encode`.
+        frames: uint8 [height, width, 3], one per time step of the model's grid.
+        seconds: start of each time step; None for an image.
+        vision: the bounds for loading and encoding.
     """
 
     kind: Kind
@@ -56,11 +56,11 @@ class Media:
 
 
 def chosen(image: str | Path | None, video: str | Path | None) -> tuple[Kind, str | Path]:
-    """Which of the two is given, and where it lies.
+    """The kind and path of the given media.
 
     Raises:
         ConfigError: neither, or both.
-        DataError: there is no such file.
+        DataError: the file does not exist.
     """
     path = image if video is None else video
     if path is None or (image is not None and video is not None):
@@ -75,10 +75,10 @@ def chosen(image: str | Path | None, video: str | Path | None) -> tuple[Kind, st
 def bounds(
     kind: Kind, max_pixels: int | None = None, max_frames: int = MAX_FRAMES, fps: float = FPS
 ) -> Vision:
-    """How many pixels and frames are looked at.
+    """The bounds on pixels and frames.
 
     Args:
-        kind: the defaults of an image and of a video differ.
+        kind: images and videos have different defaults.
         max_pixels: of an image, or of each frame.
         max_frames, fps: of a video.
 
@@ -87,7 +87,7 @@ def bounds(
     """
     most = MAX_PIXELS[kind] if max_pixels is None else max_pixels
     if most < 1:
-        raise ConfigError("max_pixels", most, "must be at least 1", "leave it out, or raise it")
+        raise ConfigError("max_pixels", most, "must be at least 1", "omit it, or raise it")
     pixels = {
         f"{name}_{end}_pixels": min(MIN_PIXELS, most) if end == "min" else most
         for name in MAX_PIXELS
@@ -97,7 +97,7 @@ def bounds(
 
 
 def check_decodable(kind: Kind, path: str | Path, vision: Vision) -> None:
-    """Decode the media once in a process of its own, which a decoder may crash.
+    """Decode the media once in a separate process, which a decoder may crash.
 
     Raises:
         DataError: it cannot be decoded.
@@ -110,12 +110,12 @@ def check_decodable(kind: Kind, path: str | Path, vision: Vision) -> None:
 
 
 def load_media(kind: Kind, path: str | Path, vision: Vision, *, llava: bool = False) -> Media:
-    """Load an image or a video under bounds, those of a study's parameters for example.
+    """Load an image or a video within bounds, for example those of a study's parameters.
 
     Args:
         kind, path: the media.
         vision: pixel and frame bounds.
-        llava: for a LLaVA model, which resizes frames by itself and has a time step a frame.
+        llava: for a LLaVA model, which resizes frames itself and has one time step per frame.
 
     Raises:
         DataError: missing or unreadable media.

@@ -1,4 +1,4 @@
-"""The page of `sf evaluate`: accuracy against kept tokens, and replies beside each other."""
+"""The page of `sf evaluate`: accuracy against kept tokens, and replies side by side."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _RULE = (
     "attention answers wrong."
 )
 MOST_SAMPLES = 200
-"""Questions on the page at most; all are in tables/answers.csv."""
+"""Largest number of questions on the page; tables/answers.csv has all of them."""
 
 
 def write_question_page(
@@ -62,7 +62,7 @@ def write_question_page(
     Args:
         folder: of the result.
         p: parameters of the stage.
-        model, processor: the checkpoint, for the pictures of kept tokens.
+        model, processor: the checkpoint, for the drawings of kept tokens.
         rows: the questions.
         answers: `sf.evaluation.own_questions.answer_table`.
         table: `sf.evaluation.own_questions.summary`.
@@ -74,9 +74,9 @@ def write_question_page(
     shown = order[:MOST_SAMPLES]
     about = [
         "A difference is paired, question by question; its interval resamples images and videos. "
-        "The token ratio is the share of the prompt's tokens that takes part in a layer's "
-        "attention and stays in its cache, mean over layers. Seconds are wall time a question, "
-        "without loading the model and the media.",
+        "The token ratio is the share of the prompt's tokens that a layer attends to and keeps in "
+        "its cache, averaged over layers. Seconds are wall time per question, without loading the "
+        "model and the media.",
     ]
     sections = [
         Section(
@@ -88,8 +88,8 @@ def write_question_page(
         Section(
             "Questions",
             text=[
-                f"{len(shown)} of {len(order)} questions, those first whose judgement differs "
-                "between the methods; all are in tables/answers.csv."
+                f"{len(shown)} of {len(order)} questions, starting with those on which the methods "
+                "disagree; all are in tables/answers.csv."
             ],
             tables=[_samples(answers, shown)],
         ),
@@ -101,7 +101,7 @@ def write_question_page(
 
 
 def summary_table(table: pd.DataFrame) -> Table:
-    """The figures of each setting as cells."""
+    """The metrics of each setting as table cells."""
     rows = []
     for line in table.to_dict("records"):
         full = line["setting"] == FULL
@@ -121,7 +121,7 @@ def summary_table(table: pd.DataFrame) -> Table:
             ]
         )
     header = ["method", "questions", "accuracy (%)", "difference to full (points)"]
-    header += ["token ratio (%)", "seconds a question"]
+    header += ["token ratio (%)", "seconds per question"]
     return Table("overview", "Each method on the same questions", header, rows)
 
 
@@ -151,7 +151,7 @@ def _tradeoff(table: pd.DataFrame, where: str) -> Figure:
 
 
 def _changed_first(answers: pd.DataFrame) -> list[str]:
-    """Ids, those first that some settings answer right and others wrong."""
+    """Ids, starting with the questions that some settings answer correctly and others do not."""
     differs = answers.groupby("id", sort=False)["correct"].nunique() > 1
     return [*differs.index[differs], *differs.index[~differs]]
 

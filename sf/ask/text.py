@@ -15,11 +15,11 @@ BAR = 24
 
 
 def render(result: AskResult, console: Console) -> Group:
-    """The reply, then what was kept and what it cost.
+    """The reply, the kept tokens and the cost.
 
     Args:
-        result: of `sf.ask.answer`.
-        console: its encoding decides how bars are drawn.
+        result: from `sf.ask.answer`.
+        console: its encoding determines the characters of the bars.
     """
     reply = Text(result.reply or "(an empty reply)", style="bold")
     if result.cut:
@@ -42,7 +42,7 @@ def _facts(result: AskResult) -> Table:
     if result.retention_p is not None:
         kept += f" (p = {result.retention_p:.4g})"
     if result.asked is not None:
-        kept += f"; asked for {_percent(result.asked)}"
+        kept += f"; requested: {_percent(result.asked)}"
     table.add_row("token ratio", kept)
     share = result.kv_bytes / result.dense_kv_bytes
     table.add_row(

@@ -1,7 +1,7 @@
-"""What the right answer of a row is, and what a completion answers.
+"""Answers: of rows, parsed from their solutions, and of completions.
 
-A solution is "<answer>...</answer>". What stands inside is parsed by the rule of the problem type;
-rows whose solution does not follow it are refused with the rule as reason.
+A solution is "<answer>...</answer>". Its content is parsed by the rule of the problem type; rows
+whose solution breaks the rule are rejected, with the rule as the reason.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _LETTER = re.compile(r"\s*\(?([A-Z])(?:[.):\uff1a\uff0e\u3001]|\s*$)")
 
 def extract_answer(text: str) -> str:
     """The stripped text of the first <answer>...</answer>; "" without one (Video-R1's rule)."""
-    found = _ANSWER.search(text)
-    return found.group(1).strip() if found else ""
+    match = _ANSWER.search(text)
+    return match.group(1).strip() if match else ""
 
 
 def parse_number(text: str) -> float | None:
     """A finite number after stripping commas and outer spaces; None for anything else.
 
-    Stricter than `float`: "nan", "inf" and "1_0" are no numbers (a reward must not accept them).
+    Stricter than `float`: it rejects "nan", "inf" and "1_0", which a reward must not accept.
     """
     bare = text.replace(",", "").strip()
     if not _NUMBER.fullmatch(bare):
@@ -46,7 +46,7 @@ def parse_number(text: str) -> float | None:
 
 
 def option_letters(options: Sequence[str]) -> tuple[str, ...]:
-    """The letter of each option: written in front of it, else by position (A, B, ...)."""
+    """The letter of each option: its own prefix, else its position (A, B, ...)."""
     written = _written(options)
     if written:
         return tuple(match[1] for match in written)
@@ -54,13 +54,13 @@ def option_letters(options: Sequence[str]) -> tuple[str, ...]:
 
 
 def option_texts(options: Sequence[str]) -> tuple[str, ...]:
-    """The options without the letters that are written in front of them."""
+    """The options without their letter prefixes."""
     written = _written(options)
     return tuple(match.string[match.end() :].strip() for match in written) or tuple(options)
 
 
 def spelt_option(answer: str, options: Sequence[str]) -> str:
-    """The letter of the one option that an answer spells out, with or without it; else ""."""
+    """The letter of the only option that the answer spells out, with or without letter; else ""."""
     bare = answer.strip(" .\n")
     pairs = [
         (letter, text.strip(" ."))
@@ -77,14 +77,14 @@ def spelt_option(answer: str, options: Sequence[str]) -> str:
 
 
 def _written(options: Sequence[str]) -> list[re.Match[str]]:
-    """The letters in front of the options; empty unless each has another one."""
+    """The letter prefixes of the options; empty unless each option has a distinct one."""
     matches = [match for option in options if (match := _LETTER.match(option))]
     distinct = len({match[1] for match in matches}) == len(options)
     return matches if distinct else []
 
 
 def parse_solution(problem_type: str, solution: str, options: Sequence[str] = ()) -> str:
-    """The right answer, checked by the rule of its problem type.
+    """The reference answer, checked by the rule of its problem type.
 
     Args:
         problem_type: one of `PROBLEM_TYPES`.
@@ -92,20 +92,20 @@ def parse_solution(problem_type: str, solution: str, options: Sequence[str] = ()
         options: the row's options, for multiple choice.
 
     Returns:
-        A letter, a number without commas, or a text.
+        A letter, a number without commas, or text.
 
     Raises:
-        DataError: unknown problem type, no tags, an empty answer, a letter that no option has, or
-            no number where one is asked for.
+        DataError: unknown problem type, no tags, an empty answer, a letter without an option, or
+            a numerical answer that is not a number.
     """
     if problem_type not in PROBLEM_TYPES:
         rule = f"it must be one of {', '.join(PROBLEM_TYPES)}"
         raise DataError("problem_type", problem_type, rule, "correct the row")
-    found = _ANSWER.search(solution)
-    if not found:
-        rule = "it must hold <answer>...</answer>"
+    match = _ANSWER.search(solution)
+    if not match:
+        rule = "it must contain <answer>...</answer>"
         raise DataError("solution", solution, rule, "correct the row")
-    answer = found.group(1).strip()
+    answer = match.group(1).strip()
     if not answer:
         raise DataError("solution", solution, "its answer must not be empty", "correct the row")
     if problem_type == "multiple choice":

@@ -1,12 +1,12 @@
-"""Media inside archives: found through an index, read in place or unpacked at most once.
+"""Media inside archives: indexed, read in place or unpacked at most once.
 
-A zip's central directory is its index: members are read in place ("ARCHIVE.zip!/MEMBER"). A tar has
-none and a compressed one allows no random access: one pass over it unpacks the members that rows
-refer to into `ARCHIVE.unpacked/` beside it and writes `index.json` there; the next call reads that
-and passes over the archive again only if it needs members that are not out yet.
+A zip's central directory is its index: members are read in place ("ARCHIVE.zip!/MEMBER"). A tar
+has no index, and a compressed one no random access: a single pass unpacks the members that rows
+refer to into `ARCHIVE.unpacked/` next to the archive and writes `index.json` there. Later calls
+read the index and make another pass only for members that are not unpacked yet.
 
-Names are compared as relative POSIX paths in one Unicode form; a name that is not marked as UTF-8
-stands for what it can be in the encodings of its time.
+Names are compared as relative POSIX paths in one Unicode form. A name that is not marked as UTF-8
+is decoded with each legacy encoding in turn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 UNPACKED = ".unpacked"
 _LARGEST_MEMBER = 16 * 2**30
 _UTF8_FLAG = 0x800
-# Of names that are not marked as UTF-8, in the order in which they are tried.
+# For names that are not marked as UTF-8, in the order in which they are tried.
 _ENCODINGS = (
     *("utf-8", "gb18030", "shift_jis", "euc_kr", "big5", "cp1252", "cp1251"),
     *("cp866", "cp850", "cp437", "latin-1"),
@@ -40,22 +40,22 @@ _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUO
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file name is that of a zip or tar archive."""
+    """Whether a file name has the suffix of a zip or tar archive."""
     return name.lower().endswith((".zip", *_TAR))
 
 
 def find_archives(root: Path) -> list[str]:
     """POSIX paths of all archives below `root`, sorted; symbolic links are not followed.
 
-    An archive that is itself a link counts only if it lies below the root as well.
+    An archive that is itself a link is included only if its target is below the root too.
     """
     real_root = os.path.realpath(root) + os.sep
-    found = []
+    archives = []
     for folder, names, files in os.walk(root):
         names[:] = [name for name in names if not name.endswith(UNPACKED)]
         paths = [os.path.join(folder, name) for name in files if is_archive(name)]
-        found += [path for path in paths if os.path.realpath(path).startswith(real_root)]
-    return sorted(Path(path).relative_to(root).as_posix() for path in found)
+        archives += [path for path in paths if os.path.realpath(path).startswith(real_root)]
+    return sorted(Path(path).relative_to(root).as_posix() for path in archives)
 
 
 def archive_stem(archive: str) -> str:
@@ -68,7 +68,7 @@ def archive_stem(archive: str) -> str:
 
 
 def _decoded(raw: bytes) -> list[str]:
-    """What a name that is not known to be UTF-8 can stand for."""
+    """The possible readings of a name that is not known to be UTF-8."""
     names = []
     for encoding in _ENCODINGS:
         with suppress(UnicodeDecodeError):
@@ -77,22 +77,22 @@ def _decoded(raw: bytes) -> list[str]:
 
 
 def _composed(path: str) -> str:
-    """A path in the one Unicode form in which paths are compared."""
+    """A path in the Unicode form used for comparison."""
     return unicodedata.normalize("NFC", path)
 
 
 class ArchiveIndex:
-    """Where in the archives below a root a media path lies.
+    """Locates media paths in the archives below a root.
 
-    A member may be named relative to the archive's folder, to the root, or to a folder called like
-    the archive; all three occur in published data sets.
+    A member's name may be relative to the archive's folder, to the root, or to a folder with the
+    archive's name; all three occur in published datasets.
 
     Args:
         root: the data root.
 
     Attributes:
-        damaged: archives that cannot be read, or not to their end, with the reason. What lies
-            before the damage of a tar is used.
+        damaged: archives that cannot be read completely, with the reason. The members before the
+            damage in a tar are used.
     """
 
     def __init__(self, root: Path) -> None:
@@ -100,14 +100,14 @@ class ArchiveIndex:
         self.damaged: dict[str, str] = {}
         self.archives = find_archives(root)
         self._zipped: dict[str, str] = {}
-        self._guessed: dict[str, str] = {}  # by names in another encoding than the zip states
+        self._guessed: dict[str, str] = {}  # by names in an encoding that the zip does not state
         self._sizes: dict[str, int] = {}
         for archive in self.archives:
             if archive.lower().endswith(".zip"):
                 self._index_zip(archive)
 
     def _places(self, archive: str, member: str) -> Iterator[str]:
-        """The media paths that a member can stand for, the most likely first."""
+        """The possible media paths of a member, the most likely first."""
         folder, name = posixpath.dirname(archive), _composed(clean_member(member))
         yield posixpath.join(folder, name)
         yield name
@@ -147,23 +147,23 @@ class ArchiveIndex:
             wanted: media paths that are neither on disk nor in a zip.
 
         Returns:
-            Media path -> path of the unpacked file relative to the root, for those that are out;
-            and media path -> reason, for members that are not unpacked.
+            Media path -> path of the unpacked file relative to the root; and media path -> reason,
+            for members that were not unpacked.
 
         Raises:
-            DataError: an archive's folder cannot be written.
+            DataError: the folder for an archive's members cannot be written.
         """
         forms = {_composed(media): media for media in wanted}
-        found: dict[str, str] = {}
+        unpacked: dict[str, str] = {}
         refused: dict[str, str] = {}
         for archive in self.archives:
-            missing = forms.keys() - found.keys()
+            missing = forms.keys() - unpacked.keys()
             if missing and not archive.lower().endswith(".zip"):
                 members, faults = self._unpack(archive, missing)
-                found.update(members)
+                unpacked.update(members)
                 refused.update(faults)
-        out = {forms[place]: reference for place, reference in found.items()}
-        return out, {forms[place]: rule for place, rule in refused.items() if place not in found}
+        out = {forms[place]: reference for place, reference in unpacked.items()}
+        return out, {forms[place]: rule for place, rule in refused.items() if place not in unpacked}
 
     def _unpack(self, archive: str, wanted: Set[str]) -> tuple[dict[str, str], dict[str, str]]:
         source, folder = self.root / archive, UnpackFolder(self.root / (archive + UNPACKED))
@@ -181,24 +181,24 @@ class ArchiveIndex:
                 folder.record(stamp, members)
             except ARCHIVE_DAMAGE as error:
                 if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-                    rule = f"it cannot be unpacked beside itself: {error.strerror}"
-                    remedy = "make room and writing possible there, or unpack it by hand"
+                    rule = f"it cannot be unpacked into its own folder: {error.strerror}"
+                    remedy = "free disk space there and allow writing, or unpack it by hand"
                     raise DataError("archive", archive, rule, remedy) from error
                 self.damaged[archive] = str(error)
             places = self._match(archive, members, wanted)
         return {media: f"{archive}{UNPACKED}/{name}" for media, name in places.items()}, refused
 
     def _match(self, archive: str, members: Iterable[str], wanted: Set[str]) -> dict[str, str]:
-        """Wanted media paths among the members, with the names that these have on disk."""
-        found: dict[str, str] = {}
+        """Wanted media paths among the members, with their names on disk."""
+        matches: dict[str, str] = {}
         guesses: dict[str, str] = {}
         for member in members:
             names = _member_names(member)
-            for names_so, into in ((names[:1], found), (names[1:], guesses)):
+            for names_so, into in ((names[:1], matches), (names[1:], guesses)):
                 for place in (place for name in names_so for place in self._places(archive, name)):
                     if place in wanted:
                         into.setdefault(place, disk_name(member))
-        return {**guesses, **found}
+        return {**guesses, **matches}
 
     def _pass_over(
         self,
@@ -208,14 +208,14 @@ class ArchiveIndex:
         wanted: Set[str],
         refused: dict[str, str],
     ) -> Iterator[str]:
-        """Read a tar once; unpack wanted members that are not out yet.
+        """Read a tar once; unpack wanted members that are not unpacked yet.
 
         Args:
-            archive, source, folder, wanted: of `_unpack`.
-            refused: gets the reasons against wanted members.
+            archive, source, folder, wanted: as in `_unpack`.
+            refused: receives the reasons for wanted members that cannot be unpacked.
 
         Yields:
-            The members that are out or can be.
+            The members that are unpacked or can be.
         """
         with tarfile.open(source, "r|*", encoding="utf-8", errors="surrogateescape") as opened:
             for info in opened:
@@ -232,7 +232,7 @@ class ArchiveIndex:
 
 
 def _member_names(member: str) -> list[str]:
-    """What a tar member's name can stand for, the most likely first."""
+    """The possible readings of a tar member's name, the most likely first."""
     return [member] if member.isascii() else _decoded(member.encode("utf-8", "surrogateescape"))
 
 
@@ -245,21 +245,21 @@ def _is_utf8(raw: bytes) -> bool:
 
 
 def disk_name(member: str) -> str:
-    """The relative path that a tar member is unpacked to; never one with half characters."""
+    """The relative path that a tar member is unpacked to, without lone surrogates."""
     raw = member.encode("utf-8", "surrogateescape")
     return clean_member(member if _is_utf8(raw) else raw.decode("cp437"))
 
 
 def _refused(info: tarfile.TarInfo) -> str:
-    """Why a member is not unpacked, or ""."""
+    """The reason not to unpack a member, or ""."""
     if info.issym() or info.islnk():
         return "is a link, and links are not followed"
     if not info.isfile():
-        return "is no regular file"
+        return "is not a regular file"
     if ".." in info.name.replace("\\", "/").split("/"):
         return "leads out of the archive"
     if disk_name(info.name) == RECORD:
-        return f"is called {RECORD}, which is the name of the archive's own record"
+        return f"is called {RECORD}, the name of the index that unpacking writes"
     if info.size > _LARGEST_MEMBER:
         return f"has {info.size} bytes"
     return ""

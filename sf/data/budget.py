@@ -1,12 +1,11 @@
-"""What a picture or a video costs: resized size, sampled frames, visual tokens. No torch here.
+"""The cost of an image or a video: resized size, sampled frames, visual tokens. Without torch.
 
 The size rule is transformers' `smart_resize` (Qwen2-VL). The frame rule is that of its
-`Qwen2VLVideoProcessor.sample_frames`: evenly spaced from the first frame, `video_fps` a second, an
-even number, at least 4 where the video has them, at most `video_max_frames`. Videos of variable
-rate are sampled at evenly spaced times. With both the processor's `second_per_grid_ts` (the
-distance of two sampled frames, twice) is the true one. qwen-vl-utils spreads the
-same number of frames from the first to the very last frame instead, and then its time stamps are
-slightly off.
+`Qwen2VLVideoProcessor.sample_frames`: evenly spaced from the first frame, `video_fps` per second,
+an even number, at least 4 if the video has them, at most `video_max_frames`. Videos of variable
+rate are sampled at evenly spaced times. In both cases the processor's `second_per_grid_ts` (twice
+the interval between sampled frames) is exact. qwen-vl-utils instead spreads the same number of
+frames from the first to the very last frame, which makes its time stamps slightly wrong.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ FACTOR = 28  # patch 14 x merge 2: side of a visual token in pixels, Qwen2-VL an
 TEMPORAL_PATCH = 2  # frames in one visual token
 MIN_FRAMES = 4
 MAX_ASPECT = 200
-SHORT_QUESTION = 64  # tokens of the text of a prompt
+SHORT_QUESTION = 64  # text tokens of a prompt
 
 
 def pixel_bounds(data_type: str, vision: Vision) -> tuple[int, int]:
@@ -83,7 +82,7 @@ def resized_size(
 
 
 def _num_sampled(num_frames: int, fps: float, vision: Vision) -> int:
-    """How many frames of a video are looked at."""
+    """Number of sampled frames of a video."""
     if num_frames < 1:
         raise DataError("num_frames", num_frames, "a video needs a frame", "drop the row")
     if not (math.isfinite(fps) and fps > 0):
@@ -94,11 +93,11 @@ def _num_sampled(num_frames: int, fps: float, vision: Vision) -> int:
 
 
 def frame_indices(num_frames: int, fps: float, vision: Vision) -> list[int]:
-    """Which frames of a video of constant rate are looked at.
+    """The sampled frames of a video of constant rate.
 
     Args:
         num_frames: frames in the video.
-        fps: its frames a second.
+        fps: its frames per second.
         vision: `video_fps` and `video_max_frames`.
 
     Returns:
@@ -112,16 +111,16 @@ def frame_indices(num_frames: int, fps: float, vision: Vision) -> list[int]:
 
 
 def frames_at(seconds: Sequence[float], duration_s: float, vision: Vision) -> list[int]:
-    """Which frames of a video of variable rate are looked at: those shown at evenly spaced times.
+    """The sampled frames of a video of variable rate: those shown at evenly spaced times.
 
     Args:
-        seconds: when each frame is shown, increasing, from 0.
-        duration_s: until the end of the last frame.
+        seconds: the time of each frame, increasing from 0.
+        duration_s: the end of the last frame.
         vision: `video_fps` and `video_max_frames`.
 
     Returns:
-        Indices in order, as many as `frame_indices` gives for the mean rate; a frame that is shown
-        for long is taken more than once.
+        Indices in order, as many as `frame_indices` gives for the mean rate; a frame with a long
+        display time is repeated.
 
     Raises:
         DataError: see `frame_indices`.
@@ -132,7 +131,7 @@ def frames_at(seconds: Sequence[float], duration_s: float, vision: Vision) -> li
 
 
 def longest_prompt(vision: Vision) -> int:
-    """Tokens of the longest prompt under some bounds, with a short question."""
+    """Tokens of the longest prompt under the given bounds, with a short question."""
     frames = math.ceil(vision.video_max_frames / TEMPORAL_PATCH)
     cell = FACTOR * FACTOR
     visual = max(vision.image_max_pixels // cell, frames * (vision.video_max_pixels // cell))
@@ -142,10 +141,10 @@ def longest_prompt(vision: Vision) -> int:
 def visual_tokens(
     data_type: str, width: int, height: int, num_frames: int, fps: float, vision: Vision
 ) -> int:
-    """Placeholder tokens that an image or a video takes in a prompt.
+    """Number of placeholder tokens of an image or a video in a prompt.
 
     Raises:
-        DataError: a size, frame count or rate that no processor accepts.
+        DataError: a size, frame count or frame rate that no processor accepts.
     """
     new_width, new_height = resized_size(width, height, pixel_bounds(data_type, vision))
     tokens = (new_width // FACTOR) * (new_height // FACTOR)

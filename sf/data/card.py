@@ -1,4 +1,4 @@
-"""The data card: what was prepared, as Markdown with pictures; and the tables behind it."""
+"""The data card: the prepared data as Markdown with figures, and the tables behind it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def count_table(splits: Mapping[str, Sequence[Row]]) -> pd.DataFrame:
 
 
 def length_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Quantiles of sizes and costs by media type; media facts only where media were opened."""
+    """Quantiles of sizes and costs by media type; media facts only if media were opened."""
     import numpy as np
     import pandas as pd
 
@@ -58,22 +58,22 @@ def length_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def summary(done: Prepared) -> dict[str, float]:
-    """The stage's figures: rows by split, rejects by kind, media and tokens."""
-    found = done.source.found
+    """The stage's metrics: rows by split, rejects by kind, media and tokens."""
+    collected = done.source.collected
     used = [row for rows in done.splits.values() for row in rows]
     return {
-        "rows_read": found.num_read,
-        "rows_unselected": found.num_unselected,
+        "rows_read": collected.num_read,
+        "rows_unselected": collected.num_unselected,
         **{f"rows_{split}": len(rows) for split, rows in done.splits.items()},
         "rows_reserve": len(done.reserve),
-        "rows_rejected": len(found.rejects),
-        "reject_share": len(found.rejects) / found.num_read,
+        "rows_rejected": len(collected.rejects),
+        "reject_share": len(collected.rejects) / collected.num_read,
         **{
             f"rejected_{kind.lower().replace(' ', '_').replace('-', '')}": count
-            for kind, count in sorted(found.kinds().items())
+            for kind, count in sorted(collected.kinds().items())
         },
         "media": len({row.media for row in used}),
-        "media_copies": found.num_copies,
+        "media_copies": collected.num_copies,
         "benchmark_name_matches": len(done.leaks),
         "visual_tokens_mean": sum(row.visual_tokens for row in used) / max(len(used), 1),
     }
@@ -84,9 +84,9 @@ def write_card(folder: Path, done: Prepared, vision: Vision, seed: int) -> None:
 
     Args:
         folder: results folder; tables/ and figures/ lie below it.
-        done: what was prepared.
-        vision: the bounds that visual tokens were counted under.
-        seed: of the choice of example rows.
+        done: the prepared data.
+        vision: the bounds for counting visual tokens.
+        seed: for choosing the example rows.
     """
     from sf.atomic_files import write_text
     from sf.data import card_figures
@@ -113,7 +113,7 @@ def write_card(folder: Path, done: Prepared, vision: Vision, seed: int) -> None:
 
 
 def _overview(done: Prepared, rows: Sequence[Row], counts: pd.DataFrame) -> list[str]:
-    found = done.source.found
+    collected = done.source.collected
     by_split = counts.pivot_table(
         index=["data_type", "problem_type"], columns="split", values="rows", aggfunc="sum"
     )
@@ -126,13 +126,13 @@ def _overview(done: Prepared, rows: Sequence[Row], counts: pd.DataFrame) -> list
         f"# Data card: {markdown(done.source.origin)}",
         "",
         *_revision(done),
-        f"{found.num_read:,} rows read, {len(found.rejects):,} rejected, "
-        f"{found.num_unselected:,} not selected, {len(done.reserve):,} in reserve; "
-        f"{len(rows):,} rows over {len({row.media for row in rows}):,} media in use.",
+        f"{collected.num_read:,} rows read, {len(collected.rejects):,} rejected, "
+        f"{collected.num_unselected:,} not selected, {len(done.reserve):,} in reserve; "
+        f"{len(rows):,} rows about {len({row.media for row in rows}):,} media in use.",
         "",
-        "Rows about the same media are on one side of the split; sides are decided by a hash, so "
-        "added rows move no other row to another side. Rows in reserve are on a held-out side but "
-        f"in no manifest. {_copies(done)}",
+        "Rows about the same media are on the same side of the split. A hash decides the side, so "
+        "adding rows never moves another row. Rows in reserve are on a held-out side but in no "
+        f"manifest. {_copies(done)}",
         "",
         done.leakage,
         "",
@@ -150,16 +150,16 @@ def _revision(done: Prepared) -> list[str]:
         return []
     return [
         f"**Not pinned**: configured as {markdown(done.source.unpinned)}, a branch or tag that can "
-        "move. It stood for the commit above when it was first used here; `origin.json` holds "
-        "that, and later runs of this study keep it.",
+        "move. It pointed to the commit above when it was first used here; `origin.json` records "
+        "that commit, and later runs of this study use it.",
         "",
     ]
 
 
 def _copies(done: Prepared) -> str:
     return (
-        f"Media are told apart by their bytes: {done.source.found.num_copies:,} files are copies "
-        "of another one and on its side."
+        f"Media are identified by their bytes: {done.source.collected.num_copies:,} files are "
+        "copies of another file and on the same side."
     )
 
 
@@ -174,9 +174,9 @@ def _lengths(done: Prepared, lengths: pd.DataFrame, vision: Vision) -> list[str]
     lines = [
         "## Lengths and sizes",
         "",
-        f"Visual tokens count under images of {vision.image_min_pixels:,} to "
+        f"Visual tokens are counted for images of {vision.image_min_pixels:,} to "
         f"{vision.image_max_pixels:,} pixels, videos of at most {vision.video_max_frames} frames "
-        f"at {vision.video_fps:g} a second, each of {vision.video_min_pixels:,} to "
+        f"at {vision.video_fps:g} per second, each of {vision.video_min_pixels:,} to "
         f"{vision.video_max_pixels:,} pixels.",
         "",
         lengths.to_markdown(index=False, floatfmt=",.4g"),
@@ -186,9 +186,10 @@ def _lengths(done: Prepared, lengths: pd.DataFrame, vision: Vision) -> list[str]
 
 
 def _rejects(done: Prepared) -> list[str]:
-    kinds = done.source.found.kinds()
+    kinds = done.source.collected.kinds()
     if not kinds:
         return ["## Rejected rows", "", "None.", ""]
     lines = ["## Rejected rows", "", "| reason | rows |", "|:--|--:|"]
     lines += [f"| {markdown(kind)} | {count:,} |" for kind, count in sorted(kinds.items())]
-    return [*lines, "", "Each with its reason in `rejects.parquet` and `tables/rejects.csv`.", ""]
+    end = "`rejects.parquet` and `tables/rejects.csv` list each row with its reason."
+    return [*lines, "", end, ""]

@@ -1,4 +1,4 @@
-"""The data card's pictures."""
+"""The data card's figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FRAMES_SHOWN = 4
 
 
 def _stacked(panel: Any, names: Sequence[str], counts: Mapping[tuple[str, str], int]) -> None:
-    """One bar of rows a name, a part for each media type."""
+    """One bar of row counts per name, stacked by media type."""
     left = [0] * len(names)
     for kind in DATA_TYPES:
         widths = [counts.get((name, kind), 0) for name in names]
@@ -33,7 +33,7 @@ def _stacked(panel: Any, names: Sequence[str], counts: Mapping[tuple[str, str], 
 
 
 def counts_picture(splits: Mapping[str, Sequence[Row]], folder: Path) -> None:
-    """Rows by problem type and media, one panel a split: counts.png, counts.svg."""
+    """Rows by problem type and media, one panel per split: counts.png, counts.svg."""
     fig, axes = figure(3.4 * len(splits) + 1, 3.2, columns=len(splits))
     for panel, (split, rows) in zip(axes[0], splits.items(), strict=True):
         _stacked(panel, PROBLEM_TYPES, Counter((row.problem_type, row.data_type) for row in rows))
@@ -55,7 +55,7 @@ def source_picture(rows: Sequence[Row], folder: Path, most: int) -> None:
 
 
 def _histogram(panel: Any, rows: Sequence[Row], measure: str, kinds: Sequence[str]) -> None:
-    """Counts of rows by a measure, the same bins for all media types."""
+    """Row counts by a measure, with the same bins for all media types."""
     values = {kind: [getattr(r, measure) for r in rows if r.data_type == kind] for kind in kinds}
     together = [value for members in values.values() for value in members]
     if together:
@@ -71,7 +71,7 @@ def length_picture(rows: Sequence[Row], folder: Path) -> None:
     fig, axes = figure(9.4, 3.2, columns=2)
     tokens, seconds = axes[0]
     _histogram(tokens, rows, "visual_tokens", DATA_TYPES)
-    tokens.set_title("Visual tokens a row")
+    tokens.set_title("Visual tokens per row")
     tokens.set_xlabel("tokens")
     _histogram(seconds, rows, "duration_s", ["video"])
     seconds.set_title("Duration of videos")
@@ -81,7 +81,7 @@ def length_picture(rows: Sequence[Row], folder: Path) -> None:
 
 
 def _strip(row: Row, root: Path, vision: Any) -> Any:
-    """The media of a row as one small picture: the image, or some frames side by side."""
+    """The media of a row as one thumbnail: the image, or some frames side by side."""
     import PIL.Image
 
     from sf.data.images import load_image, side_by_side
@@ -101,14 +101,14 @@ def _strip(row: Row, root: Path, vision: Any) -> Any:
 def example_pictures(
     rows: Sequence[Row], root: Path, folder: Path, vision: Any, seed: int
 ) -> list[str]:
-    """One row of each problem type and media with its media, as Markdown lines.
+    """One row of each problem and media type with its media, as Markdown lines.
 
     Args:
-        rows: to choose from; the choice depends on ids and seed only.
+        rows: to choose from; the choice depends only on ids and seed.
         root: the data root.
-        folder: figures folder; pictures are written to example_*.png.
+        folder: figures folder; writes example_*.png.
         vision: bounds and frame rule.
-        seed: of the choice.
+        seed: for the choice.
     """
     from sf.data.split import unit_hash
 

@@ -1,10 +1,10 @@
-"""The media pass: opens every image and video once, in parallel, and remembers what it found.
+"""The media pass: opens every image and video once, in parallel, and records the results.
 
-Media are opened in processes of their own (`sf.isolation`): one that crashes its decoder, or keeps
-it busy for ever, is one unusable file among others. Results are appended to a log as they come, so
-a killed pass goes on where it was. An entry counts as long as size and modification time of its
-file are the same and the same frames are looked at. What could not be used is opened again by the
-next call: a file system that did not answer, or a missing permission, is no property of the file.
+Media are opened in separate processes (`sf.isolation`): a file that crashes its decoder or never
+finishes decoding is merely one unusable file. Results are appended to a log as they arrive, so a
+killed pass continues where it stopped. An entry is valid while the file's size, its modification
+time and the frame rules are unchanged. The next call opens unusable files again: an unresponsive
+file system or a missing permission is not a property of the file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["MediaLog", "apply_facts", "check_media", "media_faults"]
 
 TIME_LIMIT_S = 120.0
-_BYTES_PER_S = 2**20  # a file may take so much longer than that
+_BYTES_PER_S = 2**20  # a larger file may take longer, at this rate
 _FLUSH_EVERY = 64
 
 
@@ -40,7 +40,7 @@ class MediaLog:
 
     Args:
         path: the file; created with the first entry.
-        earlier: a log whose facts are taken over, such as that of a result with other parameters.
+        earlier: a log to reuse facts from, such as that of a result with other parameters.
     """
 
     def __init__(self, path: Path, earlier: Path | None = None) -> None:
@@ -53,7 +53,7 @@ class MediaLog:
                     self.facts[facts.media, facts.data_type] = facts
 
     def known(self, media: str, data_type: str, key: str) -> bool:
-        """Whether facts with this key, and no error, are here or in the earlier log."""
+        """Whether this or the earlier log has facts with this key and without an error."""
         pair = media, data_type
         return any(
             pair in facts and facts[pair].key == key and not facts[pair].error
@@ -61,7 +61,7 @@ class MediaLog:
         )
 
     def take_over(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Copy those known facts that only the earlier log holds."""
+        """Copy the facts that only the earlier log contains."""
         self.add(
             self.earlier[pair]
             for pair in pairs
@@ -69,14 +69,14 @@ class MediaLog:
         )
 
     def add(self, batch: Iterable[MediaFacts]) -> None:
-        """Append facts; they are with the operating system when this returns."""
+        """Append facts; the operating system has them when this returns."""
         batch = list(batch)
         self.facts.update({(facts.media, facts.data_type): facts for facts in batch})
         append_json_lines(self.path, map(asdict, batch))
 
 
 def _facts_of(fields: dict[str, Any]) -> MediaFacts | None:
-    """Facts of a line of the log; None for one of another version."""
+    """Facts of a log line; None for a line of another version."""
     try:
         return MediaFacts(**fields)
     except TypeError:
@@ -84,7 +84,7 @@ def _facts_of(fields: dict[str, Any]) -> MediaFacts | None:
 
 
 def time_limit_s(path: Path) -> float:
-    """How long a file may take; by its size, and generous, since the machine may be busy."""
+    """Time limit for a file, by its size; generous, since the machine may be busy."""
     try:
         return TIME_LIMIT_S + media_size(path) / _BYTES_PER_S
     except DataError:
@@ -107,7 +107,7 @@ def _in_parallel(
 
 
 def media_faults(media: Sequence[tuple[Path | str, str]], vision: Vision) -> list[str]:
-    """Why images and videos cannot be used, "" where they can; nothing is remembered.
+    """The reason why each image or video is unusable, "" for usable ones; nothing is recorded.
 
     Args:
         media: paths, with "image" or "video".
@@ -126,14 +126,14 @@ def check_media(
     log: MediaLog,
     workers: int,
 ) -> dict[tuple[str, str], MediaFacts]:
-    """Facts of media; only what the log does not hold is opened.
+    """Facts of media; opens only the media missing from the log.
 
     Args:
         root: the data root.
-        media: references below it, with "image" or "video"; repeated ones count once.
-        visions: pixel and frame bounds; the frames of all are decoded.
-        log: what earlier calls found.
-        workers: processes that decode.
+        media: references below it, with "image" or "video"; duplicates count once.
+        visions: pixel and frame bounds; the frames for each of them are decoded.
+        log: results of earlier calls.
+        workers: number of decoding processes.
 
     Returns:
         Facts by media reference and media type.
@@ -164,18 +164,18 @@ def apply_facts(
     """Fill in media facts and visual tokens.
 
     Returns:
-        Rows whose media can be used, and the faults of the others by row id.
+        Rows with usable media, and the faults of the others by row id.
     """
     good: list[Row] = []
     faults: dict[str, RowError] = {}
     for row in rows:
-        found = facts[row.media, row.data_type]
-        if found.error:
-            faults[row.id] = RowError("unreadable media", "path", row.media, found.error)
+        entry = facts[row.media, row.data_type]
+        if entry.error:
+            faults[row.id] = RowError("unreadable media", "path", row.media, entry.error)
             continue
-        values: dict[str, Any] = {name: getattr(found, name) for name in FOUND}
+        values: dict[str, Any] = {name: getattr(entry, name) for name in FOUND}
         tokens = visual_tokens(
-            row.data_type, found.width, found.height, found.num_frames, found.fps or 1.0, vision
+            row.data_type, entry.width, entry.height, entry.num_frames, entry.fps or 1.0, vision
         )
         good.append(replace(row, **values, visual_tokens=tokens))
     return good, faults

@@ -1,4 +1,4 @@
-"""Annotation files -> validated, deduplicated rows, and every rejected one with its reason."""
+"""Annotation files -> validated, deduplicated rows, and each rejected row with its reason."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _PUNCTUATION = re.compile(r"[\W_]+")
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A row that is not used.
+    """A rejected row.
 
     Attributes:
         file: annotation file, relative to the data root.
         number: of the row in the file, from 1.
         id: the row's id, if it has one.
         kind: class of the reason.
-        reason: what is wrong.
+        reason: the fault.
         media: the row's media path, if it has one.
     """
 
@@ -57,17 +57,17 @@ class Reject:
 
 @dataclass(slots=True)
 class Collected:
-    """Rows so far, and what was left out.
+    """The rows collected so far, and the rejected ones.
 
     Attributes:
         rows: usable rows in the order of the files.
         rejects: the others, with reasons.
         num_read: rows read, used or not.
-        num_unselected: rows of data sources that were not asked for.
+        num_unselected: rows of data sources that were not selected.
         origins: file and number of a row by its id.
-        groups: what the split keeps together, by row id: the media path as the source names it or,
-            once media were opened, the digest of their bytes.
-        num_copies: media files that are copies of another one, where media were opened.
+        groups: by row id, the group that the split keeps together: the media path in the source
+            or, once media were opened, the digest of their bytes.
+        num_copies: media files that are copies of another file, if media were opened.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Collected:
     num_copies: int = 0
 
     def drop(self, faults: dict[str, RowError], rows: list[Row]) -> None:
-        """Go on with `rows`; the ones in `faults` become rejects."""
+        """Keep `rows`; those in `faults` become rejects."""
         media = {row.id: row.media for row in self.rows if row.id in faults}
         for identity, error in faults.items():
             file, number = self.origins[identity]
@@ -96,8 +96,8 @@ def annotation_files(root: Path) -> list[Path]:
     """The annotation files of a data root, in a fixed order.
 
     Args:
-        root: a folder with `Video-R1-260k.json`, or one in LLaVA-Video-178K's layout
-            (`*/*_processed.json`), or one with both; or an annotation file itself.
+        root: a folder with `Video-R1-260k.json`, in LLaVA-Video-178K's layout
+            (`*/*_processed.json`), or with both; or an annotation file.
 
     Raises:
         DataError: there is none.
@@ -106,12 +106,12 @@ def annotation_files(root: Path) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise DataError("source", str(root), "there is no such folder", "correct prepare.source")
-    found = [root / ANNOTATIONS] if (root / ANNOTATIONS).is_file() else []
-    found += sorted(path for path in root.glob("**/*_processed.json") if path.is_file())
-    if not found:
-        rule = f"it holds neither {ANNOTATIONS} nor */*_processed.json"
+    files = [root / ANNOTATIONS] if (root / ANNOTATIONS).is_file() else []
+    files += sorted(path for path in root.glob("**/*_processed.json") if path.is_file())
+    if not files:
+        rule = f"it contains neither {ANNOTATIONS} nor */*_processed.json"
         raise DataError("source", str(root), rule, "correct prepare.source")
-    return found
+    return files
 
 
 def _records(raw: RawRow, file: str, folder: str) -> Iterator[dict[str, Any] | Any]:
@@ -124,7 +124,7 @@ def _records(raw: RawRow, file: str, folder: str) -> Iterator[dict[str, Any] | A
 
 
 def _content(row: Row) -> tuple[object, ...]:
-    """Equal for rows that ask the same of the same media and give the same answer."""
+    """Equal for rows with the same question about the same media and the same answer."""
     texts = (row.problem, *row.options, row.answer)
     return (row.media, row.problem_type, *(_normal(text) for text in texts))
 
@@ -140,49 +140,49 @@ def _known(record: Any, key: str) -> str:
 
 class _Collector:
     def __init__(self, sources: Sequence[str]) -> None:
-        self.found = Collected()
+        self.collected = Collected()
         self._sources = frozenset(sources)
-        self._alone: dict[str, Row] = {}  # media -> their only row so far
+        self._alone: dict[str, Row] = {}  # media -> its only row so far
         self._contents: dict[tuple[object, ...], str] = {}  # of media with several rows -> row id
 
     def take(self, raw: RawRow, file: str, folder: str) -> None:
-        """Validate one raw row; it may hold several questions."""
+        """Validate one raw row, which may contain several questions."""
         if raw.kind:
-            self.found.num_read += 1
+            self.collected.num_read += 1
             reject = Reject(file, raw.number, "", raw.kind, raw.reason, "")
-            self.found.rejects.append(reject)
+            self.collected.rejects.append(reject)
             return
         record = raw.value
         try:
             for record in _records(raw, file, folder):
-                self.found.num_read += 1
+                self.collected.num_read += 1
                 self._one(record, file, raw.number)
-        except RowError as error:  # a LLaVA-Video record whose turns do not pair up, an own row
-            self.found.num_read += 1
+        except RowError as error:  # an own row, or a LLaVA-Video record with unpaired turns
+            self.collected.num_read += 1
             self._reject(record, file, raw.number, error)
 
     def _reject(self, record: Any, file: str, number: int, error: RowError) -> None:
         identity = _known(record, "problem_id") or _known(record, "id")
         media = _known(record, "path") or _known(record, "video")
-        self.found.rejects.append(Reject(file, number, identity, error.kind, str(error), media))
+        self.collected.rejects.append(Reject(file, number, identity, error.kind, str(error), media))
 
     def _one(self, record: Any, file: str, number: int) -> None:
         try:
             row = parse_record(record)
             if self._sources and not self._sources & {row.data_source, row.media.split("/")[0]}:
-                self.found.num_unselected += 1
+                self.collected.num_unselected += 1
                 return
             self._refuse_twice(row)
         except RowError as error:
             self._reject(record, file, number, error)
             return
-        self.found.rows.append(row)
-        self.found.origins[row.id] = (file, number)
-        self.found.groups[row.id] = row.media
+        self.collected.rows.append(row)
+        self.collected.origins[row.id] = (file, number)
+        self.collected.groups[row.id] = row.media
 
     def _refuse_twice(self, row: Row) -> None:
-        if row.id in self.found.origins:
-            file, number = self.found.origins[row.id]
+        if row.id in self.collected.origins:
+            file, number = self.collected.origins[row.id]
             rule = f"row {number} of {file} has the same"
             raise RowError("duplicate id", "problem_id", row.id, rule)
         other = self._alone.setdefault(row.media, row)
@@ -191,7 +191,7 @@ class _Collector:
         self._contents.setdefault(_content(other), other.id)
         same = self._contents.setdefault(_content(row), row.id)
         if same != row.id:
-            rule = f"row {same} asks the same of the same media"
+            rule = f"row {same} asks the same question about the same media"
             raise RowError("duplicate question", "problem", row.problem[:80], rule)
 
 
@@ -201,13 +201,13 @@ def collect(files: Iterable[Path], root: Path, sources: Sequence[str] = ()) -> C
     Args:
         files: annotation files (`annotation_files`).
         root: the data root.
-        sources: take only rows whose `data_source` or top media folder is one of these; empty: all.
+        sources: the wanted `data_source` values or top media folders; empty for all.
 
     Returns:
         Usable rows and rejects.
 
     Raises:
-        DataError: a file cannot be read, or none holds a row.
+        DataError: a file cannot be read, or no file contains a row.
     """
     collector = _Collector(sources)
     for path in files:
@@ -221,11 +221,11 @@ def collect(files: Iterable[Path], root: Path, sources: Sequence[str] = ()) -> C
                         bar.advance(raw.offset - bar.done, f"{raw.number} rows")
         except OSError as error:
             raise DataError("source", str(path), f"cannot be read: {error}", "check it") from error
-    if not collector.found.num_read:
+    if not collector.collected.num_read:
         raise DataError(
-            "source", str(root), "its annotation files hold no rows", "fetch them again"
+            "source", str(root), "its annotation files contain no rows", "fetch them again"
         )
-    return collector.found
+    return collector.collected
 
 
 def reject_table(rejects: Iterable[Reject]) -> pd.DataFrame:
@@ -239,30 +239,30 @@ def reject_table(rejects: Iterable[Reject]) -> pd.DataFrame:
 
 
 def refuse_many(
-    found: Collected, most: float, where: Path, limit: str = "prepare.max_reject_share"
+    collected: Collected, most: float, where: Path, limit: str = "prepare.max_reject_share"
 ) -> None:
     """Stop when too large a share of the rows was rejected.
 
     Args:
-        found: rows and rejects.
-        most: share that may be rejected.
-        where: file with all reasons.
-        limit: what `most` is called.
+        collected: rows and rejects.
+        most: the largest share that may be rejected.
+        where: the file with all reasons.
+        limit: the parameter that sets `most`.
 
     Raises:
-        DataError: with the share, the limit and the commonest reasons.
+        DataError: with the share, the limit and the most common reasons.
     """
-    share = len(found.rejects) / found.num_read
+    share = len(collected.rejects) / collected.num_read
     if share <= most:
-        if found.rows:
+        if collected.rows:
             return
-        rule = f"none of the {found.num_read} rows read is left"
+        rule = f"none of the {collected.num_read} rows read is usable"
         raise DataError("rows", 0, rule, "correct prepare.data_sources")
-    common = ", ".join(f"{kind}: {count}" for kind, count in found.kinds().most_common(3))
-    first = f"first, row {found.rejects[0].number}: {found.rejects[0].reason}"
+    common = ", ".join(f"{kind}: {count}" for kind, count in collected.kinds().most_common(3))
+    first = f"first, row {collected.rejects[0].number}: {collected.rejects[0].reason}"
     raise DataError(
         "rejected rows",
-        f"{len(found.rejects)} of {found.num_read}",
+        f"{len(collected.rejects)} of {collected.num_read}",
         f"at most a share of {most:g} may be rejected ({common}; {first})",
         f"correct the data (all reasons: {where}) or raise {limit}",
     )

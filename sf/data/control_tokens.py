@@ -1,9 +1,8 @@
-"""Text that a tokenizer would take for something else than text.
+"""Control tokens inside text.
 
-A chat template joins other people's text with the model's own control tokens, and one pass of the
-tokenizer reads both alike: a question that holds `<|im_end|>` ends the turn, one with
-`<|image_pad|>` asks for another image. Such text is refused: no spelling of it gives the same text
-without the token.
+A chat template joins untrusted text with the model's control tokens, and the tokenizer treats both
+alike: a question that contains `<|im_end|>` ends the turn, and one with `<|image_pad|>` expects
+another image. Such text is rejected, because it cannot be escaped.
 """
 
 from __future__ import annotations
@@ -20,28 +19,28 @@ QWEN = re.compile(
     r"<\|(endoftext|im_start|im_end|(object_ref|box|quad|vision)_(start|end)"
     r"|(vision|image|video)_pad)\|>"
 )
-"""Of Qwen2-VL, Qwen2.5-VL and the LLaVA models on Qwen2: known before there is a tokenizer."""
+"""Of Qwen2-VL, Qwen2.5-VL and the LLaVA models on Qwen2; known without a tokenizer."""
 
 
 def check_text(processor: Any, text: str, field: str = "text") -> None:
-    """Refuse text with a control token of a model.
+    """Reject text with a control token of a model.
 
     Args:
-        processor: of the model.
-        text: of a user, of data, or of an earlier reply.
-        field: for the message.
+        processor: the model's processor.
+        text: from a user, from data, or from an earlier reply.
+        field: name for the message.
 
     Raises:
-        DataError: it holds one.
+        DataError: it contains one.
     """
     for token in _tokens(processor):
         if token in text:
             rule = "it is a control token of the model and would not be read as text"
-            raise DataError(field, token, rule, "take it out")
+            raise DataError(field, token, rule, "remove it")
 
 
 def check_turns(processor: Any, conversations: Sequence[Sequence[dict[str, Any]]]) -> None:
-    """Refuse conversations whose texts hold a control token: see `check_text`."""
+    """Reject conversations with a control token in a text; see `check_text`."""
     for turn in (turn for conversation in conversations for turn in conversation):
         content = turn["content"]
         for part in [{"text": content}] if isinstance(content, str) else content:
@@ -50,7 +49,7 @@ def check_turns(processor: Any, conversations: Sequence[Sequence[dict[str, Any]]
 
 
 def _tokens(processor: Any) -> list[str]:
-    """The special tokens of a processor's tokenizer, the placeholders of media among them."""
+    """The special tokens of a processor's tokenizer, including the media placeholders."""
     added = processor.tokenizer.added_tokens_decoder.values()
     tokens = {str(token) for token in added if token.special}
     for name in ("image_token", "video_token"):

@@ -1,4 +1,4 @@
-"""What MLflow is told about the prepared data: one record in the form of its `Dataset` entity."""
+"""The prepared data as MLflow's `Dataset` entity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["write_dataset_record"]
 
 
 def _digest(splits: Mapping[str, Sequence[Row]]) -> str:
-    """Depends on what the rows ask and on their sides, not on where the media lie."""
+    """Depends on the rows' contents and sides, not on the location of the media."""
     state = hashlib.blake2b(digest_size=8)
     for split, rows in splits.items():
         for row in sorted(rows, key=lambda row: row.id):
@@ -24,7 +24,7 @@ def _digest(splits: Mapping[str, Sequence[Row]]) -> str:
 
 
 def write_dataset_record(folder: Path, source: str, splits: Mapping[str, Sequence[Row]]) -> None:
-    """Write `dataset.json`: name, digest, source, schema, profile, texts as MLflow wants them."""
+    """Write `dataset.json`: name, digest, source, schema and profile, as strings for MLflow."""
     schema = [
         {"name": field.name, "type": str(field.type), "required": True}
         for field in manifest_schema()

@@ -1,12 +1,11 @@
-"""Whether a video file ends where its container says that it ends.
+"""Detection of truncated video files from their container's structure.
 
-FFmpeg reads a file that was cut off up to the cut and reports nothing. Most containers state the
-length of what follows, so a cut shows in the structure. Bytes behind the end of the structure are
-not judged.
+FFmpeg reads a truncated file up to the cut and reports nothing. Most containers state the length
+of each element, so the structure reveals a cut. Bytes after the end of the structure are ignored.
 
-Limits: a QuickTime file is judged by its sample table (`sf.data.video_probe`), a transport stream
-that was cut between two packets looks like a whole one, and so does a file whose writer could not
-go back to fill in the lengths if it was cut between two elements.
+Limits: a QuickTime file is checked by its sample table (`sf.data.video_probe`). Two cuts remain
+undetected: one between two packets of a transport stream, and one between two elements of a file
+whose writer could not seek back to fill in the lengths.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import IO
 
 __all__ = ["ends_early"]
 
-_TAIL = 2**17  # bytes at the end in which the last Ogg page or MPEG pack begins
+_TAIL = 2**17  # bytes at the end that contain the start of the last Ogg page or MPEG pack
 _SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
 _BOXES = frozenset(
     b"ftyp styp moov moof mdat mfra free skip sidx ssix emsg prft meta udta uuid wide".split()
@@ -26,7 +25,7 @@ _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 def ends_early(stream: IO[bytes], size: int, container: str) -> bool:
-    """Whether the file is cut off.
+    """Whether the file is truncated.
 
     Args:
         stream: the file, seekable.
@@ -53,11 +52,11 @@ def _walk(
     """Follow elements of stated length.
 
     Args:
-        stream, size: as `ends_early`.
-        place: of the first element.
-        step: bytes from the start of an element to the next one, given its first `head` bytes; 0
-            if it is no element.
-        head: bytes that `step` needs.
+        stream, size: as in `ends_early`.
+        place: offset of the first element.
+        step: distance in bytes from an element's start to the next element, given its first `head`
+            bytes; 0 if it is not an element.
+        head: number of bytes that `step` needs.
     """
     while place < size:
         length = step(_read(stream, place, head))
@@ -87,7 +86,7 @@ def _fragments(stream: IO[bytes], size: int) -> bool:
 
 
 def _ebml_number(data: bytes, keep_marker: bool) -> tuple[int, int]:
-    """Value and length of a variable-length number; length 0 if it is none."""
+    """Value and length of a variable-length number; length 0 if it is invalid."""
     length = 9 - data[0].bit_length() if data and data[0] else 0
     if not length or len(data) < length:
         return 0, 0
@@ -167,7 +166,7 @@ def _program(stream: IO[bytes], size: int) -> bool:
 
 
 def _ogg(stream: IO[bytes], size: int) -> bool:
-    """A page that is cut, or a last page that does not end its logical stream (RFC 3533)."""
+    """A truncated page, or a last page that does not end its logical stream (RFC 3533)."""
     first = max(0, size - _TAIL)
     tail = _read(stream, first, _TAIL)
     place = tail.rfind(b"OggS")
@@ -189,7 +188,7 @@ def _asf(stream: IO[bytes], size: int) -> bool:
 
 
 def _gif_blocks(stream: IO[bytes], place: int) -> Iterator[int]:
-    """Starts of blocks; -1 for the trailer. Ends without one where the file is cut."""
+    """Starts of blocks, -1 for the trailer; ends without -1 if the file is truncated."""
     while kind := _read(stream, place, 1):
         if kind == b";":
             yield -1
@@ -200,7 +199,7 @@ def _gif_blocks(stream: IO[bytes], place: int) -> Iterator[int]:
             flags = _read(stream, place + 9, 1)
             place += 11 + (3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0)
         else:
-            yield -1  # bytes that belong to no block: not judged
+            yield -1  # bytes outside any block: ignored
             return
         while count := _read(stream, place, 1):
             place += 1 + count[0]

@@ -1,7 +1,7 @@
-"""Decoded frames kept on disk, for media that are read again and again.
+"""A disk cache of decoded frames, for media that are read repeatedly.
 
-Off by default. `SF_FRAME_CACHE=FOLDER` switches it on for every stage, `SF_FRAME_CACHE_GIB` bounds
-it (default 100). These are no parameters of a study: results are the same with and without.
+Off by default. `SF_FRAME_CACHE=FOLDER` enables it for every stage, `SF_FRAME_CACHE_GIB` limits its
+size (default 100). These are not study parameters: results are the same with and without.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 __all__ = ["FrameCache"]
 
 DEFAULT_GIB = 100.0
-DECODING = "times, matrix and range"  # changes when the same file gives other frames
+DECODING = "times, matrix and range"  # change it when the same file decodes to other frames
 
 
 @dataclass(slots=True)
 class FrameCache:
     """Frames by file, frame rule and pixel bounds.
 
-    When it is full nothing is dropped: in training every clip comes up once an epoch, and then
-    what was read least recently is what comes next.
+    A full cache evicts nothing: training reads every clip once per epoch, so the least recently
+    read clip is the next one to be read.
 
     Attributes:
-        folder: made when it is not there; several processes may share it.
-        max_bytes: nothing is added beyond that (each process counts what it has seen).
+        folder: created if missing; several processes may share it.
+        max_bytes: size limit; each process counts the files that it has seen.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class FrameCache:
 
     @staticmethod
     def from_environment() -> FrameCache | None:
-        """The cache that the environment asks for, if any.
+        """The cache configured by the environment, if any.
 
         Raises:
             ConfigError: `SF_FRAME_CACHE_GIB` is not a positive number.
@@ -61,7 +61,7 @@ class FrameCache:
         try:
             state = os.stat(split_reference(path)[0])
         except OSError:
-            return None  # decoding says what is wrong
+            return None  # decoding reports the fault
         parts = (
             DECODING,
             os.path.abspath(path),
@@ -86,12 +86,12 @@ class FrameCache:
             with np.load(place) as stored:
                 return stored["frames"], json.loads(str(stored["details"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return None  # damaged: it is decoded and written again
+            return None  # damaged: decode and write it again
 
     def put(
         self, path: Path | str, vision: Vision, frames: np.ndarray, details: dict[str, Any]
     ) -> None:
-        """Keep frames if there is room; written beside, then renamed."""
+        """Store frames atomically if they fit in the limit."""
         import numpy as np
 
         if self._used < 0:

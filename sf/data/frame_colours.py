@@ -1,7 +1,7 @@
-"""Decoded frames as RGB, by the colour matrix and the range that the file states.
+"""Decoded frames as RGB, with the colour matrix and range that the file states.
 
-PyAV alone converts every frame as limited-range BT.601. Where a file states nothing, that is what
-FFmpeg assumes too: BT.601, limited range (full range for gray and for the JPEG formats). Primaries
+PyAV alone converts every frame as limited-range BT.601. For a file that states nothing, FFmpeg
+assumes the same: BT.601, limited range (full range for gray and for the JPEG formats). Primaries
 and transfer curves are not converted: a BT.2020 or HDR frame keeps its own RGB space.
 """
 
@@ -20,7 +20,7 @@ __all__ = ["matrix_of", "rgb"]
 _LIMITED, _FULL = 1, 2  # AVColorRange
 _BT709, _BT601 = 1, 5  # AVColorSpace, the same numbers as swscale's
 _MATRICES = {
-    0: _BT601,  # RGB: no matrix; a YUV frame that says so is read as one that says nothing
+    0: _BT601,  # RGB: no matrix; for a YUV frame, treated as unspecified
     1: _BT709,
     2: _BT601,  # unspecified
     4: 4,  # FCC
@@ -47,7 +47,7 @@ def matrix_of(frame: av.VideoFrame) -> int | None:
         return _BT601
     matrix = _MATRICES.get(int(frame.colorspace))
     if matrix is None:
-        rule = "this colour matrix (a code of ITU-T H.273) is not read"
+        rule = "this colour matrix (a code of ITU-T H.273) is not supported"
         raise DataError("matrix", int(frame.colorspace), rule, "convert the video to BT.709")
     return matrix
 
@@ -63,8 +63,8 @@ def rgb(frame: av.VideoFrame) -> np.ndarray:
         return frame.to_ndarray(format="rgb24")
     full = frame.color_range == _FULL or frame.format.name.startswith("yuvj")
     full = full or (_is_gray(frame) and frame.color_range != _LIMITED)
-    # PyAV applies the source's matrix and range only where they differ from the destination's. A
-    # destination in RGB has no matrix, so any other one will do.
+    # PyAV applies the source's matrix and range only if they differ from the destination's. An RGB
+    # destination has no matrix, so any other value works.
     converted = frame.reformat(
         format="rgb24",
         src_colorspace=matrix,

@@ -1,4 +1,4 @@
-"""A dataset repository on a hub -> a local data root: pinned, resumable, only what is needed."""
+"""A dataset repository on a hub -> a local data root: pinned, resumable, only the needed files."""
 
 from __future__ import annotations
 
@@ -56,29 +56,29 @@ def parse_hub(source: str) -> HubSource:
     """Parse "hub:OWNER/NAME@REVISION".
 
     Raises:
-        ConfigError: another form; the revision is not optional, so that a study can be repeated.
+        ConfigError: another form; the revision is required, so that a study can be repeated.
     """
-    found = _SOURCE.fullmatch(source)
-    if not found:
+    match = _SOURCE.fullmatch(source)
+    if not match:
         rule = "it must be hub:OWNER/NAME@REVISION"
         raise ConfigError("prepare.source", source, rule, "pin a commit of the repository")
-    return HubSource(found["name"], found["revision"])
+    return HubSource(match["name"], match["revision"])
 
 
 def notes_folder(name: str) -> Path:
-    """Where it is noted what of a repository is on this machine."""
+    """The folder with the records of a repository's local files."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "sparsity-forcing" / name.replace("/", "--")
 
 
 def record_commit(folder: Path, source: str, commit: str) -> None:
-    """Write `origin.json`: the commit that the revision of a source stands for from now on."""
+    """Write `origin.json`: the commit that a source's revision denotes from now on."""
     write_json(folder / ORIGIN, {"source": source, "commit": commit})
 
 
 def recorded_commit(source: str, folders: Iterable[Path]) -> str | None:
-    """The commit that the first of these folders records for this very source, if any does."""
+    """The commit recorded for exactly this source in the first of the folders that has one."""
     for folder in folders:
         if (folder / ORIGIN).is_file():
             record = read_json(folder / ORIGIN)
@@ -88,12 +88,11 @@ def recorded_commit(source: str, folders: Iterable[Path]) -> str | None:
 
 
 def needed_files(files: Sequence[str], media: Iterable[str]) -> list[str]:
-    """The files of a repository that hold the wanted media.
+    """The files of a repository that contain the wanted media.
 
-    Media that lie in the repository as files are taken as such. For the others, archives are taken
-    that can hold them: those in one of their folders or named like one of their folders. Where
-    archives in one folder are named after sub-folders of the media, only the fitting ones are
-    taken.
+    Media stored as files are taken directly. For the others, all archives that can contain them
+    are taken: those in one of their folders, or with the name of one. If archives in one folder
+    are named after sub-folders of the media, only the matching ones are taken.
 
     Args:
         files: all paths in the repository.
@@ -132,16 +131,15 @@ def _archives_for(folder: str, archives: Sequence[str]) -> list[str]:
 class Repository:
     """A pinned dataset repository, mirrored file by file into a local folder.
 
-    Files are downloaded by huggingface_hub: an interrupted download goes on where it was, a
-    finished file is not fetched again. `HF_ENDPOINT` and `HF_TOKEN` are respected.
+    huggingface_hub downloads the files: it resumes interrupted downloads and skips complete files.
+    `HF_ENDPOINT` and `HF_TOKEN` are respected.
 
-    Once the commit is known its list of files is kept beside the mirror: a later call whose files
-    are all there needs no network.
+    The commit's file list is stored next to the mirror: a later call whose files are all present
+    needs no network.
 
     Args:
         source: name and revision.
-        commit: what a branch or tag stood for earlier, used instead of asking what it stands for
-            now.
+        commit: an earlier resolution of a branch or tag, used instead of resolving it again.
 
     Raises:
         EnvironmentFault: the hub does not answer, or has no such repository or revision.
@@ -172,10 +170,10 @@ class Repository:
         self.root = parent / self.commit
 
     def fetch(self, names: Iterable[str]) -> None:
-        """Have these files below `root`; what is not there is said with its size beforehand.
+        """Download the files missing below `root`, after announcing their size.
 
         Raises:
-            EnvironmentFault: a download fails for good, or the disk has no room for it.
+            EnvironmentFault: a download fails permanently, or the disk lacks the space.
         """
         from sf.progress import progress
 
@@ -196,15 +194,15 @@ class Repository:
 
 
 def announce(name: str, sizes: Mapping[str, int], folder: Path) -> None:
-    """Say on stderr what is going to be downloaded, and make sure that the disk has room for it.
+    """Announce a download on stderr, and check that the disk has the space for it.
 
     Args:
         name: of the repository.
         sizes: bytes of each file.
-        folder: where the files go; it is made.
+        folder: the destination; created if missing.
 
     Raises:
-        EnvironmentFault: the disk has less room.
+        EnvironmentFault: the disk has less space.
     """
     if not sizes:
         return
@@ -216,10 +214,10 @@ def announce(name: str, sizes: Mapping[str, int], folder: Path) -> None:
 
 
 def require_access(repositories: Mapping[str, Any], kind: str = "dataset") -> None:
-    """Refuse gated repositories that the token gives no access to, all of them in one error.
+    """Report all gated repositories that the token gives no access to, in one error.
 
     Args:
-        repositories: what the hub says of each, by name.
+        repositories: the hub's information on each, by name.
         kind: "dataset" or "model".
 
     Raises:
@@ -247,7 +245,7 @@ def require_access(repositories: Mapping[str, Any], kind: str = "dataset") -> No
 
 
 def page_of(name: str, kind: str = "dataset") -> str:
-    """The address of a repository's page, where its terms can be accepted."""
+    """The URL of a repository's page, where its terms can be accepted."""
     from huggingface_hub import constants
 
     folder = "datasets/" if kind == "dataset" else ""
@@ -256,15 +254,15 @@ def page_of(name: str, kind: str = "dataset") -> str:
 
 @contextmanager
 def hub_errors(field: str, source: HubSource, kind: str = "dataset") -> Iterator[None]:
-    """Turns what huggingface_hub raises into one clear error.
+    """Turn exceptions of huggingface_hub into one clear error.
 
     Args:
         field: parameter that names the source.
-        source: what is asked for.
+        source: the requested repository.
         kind: "dataset" or "model".
 
     Raises:
-        EnvironmentFault: the hub does not answer, or does not have it.
+        EnvironmentFault: the hub does not answer, or lacks the repository.
     """
     try:
         yield
@@ -276,14 +274,14 @@ def hub_errors(field: str, source: HubSource, kind: str = "dataset") -> Iterator
         rule = f"cannot be fetched from {page_of(source.name, kind)}: {reason}"
         remedy = (
             "check name and revision, HF_TOKEN (gated sources need it), the network and "
-            "HF_ENDPOINT; where there is no network, run the stage fetch on a machine that has one "
-            "and the same HF_HOME; then run it again"
+            "HF_ENDPOINT; without a network, run the stage fetch on a connected machine that has "
+            "the same HF_HOME; then run it again"
         )
         raise EnvironmentFault(field, what, rule, remedy) from error
 
 
 def is_hub_failure(error: Exception) -> bool:
-    """Whether huggingface_hub or its HTTP library raised it; the latter has changed."""
+    """Whether huggingface_hub or its HTTP library raised it; the library depends on the version."""
     from huggingface_hub import errors
 
     hub = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)

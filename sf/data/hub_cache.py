@@ -1,6 +1,6 @@
-"""Repositories in the hub's cache on this machine, and whether they are whole.
+"""Repositories in the local hub cache, and whether they are complete.
 
-The cache itself does not tell: a killed download leaves a folder of the files that had arrived.
+The cache itself does not record this: a killed download leaves a folder with some of the files.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from sf.data.hub import HubSource, announce, hub_errors, notes_folder, require_a
 __all__ = ["WEIGHT_FILES", "hub_folder", "missing_files", "note_whole", "whole_folder"]
 
 WEIGHT_FILES = ("*.json", "*.txt", "*.jinja", "*.safetensors", "*.model")
-"""Patterns of the files that make a checkpoint."""
+"""Patterns of a checkpoint's files."""
 
 
 def note_whole(name: str, commit: str, folder: Path, files: Iterable[str]) -> None:
-    """Note that all wanted files of a repository at a commit are in a folder of the cache."""
+    """Record that a cache folder has all wanted files of a repository at a commit."""
     notes_folder(name).mkdir(parents=True, exist_ok=True)
     record = {"folder": str(folder), "files": sorted(files)}
     write_json(notes_folder(name) / f"{commit}.files.json", record)
 
 
 def whole_folder(name: str, commit: str) -> Path | None:
-    """The folder that `note_whole` noted, if all its files are still there; asks no hub."""
+    """The folder recorded by `note_whole`, if all its files still exist; makes no request."""
     note = notes_folder(name) / f"{commit}.files.json"
     if not note.is_file():
         return None
@@ -38,11 +38,11 @@ def whole_folder(name: str, commit: str) -> Path | None:
 def missing_files(
     name: str, commit: str, sizes: Mapping[str, int], kind: str = "dataset"
 ) -> dict[str, int]:
-    """Those of a repository's files that are not in the hub's cache.
+    """The files of a repository that are missing from the hub cache.
 
     Args:
         name: of the repository.
-        commit: of it.
+        commit: of the repository.
         sizes: bytes of each file.
         kind: "dataset" or "model".
     """
@@ -56,13 +56,13 @@ def missing_files(
 
 
 def hub_folder(hub: HubSource) -> tuple[Path, str]:
-    """A hub repository's model files; (folder, commit).
+    """The folder and the commit of a hub repository's model files.
 
-    A pinned revision that is whole in the cache asks no hub. Else the size is said, and the disk
-    checked, before the first byte.
+    No request is made for a pinned revision that is complete in the cache. Otherwise the size is
+    announced and the disk space checked before the download.
 
     Raises:
-        EnvironmentFault: the hub does not answer or gives no access, or the disk has no room.
+        EnvironmentFault: the hub does not answer or gives no access, or the disk lacks space.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
 

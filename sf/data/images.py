@@ -1,7 +1,7 @@
-"""The one image loader: any file or PIL image as upright 8-bit sRGB on white.
+"""The image loader: any file or PIL image as upright 8-bit sRGB on white.
 
-Pillow's own `convert("RGB")` clips 16-bit and floating-point gray, forgets a transparent colour key
-and ignores colour profiles; a damaged EXIF block ends it with an error of any class.
+Pillow's own `convert("RGB")` clips 16-bit and floating-point gray, drops a transparent colour key
+and ignores colour profiles; a damaged EXIF block can raise any exception.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ __all__ = [
 ]
 
 MAX_IMAGE_PIXELS = 178_956_970  # PIL's bomb limit, twice its warning limit
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # none that runs other programs
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # decoded without other programs
 _ORIENTATION, _BITS, _PHOTOMETRIC = 0x0112, 258, 262  # TIFF tags
 _SAME_COLOUR = 2  # levels of 255 within which a profile counts as sRGB
-# What Pillow raises on damaged files, besides its own classes.
+# Pillow's exceptions on damaged files, besides its own classes.
 _DAMAGE = (
     ArithmeticError,
     AttributeError,
@@ -57,14 +57,14 @@ def _refuse(name: str, rule: str) -> DataError:
 
 
 def load_image(path: Path | str) -> PIL.Image.Image:
-    """An image file as upright sRGB of 8 bits, transparent parts on white.
+    """An image file as upright 8-bit sRGB, transparent parts on white.
 
     Args:
-        path: of the file (or an archive member). Of an animation the first picture is taken.
+        path: of the file (or an archive member). Only the first frame of an animation is used.
 
     Raises:
-        DataError: missing, empty, truncated, not an image, a decompression bomb, or gray values of
-            unknown scale.
+        DataError: the file is missing, empty, truncated, not an image or a decompression bomb, or
+            has gray values of unknown scale.
     """
     return load_image_and_format(path)[0]
 
@@ -76,7 +76,7 @@ def load_image_and_format(path: Path | str) -> tuple[PIL.Image.Image, str]:
 
 
 def decode_image(stream: IO[bytes], name: str) -> tuple[PIL.Image.Image, str]:
-    """`load_image_and_format` for a file that is open.
+    """`load_image_and_format` for an open file.
 
     Args:
         stream: seekable.
@@ -95,31 +95,31 @@ def decode_image(stream: IO[bytes], name: str) -> tuple[PIL.Image.Image, str]:
     except DataError:
         raise
     except PIL.UnidentifiedImageError as error:
-        rule = "it is damaged, or of no image format that is read"
+        rule = "it is damaged, or its image format is not supported"
         raise _refuse(name, rule) from error
     except _DAMAGE as error:
         raise _refuse(name, f"it cannot be decoded: {error}") from error
 
 
 def load_rgb(part: dict[str, Any]) -> PIL.Image.Image:
-    """The RGB picture of an image part: its "image", or what lies at its "path"."""
+    """The RGB picture of an image part: its "image", or the file at its "path"."""
     return as_rgb(part["image"]) if "image" in part else load_image(part["path"])
 
 
 def as_rgb(image: PIL.Image.Image, name: str = "an image in memory") -> PIL.Image.Image:
-    """A PIL image of any mode as upright sRGB of 8 bits, transparent parts on white.
+    """A PIL image of any mode as upright 8-bit sRGB, transparent parts on white.
 
     Args:
-        image: read or not yet read.
+        image: loaded or not yet loaded.
         name: for the message.
 
     Raises:
-        DataError: it cannot be decoded, or holds gray values of unknown scale.
+        DataError: it cannot be decoded, or has gray values of unknown scale.
     """
     import PIL.Image
     import PIL.ImageFile
 
-    PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False  # importing lmms-eval sets it: half a picture
+    PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False  # importing lmms-eval sets it
     raw_mode = _raw_mode(image)
     try:
         image.load()
@@ -145,7 +145,7 @@ def as_rgb(image: PIL.Image.Image, name: str = "an image in memory") -> PIL.Imag
 
 
 def _raw_mode(image: PIL.Image.Image) -> str:
-    """How the file stores a pixel, for example "L;4"; known until the image is read."""
+    """The file's pixel format, for example "L;4"; known only before the image is loaded."""
     tile = getattr(image, "tile", None)
     args = tile[0][3] if tile and len(tile[0]) > 3 else ""
     first = args[0] if isinstance(args, tuple) and args else args
@@ -157,9 +157,9 @@ def _has_alpha(image: PIL.Image.Image) -> bool:
 
 
 def _keyed(image: PIL.Image.Image, key: Any, raw_mode: str) -> np.ndarray:
-    """bool [H, W]: pixels of the transparent colour, which the file states in its own bit depth.
+    """bool [H, W]: pixels of the transparent colour, which the file states in its bit depth.
 
-    Of 48-bit colour Pillow keeps the high bytes: neighbours of the key are transparent too.
+    Pillow keeps only the high bytes of 48-bit colour, so neighbours of the key are transparent too.
     """
     pixels = np.asarray(image)
     factor = {"1": 1, "L;1": 255, "L;2": 85, "L;4": 17}.get(raw_mode, 1)
@@ -173,11 +173,11 @@ def _keyed(image: PIL.Image.Image, key: Any, raw_mode: str) -> np.ndarray:
 def _eight_bits(image: PIL.Image.Image, name: str) -> np.ndarray:
     """Gray of more than 8 bits as uint8 [H, W].
 
-    16-bit gray is scaled by its full range. Wider integers and floats state no range: the narrowest
-    of 1 (floats), 255, 65535 and 2**32 - 1 that holds them is theirs.
+    16-bit gray is scaled by its full range. Wider integers and floats state no range, so the
+    smallest of 1 (floats), 255, 65535 and 2**32 - 1 that covers the values is used.
     """
     tags = getattr(image, "tag_v2", {})
-    with np.errstate(invalid="ignore"):  # signalling NaNs; they are refused below
+    with np.errstate(invalid="ignore"):  # signalling NaNs, rejected below
         values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if image.mode.startswith("I;16"):
@@ -186,14 +186,14 @@ def _eight_bits(image: PIL.Image.Image, name: str) -> np.ndarray:
     else:
         scales = (1.0, 255.0, 65535.0, 2.0**32 - 1)[image.mode != "F" :]
         white = next((scale for scale in scales if low >= 0 and high <= scale), 0.0)
-    if not white:  # also for values that are no numbers
-        raise _refuse(name, f"gray values from {low:g} to {high:g} are of no known scale")
+    if not white:  # also for NaN
+        raise _refuse(name, f"gray values from {low:g} to {high:g} have no known scale")
     scaled = np.rint(values * (255 / white)).clip(0, 255).astype(np.uint8)
     return 255 - scaled if tags.get(_PHOTOMETRIC) == 0 else scaled
 
 
 def _turn(image: PIL.Image.Image) -> PIL.Image.Transpose | None:
-    """What makes the image upright by its EXIF block; None also where that is damaged."""
+    """The transposition that makes the image upright by its EXIF block; None if it is damaged."""
     from PIL.Image import Transpose
 
     try:
@@ -212,7 +212,7 @@ def _turn(image: PIL.Image.Image) -> PIL.Image.Transpose | None:
 
 
 def _srgb(image: PIL.Image.Image, profile: Any) -> PIL.Image.Image:
-    """An image without transparency as RGB, converted to sRGB where it has another profile."""
+    """An image without transparency as RGB, converted to sRGB if it has another profile."""
     if image.mode == "LAB":
         profile = b"LAB"
     elif image.mode in ("P", "1", "YCbCr", "RGBX", "HSV"):
@@ -227,7 +227,7 @@ def _srgb(image: PIL.Image.Image, profile: Any) -> PIL.Image.Image:
 
 @lru_cache(maxsize=64)
 def _transform(profile: bytes, mode: str) -> PIL.ImageCms.ImageCmsTransform | None:
-    """The transform to sRGB; None for sRGB itself, and for a profile of another mode or damaged."""
+    """The transform to sRGB; None for sRGB itself, a profile of another mode or a damaged one."""
     import PIL.Image
     from PIL import ImageCms
 

@@ -1,6 +1,6 @@
 """Opens one image or video for the media pass.
 
-The module loads the decoders when it is imported: a worker process does that once.
+Importing the module loads the decoders, which a worker process does once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import av  # noqa: F401 - see the module's text
+import av  # noqa: F401 - see the module's docstring
 import PIL.Image
 import PIL.ImageCms
 
@@ -34,17 +34,17 @@ PIL.Image.init()
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Pillow's warnings, which name no file: what matters of them becomes a reason."""
+    """Suppress Pillow's warnings, which name no file; the important ones become faults."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def inspect(root: Path, media: str, data_type: str, *visions: Vision) -> MediaFacts:
-    """Open one image or video and decode what models will look at, under any of the bounds.
+    """Open one image or video and decode the pixels and frames that any of the bounds selects.
 
     Returns:
-        Its facts; an unusable one has `error` set.
+        Its facts; `error` is set if it is unusable.
     """
     key = media_key(root, media, data_type, *visions)
     path = str(root / media)
@@ -52,7 +52,7 @@ def inspect(root: Path, media: str, data_type: str, *visions: Vision) -> MediaFa
         if data_type == "image":
             with _quiet():
                 image, codec = load_image_and_format(path)
-            found: dict[str, Any] = {
+            values: dict[str, Any] = {
                 "width": image.width,
                 "height": image.height,
                 "num_frames": 1,
@@ -60,8 +60,8 @@ def inspect(root: Path, media: str, data_type: str, *visions: Vision) -> MediaFa
             }
         else:
             video = check_video(path, *visions)
-            found = {name: getattr(video, name) for name in FOUND}
-        facts = MediaFacts(media, data_type, key, **found, digest=media_digest(path))
+            values = {name: getattr(video, name) for name in FOUND}
+        facts = MediaFacts(media, data_type, key, **values, digest=media_digest(path))
         size = (facts.width, facts.height, facts.num_frames, facts.fps or 1.0)
         for vision in visions:
             visual_tokens(data_type, *size, vision)
@@ -74,7 +74,7 @@ def inspect(root: Path, media: str, data_type: str, *visions: Vision) -> MediaFa
 
 
 def inspect_picture(content: bytes, name: str, vision: Vision) -> str:
-    """Decode an image of a table.
+    """Decode an image stored in a table.
 
     Args:
         content: its bytes.
@@ -82,7 +82,7 @@ def inspect_picture(content: bytes, name: str, vision: Vision) -> str:
         vision: pixel bounds.
 
     Returns:
-        Why it cannot be used; "" if it can.
+        The reason why it is unusable; "" if it is usable.
     """
     image = read_picture(content, name)
     if isinstance(image, str):
@@ -95,7 +95,7 @@ def inspect_picture(content: bytes, name: str, vision: Vision) -> str:
 
 
 def read_picture(content: bytes, name: str) -> PIL.Image.Image | str:
-    """An image of a table, or why it cannot be decoded; `content` and `name` as above."""
+    """An image stored in a table, or the reason why it cannot be decoded."""
     try:
         with _quiet():
             return decode_image(io.BytesIO(content), name)[0]

@@ -1,11 +1,11 @@
-"""Rows of a large JSON file one after the other, each fault confined to its own row.
+"""A streaming reader of large JSON files that confines each fault to its row.
 
-Reads a JSON array of objects or one object a line (JSONL) with the standard library's scanner over
-a window of the file, so memory does not grow with the file. ijson or `json.load` lose everything
-behind the first fault; here a row that does not parse is reported with its byte offset and reading
-goes on at the next object that begins with a key of the schema.
+It reads a JSON array of objects, or one object per line (JSONL), with the standard library's
+scanner over a window of the file, so memory does not grow with the file. ijson and `json.load` lose
+everything after the first fault; here a row that does not parse is reported with its byte offset,
+and reading continues at the next object that starts with a key of the schema.
 
-UTF-8 is expected; UTF-16 and UTF-32 are read too, with or without a byte order mark.
+The encoding is UTF-8, or UTF-16 or UTF-32 with or without a byte order mark.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = ["LONGEST_ROW", "RawRow", "read_rows"]
 
 LONGEST_ROW = 2**20  # characters
 _CHUNK = 4 * 2**20  # bytes
-_BETWEEN = re.compile(r"(?:[^\S\x1c-\x1f]|[,\[\]\ufeff])*")  # gzip begins with 0x1f
+_BETWEEN = re.compile(r"(?:[^\S\x1c-\x1f]|[,\[\]\ufeff])*")  # gzip starts with 0x1f
 _ARRAY_END = re.compile(r"\}\s*\]\s*$")
-_OVERLAP = 256  # characters kept while looking for the next row: its start may be cut
+_OVERLAP = 256  # characters kept while searching for the next row, whose start may be split
 _ROW_START = re.compile(
     r'\{\s*"(problem_id|problem|data_type|problem_type|options|solution|path|data_source|process'
     r'|id|image|video|question|answer|conversations)"\s*:'
@@ -41,14 +41,14 @@ _ZEROS = {  # which of the first bytes are 0 when the first character is ASCII
     (False, True): "utf-16-le",
     (True, False): "utf-16-be",
 }
-_FIRST = (b"[", b"{", b'"', b" ", b"\t", b"\r", b"\n")  # what JSON and its rows begin with
+_FIRST = (b"[", b"{", b'"', b" ", b"\t", b"\r", b"\n")  # possible first bytes of JSON and its rows
 _OTHER_FORMATS = {
-    "<": "a page (HTML or XML), often what a server sends in place of the file",
+    "<": "a page (HTML or XML), which servers often send instead of the file",
     "version https://git-lfs": "a Git LFS pointer: fetch the file itself",
     "\x1f\udc8b": "gzip: unpack it",
     "PK\x03\x04": "a zip archive: unpack it",
     "(\udcb5/\udcfd": "zstd: unpack it",
-    "PAR1": "parquet: give it the ending .parquet",
+    "PAR1": "parquet: give it the extension .parquet",
 }
 _DECODER = json.JSONDecoder()
 
@@ -62,7 +62,7 @@ class RawRow:
         offset: of its first byte.
         value: the parsed value; None for a fault.
         kind: "" or the kind of fault: "truncated JSON", "malformed JSON", "not JSON", "not UTF-8".
-        reason: what is wrong and where.
+        reason: the fault and its position.
     """
 
     number: int
@@ -73,7 +73,7 @@ class RawRow:
 
 
 def _encoding(head: bytes) -> tuple[str, int]:
-    """The encoding of a JSON file by its first bytes (RFC 4627), and the length of its mark."""
+    """A JSON file's encoding by its first bytes (RFC 4627), and its byte order mark's length."""
     for mark, name in _MARKS.items():
         if head.startswith(mark):
             return name, len(mark)
@@ -83,7 +83,7 @@ def _encoding(head: bytes) -> tuple[str, int]:
 
 
 class _Window:
-    """A piece of the file as text; bytes that are no UTF-8 become lone surrogates."""
+    """A piece of the file as text; invalid bytes become lone surrogates."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -94,12 +94,12 @@ class _Window:
         self.text, self.at, self.offset, self.ended = "", 0, mark, False
 
     def length(self, piece: str) -> int:
-        """Bytes of a piece of text in the file."""
+        """Length in the file of a piece of text, in bytes."""
         errors = "surrogateescape" if self.encoding == "utf-8" else "surrogatepass"
         return len(piece.encode(self.encoding, errors))
 
     def fill(self) -> None:
-        """Have at least `LONGEST_ROW` characters ahead, or the end of the file."""
+        """Read until at least `LONGEST_ROW` characters or the rest of the file lie ahead."""
         least = max(LONGEST_ROW, 2 * _OVERLAP)  # the search for a row leaves `_OVERLAP` behind
         while not self.ended and len(self.text) - self.at < least:
             chunk = self._stream.read(_CHUNK)
@@ -108,12 +108,12 @@ class _Window:
             self.at = 0
 
     def skip(self, pattern: re.Pattern[str]) -> str:
-        """Take what the pattern matches here, perhaps nothing."""
-        found = pattern.match(self.text, self.at)
-        return self.take(found.end()) if found else ""
+        """Consume the pattern's match at the current position, which may be empty."""
+        match = pattern.match(self.text, self.at)
+        return self.take(match.end()) if match else ""
 
     def take(self, end: int) -> str:
-        """The text up to `end`, which is then behind us."""
+        """Consume and return the text up to `end`."""
         piece = self.text[self.at : end]
         self.offset += self.length(piece)
         self.at = end
@@ -121,7 +121,7 @@ class _Window:
 
 
 def _encoding_fault(window: _Window, piece: str, value: Any, offset: int) -> str:
-    """What is wrong with the row's characters, or ""."""
+    """The fault of the row's characters, or ""."""
     if window.encoding != "utf-8" and "\ufffd" in piece:
         where = offset + window.length(piece[: piece.index("\ufffd")])
         return f"the bytes at offset {where} are not {window.encoding.upper()}"
@@ -146,7 +146,7 @@ def read_rows(stream: IO[bytes]) -> Iterator[RawRow]:
         stream: the file, opened in binary mode.
 
     Yields:
-        Rows of any JSON type (the caller refuses those that are no objects). A file that ends
+        Rows of any JSON type (the caller rejects those that are not objects). A file that ends
         inside a row, or before the array is closed, yields a "truncated JSON" fault at its end.
     """
     window = _Window(stream)
@@ -171,7 +171,7 @@ def read_rows(stream: IO[bytes]) -> Iterator[RawRow]:
         except (ValueError, RecursionError) as error:
             other = _other_format(window.text[window.at : window.at + 4096]) if number == 1 else ""
             if other and not _ROW_START.search(window.text, window.at):
-                yield RawRow(1, offset, None, "not JSON", f"the file is no JSON but {other}")
+                yield RawRow(1, offset, None, "not JSON", f"the file is not JSON but {other}")
                 return
             yield _fault(window, number, error)
             if window.ended and window.at == len(window.text):
@@ -185,7 +185,7 @@ def read_rows(stream: IO[bytes]) -> Iterator[RawRow]:
 
 
 def _other_format(head: str) -> str:
-    """What a file is whose first value is no JSON; "" if that is not known."""
+    """The format of a file whose first value is not JSON; "" if unknown."""
     if head[:1] in ("{", '"'):
         return ""
     for start, name in _OTHER_FORMATS.items():
@@ -195,7 +195,7 @@ def _other_format(head: str) -> str:
     if not first.replace("\t", "").isprintable():
         return "binary data"
     commas, tabs = first.count(","), first.count("\t")
-    return "a table (CSV): give it the ending .csv" if commas + tabs > 1 else ""
+    return "a table (CSV): give it the extension .csv" if commas + tabs > 1 else ""
 
 
 def _fault(window: _Window, number: int, error: Exception) -> RawRow:
@@ -209,7 +209,7 @@ def _fault(window: _Window, number: int, error: Exception) -> RawRow:
     if (len(window.text) if resume is None else resume.start()) - start > LONGEST_ROW:
         reason = (
             f"row {number}, which starts at byte {offset}, is longer than {LONGEST_ROW} characters "
-            f"or has no end that is seen: {message} at byte {where}"
+            f"or does not end: {message} at byte {where}"
         )
     while resume is None and not window.ended:
         window.take(max(window.at, len(window.text) - _OVERLAP))

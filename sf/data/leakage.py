@@ -1,10 +1,9 @@
-"""Whether training media are also media of the thirteen benchmarks, judged by their names.
+"""Leakage: training media that are also media of the thirteen benchmarks, by name.
 
-Names come from the columns of the benchmarks' own tables that name media. The stage `benchmarks`
-collects them in `NAMES_FILE`, wherever the data lie; another folder is searched for media and for
-parquet tables. Images that benchmarks hold inside their tables have no names: such a benchmark
-cannot be checked this way. A name such as "12" or "image_3" proves nothing and only counts as
-"unsure".
+The names come from the media columns of the benchmarks' tables. The stage `benchmarks` collects
+them in `NAMES_FILE`, independent of the location of the data; any other folder is searched for
+media and parquet tables. Images stored inside tables have no names, so their benchmarks cannot be
+checked. A name such as "12" or "image_3" proves nothing and only counts as "unsure".
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ __all__ = [
 ]
 
 NAMES_FILE = Path("tables", "media_names.csv")
-"""Of the stage `benchmarks`: task and name of each medium; one empty name for a task without."""
+"""Of the stage `benchmarks`: task and name of each medium; an empty name for a task without one."""
 
 MEDIA_COLUMNS = ("videoID", "video_id", "video_idx", "video_name", "video", "video_path")
 MEDIA_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".png", ".jpg", ".jpeg")
@@ -43,13 +42,13 @@ _GENERIC = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """A row whose media have the name of a benchmark's media.
+    """A row whose media share a name with a benchmark's media.
 
     Attributes:
         id: the row's id.
         media: its media path.
-        benchmark: where the name was seen.
-        sure: false for names so general that equality proves nothing.
+        benchmark: the origin of the benchmark's name.
+        sure: false for names too general for equality to prove anything.
     """
 
     id: str
@@ -66,10 +65,10 @@ def media_name(path: str) -> str:
 
 
 def benchmark_names(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """Media name -> where it was seen, and the tasks whose tables name no media.
+    """Media name -> its origin, and the tasks whose tables name no media.
 
     Args:
-        folder: the result of the stage `benchmarks`, or any folder with benchmarks' data.
+        folder: the result of the stage `benchmarks`, or any folder with benchmark data.
     """
     if not (folder / NAMES_FILE).is_file():
         return names_in_folder(folder), []
@@ -80,7 +79,7 @@ def benchmark_names(folder: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def names_in_folder(folder: Path) -> dict[str, str]:
-    """Media name -> where it was seen (file below the folder), for all benchmarks in a folder."""
+    """Media name -> its origin (file below the folder), for all benchmarks in a folder."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -102,7 +101,7 @@ def names_in_folder(folder: Path) -> dict[str, str]:
 
 
 def find_leaks(rows: Iterable[Row], names: dict[str, str]) -> list[Leak]:
-    """Rows whose media carry the name of a benchmark's media."""
+    """Rows whose media share a name with a benchmark's media."""
     leaks = []
     for row in rows:
         name = media_name(row.media)
@@ -113,7 +112,7 @@ def find_leaks(rows: Iterable[Row], names: dict[str, str]) -> list[Leak]:
 
 
 def leak_faults(leaks: Sequence[Leak]) -> dict[str, RowError]:
-    """The sure ones as faults by row id."""
+    """The sure leaks as faults by row id."""
     return {
         leak.id: RowError(
             "benchmark leakage", "path", leak.media, f"these media are in {leak.benchmark}"

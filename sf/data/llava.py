@@ -1,14 +1,14 @@
-"""LLaVA-OneVision's and LLaVA-NeXT-Video's way from conversations to model inputs.
+"""From conversations to model inputs for LLaVA-OneVision and LLaVA-NeXT-Video.
 
-Their processors cut an image into tiles of the vision tower's size and bring every frame to that
-size, so the pixel bounds of `Vision` have no meaning here; which frames are looked at follows the
-project's rule (`sf.data.budget.frame_indices`). Frames go to the processor as they were decoded:
-resizing twice would give other pixels than the published preprocessing.
+Their processors cut an image into tiles of the vision tower's input size and resize every frame to
+that size, so the pixel bounds of `Vision` do not apply; frames are sampled by the project's rule
+(`sf.data.budget.frame_indices`). Frames are not resized before the processor, because resizing
+twice would differ from the published preprocessing.
 
-LLaVA-Video's prompts state when its frames are (`sf.attention.video_form`).
+LLaVA-Video's prompts state the times of the frames (`sf.attention.video_form`).
 
-Several images in one prompt are one tile each for LLaVA-OneVision, as it was trained; lmms-eval's
-`llava_hf` class cuts each of them into tiles.
+For LLaVA-OneVision, each of several images in a prompt is a single tile, as in its training;
+lmms-eval's `llava_hf` class cuts each of them into tiles.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Conversation = Sequence[dict[str, Any]]
 
 
 def is_llava(processor: Any) -> bool:
-    """Whether a processor is of LLaVA-OneVision's or LLaVA-NeXT-Video's build."""
+    """Whether a processor belongs to LLaVA-OneVision's or LLaVA-NeXT-Video's architecture."""
     from transformers import LlavaNextVideoProcessor, LlavaOnevisionProcessor
 
     return isinstance(processor, LlavaOnevisionProcessor | LlavaNextVideoProcessor)
@@ -89,7 +89,7 @@ def _parts(conversation: Conversation, kind: str) -> list[dict[str, Any]]:
 
 
 def _frames(conversation: Conversation) -> set[int]:
-    """How many frames the conversation's videos have."""
+    """The frame counts of the conversation's videos."""
     return {len(part["video"][0]) for part in _parts(conversation, "video")}
 
 
@@ -100,19 +100,19 @@ def encode_llava(
 
     Args:
         processor: `is_llava`.
-        conversations: as `sf.data.vision.encode` takes them; a loaded "video" must have its own
+        conversations: as in `sf.data.vision.encode`; a loaded "video" must have its original
             size (`load_own_size`).
         vision: frame rule.
-        device: where the tensors go.
+        device: of the tensors.
 
     Returns:
         `input_ids`, `attention_mask` [B, L]; for images `pixel_values` [M, tiles, 3, S, S] and
         `image_sizes` [M, 2]; for videos `pixel_values_videos` [M, T, 3, S, S].
 
     Raises:
-        DataError: unreadable media, a text with a control token, or videos of several numbers of
-            frames: transformers' classes take one number in a forward. `encode_llava_parts` makes
-            batches that they take.
+        DataError: unreadable media, text with a control token, or videos with different frame
+            counts: transformers' classes need one count per forward pass. `encode_llava_parts`
+            splits a batch accordingly.
         ConfigError: a loaded video that was resized.
     """
     return _encode(processor, _loaded(conversations, vision), device)
@@ -121,17 +121,17 @@ def encode_llava(
 def encode_llava_parts(
     processor: Any, conversations: Sequence[Conversation], vision: Vision, device: str = "cpu"
 ) -> list[tuple[list[int], BatchFeature]]:
-    """A batch as few batches that the model takes: each holds videos of one number of frames.
+    """Split a batch into batches for the model, whose videos have the same number of frames.
 
     Args:
-        processor, conversations, vision, device: as `encode_llava`.
+        processor, conversations, vision, device: as in `encode_llava`.
 
     Returns:
-        Pairs of the conversations' indices and their inputs; those without a video are in the
-        first.
+        Pairs of the conversations' indices and their inputs; conversations without a video are in
+        the first.
 
     Raises:
-        DataError, ConfigError: as `encode_llava`; several numbers of frames in one conversation.
+        DataError, ConfigError: as in `encode_llava`; different frame counts in one conversation.
     """
     loaded = _loaded(conversations, vision)
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -144,7 +144,7 @@ def encode_llava_parts(
 
 
 def _with_times(conversation: Conversation) -> list[dict[str, Any]]:
-    """The conversation with the times of each video's frames behind it."""
+    """The conversation, with each video followed by the times of its frames."""
     return [
         turn
         if isinstance(turn["content"], str)
@@ -160,13 +160,13 @@ def _timed(part: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _time_text(metadata: Any) -> str:
-    """What LLaVA-Video is told about a video's frames before the question.
+    """LLaVA-Video's prompt text about a video's frames, placed before the question.
 
     Raises:
-        DataError: it holds no frame rate.
+        DataError: the metadata lack a frame rate.
     """
     if not metadata.fps:
-        rule = "the model's prompt states the times of the frames, which need one"
+        rule = "the model's prompt states the times of the frames, which need a frame rate"
         raise DataError("video's frame rate", metadata.fps, rule, "load it with load_own_size")
     length = metadata.duration or metadata.total_num_frames / metadata.fps
     times = metadata.timestamps

@@ -1,11 +1,11 @@
-"""LLaVA-Video-178K's records as records of Video-R1-260k's schema.
+"""Conversion of LLaVA-Video-178K's records to Video-R1-260k's schema.
 
 Layout: folders such as `0_30_s_academic_v0_1/` with `*_processed.json` files. A record is
 {"id", "video", "data_source", "conversations": [{"from": "human" | "gpt", "value"}, ...]}; every
-human/gpt pair is a question. `id` names the video, not the question: several records and files
-share it, so a question's own id is made of it and of what is asked and answered. File names tell
-the kind: `_mc_` multiple choice, `_oe_` open ended, `_cap_` caption. Options stand inside the
-question, the answer is "B. text" or "B".
+human/gpt pair is a question. `id` names the video, not the question, and several records and files
+share it; a question's id therefore combines it with a digest of the question and the answer. File
+names state the kind: `_mc_` multiple choice, `_oe_` open ended, `_cap_` caption. The question text
+contains the options, and the answer is "B. text" or "B".
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _INSTRUCTION = re.compile(
     r"^\s*(please (provide|respond|answer|select|choose)|answer with|respond with)", re.IGNORECASE
 )
 _MEDIA_TAG = re.compile(r"<(image|video)>\s*")
-# "The answer is", "Answer:", "Option" in front of what is chosen.
+# "The answer is", "Answer:", "Option" before the chosen option.
 _PREFIX = re.compile(
     r"(?:(?:so|the|my|correct|right|best|final)\s+)*(?:answer|option|choice)\b"
     r"\s*(?:is|:|would be)*\s*(?:option\b)?\s*",
     re.IGNORECASE,
 )
-_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.):,])\s*(.*)", re.DOTALL)  # with an explanation behind it
+_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.):,])\s*(.*)", re.DOTALL)  # followed by an explanation
 _PUNCTUATION = re.compile(r"[\W_]+")
 
 
@@ -55,14 +55,14 @@ def _pairs(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def records(record: dict[str, Any], folder: str) -> Iterator[dict[str, Any]]:
-    """One Video-R1 record for every question of a LLaVA-Video-178K record.
+    """Yield one Video-R1 record for each question of a LLaVA-Video-178K record.
 
     Args:
-        record: of LLaVA-Video-178K.
-        folder: of its JSON file relative to the data root; its `video` is relative to that.
+        record: from LLaVA-Video-178K.
+        folder: of its JSON file, relative to the data root; `video` is relative to this folder.
 
     Raises:
-        RowError: a missing key or turns that do not pair up.
+        RowError: a missing key or unpaired turns.
     """
     missing = [key for key in ("id", "video", "conversations") if not record.get(key)]
     if missing:
@@ -89,10 +89,10 @@ def _plain(text: str) -> str:
 
 
 def _chosen_letter(reply: str, options: Sequence[str]) -> str:
-    """The letter that a reply chooses; the reply itself where it chooses none, or more than one.
+    """The letter that a reply chooses; the reply itself if it chooses none or several.
 
-    A reply that is an option's text chooses that option: "A man is walking." does not say A. A
-    letter in front of another option's text chooses neither.
+    A reply that equals an option's text chooses that option: "A man is walking." does not mean A.
+    A letter before the text of a different option chooses neither.
     """
     letters = {option[0]: _plain(option[2:]) for option in options}
     prefix = _PREFIX.match(reply)
@@ -116,13 +116,13 @@ def _digest(*texts: str) -> str:
 
 
 def _split_options(question: str) -> tuple[str, list[str]]:
-    """The question proper and its lettered options, without the closing instruction."""
+    """The question text and its lettered options, without the closing instruction."""
     text: list[str] = []
     options: list[str] = []
     for line in question.splitlines():
-        found = _OPTION.match(line)
-        if found and found.group(1) == chr(ord("A") + len(options)):
-            options.append(f"{found.group(1)}. {found.group(2)}")
+        match = _OPTION.match(line)
+        if match and match.group(1) == chr(ord("A") + len(options)):
+            options.append(f"{match.group(1)}. {match.group(2)}")
         elif not _INSTRUCTION.match(line):
             text.append(line)
     if len(options) < 2:

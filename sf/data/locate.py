@@ -1,4 +1,4 @@
-"""From a row's media path to a file or archive member that exists, inside the data root."""
+"""From a row's media path to an existing file or archive member inside the data root."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ class MediaRoot:
 
     @cached_property
     def archives(self) -> ArchiveIndex:
-        """The archives below the root; indexed when the first media path is not a file."""
+        """The archives below the root; indexed at the first media path that is not a file."""
         return ArchiveIndex(self.root)
 
     def _inside(self, real: str) -> bool:
         return real == self._real_root or real.startswith(self._real_root + os.sep)
 
     def on_disk(self, media: str) -> str | None:
-        """The path of a file below the root, which may have another Unicode form than the row's.
+        """The path of a file below the root; its Unicode form may differ from the row's.
 
         Raises:
-            RowError: a symbolic link leads out of the root, it is no regular file, or it is empty.
+            RowError: a symbolic link leads out of the root, or the file is empty or not regular.
         """
         forms = [media]
         if not media.isascii():
@@ -82,25 +82,25 @@ class MediaRoot:
 
 
 def locate_rows(rows: Sequence[Row], root: MediaRoot) -> Located:
-    """Find the media of all rows on disk or in archives; nothing is opened but archives.
+    """Find the media of all rows on disk or in archives; opens only archives.
 
     Args:
-        rows: `media` as in the source.
+        rows: with `media` as in the source.
         root: the data root.
 
     Returns:
-        Rows with `media` as a reference that `sf.data.media.open_media` opens below the root.
+        Rows with `media` as a reference for `sf.data.media.open_media`, relative to the root.
     """
     references: dict[str, str | RowError] = {}
     pending: list[str] = []
     for media in dict.fromkeys(row.media for row in rows):
         try:
-            found = root.on_disk(media)
+            path = root.on_disk(media)
         except RowError as error:
             references[media] = error
             continue
-        if found is not None:
-            references[media] = found
+        if path is not None:
+            references[media] = path
         else:
             pending.append(media)
     if pending:

@@ -1,8 +1,8 @@
-"""Manifests: one parquet file a split, one row a question.
+"""Manifests: one parquet file per split, one row per question.
 
-Media are never copied: a row refers to its media relative to a data root, which the file's metadata
-holds (relative to the manifest's own folder when it lies beside it, so a results folder can be
-moved).
+Media are never copied: a row refers to its media relative to a data root, which is stored in the
+file's metadata (relative to the manifest's folder if it lies next to it, so that a results folder
+can be moved).
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ class Row:
 
     Attributes:
         id: stable and unique within its source.
-        problem: the question, without options and without instructions.
+        problem: the question, without options and instructions.
         problem_type: one of `PROBLEM_TYPES`.
         data_type: "image" or "video".
         options: as in the source, each with its letter; empty unless multiple choice.
         solution: as in the source, "<answer>...</answer>".
         answer: parsed from the solution by the rule of the problem type (`sf.data.answers`).
-        media: the media's POSIX path relative to the data root; "ARCHIVE.zip!/MEMBER" inside an
+        media: POSIX path of the media relative to the data root; "ARCHIVE.zip!/MEMBER" inside an
             archive (see `sf.data.media`).
-        data_source: the data set that the row came from.
+        data_source: the dataset of the row.
         data_root: absolute folder that `media` is relative to.
         width, height: of the media in pixels; 0 before the media pass.
         num_frames: video frames in the file; 1 for an image, 0 before the media pass.
-        fps: frames a second; 0 for an image.
+        fps: frames per second; 0 for an image.
         duration_s: seconds; 0 for an image.
         codec: "png", "jpeg", "h264", ...; empty before the media pass.
-        visual_tokens: what the media cost in a prompt under the configured bounds; 0 before the
-            media pass.
+        visual_tokens: placeholder tokens of the media in a prompt under the configured bounds; 0
+            before the media pass.
     """
 
     id: str
@@ -81,7 +81,7 @@ class Row:
 
     @property
     def media_path(self) -> Path:
-        """Where the media lie: data root and `media` joined."""
+        """Path of the media: data root and `media` joined."""
         return Path(self.data_root) / self.media
 
 
@@ -108,11 +108,11 @@ def manifest_schema() -> pa.Schema:
 
 
 def write_manifest(path: Path, rows: Iterable[Row], data_root: Path) -> None:
-    """Write rows as parquet, beside the target first and then renamed.
+    """Write rows as parquet, atomically.
 
     Args:
         path: the manifest; its folder exists.
-        rows: written in this order; their own `data_root` is not stored.
+        rows: written in this order; their `data_root` is not stored.
         data_root: the folder that the rows' `media` are relative to.
     """
     import pyarrow as pa
@@ -133,7 +133,7 @@ def read_manifest(path: Path) -> list[Row]:
     """Read a manifest with its media references resolved against the stored data root.
 
     Raises:
-        DataError: the file is missing, no parquet file or no manifest.
+        DataError: the file is missing, or not a parquet manifest.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -34,7 +34,7 @@ __all__ = [
 
 MEMBER = "!/"
 MAX_MEDIA_BYTES = 4 * 2**30
-# What zipfile and tarfile raise on damaged archives.
+# Exceptions of zipfile and tarfile on damaged archives.
 ARCHIVE_DAMAGE = (
     ArithmeticError,
     EOFError,
@@ -49,20 +49,20 @@ ARCHIVE_DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-_SMALL_MEMBER = 64 * 2**20  # bytes that may grow by any factor
-_MOST_GROWTH = 50  # media are compressed already
+_SMALL_MEMBER = 64 * 2**20  # bytes; smaller members may have any compression ratio
+_MOST_GROWTH = 50  # largest compression ratio; media are already compressed
 
 
 def num_decoders() -> int:
-    """Threads that decode media at once: the cores that this process may use."""
+    """Number of decoding threads: the cores available to this process."""
     return len(os.sched_getaffinity(0))
 
 
 def clean_member(name: str) -> str:
     """A member's name as a relative POSIX path: "./a", "//a" and "\\a" are "a".
 
-    Archives made on Windows hold backslashes, others leading slashes; nothing is written by such a
-    name.
+    Archives from Windows contain backslashes, others leading slashes. Such names are never used
+    for writing.
     """
     return posixpath.normpath("/" + name.replace("\\", "/").lstrip("/")).lstrip("/")
 
@@ -73,7 +73,7 @@ def _archive(
 ) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
     """A zip and its members by clean name.
 
-    One handle for each process: a forked one would share, and disturb, the file position.
+    Each process has its own handle: a forked process would share the file position.
     """
     archive = zipfile.ZipFile(path)
     members: dict[str, zipfile.ZipInfo] = {}
@@ -83,9 +83,9 @@ def _archive(
 
 
 def split_reference(reference: str | Path) -> tuple[str, str]:
-    """The file that holds the media, and the member's name if that is an archive, else "".
+    """The file that contains the media, and the member's name if it is an archive, else "".
 
-    A folder may be called "x!" or even "x.zip!": what lies on disk as it is written is no member.
+    A folder may be called "x!" or even "x.zip!": an existing path is never read as a member.
     """
     text = str(reference)
     place = text.find(MEMBER)
@@ -104,7 +104,7 @@ def _member(archive: str, name: str) -> tuple[zipfile.ZipFile, zipfile.ZipInfo]:
         return opened, members[clean_member(name)]
     except KeyError as error:
         rule = "the archive has no such member"
-        raise DataError("media", reference, rule, "leave it out") from error
+        raise DataError("media", reference, rule, "drop it") from error
     except ARCHIVE_DAMAGE as error:
         raise DataError("media", reference, f"cannot be read: {error}", "fetch it again") from error
 
@@ -131,8 +131,7 @@ def open_media(reference: str | Path) -> IO[bytes]:
         reference: a path, or "ARCHIVE.zip!/MEMBER".
 
     Raises:
-        DataError: missing, unreadable or empty, or an archive member that is a
-            decompression bomb.
+        DataError: the media are missing, unreadable, empty or a decompression bomb.
     """
     text, name = str(reference), split_reference(reference)[1]
     size = media_size(text)
@@ -157,7 +156,7 @@ def open_media(reference: str | Path) -> IO[bytes]:
 
 
 def media_digest(reference: str | Path) -> str:
-    """Digest of the media's bytes, 32 hexadecimal digits, the same on disk and in an archive.
+    """Digest of the media's bytes, 32 hexadecimal digits; equal on disk and in an archive.
 
     Raises:
         DataError: see `open_media`.

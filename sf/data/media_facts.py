@@ -1,4 +1,4 @@
-"""What the media pass keeps of an image or a video."""
+"""The media pass's record of an image or a video."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 __all__ = ["FOUND", "MediaFacts", "media_key"]
 
-FACTS = "upright, digest, times, gray"  # changes when the same file gives other facts
+FACTS = "upright, digest, times, gray"  # change it when the same file gives other facts
 FOUND = ("width", "height", "num_frames", "fps", "duration_s", "codec")
 
 
 @dataclass(frozen=True, slots=True)
 class MediaFacts:
-    """What one media file holds, or why it cannot be used.
+    """The properties of a media file, or the reason why it is unusable.
 
     Attributes:
         media: reference below the data root.
         data_type: "image" or "video".
         key: size and modification time of the file, the frame rules and `FACTS`.
         width, height, num_frames, fps, duration_s, codec: see `sf.data.manifest.Row`.
-        digest: of the file's bytes; equal for copies under other names. "" if it cannot be used.
+        digest: of the file's bytes; equal for copies under other names. "" if unusable.
         error: "" or the reason.
     """
 
@@ -45,11 +45,11 @@ class MediaFacts:
 
 
 def media_key(root: Path, media: str, data_type: str, *visions: Vision) -> str:
-    """Changes when the file changes, or when other frames of it are looked at."""
+    """A key that changes with the file or with the frame rules."""
     try:
         state = os.stat(split_reference(root / media)[0])
     except OSError:
-        return ""  # opening it says what is wrong
+        return ""  # opening it reports the fault
     rules = dict.fromkeys(f" {v.video_fps:g}/{v.video_max_frames}" for v in visions)
     rule = "".join(rules) if data_type == "video" else ""
     return f"{state.st_size} {state.st_mtime_ns}{rule} {FACTS}"

@@ -1,7 +1,7 @@
-"""Which way up a video is shown.
+"""The orientation of a video.
 
-Phones store frames as the sensor saw them, with a display matrix that says how to turn them. Only
-decoded frames carry it, and decoding alone does not apply it.
+Phones store frames in the sensor's orientation, with a display matrix that rotates them. Only
+decoded frames carry the matrix, and decoding does not apply it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Orientation", "orientation_of"]
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """How stored frames become upright: swap the axes first, then mirror.
+    """The transform that makes stored frames upright: swap the axes, then mirror.
 
     Attributes:
         swapped: rows become columns.
@@ -47,7 +47,7 @@ class Orientation:
 
 
 def orientation_of(frame: av.VideoFrame) -> Orientation:
-    """The orientation that a frame's display matrix asks for, to the nearest quarter turn.
+    """The orientation given by a frame's display matrix, rounded to quarter turns.
 
     The matrix (ISO/IEC 14496-12, track header) maps x' = a x + c y, y' = b x + d y.
     """

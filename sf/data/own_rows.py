@@ -1,8 +1,8 @@
-"""Questions in anyone's own table as records of Video-R1-260k's schema.
+"""Conversion of a user's own table of questions to Video-R1-260k's schema.
 
-A row needs a question, an answer and one image or video; everything else has a default. Columns go
-by several names (`docs/your_model.md`). An answer to options is a letter or an option's text;
-answer tags are taken off if there are any.
+A row needs a question, an answer and one image or video; everything else has a default. Columns
+have several accepted names (`docs/your_model.md`). With options, the answer is a letter or an
+option's text; answer tags are optional.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sf.errors import DataError
 __all__ = ["TABLES", "is_own_record", "own_record", "read_table"]
 
 TABLES = (".csv", ".tsv", ".parquet")
-"""Endings of files that are not JSON."""
+"""Extensions of files that are not JSON."""
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "question": ("question", "problem", "query", "prompt"),
     "answer": ("answer", "solution", "label", "target"),
@@ -54,21 +54,21 @@ _TYPES = {
 
 
 def is_own_record(record: Any) -> bool:
-    """Whether a record lacks what every one of Video-R1-260k's has."""
+    """Whether a record lacks a key that every Video-R1-260k record has."""
     official = ("problem_id", "problem", "data_type", "problem_type", "solution", "path")
     return isinstance(record, dict) and not all(name in record for name in official)
 
 
 def own_record(fields: Mapping[str, Any], number: int, source: str) -> dict[str, Any]:
-    """One row of an own table in Video-R1-260k's schema.
+    """Convert one row of a user's table to Video-R1-260k's schema.
 
     Args:
-        fields: by column name; upper and lower case are alike, but for options' letters.
+        fields: by column name, case-insensitive except for option letters.
         number: of the row, from 1.
         source: name of the table.
 
     Raises:
-        RowError: no question, answer or media, several media, or a value that is none.
+        RowError: no question, answer or media, several media, or an invalid value.
     """
     given = {str(name).strip().lower(): value for name, value in fields.items()}
     question = _text(_one(given, "question", fields), "question")
@@ -92,7 +92,7 @@ def own_record(fields: Mapping[str, Any], number: int, source: str) -> dict[str,
 
 
 def _first(given: Mapping[str, Any], what: str) -> Any:
-    """The value in the first column of that meaning that has one; None if there is none."""
+    """The first non-empty value among the columns with that meaning, or None."""
     return next((given[name] for name in _NAMES[what] if not _empty(given.get(name))), None)
 
 
@@ -110,13 +110,13 @@ def _one(given: Mapping[str, Any], what: str, fields: Mapping[str, Any]) -> Any:
 
 def _lacks(what: str, names: Sequence[str], fields: Mapping[str, Any]) -> RowError:
     columns = ", ".join(map(str, fields)) or "none"
-    rule = f"the row has no {what}: a column {' or '.join(names)} is needed, it has {columns}"
+    rule = f"the row has no {what}: it needs a column {' or '.join(names)} and has {columns}"
     return RowError("missing value", what, None, rule)
 
 
 def _text(value: Any, field: str) -> str:
     if not isinstance(value, str):
-        raise RowError("wrong type", field, value, "it must be a text")
+        raise RowError("wrong type", field, value, "*it must be text")
     return value.strip()
 
 
@@ -136,10 +136,10 @@ def _path(value: Any, name: str) -> str:
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     if isinstance(value, list | tuple):
-        rule = f"a question is about one image or video, and {len(value)} are given"
+        rule = f"a question is about one image or video, but {len(value)} are given"
         raise RowError("several media", name, None, rule)
     if isinstance(value, Mapping | bytes):
-        rule = "it must be the path of a file; save images that a table holds into files first"
+        rule = "it must be the path of a file; save images stored in a table to files first"
         raise RowError("wrong type", name, type(value).__name__, rule)
     return _text(value, name)
 
@@ -164,14 +164,14 @@ def _options(given: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
         try:
             options = json.loads(options)
         except ValueError:
-            rule = "they must be a list, in a CSV one in JSON's form, or columns A, B, …"
+            rule = "they must be a list (in a CSV, as JSON), or columns A, B, …"
             raise RowError("wrong type", "options", options, rule) from None
     if isinstance(options, Mapping):
         options = [f"{letter}. {text}" for letter, text in options.items() if not _empty(text)]
     if not isinstance(options, list | tuple):
         raise RowError("wrong type", "options", options, "they must be a list")
     if len(options) > len(ascii_uppercase):
-        rule = f"there are letters for {len(ascii_uppercase)}"
+        rule = f"at most {len(ascii_uppercase)} options have letters"
         raise RowError("bad options", "options", len(options), rule)
     texts = [str(option).strip() for option in options]
     if list(option_texts(texts)) != texts:
@@ -207,7 +207,7 @@ def _kind(given: Mapping[str, Any], options: Sequence[str], answer: str) -> str:
 
 
 def _letter(answer: str, options: Sequence[str]) -> str:
-    """The letter of the right option, which the answer names or spells out."""
+    """The letter of the correct option, which the answer names or spells out."""
     letters = option_letters(options)
     if answer in letters:
         return answer
@@ -245,7 +245,7 @@ def _read_parquet(path: Path) -> Iterator[RawRow]:
         for number, row in enumerate(rows, start=1):
             yield RawRow(number, 0, row)
     except (OSError, pa.ArrowException) as error:
-        rule = f"it is no readable parquet file: {error}"
+        rule = f"it is not a readable parquet file: {error}"
         raise DataError("questions", str(path), rule, "write it again") from error
 
 
@@ -268,21 +268,21 @@ def _read_csv(path: Path) -> Iterator[RawRow]:
 def _csv_rows(path: Path, table: csv.DictReader[str]) -> Iterator[RawRow]:
     columns = len(table.fieldnames or ())  # reads the first line
     for number in itertools.count(1):
-        line = table.reader.line_num  # the table's own stands still at an error
+        line = table.reader.line_num  # table.line_num is not updated after an error
         try:
             row = next(table)
         except StopIteration:
             return
         except csv.Error as error:
             last = table.reader.line_num
-            if last > line + 1:  # a quote that nothing closes hides the rows after it
-                rule = f"row {number}, which begins in line {line + 1}, has no end: {error}"
+            if last > line + 1:  # an unclosed quote hides the rows after it
+                rule = f"row {number}, which starts in line {line + 1}, does not end: {error}"
                 raise DataError("questions", str(path), rule, "close its quotes") from error
             yield RawRow(number, 0, None, "malformed CSV", f"line {last}: {error}")
             continue
         if None in row or None in row.values():
             rule = f"line {table.line_num} does not have the {columns} columns of "
-            rule += "the first line; quote values that hold the separator"
+            rule += "the first line; quote values that contain the separator"
             yield RawRow(number, 0, None, "malformed CSV", rule)
         else:
             yield RawRow(number, 0, row)

@@ -1,4 +1,4 @@
-"""The steps from a source to rows that can be trusted; `sf.stages.prepare` runs them in order."""
+"""The steps from a source to validated rows; `sf.stages.prepare` runs them in order."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which rows of a source are wanted.
+    """The wanted rows of a source.
 
     Attributes:
-        sources: their `data_source` or top media folder; empty: all.
-        sample_rows: a stratified sample of so many; 0: all.
+        sources: their `data_source` or top media folder; empty for all.
+        sample_rows: size of a stratified sample; 0 for all rows.
         seed: of the sample.
     """
 
@@ -54,27 +54,27 @@ class Source:
 
     Attributes:
         root: the data root.
-        origin: for the data card: folder name, generator or hub repository with its commit.
-        found: rows and rejects.
-        unpinned: the configured source where its revision is a branch or tag, else "".
+        origin: name for the data card: folder, generator, or hub repository with its commit.
+        collected: rows and rejects.
+        unpinned: the configured source if its revision is a branch or tag, else "".
     """
 
     root: Path
     origin: str
-    found: Collected
+    collected: Collected
     unpinned: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What came out.
+    """The prepared data.
 
     Attributes:
-        source: with the rejects.
+        source: the source, with the rejects.
         splits: rows of the manifests by split.
-        reserve: rows on held-out sides that no manifest holds.
+        reserve: rows on held-out sides that are in no manifest.
         leaks: media names shared with the benchmarks.
-        leakage: one sentence about that.
+        leakage: one sentence about the leaks.
     """
 
     source: Source
@@ -84,15 +84,15 @@ class Prepared:
     leakage: str
 
 
-def _select(found: Collected, selection: Selection) -> Collected:
+def _select(collected: Collected, selection: Selection) -> Collected:
     if selection.sample_rows:
-        found.rows, rest = sample(
-            found.rows,
+        collected.rows, rest = sample(
+            collected.rows,
             selection.sample_rows,
             lambda row: unit_hash("sample", selection.seed, row.id),
         )
-        found.num_unselected += len(rest)
-    return found
+        collected.num_unselected += len(rest)
+    return collected
 
 
 def _from_folder(
@@ -106,24 +106,24 @@ def _from_folder(
 
 
 def fetch_rows(source: str, selection: Selection, out: Path, earlier: Path) -> Source:
-    """The rows of a hub's repository, with all files that hold their media.
+    """The rows of a hub repository, with all files that contain their media.
 
     Args:
         source: "hub:OWNER/NAME@REVISION".
-        selection: which rows.
-        out: `origin.json` is written there, the commit that was fetched.
+        selection: the wanted rows.
+        out: folder for `origin.json`, which records the fetched commit.
         earlier: an earlier result, whose commit is used again.
 
     Raises:
         ConfigError: a malformed source.
-        EnvironmentFault: the hub does not answer or gives no access, or the disk has no room.
+        EnvironmentFault: the hub does not answer or gives no access, or the disk lacks space.
     """
     hub = parse_hub(source)
     recorded = recorded_commit(source, (out, earlier))
     repository = Repository(hub, commit=recorded)
     record_commit(out, source, repository.commit)
     if not hub.pinned:
-        when = "as an earlier run recorded" if recorded else "what it stands for now, and recorded"
+        when = "as an earlier run recorded" if recorded else "its current target, which is recorded"
         warnings.warn(
             f"prepare.source {source} names no commit: {repository.commit} is used, {when}. Name "
             "the commit in place of the branch or tag to make the study repeatable elsewhere",
@@ -135,12 +135,12 @@ def fetch_rows(source: str, selection: Selection, out: Path, earlier: Path) -> S
     repository.fetch(annotations)
     origin = f"hub:{hub.name}@{repository.commit}"
     opened = _from_folder(repository.root, selection, origin)
-    repository.fetch(needed_files(repository.files, {row.media for row in opened.found.rows}))
+    repository.fetch(needed_files(repository.files, {row.media for row in opened.collected.rows}))
     return opened if hub.pinned else replace(opened, unpinned=source)
 
 
 def _from_generator(folder: Path, rows: int, seed: int, vision: Vision) -> None:
-    """Write the mini world's data set; a folder that an earlier call left unfinished is redone."""
+    """Write the mini world's dataset, replacing a folder that an earlier call left unfinished."""
     from sf.mini.rows import write_dataset
 
     if not (folder / ANNOTATIONS).is_file():
@@ -161,20 +161,21 @@ def open_source(
     """Read and validate the rows of a source; media are not opened.
 
     Args:
-        source: "synthetic", a local folder, annotation file or own table of questions, or
+        source: "synthetic"; a local folder, annotation file or own table of questions; or
             "hub:OWNER/NAME@REVISION".
-        selection: which rows.
-        synthetic_rows: how many rows a synthetic source has.
-        vision: bounds that synthetic media are made for.
-        out: results folder: a synthetic source's files go into `data/` there, the commit of a hub
-            source into `origin.json`.
-        earlier: an earlier result. The commit it recorded for the same hub source is used again,
-            whatever the branch or tag stands for now.
-        media: folder that the media paths of a local source are relative to; by default its own.
+        selection: the wanted rows.
+        synthetic_rows: number of rows of a synthetic source.
+        vision: bounds for synthetic media.
+        out: results folder; a synthetic source writes its files to `data/`, a hub source its
+            commit to `origin.json`.
+        earlier: an earlier result. The commit that it recorded for the same hub source is used
+            again, even if the branch or tag has moved.
+        media: folder that the media paths of a local source are relative to; by default the
+            source's folder.
 
     Raises:
         ConfigError: a malformed hub source.
-        DataError: nothing to read.
+        DataError: there is nothing to read.
         EnvironmentFault: the hub does not answer.
     """
     if source == "synthetic":
@@ -186,46 +187,46 @@ def open_source(
 
 
 def use_media(source: Source, visions: Sequence[Vision], log: MediaLog) -> None:
-    """Find the media of all rows and open each once; rows without become rejects.
+    """Find the media of all rows and open each once; rows without usable media become rejects.
 
-    Media are told apart by their bytes from then on, not by their names.
+    From then on, media are identified by their bytes, not by their names.
 
     Args:
         source: its rows get media references, facts and visual tokens.
-        visions: pixel and frame bounds, those of training first: each stage must find its frames.
-        log: facts that earlier calls found.
+        visions: pixel and frame bounds of all stages, those of training first.
+        log: facts from earlier calls.
     """
-    located = locate_rows(source.found.rows, MediaRoot(source.root))
-    source.found.drop(located.faults, located.rows)
-    rows = source.found.rows
+    located = locate_rows(source.collected.rows, MediaRoot(source.root))
+    source.collected.drop(located.faults, located.rows)
+    rows = source.collected.rows
     media = [(row.media, row.data_type) for row in rows]
     facts = check_media(source.root, media, visions, log, num_decoders())
     good, faults = apply_facts(rows, facts, visions[0])
-    source.found.drop(faults, good)
+    source.collected.drop(faults, good)
     digests = {row.media: facts[row.media, row.data_type].digest for row in good}
-    source.found.groups = {row.id: digests[row.media] for row in good}
-    source.found.num_copies = len(digests) - len(set(digests.values()))
+    source.collected.groups = {row.id: digests[row.media] for row in good}
+    source.collected.num_copies = len(digests) - len(set(digests.values()))
 
 
-def drop_leaks(found: Collected, benchmarks: Path | None) -> tuple[list[Leak], str]:
-    """Reject rows whose media are benchmark media.
+def drop_leaks(collected: Collected, benchmarks: Path | None) -> tuple[list[Leak], str]:
+    """Reject rows with benchmark media.
 
     Returns:
         The leaks, and one sentence for the data card.
     """
     if benchmarks is None:
-        return [], "Leakage was not checked: no folder with the benchmarks' data was given."
+        return [], "Leakage was not checked: no folder with benchmark data was given."
     names, without = benchmark_names(benchmarks)
     if not names:
         return [], "Leakage was not checked: the benchmarks' tables name no media."
-    leaks = find_leaks(found.rows, names)
+    leaks = find_leaks(collected.rows, names)
     faults = leak_faults(leaks)
-    kept: list[Row] = [row for row in found.rows if row.id not in faults]
-    found.drop(faults, kept)
+    kept: list[Row] = [row for row in collected.rows if row.id not in faults]
+    collected.drop(faults, kept)
     unsure = len(leaks) - len(faults)
     unchecked = f" Not checked, as their tables name no media: {', '.join(without)}."
     return leaks, (
-        f"Leakage: {len(names):,} media names of the benchmarks were looked for; "
+        f"Leakage: rows were checked against {len(names):,} media names of the benchmarks; "
         f"{len(faults):,} rows with one of them were rejected, {unsure:,} more share a name that "
         f"is too general to prove anything.{unchecked if without else ''}"
     )

@@ -1,9 +1,9 @@
-"""From a row to the one user turn that a model is asked.
+"""From a row to the user turn of a prompt.
 
-Template "think_answer" is Video-R1's public prompt, word for word (its training code,
-QUESTION_TEMPLATE and TYPE_TEMPLATE); "answer" asks for the answer inside <answer> tags without any
-thinking, in few tokens, for small models; "short" asks for the bare answer, in the words of
-LLaVA-1.5's public prompts, which the benchmarks' own prompts follow.
+Template "think_answer" is Video-R1's public prompt, verbatim (QUESTION_TEMPLATE and TYPE_TEMPLATE
+in its training code). "answer" requests the answer inside <answer> tags without thinking, in few
+tokens, for small models. "short" requests the bare answer, in the wording of LLaVA-1.5's public
+prompts, which the benchmarks' own prompts follow.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def question_text(row: Row, template: Template) -> str:
         raise DataError("problem_type", row.problem_type, rule, "prepare the data again")
     question = row.problem
     if row.problem_type == "multiple choice":
-        if template == "think_answer":  # so it stands in Video-R1's code
+        if template == "think_answer":  # as in Video-R1's code
             options = "".join(f"{option}\n" for option in row.options)
             question = f"{question}Options:\n{options}"
         else:
@@ -78,14 +78,14 @@ def question_text(row: Row, template: Template) -> str:
 
 
 def solution_text(row: Row, template: Template) -> str:
-    """The reply to be learnt: the solution as the data has it, without its tags for "short"."""
+    """The target reply: the solution as in the data, without its tags for "short"."""
     return extract_answer(row.solution) if template == "short" else row.solution
 
 
 def in_tags(reply: str, template: Template) -> str:
-    """A reply as correctness reads it (`sf.data.rewards`).
+    """A reply in the form that `sf.data.rewards` expects.
 
-    The whole reply to "short" is the answer; with any piece of an answer tag in it, it is wrong.
+    For "short" the whole reply is the answer; a reply with part of an answer tag is wrong.
     """
     if template != "short":
         return reply
@@ -93,7 +93,7 @@ def in_tags(reply: str, template: Template) -> str:
 
 
 def messages(row: Row, template: Template) -> list[dict[str, Any]]:
-    """One user turn, media first, as `sf.data.vision.encode` and chat templates take it.
+    """One user turn, media first, for `sf.data.vision.encode` and chat templates.
 
     Media stay references: {"type": "image" | "video", "path": str}.
     """

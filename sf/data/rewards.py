@@ -1,12 +1,12 @@
-"""How right a completion is: Video-R1's five accuracy rewards, and 0/1 correctness.
+"""Rewards of a completion: Video-R1's five accuracy rewards, and 0/1 correctness.
 
-All take the whole completion and the whole solution and read what stands inside <answer> tags.
-Multiple choice and numerical are 0 or 1; OCR, free-form and regression are fractions, so that
+All take the complete completion and solution and compare the contents of their <answer> tags.
+Multiple choice and numerical are 0 or 1. OCR, free-form and regression are fractions, so
 Sparsity Forcing's r_per in {0, 1} (arXiv 2504.18579) needs a cut-off (`correctness`).
 
-Where this differs from Video-R1's code: "nan", "inf" and "1_0" are no numbers (there "nan" earns
-the full regression reward); its rule that both numbers or neither must have a decimal point is left
-out, so 12 equals 12.00.
+Differences from Video-R1's code: "nan", "inf" and "1_0" are not numbers (in Video-R1, "nan" earns
+the full regression reward); Video-R1's rule that both numbers or neither must have a decimal point
+is omitted, so 12 equals 12.00.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def word_error_rate(reference: str, hypothesis: str) -> float:
     import jiwer
 
     left, right = reference.split(), hypothesis.split()
-    # jiwer splits at blanks alone and refuses an empty reference.
+    # jiwer splits at spaces only and rejects an empty reference.
     return jiwer.wer(" ".join(left), " ".join(right)) if left else float(len(right))
 
 
@@ -61,7 +61,7 @@ def ocr(completion: str, solution: str) -> float:
 
 @cache
 def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # 1 s to import, only free-form rows need it
+    from rouge_score.rouge_scorer import RougeScorer  # takes 1 s, needed only for free-form rows
 
     return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
 
@@ -77,7 +77,7 @@ def free_form(completion: str, solution: str) -> float:
 
 
 def regression(completion: str, solution: str) -> float:
-    """1 - relative error, within [0, 1]; 0 if either is no number. For 0 only 0 is right."""
+    """1 - relative error, in [0, 1]; 0 if either is not a number. If it is 0, only 0 is right."""
     given, right = (parse_number(extract_answer(text)) for text in (completion, solution))
     if given is None or right is None:
         return 0.0
@@ -110,30 +110,30 @@ def score(problem_type: str, completion: str, solution: str) -> float:
 def correctness(problem_type: str, completion: str, solution: str, cutoff: float) -> float:
     """1.0 if the score reaches the cut-off or the answer is the solution's text, else 0.0.
 
-    ROUGE-2 knows no pairs in a single word: "red" for "red" scores 2/3, and must count as right.
-    Like ROUGE, the comparison of free-form texts knows no case and no punctuation.
+    A single word has no bigrams for ROUGE-2, so "red" for "red" scores 2/3 but must be correct.
+    As in ROUGE, the comparison of free-form texts ignores case and punctuation.
 
     Args:
         problem_type: one of the five.
-        completion: all that the model wrote.
+        completion: the model's complete output.
         solution: the row's solution, with tags.
-        cutoff: in (0, 1]; 1 demands a perfect score.
+        cutoff: in (0, 1]; 1 requires a perfect score.
 
     Raises:
-        ConfigError: the cut-off is not in (0, 1]; at 0 everything would be right.
+        ConfigError: the cut-off is not in (0, 1]; at 0 everything would be correct.
         DataError: an unknown problem type.
     """
     if not 0.0 < cutoff <= 1.0:
-        rule = "it must lie in (0, 1]: at 0 every completion would be right"
+        rule = "it must lie in (0, 1]: at 0 every completion would be correct"
         raise ConfigError("correctness_cutoff", cutoff, rule, "use 0.5 or more")
     if score(problem_type, completion, solution) >= cutoff:
         return 1.0
     answer, right = extract_answer(completion), extract_answer(solution)
-    if problem_type == "free-form":  # as ROUGE reads them, of which nothing may be left
+    if problem_type == "free-form":  # ROUGE's normalisation, which can leave nothing
         answer, right = _words(answer) or answer, _words(right) or right
     return float(bool(answer) and answer == right)
 
 
 def _words(text: str) -> str:
-    """Text without case, punctuation and spaces at its ends."""
+    """Text without case, punctuation and outer spaces."""
     return " ".join(re.sub(r"[\W_]+", " ", text.casefold()).split())

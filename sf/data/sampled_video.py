@@ -1,4 +1,4 @@
-"""What transformers' processors are told about a decoded video."""
+"""Metadata of a decoded video for transformers' processors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["SampledVideo"]
 
 @dataclass
 class SampledVideo(VideoMetadata):
-    """Metadata with the time of every frame, which index / fps gives for a constant rate only.
+    """Metadata with the time of every frame; index / fps holds only for a constant rate.
 
     Attributes:
-        seconds: when each sampled frame is shown, from the video's first frame.
+        seconds: time of each sampled frame, from the video's first frame.
     """
 
     seconds: list[float] | None = None

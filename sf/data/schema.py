@@ -1,4 +1,4 @@
-"""One record of Video-R1-260k's schema -> a `Row`, or the reason why not; no media opened."""
+"""A record of Video-R1-260k's schema -> a `Row`, or the reason to reject it; opens no media."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LONGEST_PATH = 1024
 
 
 class RowError(DataError):
-    """A row cannot be used.
+    """A row is unusable.
 
     Attributes:
         kind: the class of the reason, for counting.
@@ -43,25 +43,25 @@ def safe_path(path: str) -> str:
     """A media path relative to the data root, normalised.
 
     Raises:
-        RowError: absolute, leaving the root, or holding what no path of this data holds.
+        RowError: the path is absolute, leaves the root, or contains invalid characters.
     """
     if not path.strip():
         raise RowError("bad path", "path", path, "it must not be empty")
     if len(path) > _LONGEST_PATH or _UNPRINTABLE.search(path):
-        raise RowError("bad path", "path", path[:80], "it is too long or holds control characters")
+        raise RowError("bad path", "path", path[:80], "it is too long or has control characters")
     if "\\" in path:
         raise RowError("bad path", "path", path, "it must be a plain POSIX path")
     if path.startswith(("/", "~")) or _DRIVE.match(path):
         raise RowError("path traversal", "path", path, "it must be relative to the data root")
     if ".." in path.split("/"):
-        raise RowError("path traversal", "path", path, "it must not hold '..'")
+        raise RowError("path traversal", "path", path, "it must not contain '..'")
     return posixpath.normpath(path)
 
 
 def _text(record: dict[str, Any], key: str) -> str:
     value = record[key]
     if not isinstance(value, str):
-        raise RowError("wrong type", key, value, "it must be a text")
+        raise RowError("wrong type", key, value, "*it must be text")
     if not value.strip():
         raise RowError("empty value", key, value, "it must not be empty")
     return value.strip()
@@ -72,7 +72,7 @@ def _options(record: dict[str, Any], problem_type: str) -> tuple[str, ...]:
     if options is None:
         options = []
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-        raise RowError("wrong type", "options", options, "they must be a list of texts")
+        raise RowError("wrong type", "options", options, "they must be a list of strings")
     if problem_type != "multiple choice":
         return tuple(options)
     if len(options) < 2:
@@ -100,7 +100,7 @@ def parse_record(record: Any) -> Row:
         The row, with `media` = `path` normalised and no media facts.
 
     Raises:
-        RowError: with the kind of fault and the reason.
+        RowError: the record is invalid; with the kind of fault and the reason.
     """
     if not isinstance(record, dict):
         raise RowError("not an object", "row", type(record).__name__, "it must be a JSON object")
@@ -109,13 +109,13 @@ def parse_record(record: Any) -> Row:
         raise RowError("missing key", "row", None, f"it lacks {', '.join(missing)}")
     identity = record["problem_id"]
     if isinstance(identity, bool) or not isinstance(identity, int | str) or identity == "":
-        raise RowError("wrong type", "problem_id", identity, "it must be a number or a text")
+        raise RowError("wrong type", "problem_id", identity, "it must be a number or text")
     data_type = _one_of(record, "data_type", DATA_TYPES, "unknown data type")
     problem_type = _one_of(record, "problem_type", PROBLEM_TYPES, "unknown problem type")
     problem, solution = _text(record, "problem"), _text(record, "solution")
     options = _options(record, problem_type)
     if control := QWEN.search("\n".join((problem, *options, solution))):
-        rule = "question and answer must not hold a model's control tokens"
+        rule = "question and answer must not contain a model's control tokens"
         raise RowError("control token", "row", control.group(), rule)
     try:
         answer = parse_solution(problem_type, solution, options)

@@ -1,11 +1,11 @@
-"""Which row goes where: hash-based, so that adding rows moves no other row to another side.
+"""Assignment of rows to splits, by hash, so that adding rows never moves another row.
 
-All rows about the same media form a group, so near-duplicate questions over them stay on one side:
-media with the same bytes where media were opened, whatever their names, else with the same path.
+All rows about the same media form a group, so near-duplicate questions about them stay on one side.
+Media are the same if their bytes are equal or, if media were not opened, their paths.
 A group's hash decides its side: held-out below `heldout_share`, calibration in the next
-`calibration_share`, else training. The held-out and calibration manifests then take at most so many
-rows of their side, in proportion over strata; what is left over on these sides is in reserve: it is
-in no manifest and never trained on.
+`calibration_share`, else training. The held-out and calibration manifests then take a limited
+number of rows of their side, in proportion over strata; the remaining rows of these sides are in
+reserve: they are in no manifest and never trained on.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["Plan", "sample", "side_of", "split_rows", "stratum"]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How rows are split.
+    """The parameters of the split.
 
     Attributes:
-        seed: another seed, another split.
-        calibration_share, heldout_share: of the media, in [0, 1).
-        calibration_rows, heldout_rows: manifests take at most so many of their side's rows.
+        seed: of the hash.
+        calibration_share, heldout_share: shares of the media, in [0, 1).
+        calibration_rows, heldout_rows: most rows of the side that the manifest takes.
     """
 
     seed: int
@@ -45,13 +45,13 @@ class Plan:
 
 
 def unit_hash(*parts: object) -> float:
-    """A number in [0, 1) that depends on nothing but the parts."""
+    """A number in [0, 1) that depends only on the parts."""
     text = "\0".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big") / 2**56
 
 
 def side_of(group: str, plan: Plan) -> str:
-    """The side that all rows of a group are on: "train", "calibration" or "heldout"."""
+    """The side of all rows of a group: "train", "calibration" or "heldout"."""
     place = unit_hash("side", plan.seed, group)
     if place < plan.heldout_share:
         return "heldout"
@@ -59,12 +59,12 @@ def side_of(group: str, plan: Plan) -> str:
 
 
 def stratum(row: Row) -> tuple[str, str]:
-    """What sampling keeps the proportions of: media type and problem type."""
+    """The stratum of a row: media type and problem type; sampling keeps their proportions."""
     return row.data_type, row.problem_type
 
 
 def _shares(sizes: dict[tuple[str, str], int], wanted: int) -> dict[tuple[str, str], int]:
-    """Split `wanted` over strata in proportion (largest remainders), none above its size."""
+    """Split `wanted` over strata in proportion (largest remainders), limited by their sizes."""
     total = sum(sizes.values())
     exact = {key: wanted * size / total for key, size in sizes.items()}
     counts = {key: int(value) for key, value in exact.items()}
@@ -77,10 +77,10 @@ def _shares(sizes: dict[tuple[str, str], int], wanted: int) -> dict[tuple[str, s
 def sample(
     rows: Sequence[Row], wanted: int, order: Callable[[Row], float]
 ) -> tuple[list[Row], list[Row]]:
-    """Take rows in proportion over strata, those with the smallest `order` first.
+    """Take rows in proportion over strata, smallest `order` first.
 
     Returns:
-        Taken rows and the others, both in their given order.
+        The taken and the remaining rows, both in their given order.
     """
     if wanted >= len(rows):
         return list(rows), []
@@ -100,13 +100,13 @@ def sample(
 def split_rows(
     rows: Iterable[Row], plan: Plan, groups: Mapping[str, str] | None = None
 ) -> dict[str, list[Row]]:
-    """All rows by split; each list is in the order of the rows' own hashes.
+    """All rows by split, each list ordered by the rows' hashes.
 
     Args:
         rows: with unique ids.
         plan: see `Plan`.
-        groups: a row's group by its id (`sf.data.collect.Collected`), which packing media into
-            archives does not change; None takes the rows' media paths.
+        groups: group by row id (`sf.data.collect.Collected`), unaffected by packing media into
+            archives; None for the rows' media paths.
 
     Returns:
         "train", "calibration", "heldout" and "reserve".

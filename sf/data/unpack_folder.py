@@ -1,8 +1,8 @@
-"""A folder that members of an archive are unpacked into, and nothing outside it.
+"""A folder for the unpacked members of an archive, which are never written outside it.
 
-The archive and what lies beside it come from other people: the folder may already be there and hold
-links that lead elsewhere. No link is followed, neither for reading nor for writing; hence files are
-not replaced by `sf.atomic_files`, which writes to whatever its part's name leads to.
+The archive and its neighbouring files are untrusted: the folder may already exist and contain links
+that lead elsewhere. No link is followed, neither for reading nor for writing. `sf.atomic_files` is
+therefore not used, since it follows a link at its temporary name.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ class UnpackFolder:
     """Members below one folder.
 
     Args:
-        path: of the folder; its own parent is trusted.
+        path: of the folder; its parent is trusted.
 
     Raises:
-        DataError: the path is taken by a link or by something that is no folder.
+        DataError: the path is a link or not a folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if path.is_symlink() or (path.exists() and not path.is_dir()):
-            rule = "members are unpacked there, so it must be a folder and no symbolic link"
+            rule = "members are unpacked there, so it must be a folder and not a symbolic link"
             raise DataError("archive", str(path), rule, "remove it")
 
     def make(self) -> None:
-        """Make the folder if it is not there."""
+        """Create the folder if it does not exist."""
         self.path.mkdir(exist_ok=True)
 
     def recorded(self, stamp: Sequence[int]) -> list[str]:
@@ -51,10 +51,10 @@ class UnpackFolder:
             members = record["members"] if record["stamp"] == list(stamp) else []
             return [str(member) for member in members]
         except (OSError, ValueError, LookupError, TypeError):
-            return []  # none yet, or damaged: the archive is read again
+            return []  # missing or damaged: the archive is read again
 
     def record(self, stamp: Sequence[int], members: Sequence[str]) -> None:
-        """Remember the archive's members."""
+        """Record the archive's members."""
         text = json.dumps({"stamp": list(stamp), "members": list(members)})
         beside = self.path / (RECORD + ".partial")
         with _created(beside) as file:
@@ -62,7 +62,7 @@ class UnpackFolder:
         beside.replace(self.path / RECORD)
 
     def holds(self, name: str) -> bool:
-        """Whether a member is out: a regular file that no link leads to."""
+        """Whether a member is unpacked: a regular file whose path contains no link."""
         place = self.path / name
         folder = place.parent
         while folder != self.path:
@@ -75,13 +75,13 @@ class UnpackFolder:
             return False
 
     def write(self, name: str, content: IO[bytes]) -> str:
-        """Unpack one member; it is whole or not there.
+        """Unpack one member atomically.
 
         Returns:
-            "", or why it cannot lie at this name.
+            "", or the reason why it cannot have this name.
 
         Raises:
-            OSError: the file system takes nothing more.
+            OSError: the file system is full or cannot be written.
         """
         place = self.path / name
         try:
@@ -89,7 +89,7 @@ class UnpackFolder:
             for part in Path(name).parts[:-1]:
                 folder /= part
                 if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-                    return f"lies below {part}, which is a link or no folder"
+                    return f"lies below {part}, which is a link or not a folder"
                 folder.mkdir(exist_ok=True)
             if place.is_dir() and not place.is_symlink():
                 return "has the name of a folder"
@@ -99,12 +99,12 @@ class UnpackFolder:
             beside.replace(place)
         except OSError as error:
             if error.errno in _OF_THE_NAME:
-                return f"has a name that this file system does not take: {error.strerror}"
+                return f"has a name that this file system does not allow: {error.strerror}"
             raise
         return ""
 
 
 def _created(path: Path) -> IO[bytes]:
-    """A new file; what lay there, a link for instance, is removed."""
+    """A new file, replacing any existing file or link."""
     path.unlink(missing_ok=True)
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb")

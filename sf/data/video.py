@@ -1,9 +1,9 @@
-"""Decoding videos with PyAV: exactly the frames that are looked at, by presentation time.
+"""Video decoding with PyAV: exactly the sampled frames, by presentation time.
 
-Training, calibration, evaluation and `sf ask` all decode here. A frame is told by its time stamp,
-and every decoded frame is compared with the one that the packets announced. Where they differ (a
-codec with hidden frames, a stream with lost ones, a container without presentation times behind a
-seek), all frames are decoded once and counted.
+Training, calibration, evaluation and `sf ask` all decode here. A frame is identified by its time
+stamp, and every decoded frame is compared with the one that the packets announced. If they differ
+(a codec with hidden frames, a stream with lost frames, a container without presentation times
+after a seek), all frames are decoded once and counted.
 
 Shape legend: T frames, H height, W width, C = 3 colour channels.
 """
@@ -49,11 +49,11 @@ __all__ = [
 ]
 
 THREADED_PIXELS = 640 * 360
-_INDEXED = frozenset(("mov", "matroska", "avi"))  # seeking finds the right key frame there
+_INDEXED = frozenset(("mov", "matroska", "avi"))  # seeking finds the right key frame in these
 
 
 class _OtherFrames(Exception):
-    """Decoding gives other frames than the packets announced."""
+    """Decoding gives different frames from those that the packets announced."""
 
 
 def _read(
@@ -62,10 +62,10 @@ def _read(
     take: Callable[[av.VideoFrame, VideoFacts], Any],
     threads: int | None = None,
 ) -> tuple[VideoFacts, list[int], list[Any]]:
-    """Decode the frames that `choose` names; `take` makes something of each.
+    """Decode the frames that `choose` selects and apply `take` to each.
 
     Returns:
-        Facts, the chosen numbers, and what `take` returned for each of them.
+        Facts, the chosen frame numbers, and the result of `take` for each of them.
     """
     facts = probe_video(path)
     for counted in (False, True):
@@ -73,7 +73,7 @@ def _read(
             facts = count_frames(path, facts)
         indices = [int(index) for index in choose(facts)]
         if indices and not 0 <= min(indices) <= max(indices) < facts.num_frames:
-            rule = f"frames {indices} are asked for, and it holds {facts.num_frames}"
+            rule = f"frames {indices} are requested, but it has {facts.num_frames}"
             raise refuse(path, rule)
         taken: dict[int, Any] = {}
         try:
@@ -82,7 +82,7 @@ def _read(
                     raise refuse(path, f"frame {index} is damaged")
                 try:
                     taken[index] = take(frame, facts)
-                except DataError as error:  # a size or matrix that is not read
+                except DataError as error:  # an unsupported size or matrix
                     rule = f"{error.field} {error.value}: {error.rule}"
                     raise refuse(path, rule) from error
             return facts, indices, [taken[index] for index in indices]
@@ -96,13 +96,13 @@ def _frames(
     path: Path | str, facts: VideoFacts, wanted: Sequence[int], threads: int | None
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """The wanted frames with their numbers, in order."""
-    if threads is None:  # starting threads costs 10x the decoding of a small clip
+    if threads is None:  # starting threads takes 10x the decoding time of a small clip
         threads = 1 if facts.width * facts.height < THREADED_PIXELS else 0
     with opened(path) as container:
         stream = video_stream(container, path, threads)
         seekable = not _INDEXED.isdisjoint(container.format.name.split(","))
         frames = _numbered(container, stream, facts, None)
-        following = 0  # number of the frame that decoding reaches next
+        following = 0  # number of the next frame to be decoded
         for index in wanted:
             key = bisect.bisect_right(facts.keys, facts.times[index]) - 1
             if seekable and key > 0:
@@ -129,10 +129,10 @@ def _numbered(
 
     Args:
         container, stream, facts: of the video.
-        sought: time stamp that was sought; None at the start of the file.
+        sought: time stamp of the seek; None at the start of the file.
 
     Raises:
-        _OtherFrames: a frame is not the one that its place says.
+        _OtherFrames: a frame is not the one expected at its position.
     """
     following, start = 0, facts.times[0]
     for packet in packets_from_key(container, stream, facts.from_key):
@@ -147,7 +147,7 @@ def _numbered(
                 if not following and frame.is_corrupt:
                     continue
             elif frame.pts is not None and frame.pts < start:
-                continue  # leading pictures of an open group, whose references are missing
+                continue  # leading frames of an open group, whose references are missing
             elif following >= len(facts.times) or frame.pts != facts.times[following]:
                 raise _OtherFrames
             yield following, frame
@@ -155,14 +155,14 @@ def _numbered(
 
 
 def check_video(path: Path | str, *visions: Vision) -> VideoFacts:
-    """Decode the frames that models will look at, on one thread, and keep none of them.
+    """Decode the sampled frames on one thread, and keep none of them.
 
     Args:
         path: of the video (or an archive member).
         *visions: frame rules.
 
     Raises:
-        DataError: see `probe_video`; or a frame that does not decode.
+        DataError: see `probe_video`; or a frame cannot be decoded.
     """
 
     def choose(facts: VideoFacts) -> list[int]:
@@ -176,7 +176,7 @@ def _decode(
     choose: Callable[[VideoFacts], Sequence[int]],
     size_of: Callable[[VideoFacts], tuple[int, int]],
 ) -> tuple[VideoFacts, list[int], np.ndarray]:
-    """Chosen frames, upright, as uint8 [T, H, W, C] of the size that `size_of` gives."""
+    """Chosen frames, upright, as uint8 [T, H, W, C] in the size from `size_of`."""
     import numpy as np
 
     def take(frame: av.VideoFrame, facts: VideoFacts) -> np.ndarray:
@@ -193,26 +193,25 @@ def _own_size(facts: VideoFacts) -> tuple[int, int]:
 def decode_frames(
     path: Path | str, indices: Sequence[int], size: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, VideoFacts]:
-    """Decode chosen frames, seeking over what is not needed.
+    """Decode chosen frames, seeking over the others.
 
     Args:
         path: of the video (or an archive member).
         indices: frame numbers, at least one.
-        size: width and height to resize each frame to as it is decoded; None keeps that of the
-            first frame, and later frames of another size are resized to it.
+        size: width and height to which each frame is resized; None for those of the first frame.
 
     Returns:
         Upright frames uint8 [T, H, W, C], RGB, and the file's facts.
 
     Raises:
-        DataError: see `probe_video`; or a frame that does not decode or is not there.
+        DataError: see `probe_video`; or a frame is missing or cannot be decoded.
     """
     facts, _, frames = _decode(path, lambda _: indices, lambda facts: size or _own_size(facts))
     return frames, facts
 
 
 def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bicubic with antialiasing, as transformers' processors do.
+    """Resize with antialiased bicubic interpolation, as in transformers' processors.
 
     Args:
         frame: uint8 [H, W, C].
@@ -246,12 +245,12 @@ def _details(facts: VideoFacts, indices: Sequence[int]) -> dict[str, Any]:
 def load_video(
     path: Path | str, vision: Vision, cache: FrameCache | None = None
 ) -> tuple[np.ndarray, VideoMetadata]:
-    """The frames that every stage looks at, resized to the configured bounds.
+    """The sampled frames, resized to the configured bounds.
 
     Args:
         path: of the video (or an archive member).
         vision: frame rule and pixel bounds.
-        cache: where decoded frames are kept; None decodes anew.
+        cache: of decoded frames; None to decode them again.
 
     Returns:
         Frames uint8 [T, H, W, C] and transformers' metadata, from which processors derive time
@@ -277,7 +276,7 @@ def load_video(
 
 
 def load_own_size(path: Path | str, vision: Vision) -> tuple[np.ndarray, VideoMetadata]:
-    """The frames that every stage looks at, in the video's own size.
+    """The sampled frames, in the video's original size.
 
     Args:
         path: of the video (or an archive member).

@@ -1,4 +1,4 @@
-"""What a video file holds, read from its packets."""
+"""The properties of a video file, read from its packets."""
 
 from __future__ import annotations
 
@@ -37,30 +37,31 @@ __all__ = [
 
 MAX_SIDE = 16_384
 MAX_FRAME_PIXELS = 8192 * 8192
-MAX_FRAMES = 5_000_000  # two days at 29 frames a second
+MAX_FRAMES = 5_000_000  # two days at 29 frames per second
 MAX_SECONDS = 30 * 86_400
-# A playlist that calls itself .mp4 would make ffmpeg open whatever it lists.
+# A playlist named .mp4 would make FFmpeg open the files that it lists.
 FORMATS = "mov,matroska,avi,flv,mpeg,mpegts,asf,ogg,gif,mp3,wav,flac,aac"
 _OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 
 
 @dataclass(frozen=True, slots=True)
 class VideoFacts:
-    """What lies in a video file.
+    """The properties of a video file.
 
     Attributes:
         width, height: of the upright first frame, in pixels.
-        num_frames: frames that can be shown, whatever the header says.
-        fps: frames a second, mean over the file.
-        duration_s: from the first frame to the end of the last one; num_frames / fps.
+        num_frames: frames that can be shown, independent of the header.
+        fps: mean frames per second.
+        duration_s: from the start of the first frame to the end of the last one; num_frames / fps.
         codec: FFmpeg's name.
         times: presentation time stamps of the frames in order, in `time_base` seconds.
         time_base: unit of the time stamps, in seconds.
         regular: the frames follow each other at a constant rate.
         keys: time stamps of the key frames.
-        from_key: packets before the first key frame are dropped.
-        counted: `times` are of decoded frames; packets do not tell which frames there are.
-        orientation: how stored frames become upright.
+        from_key: whether packets before the first key frame are dropped.
+        counted: whether `times` come from decoding all frames, because the packets do not
+            determine them.
+        orientation: the transform that makes stored frames upright.
     """
 
     width: int
@@ -78,13 +79,13 @@ class VideoFacts:
     orientation: Orientation
 
     def seconds(self, index: int) -> float:
-        """When a frame is shown, in seconds from the first one."""
+        """Presentation time of a frame, in seconds from the first one."""
         if self.regular:
             return index / self.fps
         return float((self.times[index] - self.times[0]) * self.time_base)
 
     def sampled(self, vision: Vision) -> list[int]:
-        """Frames that are looked at, by the rule of `sf.data.budget`."""
+        """The sampled frames, by the rule of `sf.data.budget`."""
         if self.regular:
             return frame_indices(self.num_frames, self.fps, vision)
         seconds = [float((stamp - self.times[0]) * self.time_base) for stamp in self.times]
@@ -92,7 +93,7 @@ class VideoFacts:
 
 
 def refuse(path: Path | str, rule: str) -> DataError:
-    """The error of a video that cannot be used."""
+    """The error for an unusable video."""
     return DataError("video", str(path), rule, "fetch the file again or leave it out")
 
 
@@ -106,44 +107,45 @@ def opened(path: Path | str) -> Iterator[av.container.InputContainer]:
     import av
 
     with open_media(path) as stream:
-        plain = not split_reference(path)[1]  # FFmpeg reads a file faster than through Python
+        plain = not split_reference(path)[1]  # FFmpeg reads files faster than Python streams
         source = f"file:{os.path.abspath(path)}" if plain else stream
         try:
-            # `options` would go to the streams too, and PyAV crashes on streams that appear late.
-            # Titles of old files are in any encoding; nobody reads them.
+            # PyAV would pass `options` to the streams too, and crash on streams that appear late.
+            # Titles of old files have unknown encodings and are not used.
             with av.open(
                 source, mode="r", container_options=_OPTIONS, metadata_errors="replace"
             ) as container:
                 yield container
         except av.FFmpegError as error:
             if error.errno == errno.EINVAL:
-                rule = "it is damaged, or of no video format that is read"
+                rule = "it is damaged, or its video format is not supported"
                 raise refuse(path, rule) from error
             raise refuse(path, f"it cannot be decoded: {error.strerror}") from error
 
 
 def probe_video(path: Path | str) -> VideoFacts:
-    """Read a video's facts from its packets; only the first frame is decoded, to see it upright.
+    """Read a video's facts from its packets; decodes only the first frame, for the orientation.
 
     Raises:
-        DataError: missing, empty or truncated, no video stream (audio only, with or without a
-            cover picture), no frames, a codec without a decoder, or an absurd frame size.
+        DataError: the file is missing, empty or truncated, or has no video stream (audio only,
+            with or without a cover picture), no frames, a codec without a decoder, or an absurd
+            frame size.
     """
     facts = _probe(path, from_key=True) or _probe(path, from_key=False)
     if facts is None:
-        raise refuse(path, "none of its frames decodes")
+        raise refuse(path, "none of its frames can be decoded")
     return facts
 
 
 def video_stream(
     container: av.container.InputContainer, path: Path | str, threads: int = 1
 ) -> av.VideoStream:
-    """The first video stream that is no cover picture, ready to be decoded.
+    """The first video stream that is not a cover picture, ready for decoding.
 
     Args:
         container: opened.
         path: for the message.
-        threads: that decode; 0 for FFmpeg's choice.
+        threads: number of decoding threads; 0 for FFmpeg's choice.
     """
     from av.stream import Disposition
 
@@ -157,17 +159,17 @@ def video_stream(
             else:
                 stream.thread_type = "AUTO"
             return stream
-    raise refuse(path, "it holds no video stream (audio only)")
+    raise refuse(path, "it has no video stream (audio only)")
 
 
 def packets_from_key(
     container: av.container.InputContainer, stream: av.VideoStream, from_key: bool
 ) -> Iterator[av.Packet]:
-    """Packets of a stream with content, and the empty one that flushes the decoder.
+    """The non-empty packets of a stream, and the empty one that flushes the decoder.
 
     Args:
         container, stream: opened.
-        from_key: drop what comes before the first key frame: some decoders make up frames there.
+        from_key: drop the packets before the first key frame, where some decoders invent frames.
     """
     for packet in container.demux(stream):
         from_key = from_key and not packet.is_keyframe
@@ -181,7 +183,7 @@ def _check_size(path: Path | str, width: int, height: int) -> None:
 
 
 def _probe(path: Path | str, from_key: bool) -> VideoFacts | None:
-    """Facts; None if no packet (from the first key frame on) gives a frame."""
+    """Facts; None if no packet (from the first key frame on) yields a frame."""
     with opened(path) as container:
         stream = video_stream(container, path)
         context = stream.codec_context
@@ -212,10 +214,10 @@ def _probe(path: Path | str, from_key: bool) -> VideoFacts | None:
             if len(stamps) > MAX_FRAMES:
                 raise refuse(path, f"more than {MAX_FRAMES} frames are absurd")
         if not num_packets:
-            raise refuse(path, "it holds no frames")
+            raise refuse(path, "it contains no frames")
         stated = stream.frames if "mov" in container.format.name else 0
         if stated > num_packets:
-            rule = f"it is truncated: {num_packets} of {stated} frames are there"
+            rule = f"it is truncated: it has {num_packets} of {stated} frames"
             raise refuse(path, rule)
         with open_media(path) as bytes_:
             if ends_early(bytes_, media_size(path), container.format.name):
@@ -276,7 +278,7 @@ def _rising(times: Sequence[int]) -> bool:
 
 
 def _is_regular(times: Sequence[int], per_tick: Fraction) -> bool:
-    """Whether the time stamps are those of `per_tick` frames a tick, rounded to ticks."""
+    """Whether the time stamps are those of `per_tick` frames per tick, rounded to ticks."""
     import numpy as np
 
     stamps = np.asarray(times, dtype=np.float64)
@@ -285,10 +287,10 @@ def _is_regular(times: Sequence[int], per_tick: Fraction) -> bool:
 
 
 def count_frames(path: Path | str, facts: VideoFacts) -> VideoFacts:
-    """Facts by decoding every frame, for files whose packets do not tell which frames come out.
+    """Facts from decoding every frame, for files whose packets do not determine the frames.
 
-    Time stamps are those of the decoded frames; where they are missing or do not increase, those
-    that the packets had when the frames came out; else frames follow at the stated rate.
+    The time stamps are the presentation times of the decoded frames. If these are missing or do not
+    increase, the decoding times are used, and else the stated rate.
 
     Args:
         path: of the video.
@@ -305,7 +307,7 @@ def count_frames(path: Path | str, facts: VideoFacts) -> VideoFacts:
                     presented.append(frame.pts)
                     decoded.append(frame.dts)
     if not presented:
-        raise refuse(path, "none of its frames decodes")
+        raise refuse(path, "none of its frames can be decoded")
     for stamps in (presented, decoded):
         times = tuple(stamp for stamp in stamps if stamp is not None)
         if len(times) == len(stamps) and _rising(times):

@@ -1,9 +1,9 @@
-"""The one path from conversations to model inputs: media loading, resizing, left padding.
+"""From conversations to model inputs: media loading, resizing, left padding.
 
-Base training, calibration, rollouts, the training forward and the benchmarks all encode through
-`encode`, so that they see the same pixels, the same frames and the same time stamps. Resizing is
-done here and switched off in the processor: a processor's own saved `size` otherwise silently
-undoes the configured bounds. The grid that comes out is checked against the one expected.
+Base training, calibration, rollouts, the training forward pass and the benchmarks all use
+`encode`, so they get the same pixels, frames and time stamps. Resizing is done here and disabled in
+the processor, whose saved `size` would otherwise silently override the configured bounds. The
+resulting grid is checked against the expected one.
 
 Shape legend: B rows, L prompt tokens, M media, T frames, H height, W width, C colour channels.
 """
@@ -41,7 +41,7 @@ Conversation = Sequence[dict[str, Any]]
 
 
 def _resized_image(image: PIL.Image.Image, vision: Vision) -> np.ndarray:
-    """Within the bounds, uint8 [H, W, C]."""
+    """An image resized to the bounds, uint8 [H, W, C]."""
     import numpy as np
 
     size = resized_size(image.width, image.height, pixel_bounds("image", vision))
@@ -51,10 +51,10 @@ def _resized_image(image: PIL.Image.Image, vision: Vision) -> np.ndarray:
 def _media(
     conversations: Sequence[Conversation], vision: Vision
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[Any]]:
-    """Images, videos and the videos' metadata in the order in which the text mentions them.
+    """Images, videos and the videos' metadata, in the order of their mention in the text.
 
-    Several media are decoded in parallel. Each is resized as it is decoded, so no more than one
-    full-size frame a thread is in memory besides the results.
+    Several media are decoded in parallel. Each is resized during decoding, so memory holds at most
+    one full-size frame per thread besides the results.
     """
     parts = [
         part
@@ -74,18 +74,18 @@ def _media(
         return part.get("video") or load_video(part["path"], vision, cache)
 
     if len(parts) == 1 + sum(part["type"] == "text" for part in parts):  # a thread would not help
-        images, found = [load_picture(p) for p in pictures], [load_clip(p) for p in clips]
+        images, loaded = [load_picture(p) for p in pictures], [load_clip(p) for p in clips]
     else:
         with ThreadPoolExecutor(num_decoders()) as pool:
-            images, found = (
+            images, loaded = (
                 list(pool.map(load_picture, pictures)),
                 list(pool.map(load_clip, clips)),
             )
-    return images, [frames for frames, _ in found], [facts for _, facts in found]
+    return images, [frames for frames, _ in loaded], [facts for _, facts in loaded]
 
 
 def _check_grid(name: str, grid: Any, media: Sequence[np.ndarray]) -> None:
-    """The produced grid [M, 3] (frames, rows, columns, in patches) must be the configured one."""
+    """Check that the grid [M, 3] (frames, rows, columns, in patches) is the configured one."""
     side = FACTOR // 2
     expected = [
         [
@@ -111,11 +111,11 @@ def encode(
 
     Args:
         processor: of Qwen2-VL or Qwen2.5-VL, or of LLaVA (see `sf.data.llava.encode_llava`).
-        conversations: B lists of turns (`sf.data.prompts.messages`). Media parts hold a "path", or
-            what was loaded from it: a PIL "image", or as "video" what `load_video` returned for
-            the same `vision`. One that ends with the user gets the generation prompt.
-        vision: pixel and frame bounds; they hold whatever the processor was saved with.
-        device: where the tensors go.
+        conversations: B lists of turns (`sf.data.prompts.messages`). Media parts have a "path" or
+            the loaded media: a PIL "image", or as "video" the result of `load_video` for the same
+            `vision`. A conversation that ends with the user gets the generation prompt.
+        vision: pixel and frame bounds; they override the processor's saved ones.
+        device: of the tensors.
 
     Returns:
         `input_ids`, `attention_mask`, `mm_token_type_ids` [B, L]; for images `pixel_values` and
@@ -123,8 +123,8 @@ def encode(
         Qwen2.5-VL, `second_per_grid_ts` [M] in seconds.
 
     Raises:
-        DataError: unreadable media, or a text with a control token of the model.
-        UnsupportedModelError: the processor makes another grid than the bounds say.
+        DataError: unreadable media, or text with a control token of the model.
+        UnsupportedModelError: the processor's grid differs from the one that the bounds give.
     """
     if is_llava(processor):
         return encode_llava(processor, conversations, vision, device)
@@ -162,17 +162,17 @@ def encode(
 def encode_parts(
     processor: Any, conversations: Sequence[Conversation], vision: Vision, device: str = "cpu"
 ) -> list[tuple[list[int], BatchFeature]]:
-    """A batch of conversations as the fewest batches that the model takes in one forward.
+    """Split a batch of conversations into the fewest batches that fit one forward pass each.
 
     Args:
-        processor, conversations, vision, device: as `encode`.
+        processor, conversations, vision, device: as in `encode`.
 
     Returns:
         Pairs of the conversations' indices and their inputs: one pair for the Qwen families, one
         for each number of frames for LLaVA.
 
     Raises:
-        DataError, UnsupportedModelError: as `encode`.
+        DataError, UnsupportedModelError: as in `encode`.
     """
     if is_llava(processor):
         return encode_llava_parts(processor, conversations, vision, device)

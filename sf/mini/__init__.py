@@ -1,1 +1,1 @@
-"""A miniature world for a laptop: scenes, clips, questions and rows in the real data's layout."""
+"""A synthetic world for a laptop: scenes, clips, questions and rows in the real data's layout."""

@@ -1,9 +1,9 @@
-"""Small local stand-ins for the thirteen benchmarks, and training examples in their formats.
+"""Small synthetic stand-ins for the thirteen benchmarks, and training examples in their formats.
 
 `write_benchmarks` writes a benchmark home (see `sf.evaluation.tasks`): parquet files with each
-benchmark's own columns and dataset configurations, videos and subtitles where lmms-eval's task code
-looks for them. lmms-eval's prompts, parsers and aggregation run on them unchanged. The figures mean
-nothing beyond this small world.
+benchmark's columns and dataset configurations, and videos and subtitles at the paths that
+lmms-eval's task code expects. lmms-eval's prompts, parsers and aggregation run on them unchanged.
+The scores are meaningless outside this synthetic world.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 __all__ = ["MAKERS", "Example", "training_examples", "write_benchmarks"]
 
 MAKERS = IMAGE_MAKERS | VIDEO_MAKERS
-_TWINS = {"videomme_w_subtitle": "videomme"}  # they read the same rows
+_TWINS = {"videomme_w_subtitle": "videomme"}  # both read the same rows
 _LEAST = {"mme": 4 * len(MME_CATEGORIES), "mlvu_dev": len(MLVU_TYPES)}
-"""Rows below which lmms-eval's aggregation lacks a category and the full score is out of reach.
-MME has two pictures of two questions a category: with one there is no interval."""
+"""Fewest rows for which lmms-eval's aggregation has every category, so that the full score is
+possible. MME has two pictures with two questions per category; a single one gives no interval."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Example:
         media: a picture, or the path of a video.
         data_type: "image" or "video".
         prompt: lmms-eval's text for the model.
-        target: the shortest reply that scores.
+        target: the shortest correct reply.
     """
 
     task: str
@@ -58,7 +58,7 @@ class Example:
 
 
 def _make(task: Task, samples: int, seed: int, size: WorldSize) -> list[Document]:
-    """The task's documents; each benchmark has a random stream of its own."""
+    """The task's documents; each benchmark has its own random stream."""
     rng = np.random.default_rng([seed, crc32(task.name.encode())])
     supply = Fresh(size)
     wanted = max(samples, _LEAST.get(task.name, 0))
@@ -128,13 +128,13 @@ def write_benchmarks(
 
     Args:
         folder: the benchmark home; created, existing files of the same names are overwritten.
-        samples: rows a task; MME and MLVU get more where their scores need every category.
-        seed: of everything; the same arguments give the same rows and pixels.
-        size: of pictures and clips; that of the manifests' media by default.
-        benchmarks: which.
+        samples: rows per task; MME and MLVU get more if their scores need every category.
+        seed: the same arguments give the same rows and pixels.
+        size: of pictures and clips; by default that of the manifests' media.
+        benchmarks: the benchmarks to write.
 
     Returns:
-        For each lmms-eval task, a reply that scores for each of its rows, in order.
+        For each lmms-eval task, a correct reply for each of its rows, in order.
     """
     size = size or WorldSize()
     replies: dict[str, list[str]] = {}
@@ -158,7 +158,7 @@ def write_benchmarks(
 
 
 def _maker_of(task: str) -> Maker:
-    """What makes the rows that a task reads."""
+    """The maker of a task's rows."""
     return MAKERS[_TWINS.get(task, task)]
 
 
@@ -174,20 +174,20 @@ def training_examples(
     *,
     size: WorldSize | None = None,
 ) -> list[Example]:
-    """Examples in the benchmarks' answer formats, with lmms-eval's own prompts.
+    """Training examples in the benchmarks' answer formats, with lmms-eval's prompts.
 
-    They go the way of the evaluation: a benchmark home is written and read back through lmms-eval's
-    tasks. Give a seed that no benchmark is evaluated with.
+    They are produced as in the evaluation: a benchmark home is written and read back through
+    lmms-eval's tasks. Use a seed that no evaluated benchmark has.
 
     Args:
-        benchmarks: which.
-        count: examples in all, spread evenly over their tasks.
+        benchmarks: the benchmarks to use.
+        count: total number of examples, spread evenly over the tasks.
         seed: of the stand-ins.
-        folder: where they go; the examples' videos stay there.
-        size: of pictures and clips; that of the manifests' media by default.
+        folder: where they are written; the examples' videos stay there.
+        size: of pictures and clips; by default that of the manifests' media.
 
     Returns:
-        `count` examples, the tasks in turn.
+        `count` examples that cycle through the tasks.
     """
     from sf.evaluation.tasks import benchmark_home, build_task, documents
 

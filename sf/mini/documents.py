@@ -1,8 +1,8 @@
-"""What a stand-in document of a benchmark is made of: columns, pictures or a clip, the right reply.
+"""Documents of the synthetic benchmarks: columns, pictures or a clip, and the correct reply.
 
-A document holds what one row of the benchmark holds (the columns that lmms-eval 0.7.3 touches and
-the identifying ones), its media, and the reply that scores. Questions come from `sf.mini.questions`
-so that a small model can learn them; the wording around them is the benchmark's own.
+A document contains one row of the benchmark (the identifying columns and those that lmms-eval 0.7.3
+reads), its media, and a correct reply. Questions come from `sf.mini.questions` so that a small
+model can learn them; the text around them is the benchmark's own.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Document:
     """One row of a benchmark.
 
     Attributes:
-        columns: the row's columns but the pictures.
-        reply: a reply that lmms-eval's parser counts as right.
+        columns: the row's columns except the pictures.
+        reply: a reply that lmms-eval's parser counts as correct.
         images: picture columns by name.
-        clip: the video, which lies at `file`, a path under HF_HOME.
-        texts: further files by their path under HF_HOME (subtitles).
+        clip: the video; its path under HF_HOME is `file`.
+        texts: further files (subtitles) by their path under HF_HOME.
     """
 
     columns: dict[str, Any]
@@ -49,7 +49,7 @@ class Document:
 
 
 class Supply(ABC):
-    """Where documents take their scenes, clips and questions from.
+    """The source of the documents' scenes, clips and questions.
 
     Attributes:
         size: of pictures and clips.
@@ -81,7 +81,7 @@ _GLYPHS: dict[Kind, Glyph] = {"digit": "digit", "letter": "letter"}
 
 @dataclass(frozen=True)
 class Fresh(Supply):
-    """Scenes and clips never seen before, with a digit or a letter where one is asked for."""
+    """New scenes and clips, with a digit or a letter if the question is about one."""
 
     size: WorldSize
 
@@ -96,11 +96,11 @@ class Fresh(Supply):
 
 
 Maker = Callable[[np.random.Generator, int, Supply], list[Document]]
-"""(randomness, running number, supply) -> one document, or several that are scored together."""
+"""(random generator, index, supply) -> one document, or several that are scored together."""
 
 
 def turn(values: Sequence[Any], index: int) -> Any:
-    """The values in turn, so that every `len(values)` documents hold each of them once."""
+    """Cycle through the values, so that `len(values)` successive documents have each one once."""
     return values[index % len(values)]
 
 

@@ -24,14 +24,14 @@ _RGB = {
     "cyan": (60, 220, 225),
     "white": (245, 245, 245),
 }
-_DARK, _SPAN = 36, 48  # background level at the top left, and how far it rises to the far edge
+_DARK, _SPAN = 36, 48  # background level at the top left, and its increase to the far edge
 _CLUTTER_SHARE = 0.4
 _CLUTTER_PATTERNS = 8
 
 
 @lru_cache(maxsize=512)
 def _stamp(shape: str, colour: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """An item's pixels [28, 28, 3] and where it covers the background [28, 28]."""
+    """An item's pixels [28, 28, 3] and its mask over the background [28, 28]."""
     mask = Image.new("1", (CELL, CELL))
     draw = ImageDraw.Draw(mask)
     low, high, mid = 4, CELL - 5, CELL / 2

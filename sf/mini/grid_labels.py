@@ -1,4 +1,4 @@
-"""Crowded scenes and the label of every cell, to pretrain the vision tower."""
+"""Crowded scenes with the label of every cell, to pretrain the vision tower."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHAPE_SHARE, _GLYPH_SHARE = 0.35, 0.25
 
 
 def sample_crowded_scene(rng: np.random.Generator, side: int) -> Scene:
-    """A scene with something in more than half of its cells; the same things may recur."""
+    """A scene with items in more than half of its cells; items may recur."""
     items = []
     for row in range(side):
         for col in range(side):
@@ -44,7 +44,7 @@ def cell_facts(scene: Scene) -> NDArray[np.int64]:
 
 
 def cell_words(facts: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(cells, len(WORDS)): 1 where a word is true of a cell."""
+    """(cells, len(WORDS)): 1 if a word describes the cell."""
     labels = np.zeros((len(facts), len(WORDS)), np.float32)
     for column, offset in ((2, 0), (3, len(_FORMS))):
         filled = np.flatnonzero(facts[:, column])

@@ -18,7 +18,7 @@ MME_CATEGORIES = (
 
 
 def _mme(rng: np.random.Generator, index: int, supply: Supply) -> list[Document]:
-    """Two questions about one picture, one to affirm and one to deny."""
+    """Two questions about one picture, one with the answer yes and one with no."""
     category = turn(MME_CATEGORIES, index)
     scene = supply.scene(rng, "presence")
     by_answer: dict[str, Question] = {}
@@ -105,7 +105,7 @@ def _chartqa(rng: np.random.Generator, index: int, supply: Supply) -> list[Docum
 
 
 def _textvqa(rng: np.random.Generator, index: int, supply: Supply) -> list[Document]:
-    """Only digits are read here: the VQA metric drops the letter A as an article."""
+    """Only digits occur here: the VQA metric drops the letter A as an article."""
     scene, question = supply.ask_scene(rng, "digit")
     columns = {
         "question_id": 34602 + index,
@@ -159,7 +159,7 @@ def _mmmu_pro_standard(rng: np.random.Generator, index: int, supply: Supply) -> 
 
 
 def _mmmu_pro_vision(rng: np.random.Generator, index: int, supply: Supply) -> list[Document]:
-    """Everything stands in the picture: here the letter to answer with."""
+    """The picture contains everything; here, the letter to answer with."""
     scene, question = supply.ask_scene(rng, "letter")
     subject = turn(SUBJECTS, index)
     columns = {

@@ -1,4 +1,4 @@
-"""Questions in the five problem types of Video-R1-260k, before they are written to any file."""
+"""Questions in the five problem types of Video-R1-260k."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sf.mini.world import Clip, Event, Glyph, Scene, sample_clip, sample_scene
 __all__ = ["CHOICE_SHARE", "RowQuestion", "sample_questions", "sample_subject"]
 
 CHOICE_SHARE = 0.5
-"""Of the questions that can be put as multiple choice; in Video-R1-260k it is 64 % of all rows."""
+"""Of the questions that can be multiple choice; in Video-R1-260k, 64 % of all rows are."""
 
 _OPEN_TYPE: dict[Kind, str] = {"count": "regression", "digit": "numerical", "letter": "OCR"}
-_READ: tuple[Kind, ...] = ("digit", "letter")  # never multiple choice: the options would tell
+_READ: tuple[Kind, ...] = ("digit", "letter")  # not multiple choice: options would reveal it
 _EVENTS: tuple[Event, ...] = ("still", "recolour")
 _GLYPHS: tuple[Glyph, ...] = ("digit", "letter")
 
@@ -32,7 +32,7 @@ class RowQuestion:
 
     @property
     def solution(self) -> str:
-        """The solution as the data set writes it."""
+        """The solution in the dataset's format."""
         return f"<answer>{self.answer}</answer>"
 
 
@@ -60,10 +60,10 @@ def sample_questions(
     kinds: tuple[Kind, ...] = (*SCENE_KINDS, *CLIP_KINDS),
     choice_share: float = CHOICE_SHARE,
 ) -> list[RowQuestion]:
-    """`count` questions about one scene or clip, no two alike; fewer where it allows no more.
+    """Up to `count` distinct questions about one scene or clip.
 
-    Kinds are taken in random rounds, so that they are balanced over many subjects; `choice_share`
-    of them are put as multiple choice, the others in the problem type of their kind.
+    Kinds are drawn in random rounds, which balances them over many subjects. `choice_share` of the
+    questions are multiple choice, the others have the problem type of their kind.
     """
     questions: dict[tuple[str, str], RowQuestion] = {}
     kinds = tuple(kind for kind in askable(subject) if kind in kinds)

@@ -21,7 +21,7 @@ _EVENT_OF: dict[Kind, str] = {"before": "recolour", "after": "recolour"}
 
 @dataclass(frozen=True)
 class Question:
-    """A question with one right answer (a word, a number or a character) and wrong ones."""
+    """A question with one correct answer (a word, a number or a character) and wrong ones."""
 
     text: str
     answer: str
@@ -29,10 +29,10 @@ class Question:
     kind: Kind
 
     def options(self, rng: np.random.Generator, count: int = 4) -> tuple[tuple[str, ...], str]:
-        """Up to `count` options in sorted order, the right one among them, and its letter.
+        """Up to `count` sorted options including the correct one, and its letter.
 
-        Sorted: with all answers of a kind on offer, each has a letter of its own, which a tiny
-        model can learn within minutes. Telling apart shuffled options takes it far longer.
+        With sorted options that cover all answers of a kind, each answer has a fixed letter, which
+        a tiny model can learn within minutes. Shuffled options take far longer.
         """
         wrong = rng.permutation(self.distractors)[: count - 1].tolist()
         texts = sorted([*wrong, self.answer])
@@ -50,7 +50,7 @@ def _pick(rng: np.random.Generator, items: tuple[Item, ...]) -> Item:
 def _half(
     rng: np.random.Generator, yes: Callable[[], str], no: Callable[[], str]
 ) -> tuple[str, str]:
-    """(text, answer) of a yes/no question, each answer half of the time."""
+    """(text, answer) of a yes/no question; both answers are equally likely."""
     return (yes(), "yes") if rng.random() < 0.5 else (no(), "no")
 
 
@@ -94,10 +94,10 @@ def _ask_clip(clip: Clip, kind: Kind) -> Question:
 
 
 def askable(subject: Scene | Clip) -> tuple[Kind, ...]:
-    """The kinds of question that have one answer for this scene or clip.
+    """The kinds of question that have a unique answer for this scene or clip.
 
-    A still clip can be asked what a scene can; a clip with an event what that event shows (and
-    what is written in it, which no event changes).
+    A still clip allows the questions of a scene; a clip with an event allows questions about the
+    event and about the glyph, which no event changes.
     """
     scene = subject.last if isinstance(subject, Clip) else subject
     glyph: tuple[Kind, ...] = ()
@@ -106,16 +106,16 @@ def askable(subject: Scene | Clip) -> tuple[Kind, ...]:
     if isinstance(subject, Clip) and subject.event != "still":
         return tuple(k for k in CLIP_KINDS if _EVENT_OF[k] == subject.event) + glyph
     plain = tuple(k for k in SCENE_KINDS if k not in ("digit", "letter"))
-    if len(scene.shapes) == len(SHAPES):  # every shape is there: nothing to deny
+    if len(scene.shapes) == len(SHAPES):  # every shape is present: no question has the answer no
         plain = tuple(k for k in plain if k != "presence")
     return plain + glyph
 
 
 def ask(subject: Scene | Clip, kind: Kind, rng: np.random.Generator) -> Question:
-    """A question of the given kind; which item it is about is drawn from `rng`.
+    """A question of the given kind about an item drawn from `rng`.
 
     Raises:
-        ValueError: the kind is not `askable` of this scene or clip.
+        ValueError: the kind is not `askable` about this scene or clip.
     """
     if kind not in askable(subject):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A folder in the layout of Video-R1-260k: one JSON file of rows and the media that they name."""
+"""A folder in Video-R1-260k's layout: one JSON file of rows, and their media."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SOURCE = {"image": "mini-scenes", "video": "mini-clips"}
 
 @dataclass(frozen=True)
 class WorldSize:
-    """How large pictures and clips are: cells a side and frames."""
+    """The size of pictures and clips: cells per side and frames."""
 
     side: int = 6
     frames: int = 4
@@ -35,9 +35,9 @@ class WorldSize:
 
     @classmethod
     def within(cls, vision: Vision) -> WorldSize:
-        """The default size, or less where the vision bounds would shrink it.
+        """The default size, or a smaller one that the vision bounds do not shrink.
 
-        A picture that had to be resized would no longer have one cell per visual token.
+        A resized picture would no longer have one cell per visual token.
         """
         area = min(vision.image_max_pixels, vision.video_max_pixels) // CELL**2
         side = max(2, min(cls.side, int(area**0.5)))
@@ -60,7 +60,7 @@ def _record(number: int, row_question: RowQuestion, data_type: str, path: str) -
 
 
 def _subjects(rng: np.random.Generator, size: WorldSize) -> Iterator[tuple[str, Scene | Clip]]:
-    """Scenes and clips in turn, without end."""
+    """Endlessly alternating scenes and clips."""
     while True:
         for data_type in ("image", "video"):
             subject = sample_subject(
@@ -70,16 +70,16 @@ def _subjects(rng: np.random.Generator, size: WorldSize) -> Iterator[tuple[str, 
 
 
 def write_dataset(folder: Path, rows: int, seed: int, vision: Vision) -> Path:
-    """Write `rows` questions about scenes (PNG) and clips (MP4), several about each.
+    """Write `rows` questions about scenes (PNG) and clips (MP4), several per medium.
 
-    The same arguments write the same rows and pictures. All five problem types and both media
-    occur from about 40 rows on.
+    The same arguments write the same rows and pictures. With about 40 rows or more, all five
+    problem types and both media types occur.
 
     Args:
         folder: created; `Video-R1-260k.json` and `mini-scenes/`, `mini-clips/` are written in it.
-        rows: how many rows.
-        seed: of everything.
-        vision: bounds that the pictures and clips keep within, so that nothing is resized.
+        rows: number of rows.
+        seed: of rows and media.
+        vision: bounds that pictures and clips respect, so that nothing is resized.
 
     Returns:
         The JSON file.

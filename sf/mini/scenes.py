@@ -1,4 +1,4 @@
-"""The mini world in one import: scenes and clips, their pixels, and questions about them."""
+"""The public names of the mini world: scenes and clips, their pixels, and questions about them."""
 
 from __future__ import annotations
 

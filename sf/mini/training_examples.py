@@ -1,9 +1,9 @@
 """Training examples of a tiny base model: media with questions and answers.
 
-Examples come from three places: fresh scenes of the mini world (never the same twice), rows of a
-manifest, and examples in the benchmarks' formats. Which of them, and which kinds of question, is
-decided by the share of training that is done (`CURRICULUM`): looking one thing up comes first,
-because everything else is built on it; multiple choice comes once there is something to choose by.
+Examples come from three sources: new scenes of the mini world, rows of a manifest, and examples in
+the benchmarks' formats. Training progress determines the sources and the kinds of question
+(`CURRICULUM`): looking up a single item comes first, because everything else depends on it;
+multiple choice follows once the model can answer.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class CurriculumPhase:
 
     Attributes:
         until: the share of all steps at which it ends.
-        kinds: the kinds of question that are asked.
-        choice_share: of the questions, how many are put as multiple choice.
-        video_share: of the steps, how many are about clips.
-        row_share, benchmark_share: of the steps, how many take examples from the manifest and from
-            the benchmarks' examples; the others are about fresh scenes.
+        kinds: the kinds of question.
+        choice_share: share of the questions that are multiple choice.
+        video_share: share of the steps with clips.
+        row_share, benchmark_share: shares of the steps with examples from the manifest and in the
+            benchmarks' formats; the other steps use new scenes.
     """
 
     until: float
@@ -63,14 +63,14 @@ class CurriculumPhase:
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """One picture or clip and what is asked about it.
+    """One picture or clip and its questions.
 
     Attributes:
         data_type: "image" or "video".
         frames: uint8 [H, W, 3] or [T, H, W, 3], within the vision bounds.
         metadata: transformers' VideoMetadata of a clip, None for an image.
-        turns: (prompt text, reply) pairs, each answered on its own; () where there is a subject.
-        subject: what is shown, where questions can be made up about it.
+        turns: (prompt text, reply) pairs, each answered separately; () if there is a subject.
+        subject: the scene or clip, if questions can be generated about it.
     """
 
     data_type: str
@@ -82,9 +82,9 @@ class TrainingExample:
     def sample_turns(
         self, rng: np.random.Generator, phase: CurriculumPhase, count: int, template: Template
     ) -> tuple[tuple[str, str], ...]:
-        """Up to `count` (prompt text, reply) pairs: fresh ones, or some of the fixed ones.
+        """Up to `count` (prompt text, reply) pairs: new ones, or some of the fixed ones.
 
-        Empty where the phase has no question about the subject.
+        Empty if the phase has no question about the subject.
         """
         if self.subject is None:
             chosen = rng.permutation(len(self.turns))[:count]
@@ -103,12 +103,12 @@ CURRICULUM = (
 def phase_at(
     progress: float, curriculum: Sequence[CurriculumPhase] = CURRICULUM
 ) -> CurriculumPhase:
-    """The phase in force when the share `progress` in [0, 1) of the steps is done."""
+    """The phase after the share `progress`, in [0, 1), of the steps."""
     return next(phase for phase in curriculum if progress < phase.until)
 
 
 def clip_metadata(size: WorldSize) -> Any:
-    """What `sf.data.video.load_video` would say about a clip whose every frame is used."""
+    """The metadata that `sf.data.video.load_video` gives for a clip if every frame is used."""
     from transformers.video_utils import VideoMetadata
 
     return VideoMetadata(
@@ -120,7 +120,7 @@ def clip_metadata(size: WorldSize) -> Any:
 
 
 def prompt_of(row_question: RowQuestion, data_type: str, template: Template) -> str:
-    """The text part of the prompt for a question that is in no manifest."""
+    """The prompt text of a question that is not in a manifest."""
     row = Row(
         id="",
         problem=row_question.problem,
@@ -136,7 +136,7 @@ def prompt_of(row_question: RowQuestion, data_type: str, template: Template) -> 
 
 
 def world_example(rng: np.random.Generator, data_type: str, size: WorldSize) -> TrainingExample:
-    """A fresh scene or clip about which any question can be made up."""
+    """A new scene or clip with a subject to generate questions about."""
     subject = sample_subject(rng, data_type, rows=size.side, cols=size.side, frames=size.frames)
     if isinstance(subject, Scene):
         return TrainingExample("image", pixels(subject), None, (), subject)
@@ -145,7 +145,7 @@ def world_example(rng: np.random.Generator, data_type: str, size: WorldSize) -> 
 
 
 def row_examples(rows: Sequence[Row], vision: Vision, template: Template) -> list[TrainingExample]:
-    """Manifest rows as training examples, the questions about one media together."""
+    """Manifest rows as training examples, grouped by media."""
     converted = []
     for path, group in groupby(sorted(rows, key=lambda row: row.media), lambda r: r.media_path):
         asked = list(group)

@@ -18,7 +18,7 @@ _SPOKEN = ("Look at the shapes.", "Here they are again.")
 
 
 def _videomme(rng: np.random.Generator, index: int, supply: Supply) -> list[Document]:
-    """Every third video has no subtitles, as some have not in the real set."""
+    """Every third video has no subtitles; the real benchmark also has videos without."""
     clip, question = supply.ask_clip(rng, turn(_VIDEO_KINDS, index))
     options, letter = question.options(rng)
     name = f"clip{index:05d}"
@@ -92,7 +92,7 @@ def _video_mmmu(track: str, kinds: tuple[Kind, ...]) -> Maker:
 
 
 def _perceptiontest(rng: np.random.Generator, index: int, supply: Supply) -> list[Document]:
-    """Three options, as in the real set: how many shapes there are, or yes and no."""
+    """Three options, as in the real benchmark: the number of shapes, or yes and no."""
     clip, question = supply.ask_clip(rng, turn(("count", "presence"), index))
     options = ("1", "2", "3") if question.kind == "count" else ("no", "yes", "cannot tell")
     answer = options.index(question.answer)

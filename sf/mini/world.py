@@ -1,12 +1,11 @@
 """Scenes and clips of coloured shapes on a grid of 28-pixel cells, and questions about them.
 
 One cell is exactly one visual token of a Qwen2-VL or Qwen2.5-VL tower (14-pixel patches, merged
-2 x 2). Most cells hold nothing but background or low-contrast clutter, so a question needs few of
-the visual tokens: the redundancy that token sparsity lives on. The background's tint changes with
-row and column, so that a cell's content says where it lies.
+2 x 2). Most cells contain only background or low-contrast clutter, so a question needs few of
+the visual tokens: the redundancy that token sparsity exploits. The background's tint changes with
+row and column, so a cell's content reveals its position.
 
-Everything is a pure function of its arguments; randomness comes from the caller's
-`numpy.random.Generator` only.
+All functions are pure; randomness comes only from the caller's `numpy.random.Generator`.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ CELL = 28
 SHAPES = ("circle", "cross", "square", "triangle")
 COLOURS = ("blue", "green", "red", "yellow")
 DIGITS = tuple("0123456789")
-LETTERS = tuple("EFGHKLMN")  # none that marks an option
+LETTERS = tuple("EFGHKLMN")  # without option letters
 
 Event = Literal["still", "recolour"]
 Glyph = Literal["none", "digit", "letter"]
@@ -45,7 +44,7 @@ Glyph = Literal["none", "digit", "letter"]
 
 @dataclass(frozen=True)
 class Item:
-    """One thing in one cell: a coloured shape, or a white glyph (`shape` is the character)."""
+    """The content of a cell: a coloured shape, or a white glyph (`shape` is the character)."""
 
     shape: str
     colour: str
@@ -54,7 +53,7 @@ class Item:
 
     @property
     def is_glyph(self) -> bool:
-        """Whether the item is a character to read and not a shape."""
+        """Whether the item is a character rather than a shape."""
         return self.shape not in SHAPES
 
     @property
@@ -65,7 +64,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """A grid of cells with a few items; `clutter` seeds the irrelevant rest."""
+    """A grid of cells with a few items; `clutter` seeds the irrelevant content."""
 
     rows: int
     cols: int
@@ -79,13 +78,13 @@ class Scene:
 
     @property
     def glyph(self) -> str:
-        """The character in the scene, or '' where there is none."""
+        """The character in the scene, or '' without one."""
         return next((item.shape for item in self.items if item.is_glyph), "")
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of one background; `subject` takes part in `event` (as it is in the last frame)."""
+    """Frames with one background; `event` changes `subject`, given as in the last frame."""
 
     frames: tuple[Scene, ...]
     event: Event
@@ -115,17 +114,17 @@ def sample_scene(
     objects: tuple[int, int] = (1, 3),
     glyph: Glyph = "none",
 ) -> Scene:
-    """A scene of `objects[0]..objects[1]` shapes, no two alike in shape or in colour.
+    """A scene of `objects[0]..objects[1]` shapes with distinct forms and colours.
 
     Args:
-        rng: the source of all randomness.
-        rows: cells from top to bottom.
-        cols: cells from left to right.
-        objects: the least and the largest number of shapes (at most 4).
-        glyph: whether a digit or a letter to read stands in one more cell.
+        rng: the random generator.
+        rows: number of cell rows.
+        cols: number of cell columns.
+        objects: smallest and largest number of shapes (at most 4).
+        glyph: the character to add in another cell: none, a digit or a letter.
 
     Raises:
-        ValueError: more shapes asked for than there are kinds, or than cells.
+        ValueError: more shapes are requested than forms or cells exist.
     """
     low, high = objects
     if not 1 <= low <= high <= len(SHAPES) or high + 1 > rows * cols:
@@ -162,15 +161,15 @@ def sample_clip(
     glyph: Glyph = "none",
     event: Event = "still",
 ) -> Clip:
-    """A clip of `frames` frames in which one shape does `event` half way.
+    """A clip of `frames` frames in which `event` happens to one shape half way.
 
-    "recolour": it takes a colour that no other shape has; "still": nothing happens.
+    "recolour" gives it a colour that no other shape has; "still" changes nothing.
 
     Raises:
-        ValueError: fewer than two frames, or as `sample_scene`.
+        ValueError: fewer than two frames, or as in `sample_scene`.
     """
     if frames < 2:
-        raise ValueError(f"frames = {frames}: a clip has at least two")
+        raise ValueError(f"frames = {frames}: a clip must have at least two")
     after = sample_scene(rng, rows, cols, objects, glyph)
     index = int(rng.integers(len(after.shapes)))
     item = after.shapes[index]

@@ -1,4 +1,4 @@
-"""Base models: loading of the supported families, and tiny ones built from configuration."""
+"""Base models: loading of the supported families, and tiny models built from configurations."""
 
 from __future__ import annotations
 

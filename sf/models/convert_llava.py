@@ -1,8 +1,8 @@
-"""`sf convert`: a checkpoint of LLaVA-NeXT's code becomes one of transformers' LLaVA-OneVision.
+"""`sf convert`: from LLaVA-NeXT's checkpoint format to transformers' LLaVA-OneVision.
 
-Weights are copied file by file under other names (`sf.models.weight_files`), bit for bit. The new
-folder grows beside its place as `TARGET.partial` and is renamed when it is whole; after a kill the
-same command goes on with the first file that is not there.
+Weights are copied file by file under new names (`sf.models.weight_files`), bit for bit. The output
+is written to `TARGET.partial` and renamed once it is complete; after a kill, the same command
+continues with the first missing file.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from sf.progress import progress
 __all__ = ["convert_llava"]
 
 RECORD = "conversion.json"
-_VERSION = 1  # of what this module writes: another one begins a partial conversion anew
+_VERSION = 1  # of the output; a change restarts partial conversions
 _MIB = 2**20
-_SMALL = 64 * _MIB  # room for everything but the weights
+_SMALL = 64 * _MIB  # disk space for everything except the weights
 _SOURCE_FILES = ("*.json", "*.txt", "*.model")
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """A conversion that is possible: everything but the copying was done and checked.
+    """A checked conversion, ready for copying.
 
     Attributes:
-        config, processor, generation: of transformers' classes, to be saved.
+        config, processor, generation: transformers' objects to save.
         files: (source file, its name in the target).
-        names: LLaVA-NeXT's tensor name -> the new one.
-        record: what `RECORD` will hold.
+        names: LLaVA-NeXT's tensor name -> the new name.
+        record: the content of `RECORD`.
     """
 
     config: Any
@@ -63,23 +63,23 @@ class _Plan:
 
 
 def convert_llava(source: str, target: Path, vision_tower: Path | None = None) -> bool:
-    """Convert a checkpoint of LLaVA-NeXT's code on a Qwen2 language model.
+    """Convert a LLaVA-NeXT checkpoint with a Qwen2 language model.
 
     Args:
         source: a folder, or "hub:OWNER/NAME@REVISION".
         target: the new folder.
-        vision_tower: folder with the config.json of the whole vision tower; needed where
-            `mm_vision_tower` names another one than siglip-so400m-patch14-384.
+        vision_tower: folder with the config.json of the complete vision tower; needed if
+            `mm_vision_tower` is not siglip-so400m-patch14-384.
 
     Returns:
-        False where `target` holds this very conversion already.
+        False if `target` already contains exactly this conversion.
 
     Raises:
         ConfigError: a malformed hub source.
-        DataError: damaged or incomplete files, or tensors that are missing or left over.
+        DataError: damaged or incomplete files, or missing or unexpected tensors.
         EnvironmentFault: not enough disk space, or the hub does not answer.
-        OutputConflictError: `target` holds something else, or another process writes it.
-        UnsupportedModelError: a setting that transformers' classes cannot express.
+        OutputConflictError: `target` contains something else, or another process writes it.
+        UnsupportedModelError: transformers' classes cannot express a setting.
     """
     taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if taken and not (target / RECORD).is_file():
@@ -129,7 +129,7 @@ def _plan(source: str, folder: Path, tower: Path | None) -> _Plan:
 
 
 def _dtype(files: Sequence[WeightFile]) -> str:
-    """The dtype of most weights, as torch names it."""
+    """The dtype of most weights, by torch's name."""
     sizes: dict[str, int] = {}
     for file in files:
         for entry in file.tensors.values():
@@ -146,13 +146,13 @@ def _dtype(files: Sequence[WeightFile]) -> str:
 def _check_tensors(
     files: Sequence[WeightFile], expected: dict[str, tuple[str, list[int]]], folder: Path
 ) -> None:
-    """Refuse a checkpoint whose tensors are not exactly the model's, in one error."""
+    """Raise one error for all tensors that differ from the model's."""
     shapes = {name: entry["shape"] for file in files for name, entry in file.tensors.items()}
     faults = {
         "missing": sorted(expected.keys() - shapes.keys()),
-        "left over": sorted(shapes.keys() - expected.keys()),
+        "unexpected": sorted(shapes.keys() - expected.keys()),
         "of another shape": [
-            f"{name} {shapes[name]} in place of {expected[name][1]}"
+            f"{name} {shapes[name]} instead of {expected[name][1]}"
             for name in sorted(expected.keys() & shapes.keys())
             if shapes[name] != expected[name][1]
         ],
@@ -163,12 +163,12 @@ def _check_tensors(
         if names
     ]
     if parts:
-        rule = f"do not fit its config.json: {'; '.join(parts)}"
-        raise DataError("tensors", str(folder), rule, "give a whole checkpoint of LLaVA-NeXT")
+        rule = f"do not match its config.json: {'; '.join(parts)}"
+        raise DataError("tensors", str(folder), rule, "give a complete LLaVA-NeXT checkpoint")
 
 
 def _digest(folder: Path, files: Sequence[WeightFile], config: Any, record: dict[str, Any]) -> str:
-    """What a conversion follows from: settings, small files and the weights' size and time."""
+    """Digest of a conversion's inputs: settings, small files, sizes and times of the weights."""
     small = sorted({path for kind in _SOURCE_FILES for path in folder.glob(kind)})
     weights = [
         [file.path.name, (stat := file.path.stat()).st_size, stat.st_mtime_ns] for file in files
@@ -185,7 +185,7 @@ def _digest(folder: Path, files: Sequence[WeightFile], config: Any, record: dict
 
 @contextmanager
 def _locked(target: Path, partial: Path) -> Iterator[None]:
-    """One process at a time writes a target."""
+    """Ensure that only one process writes a target at a time."""
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(partial.with_name(f"{partial.name}.lock"))
     try:
@@ -201,19 +201,19 @@ def _locked(target: Path, partial: Path) -> Iterator[None]:
 
 
 def _refuse_other(target: Path, plan: _Plan) -> bool:
-    """False where a finished target is this conversion."""
+    """Return False if a finished target is this conversion; raise if it is another one."""
     whole = all(
         (target / name).is_file() and (target / name).stat().st_size == size
         for name, size in plan.record["files"].items()
     )
     if read_json(target / RECORD).get("digest") != plan.record["digest"] or not whole:
-        rule = "exists and holds another conversion, or parts of one"
+        rule = "exists and contains another conversion, or parts of one"
         raise OutputConflictError("target", str(target), rule, "delete it, or give another folder")
     return False
 
 
 def _begin(partial: Path, plan: _Plan) -> None:
-    """An empty partial folder, or one that an earlier run of this conversion left."""
+    """Prepare an empty partial folder, or keep one from an earlier run of this conversion."""
     record = partial / RECORD
     if partial.exists() and any(path.suffix != ".part" for path in partial.iterdir()):
         if not record.is_file():
@@ -221,7 +221,7 @@ def _begin(partial: Path, plan: _Plan) -> None:
             raise OutputConflictError("folder", str(partial), rule, "move it away")
         if read_json(record) == plan.record:
             return
-        for path in partial.iterdir():  # the record goes last: a kill leaves it
+        for path in partial.iterdir():  # the record is removed last, so it survives a kill
             if path != record:
                 path.unlink()
     partial.mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,7 @@ def _begin(partial: Path, plan: _Plan) -> None:
 
 
 def _left(partial: Path, plan: _Plan) -> list[tuple[WeightFile, str]]:
-    """The weight files that are still to be written; those there are whole."""
+    """The weight files still to be written; existing ones are complete."""
     return [(file, name) for file, name in plan.files if not (partial / name).is_file()]
 
 
@@ -242,7 +242,7 @@ def _check_disk(partial: Path, plan: _Plan) -> None:
 def _write(partial: Path, plan: _Plan) -> None:
     for part in (plan.config, plan.processor):
         part.save_pretrained(partial)
-    # transformers' own way refuses what it reads: sampling values beside `do_sample: false`.
+    # save_pretrained refuses sampling values with `do_sample: false`, which loading accepts.
     write_text(partial / "generation_config.json", plan.generation.to_json_string())
     left = _left(partial, plan)
     total = sum(file.data for file, _ in plan.files)
@@ -264,6 +264,6 @@ def _write(partial: Path, plan: _Plan) -> None:
 
 def _publish(partial: Path, target: Path) -> None:
     if target.exists():
-        target.rmdir()  # empty, as was checked
-    os.sync()  # the small files too, before the name says that they are whole
+        target.rmdir()  # checked to be empty
+        os.sync()  # flush the small files too, before the name marks them as complete
     os.replace(partial, target)

@@ -1,4 +1,4 @@
-"""Real base models: from a local folder or a pinned hub revision into a result folder."""
+"""Published base models: from a local folder or a pinned hub revision into a result folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["check_family", "checkpoint_files", "fetch_checkpoint"]
 
 
 def check_family(folder: Path, family: str) -> Any:
-    """The configuration of a checkpoint that is of the declared family.
+    """The configuration of a checkpoint, checked to be of the declared family.
 
     Raises:
         DataError: no checkpoint in the folder.
@@ -36,7 +36,7 @@ def check_family(folder: Path, family: str) -> Any:
 
 
 def _place(source: Path, target: Path) -> None:
-    """Hard-link a file, which costs no space, or copy it across file systems."""
+    """Hard-link a file, or copy it across file systems."""
     real = source.resolve()
     target.unlink(missing_ok=True)
     try:
@@ -52,17 +52,17 @@ def fetch_checkpoint(
 
     Args:
         source: a local folder, or "hub:OWNER/NAME@REVISION".
-        family: the model type that it must have.
+        family: the required model type.
         target: existing folder.
-        fetched: result of the stage `fetch`, whose commit a branch or tag stands for.
+        fetched: result of the stage `fetch`, which resolves a branch or tag to a commit.
 
     Returns:
-        Where it came from: source, and for a hub the commit that the revision stands for.
+        The origin: the source and, for a hub, the commit of the revision.
 
     Raises:
         ConfigError: a malformed hub source.
         DataError: no weights or configuration at the source.
-        EnvironmentFault: the hub does not answer, or the disk has no room.
+        EnvironmentFault: the hub does not answer, or the disk lacks space.
         UnsupportedModelError: another architecture than declared.
     """
     origin = {"source": source}
@@ -86,6 +86,6 @@ def fetch_checkpoint(
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint's folder that are taken over."""
+    """The files of a checkpoint's folder that `fetch_checkpoint` takes."""
     files = [file for kind in WEIGHT_FILES for file in sorted(folder.glob(kind))]
     return [file for file in files if file.name not in (STAMP, "metrics.json", "base.json")]

@@ -1,10 +1,10 @@
-"""What LLaVA-NeXT's config.json and tensor names mean, in transformers' terms.
+"""Translation of LLaVA-NeXT's config.json and tensor names to transformers.
 
-Read against LLaVA-NeXT's own code (github.com/LLaVA-VL/LLaVA-NeXT): `llava/model/llava_arch.py`,
+Based on LLaVA-NeXT's code (github.com/LLaVA-VL/LLaVA-NeXT): `llava/model/llava_arch.py`,
 `multimodal_encoder/siglip_encoder.py`, `language_model/llava_qwen.py`. Its SigLIP tower drops the
-last encoder layer and takes what the layer before gives, without the layer norm behind the encoder
-(`mm_vision_select_layer` -2); transformers' class takes layer -1 of a tower that is one layer
-shorter. What transformers' classes and `VideoForm` cannot express exactly is refused here.
+last encoder layer and uses the output of the previous one, without the final layer norm
+(`mm_vision_select_layer` -2); transformers' class uses layer -1 of a tower that is one layer
+shorter. Settings that transformers' classes and `VideoForm` cannot express exactly are rejected.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _ALLOWED: dict[str, tuple[tuple[Any, ...], Any]] = {
     "mm_resampler_type": ((None,), None),
     "mm_newline_position": (get_args(LineEnds), "one_token"),
     "mm_spatial_pool_mode": (get_args(Pooling), _ABSENT),
-    "mm_spatial_pool_stride": ((2, None), None),  # the code pools by 2 whatever it says
+    "mm_spatial_pool_stride": ((2, None), None),  # ignored by the code, which pools by 2
     "add_faster_video": ((False, None), False),
     "add_time_instruction": ((False, True, None), False),
     "mm_use_im_start_end": ((False,), False),
     "rope_scaling": ((None,), None),
     "use_sliding_window": ((False,), False),
 }
-"""Field -> (values that can be converted, value if it is absent, as in LLaVA-NeXT's code)."""
+"""Field -> (convertible values, default in LLaVA-NeXT's code)."""
 
 SETTINGS = (*_ALLOWED, "mm_vision_tower", "image_aspect_ratio", "image_grid_pinpoints")
 
@@ -77,7 +77,7 @@ _TEXT = (
     *("rms_norm_eps", "use_cache", "tie_word_embeddings", "attention_dropout"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
 )
-"""Fields of the language model, of the same name and meaning in Qwen2's configuration."""
+"""Fields of the language model, with the same name and meaning in Qwen2's configuration."""
 
 _VISION = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -90,7 +90,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a checkpoint.
 
     Raises:
-        DataError: there is none, or it is damaged.
+        DataError: it is missing or damaged.
     """
     path = folder / "config.json"
     try:
@@ -99,15 +99,15 @@ def read_config(folder: Path) -> dict[str, Any]:
         rule = f"cannot be read: {error}"
         raise DataError(str(path), None, rule, "give a checkpoint's folder") from error
     if not isinstance(values, dict):
-        raise DataError(str(path), None, "contains no JSON object", "give a checkpoint's folder")
+        raise DataError(str(path), None, "is not a JSON object", "give a checkpoint's folder")
     return values
 
 
 def check_settings(values: Mapping[str, Any]) -> None:
-    """Refuse what transformers' classes would run in another way than LLaVA-NeXT's code.
+    """Reject settings that transformers' classes run differently from LLaVA-NeXT's code.
 
     Raises:
-        UnsupportedModelError: the first such field.
+        UnsupportedModelError: names the first such field.
     """
     for field, (allowed, default) in _ALLOWED.items():
         value = values.get(field, default)
@@ -124,17 +124,17 @@ def check_settings(values: Mapping[str, Any]) -> None:
 def converted_config(
     values: Mapping[str, Any], folder: Path, dtype: str, tower: Path | None = None
 ) -> LlavaOnevisionConfig:
-    """The configuration for transformers' classes; the placeholders' ids are still to be set.
+    """The configuration for transformers' classes, without the placeholders' ids.
 
     Args:
-        values: of `read_config`, checked.
-        folder: the checkpoint; `mm_vision_tower` may name a folder below it.
-        dtype: of the weights, as torch names it.
-        tower: folder with the config.json of the whole vision tower.
+        values: from `read_config`, checked.
+        folder: of the checkpoint; `mm_vision_tower` may name a folder below it.
+        dtype: of the weights, by torch's name.
+        tower: folder with the config.json of the complete vision tower.
 
     Raises:
-        DataError: a field of the language model is absent or malformed.
-        UnsupportedModelError: an unknown vision tower or way of cutting images.
+        DataError: a field of the language model is missing or malformed.
+        UnsupportedModelError: an unknown vision tower or image tiling.
     """
     vision = _vision_config(values, folder, tower)
     side = int(vision.image_size)  # type: ignore[arg-type] # one number in SigLIP's files
@@ -180,11 +180,11 @@ def _vision_config(
         whole = read_config(tower)
         part = whole.get("vision_config", whole)
         if part.get("model_type") != "siglip_vision_model":
-            rule = "is no SigLIP tower: only those can be converted"
+            rule = "is not a SigLIP tower; only those can be converted"
             raise UnsupportedModelError("vision tower", str(tower), rule, "give another folder")
         known = part
     if known is None:
-        rule = f"has a shape that is not known here: known is {', '.join(TOWERS)}"
+        rule = f"has an unknown shape; known: {', '.join(TOWERS)}"
         remedy = "give a folder with the tower's config.json as --vision-tower"
         raise UnsupportedModelError("mm_vision_tower", name, rule, remedy)
     with readable("vision tower", tower or folder):
@@ -203,11 +203,11 @@ def _aspect_ratio(values: Mapping[str, Any]) -> str:
 
 
 def _pinpoints(values: Mapping[str, Any], side: int) -> list[list[int]]:
-    """Sizes (height, width) into which an image may be cut; LLaVA-NeXT has (width, height)."""
+    """Grid sizes (height, width) for tiling an image; LLaVA-NeXT stores (width, height)."""
     given = values.get("image_grid_pinpoints")
     cells = re.findall(r"\((\d+)x(\d+)\)", given) if isinstance(given, str) else []
     try:
-        if cells:  # "(1x1),...,(6x6)": the first and the last of a grid, in tiles
+        if cells:  # "(1x1),...,(6x6)": the first and the last grid, in tiles
             (left, low), (right, high) = ([int(n) for n in cell] for cell in (cells[0], cells[-1]))
             sizes = [
                 (side * width, side * height)
@@ -227,7 +227,7 @@ def _pinpoints(values: Mapping[str, Any], side: int) -> list[list[int]]:
 
 
 _PREFIXES = (
-    # transformers' name; its place in LLaVA-NeXT's files; in files of transformers' class
+    # name in transformers; prefix in LLaVA-NeXT's files; prefix in files of transformers' class
     (
         "model.vision_tower.",
         "model.vision_tower.vision_tower.vision_model.",
@@ -252,13 +252,13 @@ _PREFIXES = (
 def expected_tensors(
     config: LlavaOnevisionConfig, folder: Path
 ) -> dict[str, tuple[str, list[int]]]:
-    """Every tensor of the model: name in LLaVA-NeXT's files -> (name in transformers', shape).
+    """All tensors of the model: name in LLaVA-NeXT's files -> (name in transformers', shape).
 
-    The names are those of the published llava-hf checkpoints, which every version of transformers
-    reads.
+    The new names are those of the published llava-hf checkpoints, which every version of
+    transformers reads.
 
     Raises:
-        DataError: no model has this configuration, which comes from `folder`.
+        DataError: the configuration from `folder` is invalid.
     """
     with readable("config.json", folder), torch.device("meta"):
         model = LlavaOnevisionForConditionalGeneration(config)
@@ -267,7 +267,7 @@ def expected_tensors(
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         prefix, before, after = next(row for row in _PREFIXES if name.startswith(row[0]))
-        # The tower is nested once more in some versions of transformers.
+        # Some versions of transformers nest the tower one level deeper.
         rest = name.removeprefix(prefix).removeprefix("vision_model.")
         names[before + rest] = (after + rest, list(tensor.shape))
     return names

@@ -1,8 +1,8 @@
-"""Processor, prompt and generation settings of a converted LLaVA-NeXT checkpoint.
+"""Processor, chat template and generation settings of a converted LLaVA-NeXT checkpoint.
 
-Images and frames are prepared as LLaVA-NeXT's SigLIP processor does: brought to the tower's size,
-bicubic, mean and standard deviation 0.5. It resizes by PIL and transformers by torchvision, so some
-values differ by one of 255 levels.
+Images and frames are preprocessed as by LLaVA-NeXT's SigLIP processor: bicubic resizing to the
+tower's size, mean and standard deviation 0.5. LLaVA-NeXT resizes with PIL and transformers with
+torchvision, so some values differ by one of 255 levels.
 """
 
 from __future__ import annotations
@@ -37,40 +37,40 @@ _TEMPLATE = (
     "{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""LLaVA-NeXT's conversation "qwen_1_5", with its system message."""
+"""LLaVA-NeXT's conversation template "qwen_1_5", with its system message."""
 
 _GUARD = (
     "{% if not line_ends %}{{ raise_exception('This checkpoint has its own tokens for videos: load "
     "model and processor with sf.models.load_model and sf.models.load_processor.') }}{% endif %}"
 )
-"""So that transformers alone does not answer from other tokens than the model was trained with."""
+"""Stops plain transformers from using other tokens than those that the model was trained with."""
 
 
 def build_processor(folder: Path, config: Any) -> tuple[Any, int]:
-    """The processor, around the tokenizer of a checkpoint of LLaVA-NeXT's code.
+    """Build the processor around the tokenizer of a LLaVA-NeXT checkpoint.
 
     Args:
         folder: of the checkpoint.
-        config: the converted `LlavaOnevisionConfig`; gets the ids of the placeholders.
+        config: the converted `LlavaOnevisionConfig`; receives the ids of the placeholders.
 
     Returns:
-        (processor, tokens of the vocabulary without the placeholders).
+        (processor, vocabulary size without the placeholders).
 
     Raises:
-        DataError: no tokenizer, or embeddings without room for the placeholders.
+        DataError: no tokenizer, or too few embeddings for the placeholders.
     """
     names = {path.name for path in folder.iterdir()}
     if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
         rule = "has neither tokenizer.json nor vocab.json and merges.txt"
-        raise DataError("tokenizer", str(folder), rule, "give a whole checkpoint")
+        raise DataError("tokenizer", str(folder), rule, "give a complete checkpoint")
     with readable("tokenizer", folder):
         tokenizer: Any = AutoTokenizer.from_pretrained(
             str(folder), config=config.text_config, trust_remote_code=False
         )
     for control in ("<|im_start|>", "<|im_end|>"):
         if control not in tokenizer.get_vocab():
-            rule = f"lacks {control}, of which LLaVA-NeXT's prompts on Qwen2 are made"
-            raise DataError("tokenizer", str(folder), rule, "give a whole checkpoint")
+            rule = f"lacks {control}, which LLaVA-NeXT's prompts for Qwen2 contain"
+            raise DataError("tokenizer", str(folder), rule, "give a complete checkpoint")
     vocabulary, placeholders = len(tokenizer), ("<image>", "<video>")
     tokenizer.add_tokens(
         [AddedToken(token, special=True, normalized=False) for token in placeholders],
@@ -101,9 +101,9 @@ def build_processor(folder: Path, config: Any) -> tuple[Any, int]:
 
 
 def generation_settings(folder: Path, config: Any, vocabulary: int) -> GenerationConfig:
-    """The generation settings of a checkpoint, its own where it has some.
+    """The generation settings of a checkpoint, or defaults if it has none.
 
-    Ids behind the vocabulary are never chosen: LLaVA-NeXT's code cuts their rows off.
+    Ids beyond the vocabulary are never generated: LLaVA-NeXT's code cuts their rows off.
 
     Raises:
         DataError: a damaged generation_config.json.

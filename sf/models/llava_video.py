@@ -1,4 +1,4 @@
-"""LLaVA-Video's treatment of videos on transformers' LLaVA-OneVision classes.
+"""LLaVA-Video's video processing on transformers' LLaVA-OneVision classes.
 
 `load_model` and `load_processor` apply the form that a checkpoint's config.json names
 (`sf.attention.video_form`).
@@ -23,7 +23,7 @@ __all__ = ["LlavaVideoModel", "LlavaVideoProcessor", "apply_video_form"]
 
 
 class LlavaVideoModel(LlavaOnevisionModel):
-    """transformers' model with the pooling and the line ends of a `VideoForm`."""
+    """transformers' model with the pooling and the line-end tokens of a `VideoForm`."""
 
     def apply_pooling(self, image_features: Tensor) -> Tensor:
         """Pooled frames [V * F, R * C, D] of frames [V * F, side * side, D]."""
@@ -37,7 +37,7 @@ class LlavaVideoModel(LlavaOnevisionModel):
         return pool(rows, 2).flatten(2).transpose(1, 2)
 
     def get_video_features(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' method; `pooler_output` [V, L, D] has the line ends of the form."""
+        """As in transformers; `pooler_output` [V, L, D] includes the form's line-end tokens."""
         output = super().get_video_features(*args, **{**kwargs, "return_dict": True})
         form = video_form(self.config)
         if form.line_ends == "one_token":
@@ -69,7 +69,7 @@ class LlavaVideoProcessor(LlavaOnevisionProcessor):
 
     @property
     def video_form(self) -> VideoForm:
-        """How a video becomes tokens."""
+        """The form of videos as tokens."""
         return VideoForm(**self.llava_video)
 
     def replace_video_token(self, video_inputs: dict[str, Any], video_idx: int, **_: Any) -> str:
@@ -79,15 +79,15 @@ class LlavaVideoProcessor(LlavaOnevisionProcessor):
         return str(self.video_token) * count
 
     def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' method; tells the template that the line ends will be there."""
+        """As in transformers; signals to the template that line-end tokens will be added."""
         return super().apply_chat_template(*args, **{"line_ends": True, **kwargs})
 
 
 def apply_video_form(part: Any, config: Any) -> None:
-    """Give a model or a processor of transformers the form that `config` names.
+    """Apply the form that `config` names to a model or a processor of transformers.
 
-    The class is exchanged in place, as the subclasses add no weights: so transformers goes on
-    reading and writing weights under the names of its own class.
+    The class is replaced in place, because the subclasses add no weights; transformers then still
+    reads and writes weights under the names of its own class.
     """
     form = video_form(config).as_config()
     if form is None:

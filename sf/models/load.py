@@ -32,7 +32,7 @@ FAMILIES: dict[str, Any] = {
     "llava_onevision": LlavaOnevisionForConditionalGeneration,
     "llava_next_video": LlavaNextVideoForConditionalGeneration,
 }
-"""Model type in config.json -> class. The LLaVA families can be evaluated, not trained."""
+"""Model type in config.json -> class. The LLaVA families can be evaluated but not trained."""
 
 _ORIGINAL_LLAVA = ("llava", "llava_qwen", "llava_mistral")  # of the LLaVA-NeXT code
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,11 +40,11 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @contextmanager
 def readable(
-    part: str, place: Path | str, remedy: str = "give a whole checkpoint"
+    part: str, place: Path | str, remedy: str = "give a complete checkpoint"
 ) -> Iterator[None]:
-    """Turns what absent, unreachable or damaged files of a model raise into one clear error.
+    """Turn exceptions from missing, unreachable or damaged model files into one clear error.
 
-    transformers answers a malformed file with any error: KeyError, TypeError, RecursionError, …
+    transformers can raise anything on a malformed file: KeyError, TypeError, RecursionError, …
     """
     try:
         yield
@@ -61,15 +61,15 @@ def _loadable(path: Path | str) -> AbstractContextManager[None]:
 
 
 def load_config(path: Path | str, revision: str | None = None) -> Any:
-    """The configuration of a checkpoint, of a supported family.
+    """The configuration of a checkpoint of a supported family.
 
     Args:
         path: a local folder, or a hub id.
         revision: commit, tag or branch of a hub id.
 
     Raises:
-        DataError: `path` is a local path without a config.json, or a hub id that cannot be had; or
-            the record of what the checkpoint was trained with is malformed.
+        DataError: `path` is a local path without a config.json or a hub id that cannot be fetched,
+            or the checkpoint's training record is malformed.
         UnsupportedModelError: the architecture is not one of `FAMILIES`.
     """
     folder = Path(path)
@@ -106,15 +106,15 @@ def load_config(path: Path | str, revision: str | None = None) -> Any:
 
 
 def _refuse_foreign_parts(folder: Path) -> None:
-    """Refuse what transformers would fetch from elsewhere for a local folder.
+    """Reject parts that transformers would load from outside a local folder.
 
     Raises:
-        DataError: the folder holds an adapter, whose base it names, or its index of weights leads
-            out of it.
+        DataError: the folder contains an adapter, which refers to its base model, or its weight
+            index leads out of it.
     """
     if (folder / "adapter_config.json").is_file():
-        rule = "holds an adapter, whose base model would be loaded from the place that it names"
-        remedy = "merge it (peft's merge_and_unload) and save the whole model"
+        rule = "contains an adapter, whose base model would be loaded from elsewhere"
+        remedy = "merge it (peft's merge_and_unload) and save the complete model"
         raise DataError("model path", str(folder), rule, remedy)
     if (folder / INDEX).is_file():
         indexed_files(folder / INDEX)
@@ -134,13 +134,13 @@ def load_model(
     Args:
         path: a local folder, or a hub id.
         dtype: "float32", "bfloat16" or "float16".
-        device: where the weights go.
+        device: of the weights.
         attn_implementation: as transformers takes it; a dict names sub-configurations.
         revision: commit, tag or branch of a hub id.
 
     Raises:
-        ConfigError: the dtype is not known.
-        DataError: no model, or not a whole one.
+        ConfigError: the dtype is unknown.
+        DataError: no model, or an incomplete one.
         UnsupportedModelError: the architecture is not one of `FAMILIES`.
     """
     if dtype not in _DTYPES:
@@ -162,9 +162,9 @@ def load_model(
 
 
 def _model_class(config: Any) -> Any:
-    """The family's class; with the modules of the attention that the checkpoint was trained with.
+    """The family's class, with the modules of the attention that the checkpoint was trained with.
 
-    They must be there before the weights are read: transformers drops what no module takes.
+    They must exist before the weights are read: transformers drops weights without a module.
     """
     family = FAMILIES[config.model_type]
     if trained_attention(config) is None:
@@ -178,10 +178,10 @@ def _model_class(config: Any) -> Any:
 
 
 def load_processor(path: Path | str, *, revision: str | None = None) -> Any:
-    """The processor (image, video, text) saved beside a model; its tokenizer pads on the left.
+    """The processor (image, video, text) saved with a model; its tokenizer pads on the left.
 
     Raises:
-        DataError, UnsupportedModelError: as `load_config`.
+        DataError, UnsupportedModelError: as in `load_config`.
     """
     config = load_config(path, revision)
     with _loadable(path):

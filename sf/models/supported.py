@@ -1,4 +1,4 @@
-"""Which models run under sparse attention, and how far that is tested."""
+"""The models that run under sparse attention, and the extent of their tests."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class SupportedModel(NamedTuple):
 
     Attributes:
         model_type: in config.json.
-        name: as its authors call it.
-        trained: `sf run train` knows it; the others run under `sf.sparsify`.
-        media: prompts with images or video are tested too, not the text alone.
+        name: its authors' name.
+        trained: whether `sf run train` supports it; the others run under `sf.sparsify`.
+        media: whether prompts with images or video are tested too, not only text.
     """
 
     model_type: str
@@ -53,8 +53,8 @@ def supported_models() -> tuple[SupportedModel, ...]:
     """Models whose sparse attention is tested with small random weights.
 
     At p = 1 they give the logits of dense attention bit for bit, and at p = 0.8 those of an
-    independent float64 implementation. Others whose attention follows transformers' attention
-    interface run as well; one that does not is refused (`UnsupportedModelError`).
+    independent float64 implementation. Other models run if their attention uses transformers'
+    attention interface, and raise `UnsupportedModelError` if it does not.
     """
     rows = [SupportedModel(kind, name, trained=True, media=True) for kind, name in _TRAINED.items()]
     rows += [SupportedModel(kind, name, media=True) for kind, name in _WITH_MEDIA.items()]

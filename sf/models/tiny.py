@@ -1,7 +1,7 @@
-"""Tiny models of the real architectures, with the real processors, built without any download.
+"""Tiny models of the real architectures, with the real processors, built without downloads.
 
-The sizes were found by experiment (docs/mini-world.md): at this width transformers' default
-initializer range of 0.02 never leaves chance, 0.08 does.
+The sizes were found by experiment (docs/mini-world.md): at this width, a model with transformers'
+default initializer range of 0.02 stays at chance level, one with 0.08 does not.
 """
 
 from __future__ import annotations
@@ -96,10 +96,11 @@ def _config(family: str, tokenizer: Any) -> Qwen2_5_VLConfig | Qwen2VLConfig:
 def _start_as_lookup(decoder: Any) -> None:
     """Mimetic initialisation (arXiv 2305.09828): attention starts as a lookup by content.
 
-    The query heads of a group share their projection with the group's key head, so that a token
-    attends to tokens like itself, and value and output projections are transposes of each other, so
-    that what it finds there is copied. A random rest of each matrix stays. From a plain random
-    start, three layers of this width need several times as many steps to bind shape and colour.
+    The query heads of a group share their projection with the group's key head, so a token attends
+    to similar tokens, and value and output projections are transposes of each other, so the
+    attended content is copied. Each matrix keeps a random component. From a plain random
+    initialisation, three layers of this width need several times as many steps to bind shape and
+    colour.
     """
     width, group = _WIDTH, _HEADS // _KV_HEADS
     head = width // _HEADS

@@ -1,9 +1,9 @@
-"""A Qwen-style tokenizer trained on the spot: byte-level BPE with Qwen's special tokens.
+"""A Qwen-style tokenizer trained on a small corpus: byte-level BPE with Qwen's special tokens.
 
-Normalisation and pre-tokenisation are Qwen2's own (NFC; its regular expression; single digits), so
-transformers' Qwen2 tokenizer class and the generic one read the file alike. The published
-vocabulary of 152k entries would make most of a tiny model's parameters; a vocabulary trained on
-the corpus at hand keeps prompts short and the embedding small.
+Normalisation and pre-tokenisation are Qwen2's (NFC; its regular expression; single digits), so
+transformers' Qwen2 tokenizer class and the generic one interpret the file equally. The published
+vocabulary of 152k entries would account for most of a tiny model's parameters; a vocabulary trained
+on the corpus keeps prompts short and the embedding small.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SPECIAL_TOKENS = (
 """Never part of decoded text when special tokens are skipped."""
 
 ANSWER_TOKENS = ("<answer>", "</answer>", "<think>", "</think>")
-"""One token each, but ordinary text: they stay in a decoded reply, where the reward reads them."""
+"""One token each, but ordinary text: a decoded reply keeps them, and the reward reads them."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -43,19 +43,19 @@ CHAT_TEMPLATE = (
     "{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Qwen2-VL's form of a conversation, without its default system message."""
+"""Qwen2-VL's chat template without its default system message."""
 
 
 def train_tokenizer(corpus: Iterable[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE.
 
     Args:
-        corpus: texts of the kind that the model will meet; a word that occurs in it twice
-            becomes a token of its own if the vocabulary has room.
-        vocab_size: upper bound of the vocabulary, special tokens included (at least 256 + 12).
+        corpus: texts like those that the model will see; a word that occurs twice becomes a
+            token if the vocabulary is large enough.
+        vocab_size: upper bound of the vocabulary including special tokens (at least 256 + 12).
 
     Returns:
-        A tokenizer that pads on the left (as generation needs) with <|endoftext|>.
+        A tokenizer that pads with <|endoftext|> on the left, as generation needs.
     """
     tokenizer = Tokenizer(BPE(byte_fallback=False))
     tokenizer.normalizer = normalizers.NFC()

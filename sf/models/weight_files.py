@@ -1,8 +1,8 @@
-"""Safetensors files under other tensor names, without a tensor in memory.
+"""Renaming of tensors in safetensors files, without loading them.
 
-The format (https://github.com/huggingface/safetensors): 8 bytes, the length N of the header; N
-bytes of JSON that give each tensor's dtype, shape and place in the rest; the rest. Only the header
-names the tensors, so a file under new names is a new header and a copy of the rest.
+The format (https://github.com/huggingface/safetensors): 8 bytes with the length N of the header; N
+bytes of JSON with each tensor's dtype, shape and position in the data; the data. Only the header
+names the tensors, so renaming writes a new header and copies the data.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["INDEX", "WeightFile", "copy_renamed", "indexed_files", "weight_files
 
 INDEX = "model.safetensors.index.json"
 _CHUNK = 2**26  # bytes
-_ALIGNMENT = 8  # bytes, of the header
+_ALIGNMENT = 8  # of the header, in bytes
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class WeightFile:
     """One safetensors file.
 
     Attributes:
-        path: where it lies.
-        tensors: name -> its header entry: "dtype", "shape" and "data_offsets".
-        data: bytes of the tensors.
+        path: of the file.
+        tensors: name -> header entry: "dtype", "shape" and "data_offsets".
+        data: size of the tensors in bytes.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class WeightFile:
     data: int
 
     def header(self, names: Mapping[str, str]) -> bytes:
-        """The head of the file under new names: length and JSON."""
+        """The file's header under new names: length and JSON."""
         entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         entries |= {names[name]: entry for name, entry in self.tensors.items()}
         text = json.dumps(entries, separators=(",", ":")).encode()
@@ -50,14 +50,14 @@ class WeightFile:
 
 
 def weight_files(folder: Path) -> list[WeightFile]:
-    """A checkpoint's weight files, each checked to be whole.
+    """A checkpoint's weight files, each checked to be complete.
 
     Args:
-        folder: with `model.safetensors.index.json` and what it names, or with *.safetensors.
+        folder: with `model.safetensors.index.json` and the files it names, or with *.safetensors.
 
     Raises:
-        DataError: no weights, pickles only, a file that is missing, truncated or damaged, or an
-            index that says something else than the files.
+        DataError: no weights, only pickles, a missing, truncated or damaged file, or an index that
+            contradicts the files.
     """
     index = folder / INDEX
     listed = indexed_files(index) if index.is_file() else None
@@ -67,7 +67,7 @@ def weight_files(folder: Path) -> list[WeightFile]:
         paths = [folder / name for name in sorted(set(listed.values()))]
     if not paths:
         pickles = sorted(path.name for path in folder.glob("*.bin"))
-        rule = f"pickles are not read: {', '.join(pickles)}" if pickles else "there are none"
+        rule = f"pickles are not read: {', '.join(pickles)}" if pickles else "are missing"
         remedy = "give a folder with the weights as *.safetensors"
         raise DataError(f"weights of {folder}", None, rule, remedy)
     files = [_read(path) for path in paths]
@@ -80,13 +80,13 @@ def weight_files(folder: Path) -> list[WeightFile]:
             places[name] = file.path.name
     if listed is not None and listed != places:
         wrong = sorted(name for name in {*listed, *places} if listed.get(name) != places.get(name))
-        rule = f"does not fit its files: {', '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}"
+        rule = f"contradicts its files: {', '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}"
         raise DataError(str(index), None, rule, "fetch the checkpoint again")
     return files
 
 
 def weights_digest(folder: Path) -> str:
-    """32 hexadecimal digits that follow from the names and bytes of a checkpoint's weight files.
+    """A digest of the names and bytes of a checkpoint's weight files, 32 hexadecimal digits.
 
     Raises:
         DataError: see `weight_files`.
@@ -100,16 +100,16 @@ def weights_digest(folder: Path) -> str:
 
 
 def indexed_files(index: Path) -> dict[str, str]:
-    """What an index of weights names: tensor -> file beside it.
+    """The content of a weight index: tensor -> file in the same folder.
 
     Raises:
-        DataError: it is damaged, or leads out of its folder.
+        DataError: the index is damaged, or leads out of its folder.
     """
     try:
         listed = dict(read_json(index)["weight_map"])
         outside = sorted(name for name in set(listed.values()) if Path(name).name != name)
     except (ValueError, TypeError, KeyError, OSError) as error:
-        rule = f"is no index of weights: {error!r}"
+        rule = f"is not a weight index: {error!r}"
         raise DataError(str(index), None, rule, "fetch the checkpoint again") from error
     if outside:
         rule = "leads out of its folder"
@@ -135,13 +135,13 @@ def _read(path: Path) -> WeightFile:
 def copy_renamed(
     file: WeightFile, names: Mapping[str, str], target: Path, advance: Callable[[int], None]
 ) -> None:
-    """Write a weight file under new tensor names; `target` appears as a whole.
+    """Write a weight file under new tensor names, atomically.
 
     Args:
         file: the source.
-        names: old name -> new name, of every tensor.
+        names: old name -> new name, for every tensor.
         target: the new file.
-        advance: called with the number of bytes after each piece.
+        advance: called after each chunk with its number of bytes.
     """
     header = file.header(names)
     with replacing(target) as part, file.path.open("rb") as source, part.open("wb") as copy:
@@ -153,5 +153,5 @@ def copy_renamed(
     written, needed = target.stat().st_size, len(header) + file.data
     if written != needed:
         target.unlink()
-        rule = f"changed while it was copied: {written} bytes in place of {needed}"
+        rule = f"changed while it was copied: {written} bytes instead of {needed}"
         raise DataError("weight file", str(file.path), rule, "run the command again")

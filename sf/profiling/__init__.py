@@ -1,1 +1,1 @@
-"""Latency and memory of full against sparse attention, measured in one run on one device."""
+"""Latency and memory of full and sparse attention, measured in one run on one device."""

@@ -1,10 +1,10 @@
-"""Where the time to the first token goes.
+"""The time to the first token, by part of the model.
 
-Marks are set by module hooks and around selection and cache of `sf.attention`. "vision" is the
-vision tower; "attention" is what a layer's attention module takes besides its projections and
-selection: rope, gathering, the kernel; "pruning" is storing a layer's kept K and V. Keys and values
-that attention has gathered are what the cache then holds, so pruning copies nothing of its own
-(but for a dense layer with padded rows) and that part is close to zero.
+Time marks are set by module hooks and around the selection and the cache of `sf.attention`.
+"vision" is the vision tower; "attention" is the attention module without projections and selection:
+RoPE, gathering and the kernel; "pruning" stores a layer's kept K and V. The cache stores the keys
+and values that attention has gathered, so pruning copies nothing (except for a dense layer with
+padded rows) and its time is close to zero.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ PARTS = ("vision", "projections", "selection", "attention", "pruning", "mlp", "o
 @dataclass
 class _Span:
     name: str
-    outer: int | None  # place of the enclosing span
+    outer: int | None  # index of the enclosing span
     begin: Any
     end: Any = None
 
 
 class Parts:
-    """Marks of one prefill.
+    """Time marks of one prefill.
 
     Args:
         clock: of the device.
@@ -48,14 +48,14 @@ class Parts:
         self._hooks: list[Any] = []
 
     def watch(self, module: nn.Module, name: str) -> None:
-        """Time each forward of a module under a name."""
+        """Time each forward pass of a module under a name."""
         self._hooks += [
             module.register_forward_pre_hook(lambda *_: self.start(name)),
             module.register_forward_hook(lambda *_: self.stop()),
         ]
 
     def start(self, name: str) -> None:
-        """Begin a span; spans nest, and what an inner one takes is not the outer one's."""
+        """Begin a span; spans nest, and the outer one excludes the time of inner ones."""
         outer = self._open[-1] if self._open else None
         self._open.append(len(self._spans))
         self._spans.append(_Span(name, outer, self.clock.mark()))
@@ -65,7 +65,7 @@ class Parts:
         self._spans[self._open.pop()].end = self.clock.mark()
 
     def close(self) -> None:
-        """Remove the hooks; harmless when repeated."""
+        """Remove the hooks; may be called repeatedly."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -76,10 +76,10 @@ class Parts:
         return not self._hooks
 
     def milliseconds(self, total: float) -> dict[str, float]:
-        """Milliseconds per part, after the clock was synchronised.
+        """Milliseconds per part, after synchronising the clock.
 
         Args:
-            total: milliseconds of the whole prefill, of which "other" is what remains.
+            total: milliseconds of the whole prefill; "other" is the remainder.
         """
         milliseconds = dict.fromkeys(PARTS, 0.0)
         milliseconds["other"] = total
@@ -92,10 +92,10 @@ class Parts:
 
 @contextmanager
 def watched(model: Any, clock: Clock) -> Iterator[Parts]:
-    """Record the parts of a model's forwards until `Parts.close` or the end of the context.
+    """Record the parts of a model's forward passes until `Parts.close` or the end of the context.
 
     Args:
-        model: with a decoder of layers that have `self_attn` and `mlp`.
+        model: its decoder layers must have `self_attn` and `mlp`.
         clock: of its device.
     """
     parts = Parts(clock)

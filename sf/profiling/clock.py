@@ -1,7 +1,7 @@
-"""Marks in time on the device that does the work.
+"""Time marks on the measured device.
 
-A CUDA kernel is still running when its call returns, so on CUDA a mark is an event in the stream
-and the times are read after one synchronisation; on a CPU it is the performance counter.
+A CUDA kernel is still running when its call returns. On CUDA, a mark is therefore an event in the
+stream and times are read after one synchronisation; on a CPU, it is the performance counter.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """Marks and the milliseconds between them.
+    """Time marks and the milliseconds between them.
 
     Args:
-        device: where the work runs.
+        device: the measured device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -26,7 +26,7 @@ class Clock:
         self.cuda = device.type == "cuda"
 
     def mark(self) -> Any:
-        """A point in the device's order of work."""
+        """Record the current point in the device's work."""
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -34,7 +34,7 @@ class Clock:
         return event
 
     def synchronize(self) -> None:
-        """Wait until all marks have been passed."""
+        """Wait until the device has passed all marks."""
         if self.cuda:
             torch.cuda.synchronize(self.device)
 

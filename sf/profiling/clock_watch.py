@@ -1,4 +1,4 @@
-"""A GPU's clocks while it works, sampled beside the measurements."""
+"""A GPU's clocks, sampled during the measurements."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ClockWatch:
     """Samples a GPU's state twice a second in a thread; on a CPU it does nothing.
 
     Args:
-        device: what is watched.
+        device: the monitored device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -61,9 +61,9 @@ class ClockWatch:
             self._stop.wait(PERIOD_S)
 
     def since(self, began: float) -> dict[str, Any] | None:
-        """The clocks since a time of `time.monotonic`; None where no sample was taken.
+        """The clocks since a time of `time.monotonic`; None without samples.
 
-        What took less than a period has the sample before it.
+        An interval shorter than the sampling period gets the sample before it.
         """
         samples = list(self._samples)
         later = [state for at, state in samples if at >= began]
@@ -71,7 +71,7 @@ class ClockWatch:
 
 
 def summary(states: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Least, median and most of each figure, and every reason that held the device back."""
+    """Minimum, median and maximum of each value, and all throttling reasons."""
     if not states:
         return None
     ranges: dict[str, Any] = {}

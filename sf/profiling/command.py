@@ -1,4 +1,4 @@
-"""`sf profile`: any checkpoint or random-weight shape, any method, on the device at hand."""
+"""`sf profile`: any checkpoint or random-weight shape, with any method, on the local device."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ ONLY_MEDIA = ("processor_ms", "first_token_ms")  # text prompts have none
 
 @dataclass(frozen=True)
 class Request:
-    """What the command was asked.
+    """The arguments of the command.
 
     Attributes:
         model: a key of `SHAPES`, a checkpoint's folder, or OWNER/NAME on a hub.
-        method: a name of `sf.baselines.METHODS`; None: top_k, or for a checkpoint what it
-            was trained with.
-        value: of the method's hyperparameter, or the p to take from `replay`; None: the default.
-        replay: a table of layers whose shares are kept in place of a method; see `read_shares`.
+        method: a name of `sf.baselines.METHODS`; None for top_k or, for a checkpoint, the method
+            that it was trained with.
+        value: of the method's hyperparameter, or the p to take from `replay`; None for the default.
+        replay: a table of the shares that each layer keeps, instead of a method; see `read_shares`.
         lengths, batch, repeats, decode_tokens, prompts, video, fit, fit_gib: see `Settings`.
         device, dtype: see `sf.sections.Runtime`.
         seed: of random weights.
-        output: where tables and pictures go.
+        output: folder for tables and figures.
     """
 
     model: str
@@ -75,15 +75,15 @@ class Request:
 
 
 def run(request: Request) -> Profiled:
-    """Measure, write tables and pictures into the output folder, and give back what was found.
+    """Measure, write tables and figures into the output folder, and return the results.
 
-    A killed run continues when it is asked the same again.
+    The same request continues a killed run.
 
     Raises:
-        EnvironmentFault: a GPU was asked for and there is none.
+        EnvironmentFault: a GPU is requested but not available.
         ConfigError: a value out of range, or an unknown method.
-        OutputConflictError: the folder holds something else.
-        DataError, UnsupportedModelError: the checkpoint.
+        OutputConflictError: the folder contains something else.
+        DataError, UnsupportedModelError: the checkpoint is unusable.
     """
     runtime = validated(Runtime, {"device": request.device, "dtype": request.dtype})
     settings = _settings(request)
@@ -116,7 +116,7 @@ def _settings(request: Request) -> Settings:
         raise ConfigError("video", str(request.video), "needs --prompts video")
     if request.video is not None and request.model in SHAPES:
         raise ConfigError(
-            "video", str(request.video), "random weights have no processor, and read no file"
+            "video", str(request.video), "random weights have no processor and cannot read a file"
         )
     sparse, ratio_set_by = _sparse(request)
     return Settings(
@@ -134,10 +134,10 @@ def _settings(request: Request) -> Settings:
 
 
 def _sparse(request: Request) -> tuple[Side, str]:
-    """The sparse side and how its ratio comes about."""
+    """The sparse side and the origin of its token ratio."""
     if request.replay is not None:
         if request.method is not None:
-            raise ConfigError("method", request.method, "a replay has none", "give one of the two")
+            raise ConfigError("method", request.method, "excludes --replay", "give one of the two")
         shares = read_shares(request.replay, request.value)
         at = "" if request.value is None else f" at p = {request.value:g}"
         return Replay(shares), replayed(shares, f"{request.replay.name}{at}")
@@ -151,13 +151,13 @@ def _sparse(request: Request) -> tuple[Side, str]:
 
 
 def _claim(request: Request) -> Path:
-    """The folder of finished points of this very request."""
+    """The folder for the finished measurements of exactly this request."""
     folder = request.output
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _ours(folder))):
         raise OutputConflictError(
-            "output", str(folder), "holds something else", "choose another folder"
+            "output", str(folder), "contains something else", "choose another folder"
         )
-    # The same name may come to hold something else.
+    # The contents behind the same path may change.
     asked = {**vars(request), "output": None, "lengths": None}
     asked["files"] = [_facts(path) for path in (Path(request.model), request.video) if path]
     if request.replay is not None:
@@ -166,7 +166,7 @@ def _claim(request: Request) -> Path:
 
 
 def _facts(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of a file, or of a folder's files; of nothing, none."""
+    """Name, size and modification time of a file or of a folder's files; empty if missing."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [(file.name, file.stat()) for file in files if file.is_file()]
     return [(name, facts.st_size, facts.st_mtime_ns) for name, facts in stats]
@@ -177,7 +177,7 @@ def _ours(folder: Path) -> bool:
 
 
 def table(profiled: Profiled) -> Table:
-    """Full and sparse side by side, a row per length and figure."""
+    """Full and sparse side by side, a row per length and metric."""
     names = ("prompt", "kept", "dense by", "figure", "full", "sparse", "full / sparse")
     grid = Table(title=str(profiled.table["ratio_set_by"].iloc[0]))
     for name in names:
@@ -217,7 +217,7 @@ def _ratio(line: Any) -> str:
 
 
 def sentences(profiled: Profiled) -> list[str]:
-    """Break-even lengths, roofline shares, what fits, and notes about the machine."""
+    """Break-even lengths, roofline shares, memory limits, and notes about the machine."""
     named = figures(profiled)
     lines = []
     for metric, phrase in (("prefill_ms", "prefill"), ("step_ms", "decoding")):
@@ -231,7 +231,7 @@ def sentences(profiled: Profiled) -> list[str]:
             if line["what"] == "length"
             else f"largest batch at {line['length']:,} tokens: {line['batch']}"
         )
-        more = " (the search's end: more may fit)" if line["bounded"] else ""
+        more = " (limit of the search: more may fit)" if line["bounded"] else ""
         lines.append(f"{line['side']}, {what}{more}.")
     limits = profiled.hardware["ceilings"]
     lines.append(

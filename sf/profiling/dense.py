@@ -1,7 +1,7 @@
-"""The dense side: the fastest dense attention that the device has, and a cache that grows in place.
+"""The dense side: the device's fastest dense attention, and a cache that grows in place.
 
-Which kernel is fastest depends on device, dtype and length, so all that run are measured on one
-layer's attention at the point's own shape, and every line of the tables says which one it was.
+The fastest kernel depends on device, dtype and length, so all available ones are timed on one
+layer's attention at the shape of the measurement, and every line of the tables names the kernel.
 """
 
 from __future__ import annotations
@@ -36,20 +36,19 @@ PACKAGES = {
     "flash-attn 2": ("flash_attention_2", is_flash_attn_2_available),
     "flash-attn 3": ("flash_attention_3", is_flash_attn_3_available),
 }
-# What PyTorch's dispatcher, cuDNN and flash-attn say of inputs that they do not take.
+# Messages of PyTorch's dispatcher, cuDNN and flash-attn for unsupported inputs.
 _REFUSALS = ("No available kernel", "No viable backend", "cuDNN", "FlashAttention only supports")
-_TRIED = 64  # tokens of the call that finds out whether a kernel runs here at all
+_TRIED = 64  # tokens of the call that tests whether a kernel runs on this device
 
 
 @dataclass(frozen=True)
 class KeepAll(Policy):
     """The policy of the dense side: every token in every layer.
 
-    Prefill is then the model's own dense attention, untouched, and decoding uses the same cache
-    that grows in place as the sparse side does. transformers' own cache copies itself at every
-    token, the more the longer it is: as a baseline it would credit sparsity with what is only a
-    better cache. It is measured too, as "transformers", at the shortest length, where it loses
-    least.
+    Prefill is then the model's own dense attention, and decoding uses the same growing cache as the
+    sparse side. transformers' cache copies itself at every token, at a cost that grows with its
+    length; as a baseline, it would attribute the gain of a better cache to sparsity. It is measured
+    too, as "transformers", at the shortest length, where its disadvantage is smallest.
     """
 
     needs_scores: ClassVar[bool] = False
@@ -62,11 +61,11 @@ class KeepAll(Policy):
 
 @dataclass(frozen=True)
 class DensePath:
-    """One way to compute dense attention.
+    """An implementation of dense attention.
 
     Attributes:
         name: for the tables.
-        implementation: what transformers calls it.
+        implementation: its name in transformers.
     """
 
     name: str
@@ -84,14 +83,14 @@ class Dense:
 
     @contextmanager
     def apply(self, model: Any) -> Iterator[Trace]:
-        """The model under this attention, every token kept."""
+        """Run the model under this attention, keeping every token."""
         with using(model, self.path), sparsify(model, KeepAll()) as trace:
             yield trace
 
 
 @contextmanager
 def using(model: Any, path: DensePath) -> Iterator[None]:
-    """The model's decoder under another dense attention."""
+    """Run the model's decoder under another dense attention."""
     decoder = model.get_decoder()
     before = decoder.config._attn_implementation
     decoder.set_attn_implementation(path.implementation)
@@ -102,7 +101,7 @@ def using(model: Any, path: DensePath) -> Iterator[None]:
 
 
 def candidates() -> list[DensePath]:
-    """PyTorch's kernels one by one, and flash-attn where it is installed; registers the former."""
+    """PyTorch's individual kernels, which it registers, and flash-attn if installed."""
     paths = []
     for name, kernel in KERNELS.items():
         # The word "flash" in a name makes transformers look for a package of that name.
@@ -117,7 +116,7 @@ def candidates() -> list[DensePath]:
 
 
 def _only(kernel: SDPBackend) -> Callable[..., Any]:
-    """transformers' SDPA attention with one kernel: what that cannot compute raises."""
+    """transformers' SDPA attention with a single kernel, which raises on unsupported inputs."""
 
     def attend(*args: Any, **kwargs: Any) -> Any:
         with sdpa_kernel(kernel):
@@ -129,16 +128,16 @@ def _only(kernel: SDPBackend) -> Callable[..., Any]:
 def fastest(
     model: Any, batch: int, length: int, repeats: int = 3
 ) -> tuple[DensePath, dict[str, float]]:
-    """The dense attention that takes the least time at a prompt's shape.
+    """The fastest dense attention at a prompt's shape.
 
     Args:
         model: on its device.
         batch, length: rows and tokens of the prompt.
-        repeats: of each, interleaved, after one that warms up.
+        repeats: of each implementation, interleaved, after one warm-up.
 
     Returns:
-        the path, and the median milliseconds of one layer by name of those that were timed. Where
-        only one runs (a CPU) nothing is timed; where none does it is PyTorch's choice.
+        The implementation, and the median milliseconds of one layer by name. If only one runs, as
+        on a CPU, nothing is timed; if none runs, PyTorch chooses.
     """
     paths = [path for path in candidates() if _runs(model, path, 1, min(length, _TRIED))]
     if len(paths) > 1:
@@ -161,13 +160,13 @@ def fastest(
 
 
 def _runs(model: Any, path: DensePath, batch: int, length: int) -> bool:
-    """Whether a path computes this shape here."""
+    """Whether an implementation supports this shape on this device."""
     with using(model, path):
         return accepted(_calls(model, [path], batch, length)[path.name], model.device)
 
 
 def accepted(call: Callable[[], object], device: torch.device) -> bool:
-    """Whether a kernel takes its inputs: some refuse dtypes, devices, head sizes, or lack memory.
+    """Whether a kernel runs: it can lack memory or support for the dtype, device or head size.
 
     Raises:
         RuntimeError: any other failure.
@@ -187,13 +186,13 @@ def accepted(call: Callable[[], object], device: torch.device) -> bool:
 def _calls(
     model: Any, paths: list[DensePath], batch: int, length: int
 ) -> dict[str, Callable[[], Any]]:
-    """One layer's causal attention by each path on the same random tensors; to be called `using`
-    it."""
+    """One layer's causal attention by each implementation on the same random tensors, to be called
+    in its `using` context."""
     sizes, module = Sizes.of(model), model.get_decoder().layers[0].self_attn
     like = next(module.parameters())
 
     def part(heads: int) -> Tensor:
-        shape = (batch, length, heads, sizes.head)  # the strides that projections give
+        shape = (batch, length, heads, sizes.head)  # with the strides of projections
         return torch.randn(shape, dtype=like.dtype, device=like.device).transpose(1, 2)
 
     query, key, value = part(sizes.heads), part(sizes.groups), part(sizes.groups)

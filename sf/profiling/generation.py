@@ -1,4 +1,4 @@
-"""What one side is asked to do: a forced generation, then the decode loop from where it stopped."""
+"""The work of one side: a forced generation, then the decode loop from its end."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ model as transformers runs it."""
 
 @dataclass(frozen=True)
 class Workload:
-    """What one side is asked to do.
+    """The work of one side.
 
     Attributes:
         model: in evaluation mode, on its device.
-        inputs: what `generate` takes: `input_ids` int64 (batch, length), its mask, media.
+        inputs: of `generate`: `input_ids` int64 (batch, length), its mask, media.
         decode_tokens: forced tokens after the first.
     """
 
@@ -54,12 +54,12 @@ class Workload:
 
     @property
     def length(self) -> int:
-        """Prompt tokens of a row."""
+        """Prompt tokens per row."""
         return int(self.inputs["input_ids"].shape[1])
 
 
 class _Steps:
-    """A stopping criterion that never stops: it marks the time of every new token."""
+    """A stopping criterion that marks the time of every new token and never stops."""
 
     def __init__(self, each: Callable[[], None]) -> None:
         self.each = each
@@ -70,7 +70,7 @@ class _Steps:
 
 
 def context_of(model: Any, side: Side) -> AbstractContextManager[Any]:
-    """The model under a side; gives its trace, None for transformers' own."""
+    """A context that runs the model under a side; yields its trace, or None for transformers."""
     if side is None:
         return nullcontext()
     if isinstance(side, Policy):
@@ -106,9 +106,9 @@ def generate(work: Workload, each: Callable[[], None]) -> Any:
 def loop_after(
     work: Workload, side: Side, output: Any, position: Tensor | None
 ) -> DecodeLoop | None:
-    """The decode loop that goes on where `generate` stopped; None where it would be another thing.
+    """The decode loop that continues from the end of `generate`; None if it does not apply.
 
-    A method that attends in a way of its own while it decodes is not what the loop computes.
+    The loop does not implement methods with their own attention in decoding.
     """
     model = work.model
     pruned = model.get_decoder().config._attn_implementation == SPARSE_ATTENTION
@@ -132,16 +132,16 @@ def loop_after(
 
 @torch.inference_mode()
 def random_prefilled(model: Any, batch: int, length: int, entries: Sequence[int]) -> Prefilled:
-    """A prompt whose caches hold random keys and values.
+    """A prompt whose caches contain random keys and values.
 
-    A decode loop over it does what it does after a prefill, and what is read takes as long; a
-    prompt of 200,000 tokens itself would take half a minute.
+    A decode loop over it does the same work, in the same time, as after a prefill; prefilling
+    200,000 tokens would take half a minute.
 
     Args:
         model: of the Qwen2 or Qwen2-VL line, on its device.
         batch: rows.
         length: logical tokens of the prompt.
-        entries: what each layer keeps of them.
+        entries: number of tokens that each layer keeps.
     """
     sizes, decoder = Sizes.of(model), model.get_decoder()
     like = next(decoder.layers.parameters())
@@ -167,7 +167,7 @@ def random_prefilled(model: Any, batch: int, length: int, entries: Sequence[int]
 
 
 class Position:
-    """Remembers where the prompt's last token stands; a hook on the decoder for one forward."""
+    """Records the position of the prompt's last token by a decoder hook for one forward pass."""
 
     def __init__(self, model: Any) -> None:
         self.last: Tensor | None = None

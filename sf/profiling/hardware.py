@@ -1,4 +1,4 @@
-"""The device that was measured, and whether it was busy with something else."""
+"""The measured device, and whether it was busy with other work."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ __all__ = [
     "state_under_load",
 ]
 
-BUSY_LOAD = 0.5  # load average per core above which a CPU is called busy
-BUSY_GPU = 20  # percent of the last second in which kernels ran, above which a GPU is busy
-CONTEXT_GIB = 1.5  # what this process's own CUDA context may take besides torch's allocator
+BUSY_LOAD = 0.5  # load average per core above which a CPU is reported as busy
+BUSY_GPU = 20  # utilisation in percent above which a GPU is reported as busy
+CONTEXT_GIB = 1.5  # allowance for this process's CUDA context, outside torch's allocator
 QUERY = (
     *("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu"),
     *("power.draw", "utilization.gpu"),
 )
 REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # newer, older drivers
-PACE = 0.1  # a change of the ceilings above which the device did not run at one pace
-# NVML's bits that say that the device was held back; idling and set clocks are none.
+PACE = 0.1  # relative change of the ceilings above which the speed counts as unstable
+# NVML's bits for throttling; idling and configured clocks are excluded.
 THROTTLED = {
     0x4: "power cap",
     0x8: "hardware slowdown",
@@ -45,25 +45,25 @@ THROTTLED = {
 
 
 def require_device(name: str) -> torch.device:
-    """The device that was asked for.
+    """The requested device.
 
     Raises:
-        EnvironmentFault: it is a GPU and there is none; a CPU's figures would be no answer.
+        EnvironmentFault: a GPU is requested but not available; a CPU does not replace it.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise EnvironmentFault(
             "device",
             name,
-            "was asked for and torch finds no CUDA device",
+            "was requested, but torch finds no CUDA device",
             "run on a GPU machine, or set runtime.device to cpu",
         )
     return torch.device(name, 0) if name == "cuda" else torch.device(name)
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Device, driver, versions, commit and what else was running, as JSON-able content.
+    """Device, driver, versions, commit and other load, as JSON-able content.
 
-    Call it before the measurements: its notes say in which state they found the machine.
+    Call it before the measurements: its notes describe the state of the machine.
     """
     facts: dict[str, Any] = {
         "device": device.type,
@@ -83,7 +83,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             facts["notes"].append(f"the GPU was busy: {share:g} % before the first measurement")
         used = facts["gpu"]["used_besides_gib"]
         if used > CONTEXT_GIB:
-            facts["notes"].append(f"the GPU was shared: {used:.1f} GiB held besides this process")
+            facts["notes"].append(f"the GPU was shared: {used:.1f} GiB used by other processes")
     else:
         load, cores = psutil.getloadavg()[0], facts["host"]["cores"]
         facts["load_average"] = load
@@ -107,7 +107,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
 
 
 def gpu_state(device: torch.device) -> dict[str, Any] | None:
-    """Driver, clocks, temperature, power and load of a GPU now; None where nvidia-smi is not."""
+    """Current driver, clocks, temperature, power and load of a GPU; None without nvidia-smi."""
     if device.type != "cuda" or shutil.which("nvidia-smi") is None:
         return None
     uuid = str(torch.cuda.get_device_properties(device).uuid)
@@ -126,7 +126,7 @@ def gpu_state(device: torch.device) -> dict[str, Any] | None:
 
 
 def read_state(line: str) -> dict[str, Any] | None:
-    """One line of nvidia-smi's answer to `QUERY` and reasons; what it does not know is None."""
+    """Parse a line of nvidia-smi's reply to `QUERY` and reasons; unknown values are None."""
     fields = [field.strip() for field in line.strip().splitlines()[0].split(",")] if line else []
     if len(fields) != len(QUERY) + 1:
         return None
@@ -145,48 +145,48 @@ def _number(text: str) -> float | None:
 
 
 def after(device: torch.device) -> list[str]:
-    """Notes about the state in which the measurements left the device; asked right after them."""
+    """Notes about the device's state at the end; call it immediately after the measurements."""
     return held_back(state_under_load(device))
 
 
 def state_under_load(device: torch.device) -> dict[str, Any] | None:
-    """`gpu_state` while products run: a GPU's clocks fall as soon as it idles, and say nothing."""
+    """`gpu_state` during matrix products; an idle GPU lowers its clocks at once."""
     if device.type == "cuda":
         _load(device)
     return gpu_state(device)
 
 
 def held_back(state: dict[str, Any] | None) -> list[str]:
-    """A note where a GPU under load was held back by its power or its temperature."""
+    """A note if a GPU under load was throttled by power or temperature."""
     if state is None or not state["throttled"]:
         return []
     clocks = [state[name] for name in ("clocks.sm", "clocks.max.sm")]
     shown = "" if None in clocks else f": {clocks[0]:g} of {clocks[1]:g} MHz"
     reasons = ", ".join(state["throttled"])
-    return [f"the GPU was held back under load at the end ({reasons}){shown}"]
+    return [f"the GPU was throttled under load at the end ({reasons}){shown}"]
 
 
 def _load(device: torch.device) -> None:
-    """Queue a second or two of products on an H200, longer elsewhere, and do not wait for them."""
+    """Queue matrix products that take one or two seconds on an H200, without waiting for them."""
     try:
         left = torch.ones(8192, 8192, dtype=torch.bfloat16, device=device)
         out = torch.empty_like(left)
     except torch.OutOfMemoryError:
-        return  # no room beside the model: its state without load must do
+        return  # not enough memory: the state without load is used
     for _ in range(900):
         torch.mm(left, left, out=out)
 
 
 def pace(before: Ceilings, later: Ceilings) -> list[str]:
-    """A note where the device was not as fast at the end as at the start: throttled, or shared.
+    """A note if the device's speed changed between start and end, by throttling or sharing.
 
     Args:
-        before, later: the ceilings, measured at both ends of the run.
+        before, later: the ceilings measured at the start and at the end of the run.
     """
     products, copies = later.flops / before.flops, later.bytes / before.bytes
     if max(abs(products - 1), abs(copies - 1)) <= PACE:
         return []
     return [
-        f"the device did not keep its pace: at the end products ran at {100 * products:.0f} % and "
-        f"copies at {100 * copies:.0f} % of the start's rate"
+        f"the device's speed changed: at the end, products ran at {100 * products:.0f} % and "
+        f"copies at {100 * copies:.0f} % of the initial rate"
     ]

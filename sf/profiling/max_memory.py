@@ -1,8 +1,8 @@
-"""The largest batch and the longest prompt that the memory holds.
+"""The largest batch and the longest prompt that fit in memory.
 
-Doubling until something does not fit, then bisection. Every try runs the real thing (prefill and a
-few tokens) and cleans up after itself. On a CPU, where the machine would start to swap long before
-an allocation fails, a stated limit stands for the device's memory.
+The search doubles the value until it does not fit, then bisects. Every trial runs a prefill and a
+few tokens and frees its memory. A CPU would start to swap long before an allocation fails, so a
+given limit replaces the device's memory.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["Largest", "fits", "largest", "memory_of"]
 
 @dataclass(frozen=True)
 class Largest:
-    """The end of a search.
+    """The result of a search.
 
     Attributes:
-        value: the largest number that fitted; 0 when not even the first did.
-        bounded: it is the search's own upper end, so more may fit.
-        tries: how often the real thing was run.
+        value: the largest number that fits; 0 if none does.
+        bounded: whether it is the upper end of the search, so that more may fit.
+        tries: number of trials.
     """
 
     value: int
@@ -42,11 +42,11 @@ def largest(
     """Search the largest multiple of `step` that fits.
 
     Args:
-        fit: whether a number fits; if one does, so do the smaller ones.
-        start: tried first, a multiple of `step`.
-        end: never exceeded.
+        fit: whether a number fits; it must be monotone.
+        start: first trial, a multiple of `step`.
+        end: upper end of the search.
         step: resolution.
-        within: share of the result at which the search ends: a try of a long prompt takes minutes.
+        within: relative tolerance that ends the search, since trials of long prompts take minutes.
 
     Raises:
         ConfigError: not 0 < step <= start <= end.
@@ -85,14 +85,14 @@ def largest(
 def fits(
     model: Any, side: Side, inputs: Callable[[], Any], tokens: int, limit_bytes: float | None
 ) -> bool:
-    """Whether prefill and some tokens of one side stay within the memory.
+    """Whether prefill and some tokens of one side fit in memory.
 
     Args:
         model: on its device.
         side: as in `measure`.
-        inputs: makes the prompt.
-        tokens: decoded after the first, at least 1.
-        limit_bytes: weights included; None: what the device has.
+        inputs: creates the prompt.
+        tokens: number of tokens decoded after the first, at least 1.
+        limit_bytes: limit including the weights; None for the device's memory.
     """
     device = next(model.parameters()).device
     run = Run()
@@ -112,11 +112,11 @@ def memory_of(device: torch.device, limit_gib: float) -> float | None:
     """The limit of a search in bytes.
 
     Args:
-        device: a GPU's own memory is its limit, whatever `limit_gib` says.
+        device: for a GPU, the limit is its memory and `limit_gib` is ignored.
         limit_gib: of a CPU.
 
     Raises:
-        ConfigError: a CPU without a limit, or with one above what is free.
+        ConfigError: a CPU without a limit, or with one above the free memory.
     """
     if device.type == "cuda":
         return None
@@ -126,6 +126,6 @@ def memory_of(device: torch.device, limit_gib: float) -> float | None:
             "fit_gib",
             limit_gib,
             f"a search on a CPU needs a limit in (0, {free / 2**30:.1f}], the free memory",
-            "state one",
+            "set it",
         )
     return limit

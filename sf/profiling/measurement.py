@@ -1,4 +1,4 @@
-"""One measured point: a subject at one length, as JSON-able lines, or that it does not fit."""
+"""One measurement: a model at one length, as JSON-able lines, or that it does not fit."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ __all__ = ["DENSE", "FIT", "LAYERS", "Settings", "least_bytes", "limits_of", "po
 
 TRANSFORMERS = "transformers"
 FIT = ("subject", "side", "what", "batch", "length", "bounded", "tries", "limit_gib", "dense")
-DENSE = ("subject", "length", "batch", "path", "layer_ms", "chosen")  # dense paths that were timed
+DENSE = ("subject", "length", "batch", "path", "layer_ms", "chosen")  # timed dense implementations
 LAYERS = ("subject", "length", "batch", "side", "layer", "token_ratio")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a subject is measured.
+    """The settings of a measurement.
 
     Attributes:
         lengths: prompt tokens.
-        sparse: what stands beside full attention; see `sf.profiling.generation.Side`.
-        ratio_set_by: how its token ratio came about, for the tables.
-        repeats, decode_tokens, batch: of each point.
+        sparse: the side to compare with full attention; see `sf.profiling.generation.Side`.
+        ratio_set_by: origin of its token ratio, for the tables.
+        repeats, decode_tokens, batch: of each measurement.
         prompts: random text, or a question about a video.
-        video: the file of such a video; None: a drawn one.
-        fit: search the largest batch and the longest prompt.
+        video: file of the video; None for a drawn one.
+        fit: whether to search the largest batch and the longest prompt.
         fit_gib: memory limit of that search on a CPU.
     """
 
@@ -53,32 +53,32 @@ class Settings:
     fit_gib: float = 0.0
 
     def encoder(self, subject: Subject, batch: int, length: int) -> Callable[[], Mapping[str, Any]]:
-        """What makes the prompt of a point."""
+        """A function that creates the prompt of a measurement."""
         if self.prompts == "text":
             return partial(text_inputs, subject.model, batch, length, seed=length)
         return video_encoder(subject.model, subject.processor, batch, length, file=self.video)
 
 
 def least_bytes(model: Any, batch: int, length: int) -> int:
-    """Bytes that a prefill needs at the very least: KV of all layers and one MLP's activations."""
+    """Lower bound of a prefill's bytes: KV of all layers and one MLP's activations."""
     s = Sizes.of(model)
     cache = 2 * s.layers * s.groups * s.head
     return batch * length * (cache + 2 * s.model + 2 * s.mlp) * s.element
 
 
 def point(subject: Subject, length: int, settings: Settings, limits: Ceilings) -> dict[str, Any]:
-    """Measure one subject at one length.
+    """Measure one model at one length.
 
     Args:
         subject: model on its device.
-        length: prompt tokens; a video's prompt is as long as its frames make it.
-        settings: what and how often.
+        length: prompt tokens; for a video, its frames determine the actual length.
+        settings: of the measurement.
         limits: of the device.
 
     Returns:
-        {"lines": tidy lines, "speedups": lines, "roofline": lines, "dense": dense paths timed,
-        "layers": kept shares}; where memory does not suffice for a side its lines say so and there
-        are no speed-ups. Other lengths are not affected.
+        {"lines": tidy lines, "speedups": lines, "roofline": lines, "dense": timed dense
+        implementations, "layers": kept shares}. If a side does not fit in memory, its lines say so
+        and there are no speed-ups.
     """
     model, batch = subject.model, settings.batch
     names = [FULL, SPARSE, *([TRANSFORMERS] if length == min(settings.lengths) else [])]
@@ -116,7 +116,7 @@ def point(subject: Subject, length: int, settings: Settings, limits: Ceilings) -
         "roofline": [
             line
             for side in (FULL, SPARSE)
-            # Work is counted for pruned caches; the loop runs on those alone.
+            # Work is counted for pruned caches, the only ones that the loop supports.
             if side in runs and (side == FULL or runs[side].step_ms)
             for line in _roofline(subject, length, settings, side, runs[side], limits)
         ],
@@ -139,12 +139,12 @@ def _roofline(
     kept = [ratio * length for ratio in ratios]
     head = {"subject": subject.name, "length": length, "batch": batch, "side": side}
     parts = {name: median(values).value for name, values in run.parts_ms.items() if values}
-    # The tower's work depends on its own shape; the decoder's time is what is compared.
+    # Only the decoder is compared: the tower's work depends on its own shape.
     whole = median(run.prefill_ms).value - parts.pop("vision", 0.0)
     prefill = prefill_work(sizes, batch, length, None if side == FULL else kept)
     lines = roofline_lines(head, "prefill", prefill, {**parts, "whole": whole}, limits)
     if run.step_ms:
-        # The loop's tokens follow those of generate.
+        # The tokens of the loop follow those of generate.
         first = settings.decode_tokens + 2 + (settings.decode_tokens - 1) / 2
         decode = decode_work(sizes, batch, [width + first for width in kept])
         taken = {"whole": median(run.step_ms).value}

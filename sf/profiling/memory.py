@@ -1,8 +1,8 @@
-"""Bytes: of a KV cache, at the peak of a call, free on the device.
+"""Memory in bytes: of a KV cache, at the peak of a call, and free on the device.
 
-The peak is what torch's allocator held above its level before the call. On CUDA the allocator
-counts it; on a CPU torch's profiler reports each allocation, and the running sum is exact. Scratch
-that a CPU library takes past torch's allocator is not in it, nor are the weights.
+The peak is the maximum of torch's allocated memory above its level before the call. On CUDA the
+allocator counts it; on a CPU torch's profiler reports each allocation, and the running sum is
+exact. It excludes the weights and memory that CPU libraries allocate without torch.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Peak:
     """Bytes above the level before the call.
 
     Attributes:
-        prefill: highest until the first new token.
-        decode: highest from the first new token on.
-        held: what is there at the last new token; None when the call did not say.
-        reserved: on CUDA, the highest that the allocator took from the device, weights and unused
-            room included.
+        prefill: maximum until the first new token.
+        decode: maximum from the first new token on.
+        held: level at the last new token; None if the call did not report it.
+        reserved: on CUDA, the maximum that the allocator reserved, including weights and unused
+            memory.
     """
 
     prefill: int
@@ -40,11 +40,10 @@ class Peak:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes that a transformers cache's keys and values occupy, spare room included.
+    """Bytes of the keys and values of a transformers cache, including spare capacity.
 
     Args:
-        cache: with `layers`, each with `keys` and `values`; a storage that two tensors share is
-            counted once.
+        cache: with `layers`, each with `keys` and `values`; shared storage counts once.
     """
     storages = {}
     for layer in cache.layers:
@@ -55,11 +54,11 @@ def cache_bytes(cache: Any) -> int:
 
 
 def peak_of(run: Callable[[Callable[[], None]], object], device: torch.device) -> Peak:
-    """Run a call and say how many bytes it held at most.
+    """Run a call and return its peak memory.
 
     Args:
-        run: the call; it is given a function to call at the first new token and at the last one.
-        device: where it runs.
+        run: the call; it receives a function to call at the first and at the last new token.
+        device: of the call.
     """
     return _cuda_peak(run, device) if device.type == "cuda" else _cpu_peak(run)
 
@@ -96,7 +95,7 @@ def _cpu_peak(run: Callable[[Callable[[], None]], object]) -> Peak:
         with record_function(DECODE_MARK):
             pass
 
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else two lines on stderr for each profile
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else each profile writes two lines to stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         run(mark)
     assert record.profiler is not None
@@ -118,7 +117,7 @@ def _cpu_peak(run: Callable[[Callable[[], None]], object]) -> Peak:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Bytes that can still be had on the device."""
+    """Bytes available on the device."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -127,9 +126,9 @@ def available_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error says that memory ran out; torch has no class of its own for a CPU's.
+    """Whether an error means that memory ran out; torch has no class for this on a CPU.
 
-    What fails while it cleans up after such an error (the end of a graph's capture) counts too.
+    Errors during the cleanup after such an error (the end of a graph capture) count too.
     """
     while error is not None:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (

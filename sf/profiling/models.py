@@ -1,4 +1,4 @@
-"""What is profiled: a checkpoint, or random weights of a real configuration built on the device."""
+"""Models to profile: a checkpoint, or random weights in a real configuration."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ CHECKPOINT = "checkpoint"
 
 @dataclass(frozen=True)
 class Shape:
-    """A language model's sizes and, where it says so, its real vision tower.
+    """The sizes of a language model and, if `tower` is set, of its vision tower.
 
     Attributes:
         hidden: width of the residual stream.
         layers: number of layers.
-        heads: query heads; a head has hidden / heads channels.
+        heads: query heads, each with hidden / heads channels.
         kv_heads: key and value heads.
         intermediate: width of the MLP.
         vocabulary: rows of the embedding.
         tied: whether embedding and output share weights.
-        note: what it is.
+        note: description.
         family: the model class around it.
-        tower: whether the vision tower has its published size; else it is a small one.
-        hub: the repository whose config.json the sizes are from; empty for a part of a model.
+        tower: whether the vision tower has its published size rather than a small one.
+        hub: the repository whose config.json has these sizes; empty for a part of a model.
     """
 
     hidden: int
@@ -61,7 +61,7 @@ def _part(width: int, heads: int, kv_heads: int, mlp: int, note: str) -> Shape:
 def _whole(
     name: str, hub: str, family: Any, width: int, heads: int, kv_heads: int, mlp: int, **sizes: Any
 ) -> Shape:
-    """A published model: 28 layers and a vocabulary of 152064 where nothing else is said."""
+    """A published model; by default with 28 layers and a vocabulary of 152064."""
     given = {"layers": 28, "vocabulary": 152064, "tied": False, **sizes}
     return Shape(
         width, given["layers"], heads, kv_heads, mlp, given["vocabulary"], given["tied"],
@@ -95,7 +95,7 @@ SHAPES: dict[str, Shape] = {
 
 
 def published(hub: str) -> Shape | None:
-    """The shape of a repository on the hub; None for one that is not written out here."""
+    """The shape of a repository on the hub; None if it is not listed here."""
     return next((shape for shape in SHAPES.values() if shape.hub == hub), None)
 
 
@@ -121,7 +121,7 @@ class Subject:
 def load_checkpoint(
     name: str, path: Path | str, dtype: str, device: str, note: str = "the study's own checkpoint"
 ) -> Subject:
-    """A checkpoint's folder or hub id with its processor, where there is one.
+    """Load a checkpoint from a folder or hub id, with its processor if it has one.
 
     Raises:
         DataError, UnsupportedModelError: see `sf.models.load_model`.
@@ -139,7 +139,7 @@ def load_subject(name: str, checkpoint: Path, dtype: str, device: str, seed: int
     """Load the checkpoint, or build random weights on the device without a download.
 
     Raises:
-        ConfigError: no such shape.
+        ConfigError: unknown shape.
     """
     if name == CHECKPOINT:
         return load_checkpoint(name, checkpoint, dtype, device)

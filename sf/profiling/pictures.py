@@ -1,4 +1,4 @@
-"""Pictures of what profiling measured: latency, memory, and where prefill time goes."""
+"""Figures of the measurements: latency, memory, and prefill time by part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sf.profiling.summary import PROCESSOR, break_even
 __all__ = ["latency_picture", "memory_picture", "parts_picture"]
 
 SIDES = {"full": ("full", "full attention"), "sparse": ("sparsity_forcing", "sparse attention")}
-PARTS = {  # the first token's parts in the order of the work, Okabe and Ito's colours
+PARTS = {  # parts of the first token's time in execution order, in Okabe and Ito's colours
     "processor": "#0072B2",
     "vision": "#CC79A7",
     "projections": "#56B4E9",
@@ -28,7 +28,7 @@ MIB = 2.0**20
 
 
 def _length(value: float, _: object = None) -> str:
-    """8k for 8,192, 200k for 200,000, 2,004 for what is no round number."""
+    """8k for 8,192, 200k for 200,000, and 2,004 for other numbers."""
     for thousand in (1024, 1000):
         if value >= thousand and value % thousand == 0:
             return f"{value / thousand:g}k"
@@ -36,7 +36,7 @@ def _length(value: float, _: object = None) -> str:
 
 
 def _heading(table: pd.DataFrame, subject: str) -> str:
-    """The subject with what it is and what its sparse side kept."""
+    """The model with its kind of weights and the tokens that its sparse side keeps."""
     part = table[table["subject"] == subject]
     kept = part[part["side"] == "sparse"]["token_ratio"].dropna()
     shares = sorted({f"{100 * share:.0f}" for share in (kept.min(), kept.max())}, key=float)
@@ -65,7 +65,7 @@ def _sides(axes: Axes, table: pd.DataFrame, metric: str, unit: float) -> None:
         style = look(system)
         marks(
             axes,
-            measured["length"] * (0.985 if side == "full" else 1.015),  # bars beside each other
+            measured["length"] * (0.985 if side == "full" else 1.015),  # bars side by side
             measured["value"] / unit,
             (measured["low"] / unit, measured["high"] / unit),
             style,
@@ -86,19 +86,19 @@ def _sides(axes: Axes, table: pd.DataFrame, metric: str, unit: float) -> None:
 
 
 def _dense(table: pd.DataFrame) -> str:
-    """Which dense attention it was, one or several in order of length."""
+    """The names of the dense attention, one or several in order of length."""
     names = [str(name) for name in table.sort_values("length")["dense"].dropna().unique() if name]
     return f"\n({', '.join(names)})" if names else ""
 
 
 @in_style
 def latency_picture(table: pd.DataFrame, ratios: pd.DataFrame, where: str) -> Figure:
-    """Prefill and decode times and their speed-ups against prompt length, a row per subject.
+    """Prefill and decode times and their speed-ups against prompt length, a row per model.
 
     Args:
-        table: of `sf.profiling.summary.tidy`.
-        ratios: of `sf.profiling.summary.speedups`.
-        where: device and how the ratio was set.
+        table: from `sf.profiling.summary.tidy`.
+        ratios: from `sf.profiling.summary.speedups`.
+        where: device and origin of the token ratio.
     """
     subjects = list(dict.fromkeys(table["subject"]))
     fig, axes = rows_figure([_heading(table, name) for name in subjects], 3, 12.0, 3.7)
@@ -123,7 +123,7 @@ def latency_picture(table: pd.DataFrame, ratios: pd.DataFrame, where: str) -> Fi
 
 
 def _token(table: pd.DataFrame) -> str:
-    """The decode loop's time where it was measured, else that of generate."""
+    """The metric of the decode loop's time if measured, else that of generate."""
     return "step_ms" if (table["metric"] == "step_ms").any() else "decode_ms"
 
 
@@ -157,7 +157,7 @@ def _speedup(axes: Axes, ratios: pd.DataFrame, lengths: list[int]) -> None:
 
 @in_style
 def memory_picture(table: pd.DataFrame, where: str) -> Figure:
-    """KV-cache bytes and peaks against prompt length, a row per subject."""
+    """KV-cache bytes and peaks against prompt length, a row per model."""
     subjects = list(dict.fromkeys(table["subject"]))
     fig, axes = rows_figure([_heading(table, name) for name in subjects], 3, 12.0, 3.7)
     panels = (
@@ -173,19 +173,19 @@ def memory_picture(table: pd.DataFrame, where: str) -> Figure:
             _plain_log_y(panel)
             panel.set(title=title, ylabel=label, xlabel="prompt length (tokens)")
         row[0].legend(loc="lower right")
-    note(fig, f"{where}; bytes that torch's allocator held")
+    note(fig, f"{where}; memory of torch's allocator")
     return fig
 
 
 @in_style
 def parts_picture(table: pd.DataFrame, where: str) -> Figure | None:
-    """The first token's time by part, stacked, full beside sparse; None without such lines.
+    """The first token's time by part, stacked, full next to sparse; None without such lines.
 
-    With media the processor's time on the CPU comes first: it is the same for both sides.
+    With media, the bars start with the processor's time on the CPU, equal for both sides.
     """
     names = {PROCESSOR: "processor"}
     names |= {f"prefill_{part}_ms": part for part in PARTS if part != "processor"}
-    # A part that takes no time anywhere (no tower for text) is no entry of the legend.
+    # A part without any time (the tower, for text prompts) has no legend entry.
     taken = table[table["value"] > 0]["metric"].unique()
     names = {metric: part for metric, part in names.items() if metric in taken}
     table = table[table["metric"].isin(list(names))]
@@ -208,7 +208,7 @@ def parts_picture(table: pd.DataFrame, where: str) -> Figure | None:
         Patch(facecolor="white", edgecolor="#555555", hatch="//", label="right: sparse"),
     ]
     axes[0][-1].legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    note(fig, f"{where}; above the bars: their time, sum of the parts' medians")
+    note(fig, f"{where}; above the bars: total time, sum of the parts' medians")
     return fig
 
 
@@ -217,7 +217,7 @@ def _stacks(axes: Axes, table: pd.DataFrame, lengths: list[int], names: dict[str
     for at, length in enumerate(lengths):
         at_length = table[table["length"] == length]
         whole = at_length[at_length["side"] == "full"]["value"].sum()
-        if not whole:  # the full side did not fit: shares of the sparse side's own time
+        if not whole:  # the full side did not fit: shares of the sparse side's time
             whole = at_length[at_length["side"] == "sparse"]["value"].sum()
         for shift, side in ((-0.2, "full"), (0.2, "sparse")):
             values = at_length[at_length["side"] == side].set_index("metric")["value"]

@@ -1,8 +1,8 @@
-"""What is asked: random text of an exact length, or a video of growing length.
+"""Prompts: random text of an exact length, or a video of growing length.
 
-A video goes through the model's own processor and vision tower; its frames are drawn here (a square
-that wanders over a gradient), so that no file is needed. A file of one's own is taken as it is,
-with more of its frames for longer prompts.
+A video passes through the model's processor and vision tower. Its frames are drawn here (a square
+that moves over a gradient), so that no file is needed. Longer prompts take more frames of a given
+file.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ __all__ = ["milliseconds", "prompt_ids", "text_inputs", "video_encoder"]
 QUESTION = "What happens in this video?"
 FPS = 2.0
 PATCH = 14  # pixels of a side; 2 x 2 patches of two frames become one token
-_WORDS = 60  # of the chat template and the question, at most
+_WORDS = 60  # most tokens of the chat template and the question
 
 
 def prompt_ids(model: Any, batch: int, length: int, seed: int) -> torch.Tensor:
-    """Random text tokens (batch, length), int64, on the model's device; no special ones.
+    """Random text tokens (batch, length), int64, on the model's device, without special tokens.
 
     Args:
-        model: its configuration says which tokens are special.
+        model: its configuration lists the special tokens.
         batch: rows.
-        length: tokens a row.
-        seed: of the draw.
+        length: tokens per row.
+        seed: of the random tokens.
     """
     text = model.config.get_text_config()
     special = {
@@ -62,23 +62,23 @@ def video_encoder(
     side: int = 224,
     file: Path | None = None,
 ) -> Callable[[], Mapping[str, Any]]:
-    """What makes inputs of `generate` for a question about a video, about `length` tokens long.
+    """A function that creates `generate` inputs of about `length` tokens: a video and a question.
 
-    Calling it does what a user waits for: decoding (of a file), resizing, tokenising, the copy to
-    the device. Drawn frames are drawn here, before.
+    Calling it includes everything that a user waits for: decoding a file, resizing, tokenising and
+    the copy to the device. Drawn frames are created beforehand.
 
     Args:
         model: of the Qwen2-VL line.
-        processor: its processor; random weights have none (None): their tower then reads random
-            pixels of the same size, between random words.
+        processor: its processor; None for random weights, whose tower then reads random pixels of
+            the same size, between random words.
         batch: rows, each with the same video.
-        length: prompt tokens; the video gets the even number of frames that comes closest without
-            going over, two at least.
+        length: prompt tokens; the video gets the largest even number of frames within it, at
+            least two.
         side: height and width of the drawn frames in pixels, a multiple of 28.
-        file: a video to show in their place, resized to `side` x `side` pixels a frame at most.
+        file: a video to use instead, resized to at most `side` x `side` pixels per frame.
 
     Raises:
-        ConfigError: no processor, and a file or another family's model.
+        ConfigError: a file, or a model of another family, without a processor.
         DataError: the file cannot be read.
     """
     from sf.data.vision import encode
@@ -90,7 +90,7 @@ def video_encoder(
             raise ConfigError(
                 "prompts",
                 "video" if file is None else str(file),
-                "without a processor only the Qwen2-VL line reads a video, and no file",
+                "without a processor, only the Qwen2-VL line reads videos, and only drawn ones",
                 "profile a checkpoint, or use text prompts",
             )
         return lambda: _random_video(model, batch, frames, side)
@@ -109,7 +109,7 @@ def video_encoder(
 
 
 def milliseconds(call: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
-    """Wall time of each repeat until the device has what the call gave it."""
+    """Wall time of each repeat in milliseconds, until the device has received the result."""
     clock, taken = Clock(device), []
     for _ in range(repeats):
         clock.synchronize()
@@ -121,7 +121,7 @@ def milliseconds(call: Callable[[], object], repeats: int, device: torch.device)
 
 
 def _random_video(model: Any, batch: int, frames: int, side: int) -> dict[str, torch.Tensor]:
-    """What a processor would give for `frames` square frames, with random pixels and words."""
+    """Inputs as from a processor for `frames` square frames, with random pixels and words."""
     config, patches = model.config, (side // PATCH) ** 2
     pairs = frames // 2
     words = prompt_ids(model, batch, _WORDS // 2, seed=frames)
@@ -146,7 +146,7 @@ def _random_video(model: Any, batch: int, frames: int, side: int) -> dict[str, t
 
 
 def _frames_for(length: int, side: int) -> int:
-    """Frames whose visual tokens leave room for the words around them."""
+    """Number of frames whose visual tokens fit in the prompt with the text around them."""
     cells = (side // 28) ** 2
     return max(2, 2 * ((length - _WORDS) // cells))
 

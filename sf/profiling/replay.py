@@ -1,8 +1,8 @@
-"""Shares of kept tokens, recorded layer by layer in a real run, for weights that have none.
+"""Replay of recorded shares of kept tokens, layer by layer, on random weights.
 
-Random weights do not concentrate attention. The share that a trained model kept in each layer is
-read from a table (`tables/layers.csv` of `sf profile` or of the stage `calibrate`) and kept again:
-layers differ as they do there, while selection still reads the scores and costs what it costs.
+Random weights do not concentrate attention. Each layer therefore keeps the share that a trained
+model kept, read from a table (`tables/layers.csv` of `sf profile` or of the stage `calibrate`).
+Layers then differ as in the trained model, and selection still reads the scores at its full cost.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ class Replay:
     """Sparse attention with recorded shares (a `Side` of `sf.profiling.generation`).
 
     Attributes:
-        shares: one per layer of the model that was recorded, in [0, 1].
+        shares: one per layer of the recorded model, in [0, 1].
     """
 
     shares: tuple[float, ...]
 
     def apply(self, model: Any) -> AbstractContextManager[Trace]:
-        """The model under the shares, stretched over its layers."""
+        """Run the model under the shares, interpolated over its layers."""
         layers = model.config.get_text_config().num_hidden_layers
         return sparsify(model, LayerShares(shares=stretched(self.shares, layers)))
 
 
 def stretched(shares: Sequence[float], layers: int) -> tuple[float, ...]:
-    """The shares of another number of layers: linear in a layer's relative depth (ours)."""
+    """Shares for another number of layers, linearly interpolated in relative depth (ours)."""
     depth = np.linspace(0.0, 1.0, layers)
     recorded = np.linspace(0.0, 1.0, len(shares))
     return tuple(float(share) for share in np.interp(depth, recorded, shares))
 
 
 def replayed(shares: Sequence[float], source: str) -> str:
-    """How such a ratio came about, for the tables."""
+    """The origin of the token ratio, for the tables."""
     mean = float(np.mean(shares))
     return f"shares of {len(shares)} layers (mean {mean:.3f}) replayed from {source}"
 
@@ -57,25 +57,25 @@ def read_shares(file: Path, retention_p: float | None = None) -> tuple[float, ..
     """The shares of a table of layers.
 
     Args:
-        file: CSV with the columns `layer` (from 0) and `token_ratio`; further ones say what was
-            recorded: `retention_p` (several values need a choice), `length` (the longest is taken),
-            `subject` and `batch` (one each).
-        retention_p: which threshold's lines.
+        file: CSV with the columns `layer` (from 0) and `token_ratio`, and optionally `retention_p`
+            (several values need a choice), `length` (the longest is taken), `subject` and `batch` (a
+            single value each).
+        retention_p: the threshold whose lines are read.
 
     Raises:
-        DataError: no such table, or not one share in (0, 1] for every layer.
-        ConfigError: `retention_p` is needed, or not there.
+        DataError: the table is missing, or lacks a share in (0, 1] for a layer.
+        ConfigError: `retention_p` is needed but missing, or unknown.
     """
     try:
         table = pd.read_csv(file)
     except (OSError, ValueError) as error:
-        raise DataError("replay", str(file), f"it is no table: {error}") from error
+        raise DataError("replay", str(file), f"it is not a table: {error}") from error
     if not {"layer", "token_ratio"} <= set(table.columns):
         raise DataError(
             "replay",
             str(file),
-            "its columns are not layer and token_ratio",
-            "take tables/layers.csv of sf profile or of the stage calibrate",
+            "it lacks the columns layer and token_ratio",
+            "use tables/layers.csv of sf profile or of the stage calibrate",
         )
     if "length" in table:
         table = table[table["length"] == table["length"].max()]
@@ -88,13 +88,13 @@ def read_shares(file: Path, retention_p: float | None = None) -> tuple[float, ..
             raise ConfigError("value", retention_p, rule)
         table = rows_at(table, "retention_p", retention_p)
     elif retention_p is not None:
-        rule = f"{file} has no column retention_p to choose in"
-        raise ConfigError("value", retention_p, rule, "leave it away")
+        rule = f"{file} has no column retention_p to choose from"
+        raise ConfigError("value", retention_p, rule, "omit it")
     table = table.sort_values("layer")
     shares = table["token_ratio"].to_numpy(dtype=np.float64)
     whole = list(table["layer"]) == list(range(len(table))) and len(table) > 0
     if not whole or not bool(((shares > 0) & (shares <= 1)).all()):
         raise DataError(
-            "replay", str(file), "it must hold one share in (0, 1] for every layer, from 0 on"
+            "replay", str(file), "it must have one share in (0, 1] for every layer, from 0 on"
         )
     return tuple(float(share) for share in shares)

@@ -1,10 +1,10 @@
-"""What the hardware could do at best: work counted from shapes, ceilings measured beside it.
+"""Roofline model: work counted from shapes, ceilings measured in the same run.
 
 For each part of the model, FLOPs are the products that its result needs (causal attention counts
-the pairs that are looked at), and bytes what must at least be moved: weights, the part's input and
-its output, each once. The floor of a part is the longer of FLOPs / ceiling and bytes / ceiling; the
-achieved share is floor / measured time. Norms, rope, activations and residual sums count nothing:
-they are what the share loses.
+the attended pairs), and bytes are the minimum to move: weights, the part's input and its output,
+each once. The floor of a part is the longer of FLOPs / ceiling and bytes / ceiling; the achieved
+share is floor / measured time. Norms, RoPE, activations and residual sums are not counted, which
+lowers the share.
 
 Symbols: B rows, L prompt tokens, W a layer's kept tokens, M model size, H heads, G KV heads, D head
 size, I width of the MLP, V vocabulary, P probes.
@@ -44,11 +44,11 @@ WHOLE = "whole"
 
 @dataclass(frozen=True)
 class Work:
-    """What a part has to do at least.
+    """The minimal work of a part.
 
     Attributes:
-        flops: multiplications and additions, two a product.
-        bytes: read and written.
+        flops: multiplications and additions, two per product.
+        bytes: bytes read and written.
     """
 
     flops: float
@@ -60,7 +60,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Sizes:
-    """A decoder's shape; `element` is bytes a number."""
+    """A decoder's shape; `element` is the number of bytes per element."""
 
     layers: int
     model: int
@@ -87,17 +87,17 @@ class Sizes:
         )
 
     def linear(self, rows: float, wide: int, out: int) -> Work:
-        """A projection of `rows` tokens."""
+        """Work of a projection of `rows` tokens."""
         moved = wide * out + rows * (wide + out)
         return Work(2.0 * rows * wide * out, moved * self.element)
 
     def mlp_work(self, rows: float) -> Work:
-        """Gate, up and down; what lies between them is not counted as moved."""
+        """Work of gate, up and down projections; intermediate results do not count as moved."""
         weights = 3 * self.model * self.mlp
         return Work(2.0 * rows * weights, (weights + 2 * rows * self.model) * self.element)
 
     def head_work(self, rows: float) -> Work:
-        """Logits of the rows' last tokens."""
+        """Work of the logits of the rows' last tokens."""
         return self.linear(rows, self.model, self.vocabulary)
 
 
@@ -109,7 +109,7 @@ def prefill_work(
     Args:
         sizes: of the decoder.
         batch, length: B and L.
-        kept: W of each layer (mean over rows) of a sparse prefill that skips the projections of
+        kept: W by layer (mean over rows) of a sparse prefill, which skips the projections of
             dropped tokens; None for dense.
     """
     s, total = sizes, dict.fromkeys(PARTS, Work(0.0, 0.0))
@@ -125,7 +125,7 @@ def prefill_work(
         total["attention"] += attention_work(s, batch, width * (width + 1) / 2, width, width)
         if sparse:
             scored = attention_work(s, batch, probes * length, probes, length)
-            # Scores only: no values are read, no output is written.
+            # Only scores: values are not read and no output is written.
             mass = batch * length * 4
             keys = batch * (length * s.groups + probes * s.heads) * s.head * s.element
             total["selection"] += Work(scored.flops / 2, keys + mass)
@@ -143,7 +143,8 @@ def decode_work(sizes: Sizes, batch: int, entries: Sequence[float]) -> dict[str,
     Args:
         sizes: of the decoder.
         batch: B.
-        entries: what the new token sees in each layer, itself included (mean over rows).
+        entries: number of tokens that the new token attends to in each layer, including itself
+            (mean over rows).
     """
     s, total = sizes, dict.fromkeys(PARTS, Work(0.0, 0.0))
     for seen in entries:
@@ -156,7 +157,7 @@ def decode_work(sizes: Sizes, batch: int, entries: Sequence[float]) -> dict[str,
 
 
 def attention_work(s: Sizes, batch: int, pairs: float, queries: float, keys: float) -> Work:
-    """Attention of `queries` over `keys`, of which `pairs` look at each other."""
+    """Work of attention of `queries` over `keys`, with `pairs` attended pairs."""
     flops = 4.0 * batch * s.heads * s.head * pairs
     moved = batch * s.head * (2 * queries * s.heads + 2 * keys * s.groups)
     return Work(flops, moved * s.element)
@@ -164,42 +165,42 @@ def attention_work(s: Sizes, batch: int, pairs: float, queries: float, keys: flo
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The best that this device did in this run.
+    """The peak rates measured on this device in this run.
 
     Attributes:
-        flops: of a square product in the run's dtype, per second.
-        bytes: read and written while copying, per second.
+        flops: FLOP per second of a square matrix product in the run's dtype.
+        bytes: bytes read and written per second of copying.
     """
 
     flops: float
     bytes: float
 
     def floor_ms(self, work: Work) -> float:
-        """Milliseconds that the work takes at least."""
+        """Minimal time of the work in milliseconds."""
         return 1e3 * max(work.flops / self.flops, work.bytes / self.bytes)
 
     def bound(self, work: Work) -> str:
-        """Which ceiling it meets first."""
+        """The ceiling that limits the work."""
         return "compute" if work.flops / self.flops > work.bytes / self.bytes else "memory"
 
     def best(self, other: Ceilings) -> Ceilings:
-        """The higher of two measurements: what disturbs one makes it lower, never higher."""
+        """The higher of two measurements; disturbances can only lower a rate."""
         return Ceilings(max(self.flops, other.flops), max(self.bytes, other.bytes))
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> Ceilings:
-    """Measure both ceilings; the fastest of as many tries as `seconds` allow each.
+    """Measure both ceilings, each as the fastest trial within `seconds`.
 
     Args:
-        device: where.
+        device: the measured device.
         dtype: of the products.
-        seconds: for each of the two.
+        seconds: time for each ceiling.
     """
     cuda = device.type == "cuda"
     side = 8192 if cuda else 1024
     left = torch.randn(side, side, dtype=dtype, device=device)
     right, out = torch.randn_like(left), torch.empty_like(left)
-    # Far larger than any cache.
+    # Much larger than any cache.
     source = torch.ones((1 << 30) if cuda else (1 << 26), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     with torch.inference_mode():
@@ -209,7 +210,7 @@ def ceilings(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> 
 
 
 def _fastest(call: Callable[[], Any], device: torch.device, seconds: float) -> float:
-    """Seconds of the fastest try; the first ones warm up."""
+    """Seconds of the fastest trial; the first trials warm up."""
     clock = Clock(device)
     for _ in range(3):
         call()
@@ -237,7 +238,7 @@ def roofline_lines(
         head: subject, length, batch and side.
         phase: "prefill" or "decode".
         work: by part.
-        measured_ms: by part and "whole"; a part that was not timed alone has no share.
+        measured_ms: by part and "whole"; a part without its own time has no share.
         limits: of the device.
     """
     whole = Work(sum(w.flops for w in work.values()), sum(w.bytes for w in work.values()))
@@ -256,16 +257,16 @@ def roofline_lines(
 
 
 def floored(lines: Sequence[Mapping[str, Any]], limits: Ceilings) -> list[dict[str, object]]:
-    """The same lines with floors, bounds and shares under these ceilings.
+    """The same lines with the floors, bounds and shares for these ceilings.
 
     Args:
-        lines: of `roofline_lines`: the parts of a phase, then its whole.
+        lines: from `roofline_lines`: the parts of a phase, then the whole.
         limits: of the device.
     """
     floored_lines, parts = list[dict[str, object]](), 0.0
     for line in lines:
         part = Work(line["flops"], line["bytes"])
-        # Parts run one after the other: the whole's floor is the sum of theirs.
+        # Parts run sequentially, so the floor of the whole is the sum of their floors.
         floor = parts if line["part"] == WHOLE else limits.floor_ms(part)
         parts = 0.0 if line["part"] == WHOLE else parts + floor
         measured = line["measured_ms"]

@@ -1,4 +1,4 @@
-"""Subjects at all their lengths, as tables and pictures: what the stage and `sf profile` do."""
+"""Measurements of models over prompt lengths, for the stage and `sf profile`."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from sf.sections import Runtime
 
 __all__ = ["Profiled", "figures", "profile", "write"]
 
-FILLER = "_"  # a length's file name in the scratch folder must not hold a slash
+FILLER = "_"  # replaces slashes in file names
 
 
 @dataclass(frozen=True)
 class Profiled:
-    """What was found.
+    """The results of the measurements.
 
     Attributes:
-        table: tidy; a line per subject, length, side and metric.
+        table: tidy; a line per model, length, side and metric.
         ratios: full / sparse.
         roofline: work, floors and shares by part.
-        fit: largest batch and longest prompt; empty when they were not asked for.
-        dense: milliseconds of one layer by each dense attention, where there are several.
-        layers: shares that the sparse side kept, layer by layer; `--replay` reads it.
+        fit: largest batch and longest prompt; empty if not requested.
+        dense: milliseconds of one layer by each dense attention, if there are several.
+        layers: shares that the sparse side kept by layer; `--replay` reads them.
         hardware: device, versions, commit, ceilings, notes.
     """
 
@@ -63,18 +63,18 @@ def profile(
     state: Path,
     folder: Path,
 ) -> Profiled:
-    """Measure every subject at every length, then write tables and pictures.
+    """Measure every model at every length, then write tables and figures.
 
     Args:
-        names: of the subjects.
-        load: a subject by its name; called once for each that is not yet measured.
-        settings: what and how often.
+        names: of the models.
+        load: loads a model by its name; called once for each that is not fully measured.
+        settings: of the measurements.
         runtime: device and dtype.
-        state: finished points are kept there, so a killed run goes on with the next one.
+        state: folder for finished measurements, so that a killed run resumes at the next one.
         folder: for `write`.
 
     Raises:
-        EnvironmentFault: a GPU was asked for and there is none.
+        EnvironmentFault: a GPU is requested but not available.
     """
     device = require_device(runtime.device)
     total = len(names) * (len(set(settings.lengths)) + settings.fit)
@@ -100,7 +100,7 @@ def _measured(
     points: list[dict[str, Any]] = []
     fit: list[dict[str, Any]] = []
     for name in names:
-        subject = cache(partial(load, name))  # loaded once, and only if something is to be measured
+        subject = cache(partial(load, name))  # loaded once, and only if needed
         stem = name.replace("/", FILLER)
         for length in sorted(set(settings.lengths)):
             measured = partial(_of_subject, point, subject, length, settings, limits)
@@ -110,7 +110,7 @@ def _measured(
             fit += _once(
                 state / f"{stem}-fit.json", partial(_of_subject, limits_of, subject, settings)
             )
-            counter.advance(note=f"{name}: what fits")
+            counter.advance(note=f"{name}: memory limits")
         subject.cache_clear()
     later = ceilings(device, getattr(torch, dtype))
     best = limits.best(later)
@@ -138,12 +138,12 @@ def _measured(
 
 
 def _of_subject(measure: Callable[..., Any], subject: Callable[[], Subject], *args: Any) -> Any:
-    """`measure` on a subject that is loaded for it."""
+    """Load a model and call `measure` on it."""
     return measure(subject(), *args)
 
 
 def _once(file: Path, make: Callable[[], Any]) -> Any:
-    """The JSON content of a file, made and written first when it is not there."""
+    """The JSON content of a file, which is created first if missing."""
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, make())
@@ -164,7 +164,7 @@ def figures(profiled: Profiled) -> dict[str, float]:
 
 
 def write(profiled: Profiled, settings: Settings, folder: Path) -> None:
-    """Tables as CSV (the tidy one as parquet too), `hardware.json` and pictures."""
+    """Write tables as CSV (the tidy one also as parquet), `hardware.json` and figures."""
     from sf.plotting import save
     from sf.profiling.pictures import latency_picture, memory_picture, parts_picture
     from sf.tables import write_csv, write_parquet

@@ -1,8 +1,8 @@
-"""From repeats to a table: medians, intervals, speed-ups with a verdict, the break-even length.
+"""From repeats to a table: medians, intervals, speed-ups with a verdict, break-even length.
 
-The interval of a median is made of order statistics, so it assumes nothing about how times are
-distributed. With n repeats the widest such interval, [min, max], covers the median with
-1 - 2^(1 - n): 95 % needs six repeats. What is actually covered stands beside every interval.
+The interval of a median consists of order statistics, so it makes no assumption about the
+distribution of times. With n repeats, the widest such interval, [min, max], covers the median with
+probability 1 - 2^(1 - n): 95 % needs six repeats. The actual coverage is given with every interval.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FULL = "full"
 SPARSE = "sparse"
 TIMES = ("prefill_ms", "first_token_ms", "decode_ms", "step_ms")
 PROCESSOR = "processor_ms"  # before prefill, the same for both sides
-ALWAYS = ("prefill_ms", "decode_ms", "step_ms")  # what every point would have
+ALWAYS = ("prefill_ms", "decode_ms", "step_ms")  # metrics of every measurement
 SIZES = (
     *("kv_bytes", "peak_prefill_bytes", "peak_decode_bytes", "held_decode_bytes"),
     "reserved_bytes",
@@ -42,7 +42,7 @@ DOES_NOT_FIT = "does not fit"
 
 @dataclass(frozen=True)
 class Median:
-    """A median, its interval and what the interval covers (0 to 1)."""
+    """A median, its interval and the interval's coverage (0 to 1)."""
 
     value: float
     low: float
@@ -54,8 +54,8 @@ def median(values: Sequence[float], level: float = 0.95) -> Median:
     """Median with the narrowest symmetric order-statistic interval that covers `level`.
 
     Args:
-        values: at least one number; one alone has no interval (nan) and covers nothing.
-        level: asked coverage; where n is too small for it the interval is [min, max] and
+        values: at least one number; a single one has no interval (nan) and coverage 0.
+        level: target coverage; if n is too small for it, the interval is [min, max] and
             `coverage` is below `level`.
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64))
@@ -77,12 +77,12 @@ def _coverage(count: int, cut: int) -> float:
 
 
 def tidy(subject: str, length: int, batch: int, runs: Mapping[str, Run]) -> list[dict[str, object]]:
-    """One line per side and metric of one measured point.
+    """One line per side and metric of one measurement.
 
     Returns:
         Columns subject, length, batch, side, token_ratio, metric, unit, value, low, high,
-        coverage, repeats, status. Sizes are exact and have no interval. What a device does not
-        count, or a side does not do, has no line.
+        coverage, repeats, status. Sizes are exact and have no interval. Metrics that the device
+        or the side does not provide have no line.
     """
     lines = []
     for side, run in runs.items():
@@ -129,7 +129,7 @@ def tidy(subject: str, length: int, batch: int, runs: Mapping[str, Run]) -> list
 
 
 def not_fitting(subject: str, length: int, batch: int, side: str) -> list[dict[str, object]]:
-    """The lines of a point that the device's memory cannot hold."""
+    """The lines of a measurement that does not fit in the device's memory."""
     return [
         {
             "subject": subject,
@@ -148,14 +148,14 @@ def not_fitting(subject: str, length: int, batch: int, side: str) -> list[dict[s
 def speedups(
     subject: str, length: int, batch: int, runs: Mapping[str, Run]
 ) -> list[dict[str, object]]:
-    """How many times less the sparse side takes than the full one.
+    """The speed-ups and savings of the sparse side over the full one.
 
-    Times are divided repeat by repeat, for the two runs of a repeat met the same machine.
+    Times are divided repeat by repeat, because both runs of a repeat see the same machine state.
 
     Returns:
         Columns subject, length, batch, token_ratio, metric, ratio, low, high, coverage, verdict:
-        "faster", "slower" or, when the interval contains 1, "no difference"; for sizes, which
-        are exact, "smaller", "larger" or "no difference".
+        "faster", "slower" or, if the interval contains 1, "no difference"; for sizes, which are
+        exact, "smaller", "larger" or "no difference".
     """
     full, sparse = runs[FULL], runs[SPARSE]
     head = {
@@ -195,14 +195,14 @@ def speedups(
 
 
 def break_even(table: pd.DataFrame, metric: str) -> int | None:
-    """The shortest measured length from which on the sparse side is always faster.
+    """The shortest measured length from which the sparse side is always faster.
 
     Args:
-        table: of `speedups`, one subject and batch.
+        table: from `speedups`, of one model and batch.
         metric: one of `TIMES`.
 
     Returns:
-        The length, or None when the longest measured length is not faster.
+        The length, or None if the sparse side is not faster at the longest one.
     """
     part = table[table["metric"] == metric].sort_values("length", ascending=False)
     shortest = None

@@ -1,10 +1,9 @@
-"""Times and bytes of one prompt's answer, full and sparse attention interleaved.
+"""Times and memory of answering one prompt, with full and sparse attention interleaved.
 
-Both sides go through transformers' own `generate`, with all that it costs, on the same prompt and
-for the same number of forced tokens; then the decode loop goes on from the cache that `generate`
-left, which says what a token costs without Python. A repeat runs every side once, and the order
-alternates from repeat to repeat, so that a drifting clock or a busy neighbour meets all sides
-alike.
+Both sides run transformers' `generate`, including its overhead, on the same prompt for the same
+number of forced tokens; the decode loop then continues from its cache, which gives the time per
+token without Python's overhead. A repeat runs every side once, and the order alternates between
+repeats, so that a drifting clock or other load affects all sides equally.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """What the repeats of one side gave, one number per repeat where it is a list.
+    """The results of one side; lists have one number per repeat.
 
     Attributes:
         prefill_ms: from the call to the first new token.
-        decode_ms: per further token of `generate`, mean over them.
-        step_ms: the same of the decode loop; empty where it does not apply or fit.
+        decode_ms: mean per further token of `generate`.
+        step_ms: the same for the decode loop; empty if it does not apply or fit.
         parts_ms: prefill milliseconds by part of the model (`sf.profiling.breakdown`).
-        kv_bytes: keys and values held after the last token.
-        peak_prefill_bytes: highest above the level before the call, until the first token.
+        kv_bytes: keys and values after the last token.
+        peak_prefill_bytes: peak until the first token, above the level before the call.
         peak_decode_bytes: the same from the first token on.
-        held_decode_bytes: above that level when the last token is there.
-        reserved_bytes: highest that the allocator took from a GPU, weights included.
+        held_decode_bytes: the amount above that level at the last token.
+        reserved_bytes: peak of the GPU memory reserved by the allocator, including weights.
         token_ratio: kept / prompt tokens, mean over layers and rows; 1 for full.
-        layer_ratios: the same per layer, mean over rows.
-        processor_ms: what the prompt's processor takes before (decoding, resizing, tokenising, the
+        layer_ratios: the same by layer, mean over rows.
+        processor_ms: time of the processor before prefill (decoding, resizing, tokenising, the
             copy to the device); empty for a prompt that needs none.
     """
 
@@ -62,7 +61,7 @@ class Run:
 
     @property
     def first_token_ms(self) -> list[float]:
-        """From the media's files to the first new token; empty where there are no media."""
+        """From the media files to the first new token; empty without media."""
         if not self.processor_ms:
             return []
         return [a + b for a, b in zip(self.processor_ms, self.prefill_ms, strict=True)]
@@ -101,7 +100,7 @@ def _timed(work: Workload, side: Side, clock: Clock, run: Run, *, loop: bool) ->
 
 
 def _time_steps(steps: DecodeLoop, tokens: int, clock: Clock) -> float:
-    """Milliseconds per token, mean."""
+    """Mean milliseconds per token."""
     steps.advance(1)
     clock.synchronize()
     start = clock.mark()
@@ -112,11 +111,11 @@ def _time_steps(steps: DecodeLoop, tokens: int, clock: Clock) -> float:
 
 
 def _nothing() -> None:
-    """The step that is not marked."""
+    """Do nothing; for steps without a mark."""
 
 
 def take_peak(work: Workload, side: Side, run: Run) -> None:
-    """Fill in a run's bytes at the peak, untimed."""
+    """Measure the peak memory of a run, untimed."""
 
     def call(mark: Callable[[], None]) -> None:
         made = 0
@@ -136,21 +135,21 @@ def take_peak(work: Workload, side: Side, run: Run) -> None:
 
 
 def free(device: torch.device) -> None:
-    """Give back what an abandoned attempt held."""
+    """Free the memory of an abandoned attempt."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def attempt(what: str, call: Callable[[], object], device: torch.device) -> bool:
-    """Whether a call finds the memory that it needs; cleans up either way."""
+    """Whether a call has enough memory; cleans up in either case."""
     try:
         call()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         log.warning("%s does not fit: %s", what, str(error).splitlines()[0])
-        # The frames of the traceback hold what did not fit.
+        # The traceback's frames keep the tensors alive.
         error.__traceback__ = None
         fits = False
     else:
@@ -167,12 +166,12 @@ def measure(
     Args:
         work: prompt and model.
         sides: by name.
-        repeats: timed runs of each side, interleaved.
-        warm_up: untimed runs of each side before.
+        repeats: timed runs per side, interleaved.
+        warm_up: untimed runs per side beforehand.
 
     Returns:
-        Runs of each side that the device's memory holds. Peaks come from one more, untimed run,
-        which also finds out what does not fit.
+        The runs of each side that fits in the device's memory. Peaks come from a separate, untimed
+        run, which also tests whether the side fits.
     """
     device = work.inputs["input_ids"].device
     clock = Clock(device)
@@ -185,14 +184,14 @@ def measure(
             for _ in range(warm_up - 1):
                 with context_of(work.model, side):
                     generate(work, _nothing)
-            take_peak(work, side, run)  # the last warm-up as well
+            take_peak(work, side, run)  # also the last warm-up
 
         def warm_loop(side: Side = side) -> None:
             _timed(work, side, clock, Run(), loop=True)
 
         if attempt(f"{name} at {work.length} tokens", warm, device):
             runs[name] = run
-            # Its buffers are filled beside the cache: it may need more than generate did.
+            # Its buffers are filled in addition to the cache, so it may need more than generate.
             loops[name] = device.type != "cuda" or attempt(f"{name}'s loop", warm_loop, device)
     for repeat in range(repeats):
         order = list(runs) if repeat % 2 == 0 else list(reversed(runs))

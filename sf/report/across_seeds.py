@@ -1,4 +1,4 @@
-"""Training objectives against each other: accuracy at equal token ratio, over training seeds."""
+"""Comparison of training objectives: accuracy at equal token ratio, over training seeds."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = ["across_seeds", "across_seeds_picture", "across_seeds_section"]
 
 UNTRAINED = "base"
 RATIOS = (0.15, 0.25, 0.35, 0.5, 0.75)
-"""Token ratios at which rows are compared; a quarter is what the paper reaches."""
+"""Token ratios at which rows are compared; the paper reaches a quarter."""
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A curve under each bootstrap draw of the questions; the first draw is the data.
+    """A curve for each bootstrap draw of the questions; the first draw is the data.
 
     Attributes:
         retention_p: (points,) ascending.
@@ -45,7 +45,7 @@ class _Drawn:
         return cls(curve.retention_p, weights @ curve.ratio.T, weights @ curve.correct.T)
 
     def at(self, ratio: float) -> Array:
-        """(draws,), accuracy at a token ratio; nan outside of the curve."""
+        """(draws,), accuracy at a token ratio; nan outside the curve."""
         pairs = zip(self.ratio, self.right, strict=True)
         return np.array([interpolated(ratio, ratios, right) for ratios, right in pairs])
 
@@ -56,22 +56,21 @@ def across_seeds(
     seed: int,
     ratios: Sequence[float] = RATIOS,
 ) -> pd.DataFrame:
-    """Every row at the same token ratios, read off its own curve by linear interpolation.
+    """Compare rows at the same token ratios, each by linear interpolation of its own curve.
 
-    The interval of a difference is a bootstrap of two levels: questions, the same for both models,
-    and training seeds.
+    The interval of a difference is a two-level bootstrap over questions, paired between the models,
+    and over training seeds.
 
     Args:
         base: answers of the base model: columns retention_p, id, token_ratio, correct.
-        trained: name of the row -> answers of the models of its seeds to the same questions.
+        trained: row name -> answers of the models from its seeds to the same questions.
         seed: of the bootstrap.
         ratios: token ratios in (0, 1).
 
     Returns:
-        Per row ("base" first) and ratio: row, seeds (how many), token_ratio, accuracy (mean
-        over seeds), least, most (of the seeds), difference (to the base model), low, high (95 %).
-        nan where the curve of the base model or of some seed does not reach the ratio: nothing is
-        extrapolated.
+        Per row ("base" first) and ratio: row, seeds (count), token_ratio, accuracy (mean over
+        seeds), least, most (over seeds), difference (to the base model), low, high (95 %). nan if
+        the curve of the base model or of a seed does not reach the ratio; no extrapolation.
 
     Raises:
         DataError: the models did not answer the same rows.
@@ -104,7 +103,7 @@ def at_each_retention_p(trained: Mapping[str, Sequence[pd.DataFrame]]) -> pd.Dat
     """Token ratio and accuracy of every run at every retention_p.
 
     Returns:
-        Columns row, run (its number), retention_p, token_ratio, accuracy.
+        Columns row, run (its index), retention_p, token_ratio, accuracy.
     """
     parts = [
         answers.groupby("retention_p")[["token_ratio", "correct"]].mean().reset_index().assign(
@@ -118,12 +117,12 @@ def at_each_retention_p(trained: Mapping[str, Sequence[pd.DataFrame]]) -> pd.Dat
 
 @in_style
 def across_seeds_picture(points: pd.DataFrame, matched: pd.DataFrame, where: str) -> Figure:
-    """Accuracy against token ratio, every run thin and the means of the seeds thick; differences.
+    """Accuracy against token ratio, with single runs and means over seeds; and the differences.
 
     Args:
-        points: `at_each_retention_p`, "base" included.
-        matched: `across_seeds`.
-        where: what was measured on.
+        points: from `at_each_retention_p`, including "base".
+        matched: from `across_seeds`.
+        where: model, split and number of questions.
     """
     rows = list(dict.fromkeys(points["row"]))
     fig, axes = figure(12.0, 4.8, columns=2)
@@ -164,7 +163,7 @@ def across_seeds_section(study: Study, folder: Path) -> Section | None:
 
     Args:
         study: its results.
-        folder: of the report; pictures and `across_seeds.csv` go there.
+        folder: of the report, for figures and `across_seeds.csv`.
     """
     if len(study.objectives) * len(study.seeds) <= 1:
         return None
@@ -191,8 +190,8 @@ def across_seeds_section(study: Study, folder: Path) -> Section | None:
         return None
     write_csv(pd.concat(written), folder / "tables" / "across_seeds.csv")
     text = [
-        "Accuracy (%) at equal token ratios, read off each model's own curve by linear "
-        "interpolation: mean over training seeds, their range, and in small print the difference "
+        "Accuracy (%) at equal token ratios, by linear interpolation of each model's curve: "
+        "mean over training seeds, their range, and in small print the difference "
         "to the base model with a 95 % bootstrap interval over questions and seeds. All seeds "
         "start from one base model and share its data."
     ]

@@ -1,4 +1,4 @@
-"""The report's first part: what training changed, on the held-out questions."""
+"""The report's first part: the effect of training on the held-out questions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PUBLISHED_RETENTION_P = 0.975
 
 @dataclass(frozen=True)
 class _Trained:
-    """One trained model against its base model."""
+    """A trained model compared with its base model."""
 
     model: str
     objective: str
@@ -36,13 +36,13 @@ class _Trained:
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """What training changed.
+    """The effect of training.
 
     Attributes:
-        verdict: each trained model in one sentence.
-        picture: of the first base model and what was trained from it.
-        sections: all of it.
-        figures: by name.
+        verdict: one sentence per trained model.
+        picture: of the first base model and the models trained from it.
+        sections: the sections of the report.
+        figures: metrics by name.
     """
 
     verdict: list[str]
@@ -52,11 +52,11 @@ class BeforeAfter:
 
 
 def before_after(study: Study, folder: Path) -> BeforeAfter:
-    """The part of the report about the held-out curves.
+    """Create the report's part about the held-out curves.
 
     Args:
         study: its results.
-        folder: of the report; pictures and `matched.csv` go there.
+        folder: of the report, for figures and `matched.csv`.
     """
     retention_p = _evaluated_retention_p(study)
     comparisons: list[_Trained] = []
@@ -89,9 +89,9 @@ def before_after(study: Study, folder: Path) -> BeforeAfter:
         Section(
             "Accuracy at equal token ratio",
             text=[
-                "A trained point is compared with the base model's curve at the point's own token "
-                "ratio (linear interpolation, no extrapolation). Intervals are bootstrapped "
-                "over questions, paired."
+                "Each point of a trained model is compared with the base model's curve at the same "
+                "token ratio (linear interpolation, no extrapolation). Intervals are from a paired "
+                "bootstrap over questions."
             ],
             tables=[_matched_table(entry) for entry in comparisons],
             pictures=accuracy_curves[1:] if first is not None else accuracy_curves,

@@ -40,12 +40,12 @@ NUMBERS = {"image": 1, "video": 2}
 def benchmark_sections(
     study: Study, folder: Path, generated: bool
 ) -> tuple[list[Section], Table, dict[str, float]]:
-    """Tables 1 and 2 with their pictures.
+    """Tables 1 and 2 with their figures.
 
     Args:
         study: its results.
-        folder: of the report; `tables/benchmarks.csv` and the pictures go there.
-        generated: the benchmarks' data were.
+        folder: of the report, for `tables/benchmarks.csv` and figures.
+        generated: whether the benchmark data are synthetic.
 
     Returns:
         The sections, an overview of the averages, and the averages by name.
@@ -109,7 +109,7 @@ def _table(kind: str, number: int, rows: Sequence[Line]) -> Table:
 
 
 def _overview(rows: Mapping[str, Sequence[Line]]) -> Table:
-    """Averages and token ratios of both tables, the measured rows only."""
+    """Averages and token ratios of both tables, measured rows only."""
     cells_of: dict[tuple[str, str], list[Cell]] = {}
     for kind in NUMBERS:
         for line in rows[kind]:

@@ -1,4 +1,4 @@
-"""Tables 1 and 2 in the paper's form: measured figures beside the published ones."""
+"""Tables 1 and 2 in the paper's form: measured values next to the published ones."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NOT_MEASURED = "not measured"
 MEASURED = "measured"
 RATIO = "token_ratio_percent"
 AVERAGE = "average"
-BEYOND = "beyond the paper"  # the kind of benchmarks that are in neither table
+BEYOND = "beyond the paper"  # the kind of the benchmarks in neither table
 ORIENTATION = "qwen2.5-vl-7b"  # the model whose published rows are the most complete
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure as text, with its interval, how many samples it is from, and a page to open."""
+    """A value as text, with its interval, a note and a page to link to."""
 
     text: str
     interval: str = ""
@@ -50,12 +50,12 @@ class Line:
 
 
 def benchmarks_of_kind(kind: str) -> list[Benchmark]:
-    """Those of table 1 ("image") or 2 ("video")."""
+    """The benchmarks of table 1 ("image") or 2 ("video")."""
     return [benchmark for benchmark in BENCHMARKS if benchmark.kind == kind]
 
 
 def scored(study: Study) -> Iterator[tuple[Result, Benchmark, dict[str, Any]]]:
-    """Every evaluation, its benchmarks and the line of `scores.csv` of each, as `measured`."""
+    """Every evaluation, with each of its benchmarks and their lines of `scores.csv`."""
     for result in study.everything():
         if result.kind == "evaluate" and study.shown(result):
             scores = _by_benchmark(result.table("scores.csv"))
@@ -65,12 +65,12 @@ def scored(study: Study) -> Iterator[tuple[Result, Benchmark, dict[str, Any]]]:
 
 
 def measured(study: Study) -> pd.DataFrame:
-    """All measured figures, one line each; of several training seeds the first.
+    """All measured values, one line each; only the first of several training seeds.
 
     Returns:
         Columns kind, model, row, benchmark, title, score, low, high, scale, samples,
         token_ratio, token_ratio_low, token_ratio_high, published, published_version, run, commit,
-        seconds; published is "n/p" where our sources have no figure of that model.
+        seconds; published is "n/p" if our sources have no value for that model.
     """
     measured_lines = [_measured_line(*each) for each in scored(study)]
     names = ["kind", "model", "row", "benchmark", "title", "score", "low", "high", "scale"]
@@ -80,7 +80,7 @@ def measured(study: Study) -> pd.DataFrame:
 
 
 def _by_benchmark(table: pd.DataFrame) -> dict[str, Any]:
-    """The lines of a table by their benchmark."""
+    """The lines of a table by benchmark."""
     return {line["benchmark"]: line for line in table.to_dict("records")}
 
 
@@ -110,19 +110,19 @@ def _measured_line(result: Result, benchmark: Benchmark, score: Any) -> dict[str
 
 
 def shown(value: float, scale: float = 100.0) -> str:
-    """A figure with the paper's number of digits."""
+    """A value with the paper's number of digits."""
     return f"{value:.0f}" if scale > 100 else f"{value:.1f}"
 
 
 def span(low: float, high: float, scale: float = 100.0) -> str:
-    """An interval as text; empty where nothing is known, and of one point, as dense ratios are."""
+    """An interval as text; empty if unknown or a single point, as for dense ratios."""
     if math.isnan(low) or math.isnan(high) or low == high:
         return ""
     return f"{shown(low, scale)} to {shown(high, scale)}"
 
 
 def around_mean(mean: float, halves: Sequence[float]) -> tuple[float, float]:
-    """The interval of a mean of percentages, taken as independent, from their half widths."""
+    """The interval of a mean of independent percentages, from their half widths."""
     half = math.sqrt(sum(width**2 for width in halves)) / len(halves)
     return (half, half) if math.isnan(half) else (max(0.0, mean - half), min(100.0, mean + half))
 
@@ -155,7 +155,7 @@ def _ratio_cell(ratio: float, low: float, high: float) -> Cell:
 
 
 def beyond(table: pd.DataFrame) -> list[list[Cell]]:
-    """Model, method, benchmark, score and token ratio of what is in neither table."""
+    """Model, method, benchmark, score and token ratio of the benchmarks in neither table."""
     return [
         [
             Cell(line["model"]),
@@ -175,12 +175,12 @@ def beyond(table: pd.DataFrame) -> list[list[Cell]]:
 def lines(table: pd.DataFrame, study: Study, kind: str) -> list[Line]:
     """The rows of table 1 or 2.
 
-    Each measured row is followed by the published row of the same model and name. A study whose
-    models the paper does not have ends with the published rows of one that it has.
+    Each measured row is followed by the published row of the same model and name. If the paper has
+    none of the study's models, the published rows of one of its models come last.
 
     Args:
-        table: of `measured`.
-        study: its axes say which rows there are.
+        table: from `measured`.
+        study: its axes define the rows.
         kind: "image" or "video".
     """
     named = [*study.methods, *study.objectives]
@@ -233,7 +233,7 @@ def _measured_row(model: str, row: str, scores: pd.DataFrame, kind: str) -> Line
 
 
 def _published_rows(model: str, row: str, kind: str) -> list[Line]:
-    """The published row; two rows where the final version gives less than the first one."""
+    """The published row; two rows if the final version has fewer values than the first one."""
     benchmarks = benchmarks_of_kind(kind)
     rows = []
     for version in published.VERSIONS:

@@ -1,4 +1,4 @@
-"""From the results of a study to its report."""
+"""Building the report from the results of a study."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ __all__ = ["build_report"]
 def build_report(
     study: Study, scale: str, folder: Path, targets: Targets | None = None
 ) -> dict[str, float]:
-    """Write the report of a study: tables, pictures, `report.md` and `index.html`.
+    """Write the report of a study: tables, figures, `report.md` and `index.html`.
 
     Args:
-        study: where its results lie and what it is made of; what is missing is "not measured".
+        study: its results; missing ones are shown as "not measured".
         scale: its name.
         folder: of the report.
-        targets: the tables and figures of the paper that have pages of their own.
+        targets: the tables and figures of the paper that have their own pages.
 
     Returns:
-        The figures that a summary shows, by name.
+        The metrics for a summary, by name.
     """
     generated = stand_ins(study)
     changed = before_after(study, folder)
@@ -63,8 +63,8 @@ def build_report(
     ]
     if generated:
         lead.append(
-            "Rows, benchmarks and models of this scale are small and synthetic: it shows that the "
-            "whole study runs and what each part gives, not the paper's figures."
+            "Rows, benchmarks and models of this scale are small and synthetic: they show that the "
+            "complete study runs and what each part produces, not the paper's results."
         )
     sections.insert(1, tables_section(study, targets or Targets(), folder))
     title = "Sparsity Forcing (arXiv 2504.18579): the study at a glance"
@@ -114,10 +114,10 @@ def _provenance(study: Study) -> Section:
         keys=4,
     )
     text = [
-        "A run is named by the first characters of the hash of its parameters, inputs and code; "
-        "its stage.json holds the whole command. A commit with + had changed files."
+        "A run's name is the start of the hash of its parameters, inputs and code; its stage.json "
+        "contains the complete command. A + marks a commit with changed files."
     ]
     missing = study.missing()
     if missing:
         text.append(f"Missing when this was written: {', '.join(missing)}.")
-    return Section("Where the figures come from", text=text, tables=[shown])
+    return Section("Sources of the results", text=text, tables=[shown])

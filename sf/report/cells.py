@@ -1,7 +1,7 @@
-"""A cell of a paper table: our figure, the published one, their difference, and where ours is from.
+"""A cell of a paper table: our value, the published one, their difference, and our source.
 
-Published figures are compared where both are of one model on the benchmarks' own data. Of another
-model, or beside generated stand-ins, they stand there for orientation and get no verdict.
+Values are compared if both are of the same model on the benchmarks' real data. Published values of
+another model, or next to results on synthetic data, are for orientation only and get no verdict.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 TOLERANCE = 1.5
-"""Points of 100 within which a published figure counts as reproduced."""
+"""Points of 100 within which a published value counts as reproduced."""
 REPRODUCED = "reproduced"
 DIFFERS = "differs"
 NOT_RUN = "not run"
@@ -44,16 +44,16 @@ class Figure:
     """One cell.
 
     Attributes:
-        text: our figure; empty where nothing was measured.
-        value: it as a number, by which the column is sorted.
+        text: our value; empty if not measured.
+        value: our value as a number, for sorting.
         interval: its 95 % interval as text.
-        published: the published figure as text.
+        published: the published value as text.
         difference: ours minus published as text.
-        samples: questions, or other units, that it is from; 0 where that has no meaning.
-        verdict: one of this module's.
+        samples: number of questions or other units; 0 if not applicable.
+        verdict: one of this module's verdicts.
         source: index in `Sources.entries`; -1 without a result.
-        stale: an input of the result has changed since.
-        note: what else a reader must know.
+        stale: whether an input of the result has changed since.
+        note: further information for the reader.
     """
 
     text: str = ""
@@ -69,13 +69,13 @@ class Figure:
 
 
 def verdict(ours: float | None, published: float | None, scale: float, comparable: bool) -> str:
-    """What a pair of figures says.
+    """The verdict on a pair of values.
 
     Args:
-        ours: None: not measured.
-        published: None: not in our sources.
-        scale: the best possible figure.
-        comparable: both are of one model on the same data.
+        ours: None if not measured.
+        published: None if not in our sources.
+        scale: the highest possible value.
+        comparable: whether both are of the same model on the same data.
     """
     if ours is None:
         return NOT_RUN
@@ -88,11 +88,11 @@ def verdict(ours: float | None, published: float | None, scale: float, comparabl
 
 @dataclass
 class Sources:
-    """Where the figures of a table come from, each result once.
+    """The results behind a table, each once.
 
     Attributes:
-        entries: what a reader is shown of each result.
-        stale: whether an input of each has changed since.
+        entries: the displayed information on each result.
+        stale: whether an input of each result has changed since.
     """
 
     entries: list[dict[str, str]] = field(default_factory=list)
@@ -109,7 +109,7 @@ class Sources:
         return self._places[result.folder]
 
     def _changed(self, result: Result) -> list[str]:
-        """Names of the inputs whose content is another now."""
+        """Names of the inputs whose contents have changed."""
         paths: Mapping[str, str] = result.stamp.get("input_paths", {})
         recorded: Mapping[str, str] = result.stamp.get("inputs", {})
         work = work_folder(result.folder)
@@ -160,4 +160,4 @@ def _mlflow_run(folder: Path) -> str:
     try:
         return str(read_json(work_folder(folder) / "mlflow.json")["run_id"])
     except (OSError, ValueError):
-        return ""  # not logged, or by a call that was killed meanwhile
+        return ""  # not logged, or logged by a killed call

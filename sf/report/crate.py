@@ -1,6 +1,6 @@
-"""The RO-Crate of a study: its report as a data set, with the calls that made what it shows.
+"""The RO-Crate of a study: its report as a dataset, with the commands behind its results.
 
-Written as JSON-LD after RO-Crate 1.1 and the profile Process Run Crate 0.5.
+Written as JSON-LD according to RO-Crate 1.1 and the profile Process Run Crate 0.5.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 LICENSE = "https://spdx.org/licenses/Apache-2.0"
 SOFTWARE = "#sf"
 MANY = ("samples",)
-"""Folders that are listed as one part, not file by file."""
+"""Folders that are listed as a whole, not file by file."""
 
 
 def write_crate(study: Study, title: str, folder: Path) -> None:
-    """Write `ro-crate-metadata.json` beside the files that it describes.
+    """Write `ro-crate-metadata.json` next to the files that it describes.
 
     Args:
         study: its results.
@@ -42,7 +42,7 @@ def write_crate(study: Study, title: str, folder: Path) -> None:
         "@id": "./",
         "@type": "Dataset",
         "name": title,
-        "description": f"Tables and figures of the study {study.root.name}, and what they are of.",
+        "description": f"Tables and figures of the study {study.root.name}, with their sources.",
         "datePublished": _date(results),
         "license": {"@id": LICENSE},
         "conformsTo": {"@id": PROFILE},
@@ -94,7 +94,7 @@ def _parts(folder: Path) -> list[dict[str, Any]]:
 
 
 def _call(result: Result, known: Collection[str]) -> dict[str, Any]:
-    """The call that made a result, with those of its inputs that are results."""
+    """The command that produced a result, with its inputs that are results."""
     stamp = result.stamp
     inputs = [f"#{path}" for path in stamp.get("input_paths", {}).values()]
     return {
@@ -109,7 +109,7 @@ def _call(result: Result, known: Collection[str]) -> dict[str, Any]:
 
 
 def _output(result: Result) -> dict[str, Any]:
-    """A result, which lies outside the report."""
+    """A result, which is outside the report."""
     return {
         "@id": f"#{result.folder.as_posix()}",
         "@type": "Dataset",
@@ -119,7 +119,7 @@ def _output(result: Result) -> dict[str, Any]:
 
 
 def _software(results: Iterable[Result]) -> dict[str, Any]:
-    """This package, with the commits and the versions of others that the results are of."""
+    """This package, with the commits and package versions of the results."""
     versions = {
         f"{name} {version}"
         for result in results
@@ -135,6 +135,6 @@ def _software(results: Iterable[Result]) -> dict[str, Any]:
 
 
 def _date(results: Iterable[Result]) -> str:
-    """The day of the newest result; today without any."""
+    """The date of the newest result, or today's date without results."""
     times = [(result.folder / STAMP).stat().st_mtime for result in results] or [time.time()]
     return datetime.fromtimestamp(max(times), UTC).date().isoformat()

@@ -1,4 +1,4 @@
-"""Pictures of p -> token ratio -> accuracy curves."""
+"""Figures of token ratio and accuracy over p."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TITLES = {
 
 
 def title(row: str) -> str:
-    """A row's name as a reader knows it."""
+    """A row's display name."""
     return TITLES.get(row, row.replace("_", " "))
 
 
@@ -56,7 +56,7 @@ def curve_picture(curves: Mapping[str, pd.DataFrame], where: str) -> Figure:
 
     Args:
         curves: `curve_table` of each row.
-        where: what was measured on, e.g. "calibration split, 200 questions".
+        where: the evaluated data, e.g. "calibration split, 200 questions".
     """
     fig, axes = figure(12.0, 3.9, columns=3)
     ratio, accuracy, trade_off = axes[0]
@@ -87,7 +87,7 @@ def layer_picture(layers: Mapping[str, pd.DataFrame], where: str) -> Figure:
 
     Args:
         layers: `layer_table` of each row.
-        where: what was measured on.
+        where: the evaluated data.
     """
     fig, axes = figure(1.2 + 4.6 * len(layers), 3.9, columns=len(layers))
     shades = ScalarMappable(Normalize(0.0, 1.0), "viridis_r")

@@ -1,4 +1,4 @@
-"""The tables and figures of the paper (arXiv 2504.18579): what each shows, of which results."""
+"""The tables and figures of the paper (arXiv 2504.18579): their contents and required results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RESULTS: Mapping[Shows, tuple[str, ...]] = {
     "cost": ("train",),
     "examples": ("evaluate", "previews"),
 }
-"""Kinds of results (`sf.layout.FOLDERS`) that a table or figure is made of."""
+"""Kinds of results (`sf.layout.FOLDERS`) behind a table or figure."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Definition:
     """One table or figure.
 
     Attributes:
-        title: as the paper counts it.
-        about: what it shows.
+        title: with the paper's number.
+        about: its subject.
         shows: its form.
         kind: of the benchmarks, "image" or "video"; empty for both.
-        published: its name in `published.csv`; empty where our sources have no figure of it.
+        published: its name in `published.csv`; empty if our sources have no values of it.
         names: of the benchmarks; empty for all of the kind.
-        average: the published average's name.
+        average: name of the published average.
         metric: of the profile, for figures 4c and 4d.
         split: names of averages over some of the benchmarks, which the paper does not have.
     """
@@ -57,12 +57,12 @@ class Definition:
 
     @property
     def results(self) -> tuple[str, ...]:
-        """Kinds of results that it is made of."""
+        """The kinds of results that it needs."""
         return RESULTS[self.shows]
 
     @property
     def benchmarks(self) -> list[Benchmark]:
-        """Its benchmarks, in the tables' order."""
+        """Its benchmarks, in table order."""
         return [
             benchmark
             for benchmark in BENCHMARKS
@@ -71,7 +71,7 @@ class Definition:
         ]
 
     def is_in(self, name: str) -> bool:
-        """Whether a suite of that name has one of its benchmarks."""
+        """Whether the suite of that name has one of its benchmarks."""
         names = {benchmark.name for benchmark in self.benchmarks}
         return any(benchmark.name in names for benchmark in suite(name))
 
@@ -137,10 +137,10 @@ DEFINITIONS: Mapping[str, Definition] = {
 
 
 class Row(Section):
-    """A row that a table shows."""
+    """A row of a table."""
 
-    name: str = Field(description="in the parameters")
-    as_published: str = Field(description="in published.csv")
+    name: str = Field(description="name in the parameters")
+    as_published: str = Field(description="name in published.csv")
     trained: bool = Field(description="whether its results have one folder per seed")
 
 
@@ -149,14 +149,14 @@ class Targets:
     """The tables and figures of a study.
 
     Attributes:
-        asked: names of those that have a page as soon as they are made.
-        lacking: how many rows each of the others needs that the study does not have.
+        asked: names of those whose page the report includes once it exists.
+        lacking: number of missing rows for each of the others.
     """
 
     asked: tuple[str, ...] = ()
     lacking: Mapping[str, int] = field(default_factory=dict)
 
     def pages(self, study: Study) -> dict[str, Path]:
-        """The folders of those that are made."""
+        """The folders of the finished ones."""
         folders = {name: study.folder("table", target=name) for name in self.asked}
         return {name: path for name, path in folders.items() if (path / STAMP).is_file()}

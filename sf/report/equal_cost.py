@@ -1,4 +1,4 @@
-"""The report's table of methods whose hyperparameters were turned to one token ratio."""
+"""The report's table of methods with hyperparameters matched to one token ratio."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from sf.report.results import Study
 __all__ = ["equal_cost_sections"]
 
 _TEXT = (
-    "Each method's hyperparameter is set so that it keeps the asked share of the calibration rows' "
-    "tokens "
-    "(by its own count, docs/evaluation.md); benchmarks differ in what they need, so the ratio "
-    "measured on them differs from it."
+    "Each method's hyperparameter is set so that it keeps the target share of the calibration "
+    "rows' tokens (by its own count, docs/evaluation.md). Benchmarks need different numbers of "
+    "tokens, so the ratio measured on them differs."
 )
 
 
 def equal_cost_sections(study: Study, rows: Mapping[str, Sequence[Line]]) -> list[Section]:
-    """One section, or none where no ratio was asked for.
+    """One section, or none if no ratio was requested.
 
     Args:
         study: its results.
@@ -41,9 +40,9 @@ def equal_cost_sections(study: Study, rows: Mapping[str, Sequence[Line]]) -> lis
         "model",
         "method",
         "hyperparameter",
-        "asked (%)",
+        "target (%)",
         "calibration ratio (%)",
-        "accuracy there (%)",
+        "calibration accuracy (%)",
     ]
     header += [name for kind in rows for name in (f"{kind} average", f"{kind} token ratio (%)")]
     table = Table("equal_cost", "Methods at matched ratio", header, list(lines.values()), keys=3)

@@ -1,7 +1,7 @@
-"""The dense gate: whether measured rows may be held against published ones, and what differs.
+"""The dense gate: whether measured rows are comparable with published ones, and what differs.
 
-The dense row is measured with the model's own attention. As long as it is not the published one,
-what a sparse row differs by is not the method's doing alone.
+The dense row is measured with the model's own attention. As long as it differs from the published
+row, the difference of a sparse row is not due to the method alone.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from sf.report.results import Result, Study
 __all__ = ["DENSE", "GATE_POINTS", "STAND_INS", "gate", "stand_ins"]
 
 GATE_POINTS = 1.5
-"""How far, of 100, a dense score may lie from the published one."""
+"""Largest difference, in points of 100, between a dense score and the published one."""
 DENSE = "full"
 STAND_INS = (
-    "The benchmarks' data are synthetic stand-ins in each benchmark's own format: measured "
-    "and published figures are not comparable."
+    "The benchmark data are synthetic stand-ins in each benchmark's format: measured and "
+    "published values are not comparable."
 )
 PACKAGES = ("lmms_eval", "transformers", "torch")
 UNKNOWN = "not recorded"
 
 
 def stand_ins(study: Study) -> bool:
-    """Whether the benchmarks' data were generated."""
+    """Whether the benchmark data are synthetic."""
     source = study.result("benchmarks")
     return source is not None and source.parameters["benchmarks.source"] == "synthetic"
 
 
 def gate(table: pd.DataFrame, study: Study, kind: str, generated: bool) -> list[str]:
-    """What a reader must know before comparing measured with published figures.
+    """Notes for comparing measured with published values.
 
     Args:
-        table: of `sf.report.benchmark_tables.measured`.
+        table: from `sf.report.benchmark_tables.measured`.
         study: its models and results.
         kind: "image" or "video".
-        generated: the benchmarks' data were (`stand_ins`), not downloaded.
+        generated: whether the benchmark data are synthetic (`stand_ins`).
 
     Returns:
-        Sentences for the table's header.
+        Sentences for the head of the table.
     """
     if generated:
         return [STAND_INS]
@@ -78,24 +78,25 @@ def _of_model(scores: pd.DataFrame, study: Study, model: str, kind: str) -> list
     named = [f"{t} ({g:+.1f})" for t, g in zip(dense["title"][far], gaps[far], strict=True)]
     return [
         f"{model}: the dense row differs from the published one by more than {GATE_POINTS} points "
-        f"of 100 in {_list(named)}. Sparse rows are no reproduction until it agrees. "
+        f"of 100 in {_list(named)}. Sparse rows are not a reproduction until it agrees. "
         + _what_differs(settings[DENSE], kind),
         *notes,
     ]
 
 
 def _what_differs(settings: Mapping[str, str], kind: str) -> str:
-    """Settings that can make the difference: the authors published none of them."""
+    """Settings that may explain the difference; the authors published none of them."""
     listed = "; ".join(f"{name}: {value}" for name, value in settings.items())
     changed = [c.title for c in BENCHMARKS if c.kind == kind and c.parser_changed]
     return (
-        f"What may differ, as the paper states none of it: {listed}; prompts and parsers: that "
-        f"version of lmms-eval's (parsers of {_list(changed)} changed after the paper)."
+        f"Settings that the paper does not state and that may differ: {listed}; prompts and "
+        f"parsers: those of this lmms-eval version (the parsers of {_list(changed)} changed after "
+        "the paper)."
     )
 
 
 def _settings(study: Study, model: str, row: str, kind: str) -> dict[str, str]:
-    """Frames, pixels, numbers and versions of a row, over the jobs that measured it."""
+    """Frames, pixels, counts and versions of a row, over the jobs that measured it."""
     jobs = [study.result("evaluate", model=model, row=row, suite=s) for s in study.suites]
     settings = [_of_job(job, kind) for job in jobs if job is not None]
     names = list(dict.fromkeys(name for one in settings for name in one))
@@ -118,7 +119,7 @@ def _of_job(job: Result, kind: str) -> dict[str, str]:
     settings = {"pixels of an image" if kind == "image" else "pixels of a frame": bounds}
     if kind == "video":
         settings["frames"] = (
-            f"at most {given('vision.video_max_frames')} at {given('vision.video_fps')} a second"
+            f"at most {given('vision.video_max_frames')} at {given('vision.video_fps')} per second"
         )
     settings["numbers"] = str(given("runtime.dtype"))
     settings["versions"] = ", ".join(f"{name} {versions.get(name, UNKNOWN)}" for name in PACKAGES)

@@ -1,7 +1,7 @@
-"""The paper's figures 4c and 4d as measured on a GPU: prefill time and memory by prompt length.
+"""The paper's figures 4c and 4d, measured on a GPU: prefill time and memory by prompt length.
 
-`gpu.csv` beside this file is written by `make gpu` from `reports/measured`; without a GPU it has a
-header only, and the cells are "not measured".
+`make gpu` writes `gpu.csv`, next to this file, from `reports/measured`; without a GPU it has only a
+header, and the cells are "not measured".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sf.report.page import Picture, Section, Table
 __all__ = ["gpu_section", "measured_on_gpus"]
 
 SHAPE = "Qwen2.5-VL-7B's shape, random weights, bfloat16, token ratio 0.25"
-PANELS = (  # metric, title, what it is
+PANELS = (  # metric, title, axis label
     ("prefill_ms", "4c: prefill", "time to the first token (ms)"),
     ("kv_gib", "4d: KV cache in decoding", "keys and values (GiB)"),
     ("decode_memory_gib", "4d: memory in decoding", "allocated, weights included (GiB)"),
@@ -34,10 +34,10 @@ def measured_on_gpus() -> pd.DataFrame:
 
 
 def gpu_section(table: pd.DataFrame, folder: Path) -> Section:
-    """Tables for every device, and a picture where something was measured.
+    """A table for every device, and a figure if anything was measured.
 
     Args:
-        table: of `measured_on_gpus`.
+        table: from `measured_on_gpus`.
         folder: of the report.
     """
     devices = list(dict.fromkeys(table["device"])) or ["GPU"]

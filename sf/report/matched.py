@@ -1,8 +1,8 @@
-"""Before and after training at the same token ratio.
+"""Comparison before and after training at the same token ratio.
 
-A trained model's point is compared with the base model's curve at the point's own ratio, by linear
+A point of a trained model is compared with the base model's curve at the same ratio, by linear
 interpolation between the two neighbouring points. Both models answered the same rows, so rows are
-resampled for both at once: what makes a question hard for both drops out of the difference.
+resampled jointly, and the difficulty of a question cancels out of the difference.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure before and after, after - before, and its paired 95 % interval."""
+    """A metric before and after, the change, and its paired 95 % interval."""
 
     before: float
     after: float
@@ -63,10 +63,10 @@ def curve_of(answers: pd.DataFrame, order: list[str]) -> Curve:
 
 
 def both_curves(base: pd.DataFrame, trained: pd.DataFrame) -> tuple[Curve, Curve]:
-    """Two models' answers to the same rows, in one order.
+    """Two models' answers to the same rows, in the same order.
 
     Raises:
-        DataError: the two did not answer the same rows.
+        DataError: the two models did not answer the same rows.
     """
     order = sorted(set(base["id"]))
     if set(trained["id"]) != set(order):
@@ -80,7 +80,7 @@ def both_curves(base: pd.DataFrame, trained: pd.DataFrame) -> tuple[Curve, Curve
 
 
 def row_weights(rows: int, seed: int) -> Array:
-    """(draws, rows): how often each row was drawn, over rows; the first draw is the data."""
+    """(draws, rows): frequency of each row divided by rows; the first draw is the data."""
     drawn = resamples(rows, seed)
     counts = np.zeros((len(drawn) + 1, rows))
     counts[0] = 1.0
@@ -98,12 +98,11 @@ def at_matched_ratio(base: pd.DataFrame, trained: pd.DataFrame, seed: int) -> pd
 
     Returns:
         Per retention_p below 1: retention_p, token_ratio, accuracy, base_accuracy (at that ratio),
-        difference, low, high, verdict ("above", "below" when the 95 % interval lies on one side of
-        0, else "no difference"; "outside" when the base curve does not reach the ratio: nothing is
-        extrapolated).
+        difference, low, high, verdict ("above" or "below" if the 95 % interval excludes 0, else "no
+        difference"; "outside" if the base curve does not reach the ratio; no extrapolation).
 
     Raises:
-        DataError: the two did not answer the same rows.
+        DataError: the two models did not answer the same rows.
     """
     before, after = both_curves(base, trained)
     weights = row_weights(before.ratio.shape[1], seed)
@@ -128,7 +127,7 @@ def at_matched_ratio(base: pd.DataFrame, trained: pd.DataFrame, seed: int) -> pd
             lines.append({**line, "verdict": "outside"})
             continue
         draws = right[1:, at] - base_accuracy[1:]
-        low, high = interval(draws[~np.isnan(draws)])  # some draws leave the base curve
+        low, high = interval(draws[~np.isnan(draws)])  # some draws are outside the base curve
         lines.append(
             {
                 **line,
@@ -144,13 +143,13 @@ def at_matched_ratio(base: pd.DataFrame, trained: pd.DataFrame, seed: int) -> pd
 
 
 def interpolated(ratio: float, ratios: Array, values: Array) -> float:
-    """Value of a curve at a ratio; nan outside of it."""
+    """Value of a curve at a ratio; nan outside the curve."""
     order = np.argsort(ratios)
     return float(np.interp(ratio, ratios[order], values[order], left=np.nan, right=np.nan))
 
 
 def points_above(matched: pd.DataFrame) -> int:
-    """Points at which the trained model is better by more than the 95 % interval."""
+    """Number of points at which the trained model is better by more than the 95 % interval."""
     return int((matched["verdict"] == "above").sum())
 
 

@@ -1,8 +1,7 @@
-"""Pictures of the kept tokens, laid over the image or the frames (arXiv 2504.18579, figure 7).
+"""Drawings of the kept tokens over the image or the frames (arXiv 2504.18579, figure 7).
 
-What a group of layers dropped fades into a flat grey, the more so the more of its layers dropped
-it. Contrast carries the message, so nothing hangs on telling colours apart. A line surrounds what
-at least half of the group's layers kept.
+Cells fade to grey with the share of a group's layers that dropped them. The contrast is readable
+without colour vision. A line surrounds the cells that at least half of the group's layers kept.
 
 Shape suffixes: J layers, G groups of layers, T time steps, H rows and W columns of cells; frames
 are uint8 [height, width, 3] of any size, which the grid of cells divides evenly.
@@ -32,30 +31,30 @@ __all__ = ["cell_pixels", "kept_picture", "veiled"]
 Rates = NDArray[np.float64]
 Frame = NDArray[np.uint8]
 
-VEIL = 128.0  # flat middle grey: unlike kept content on bright and on dark pictures alike
+VEIL = 128.0  # middle grey, distinct from kept content in bright and in dark pictures
 OPACITY = 0.85
 GREY = np.array([0.299, 0.587, 0.114])
-LINE = "#F0E442"  # Okabe and Ito's yellow on black: seen on any picture
+LINE = "#F0E442"  # Okabe and Ito's yellow on black, visible on any picture
 SHADES = "cividis"
 MAX_COLUMNS = 8
 SHORT = 3
 MAX_SIDE = 1024
 MAX_LINES = 6
 KEY = (
-    "Grey: dropped, the greyer by the more layers. Yellow line: round what at least half of the "
-    "group's layers kept."
+    "Grey: dropped; the greyer, the more layers dropped it. Yellow line: surrounds the cells that "
+    "at least half of the group's layers kept."
 )
 
 
 def cell_pixels(cells_HW: NDArray, height: int, width: int) -> NDArray:
-    """Values of cells as values of pixels (height, width), each pixel that of its cell."""
+    """Expand cell values to pixels (height, width)."""
     rows = np.arange(height) * cells_HW.shape[0] // height
     columns = np.arange(width) * cells_HW.shape[1] // width
     return cells_HW[rows[:, None], columns]
 
 
 def veiled(frame: Frame, rate_HW: Rates) -> Frame:
-    """The frame as it is where the rate is 1, faded into grey where it is 0, a mixture between."""
+    """The frame blended with grey: unchanged at rate 1, grey at rate 0."""
     faded = OPACITY * VEIL + (1 - OPACITY) * (frame @ GREY)[..., None]
     rate = cell_pixels(rate_HW, *frame.shape[:2])[..., None]
     return np.rint(rate * frame + (1 - rate) * faded).astype(np.uint8)
@@ -68,28 +67,28 @@ def kept_picture(
     caption: str = "",
     seconds: Sequence[float] | None = None,
 ) -> Figure:
-    """The media, what each third of the layers kept of it, and how often each cell was kept.
+    """The media, the cells kept by each third of the layers, and each cell's share of layers.
 
     Args:
-        frames: T frames, one for each time step; an image is one frame.
-        kept_JTHW: bool, which cells each layer kept (`VisualSpan.cells`).
-        caption: written under the picture, for example question and reply.
-        seconds: (T,) when each time step begins. A video shows at most `MAX_COLUMNS` time steps,
-            evenly spaced, and says so.
+        frames: T frames, one per time step; an image is one frame.
+        kept_JTHW: bool, the cells that each layer kept (`VisualSpan.cells`).
+        caption: text below the drawing, for example question and reply.
+        seconds: (T,) start of each time step. Of a video, at most `MAX_COLUMNS` evenly spaced time
+            steps are drawn, with a remark.
 
     Returns:
         A figure for `sf.plotting.write_figure`.
 
     Raises:
-        ConfigError: the number of frames is not T, or there is no layer.
+        ConfigError: the number of frames is not T, or there are no layers.
     """
     kept = np.asarray(kept_JTHW, dtype=bool)
     if kept.ndim != 4 or len(frames) != kept.shape[1] or not len(kept):
         raise ConfigError(
             "frames",
             len(frames),
-            f"kept cells of shape {kept.shape} (layers, time, rows, columns) need a frame for each "
-            "time step and a layer",
+            f"kept cells of shape {kept.shape} (layers, time, rows, columns) need one frame per "
+            "time step and at least one layer",
             "pass the first frame of each time step",
         )
     small = [_display(frame) for frame in frames]
@@ -109,7 +108,7 @@ def kept_picture(
 
 
 def _display(frame: Frame) -> Frame:
-    """The frame, made smaller where a screen would not show its pixels."""
+    """The frame, reduced if its resolution exceeds that of a screen."""
     image = PIL.Image.fromarray(np.ascontiguousarray(frame))
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     return np.asarray(image)
@@ -171,7 +170,7 @@ def _video_picture(
 def _video_panels(
     kinds: int, steps: int, shape: tuple[int, ...], *, long: bool
 ) -> tuple[NDArray, Figure]:
-    """Panels by kind and time step; time runs to the right, in a short video downwards."""
+    """Panels by kind and time step; time runs to the right, or downwards for a short video."""
     columns, rows = (steps, kinds) if long else (kinds, steps)
     width = max(1.6, min(3.2, 13.0 / columns))
     height = min(max(width * shape[0] / shape[1], 0.7), 3.2)
@@ -206,7 +205,7 @@ def _veil(panel: Axes, frame: Frame, rate_HW: Rates) -> None:
 
 
 def _outline(panel: Axes, kept_HW: NDArray[np.bool_], shape: tuple[int, ...]) -> None:
-    """A line between cells that are kept and cells that are not, and round the picture's edge."""
+    """Draw a line between kept and dropped cells, and along the edge of the picture."""
     inside = np.pad(kept_HW, 1)
     tall, wide = shape[0] / kept_HW.shape[0], shape[1] / kept_HW.shape[1]
     across = np.argwhere(inside[1:, 1:-1] != inside[:-1, 1:-1])  # an edge above cell (row, col)
@@ -228,7 +227,7 @@ def _heat(panel: Axes, frame: Frame, rate_HW: Rates) -> None:
 
 
 def _layers(panel: Axes, share_J: Rates, groups: Sequence[range]) -> None:
-    """The share of visual tokens that each layer kept."""
+    """Draw the share of visual tokens that each layer kept."""
     layers = np.arange(1, len(share_J) + 1)
     panel.plot(
         layers, share_J, color="#0072B2", marker="o", markersize=3 if len(layers) > 12 else 6
@@ -242,7 +241,7 @@ def _layers(panel: Axes, share_J: Rates, groups: Sequence[range]) -> None:
 
 
 def _colour_bar(panel: Axes, *, horizontal: bool) -> None:
-    """A scale beside the heat map that takes no room from it, so that panels stay aligned."""
+    """Add a colour bar next to the heat map without shrinking it, so that panels stay aligned."""
     shades = ScalarMappable(Normalize(0.0, 1.0), SHADES)
     place = panel.inset_axes((0.0, -0.05, 1.0, 0.025) if horizontal else (1.05, 0.0, 0.05, 1.0))
     bar = panel.figure.colorbar(

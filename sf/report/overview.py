@@ -1,4 +1,4 @@
-"""The report's first part: sentences, a picture, and every table and figure of the paper."""
+"""The report's first part: summary sentences, and every table and figure of the paper."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ __all__ = ["tables_section", "verdict_sentence"]
 def verdict_sentence(
     model: str, objective: str, retention_p: float, changes: Mapping[str, Difference]
 ) -> str:
-    """What training changed in one model, by the held-out questions.
+    """The effect of training on one model, on the held-out questions.
 
     Args:
         model: base model.
-        objective: that was trained.
+        objective: training objective.
         retention_p: of both.
-        changes: of "token_ratio" and "accuracy" at that threshold.
+        changes: in "token_ratio" and "accuracy" at that threshold.
     """
     ratio, right = changes["token_ratio"], changes["accuracy"]
     return (
         f"Trained with {objective}, {model} keeps {100 * ratio.after:.1f} % of the tokens at "
         f"p = {retention_p:g}, {100 * ratio.before:.1f} % before training ({_change(ratio)}), and "
-        f"answers {100 * right.after:.1f} % of the questions right, {100 * right.before:.1f} % "
+        f"answers {100 * right.after:.1f} % of the questions correctly, {100 * right.before:.1f} % "
         f"before ({_change(right)})."
     )
 
@@ -44,7 +44,7 @@ def _change(difference: Difference) -> str:
 
 
 def tables_section(study: Study, targets: Targets, folder: Path) -> Section:
-    """What each table says, with a link to its page; the others with what would make them.
+    """The main result and a link for each finished table; command and cost for the others.
 
     Args:
         study: its results.
@@ -73,7 +73,7 @@ def tables_section(study: Study, targets: Targets, folder: Path) -> Section:
     table = Table(
         name="contents",
         caption="Tables and figures of the paper",
-        header=["table or figure", "what it says", "figures, or cost to make", "command"],
+        header=["table or figure", "main result", "verdicts, or cost", "command"],
         rows=rows,
         keys=4,
         quiet=frozenset(quiet),
@@ -82,16 +82,16 @@ def tables_section(study: Study, targets: Targets, folder: Path) -> Section:
 
 
 def _cost(study: Study, name: str, missing: int) -> str:
-    """What the missing rows take, by the median of this study's finished jobs."""
+    """The time for the missing rows, by the median of this study's finished jobs."""
     if not missing:
-        return f"`sf plan {name}` says"
+        return f"see `sf plan {name}`"
     seconds: dict[str, list[float]] = {}
     for result in study.everything():
         seconds.setdefault(result.kind, []).append(float(result.stamp["seconds"]))
     kinds = ["evaluate"] if name == "table8" else ["train", "evaluate"]
     if any(kind not in seconds for kind in kinds):
-        return f"not known: no {' and '.join(kinds)} job has run"
+        return f"unknown: no {' and '.join(kinds)} job has run"
     jobs = missing * len(study.models)
     times = {"train": len(study.seeds), "evaluate": len(study.suites)}
     hours = sum(jobs * times[kind] * statistics.median(seconds[kind]) for kind in kinds) / 3600
-    return f"about {hours:.2g} hours of jobs, by this study's"
+    return f"about {hours:.2g} job hours, estimated from this study's jobs"

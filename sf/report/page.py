@@ -1,4 +1,4 @@
-"""What a report consists of, and how it is written as Markdown and as one HTML page."""
+"""The parts of a report, and their output as Markdown and as one HTML page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sf.escaping import markdown as escaped
 from sf.report.benchmark_tables import Cell
 from sf.tables import write_csv
 
-SCREEN_PIXELS = 0.6  # of a picture's pixels (160 to the inch) a page shows at most
+SCREEN_PIXELS = 0.6  # largest display width per pixel of a picture (160 pixels per inch)
 
 __all__ = [
     "Page",
@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that lies in `figures/NAME.png` and `.svg` below the report's folder."""
+    """A figure in `figures/NAME.png` and `.svg` below the report's folder."""
 
     name: str
     caption: str
@@ -50,8 +50,8 @@ class Table:
         caption: above the table.
         header: column titles; the first `keys` of them name a row.
         rows: one list of cells per row, as long as the header.
-        keys: columns that name a row.
-        quiet: indices of rows in the background (published figures beside measured ones).
+        keys: number of columns that name a row.
+        quiet: indices of muted rows (published values next to measured ones).
     """
 
     name: str
@@ -64,7 +64,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report under one heading; `notes` stand out, before anything else."""
+    """A part of the report under one heading; `notes` are highlighted at its start."""
 
     title: str
     text: Sequence[str] = ()
@@ -74,13 +74,13 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """The heading as part of an address."""
+        """The heading as a URL fragment."""
         return "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split())
 
 
 @dataclass(frozen=True)
 class Page:
-    """The whole report; it begins with one sentence and one picture."""
+    """The complete report; it starts with sentences and a picture."""
 
     title: str
     lead: Sequence[str]
@@ -92,8 +92,8 @@ class Page:
 def write_page(page: Page, folder: Path) -> None:
     """Write `report.md`, `index.html` (self-contained) and `tables/*.csv` into a folder.
 
-    The pictures that the page names are there already. The verdict's sentences stand in
-    `verdict.txt` too, a line each.
+    The page's pictures must already exist. The verdict's sentences are also written to
+    `verdict.txt`, one per line.
     """
     for table in (table for section in page.sections for table in section.tables):
         write_csv(_frame(table), folder / "tables" / f"{table.name}.csv")
@@ -113,7 +113,7 @@ def _frame(table: Table) -> pd.DataFrame:
 
 
 def markdown(page: Page) -> str:
-    """The report as Markdown; pictures are linked relative to it."""
+    """The report as Markdown, with relative links to pictures."""
     parts = [f"# {escaped(page.title)}"]
     parts += [f"**{escaped(sentence)}**" for sentence in page.verdict]
     parts += _markdown_picture(page.picture) if page.picture is not None else []
@@ -136,7 +136,7 @@ def _markdown_picture(picture: Picture) -> list[str]:
 
 
 def markdown_table(table: Table) -> str:
-    """A table of Markdown, without its caption."""
+    """A table as Markdown, without its caption."""
 
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cells) + " |"
@@ -152,11 +152,11 @@ def markdown_table(table: Table) -> str:
 
 
 def html(page: Page, folder: Path) -> str:
-    """The report as one HTML page with its pictures in it.
+    """The report as one HTML page with embedded pictures.
 
     Args:
         page: the report.
-        folder: where `figures/` lies.
+        folder: that contains `figures/`.
     """
 
     def width(name: str) -> int:
@@ -174,7 +174,7 @@ def html(page: Page, folder: Path) -> str:
 
 
 def page_environment() -> jinja2.Environment:
-    """Renders the templates of the pages."""
+    """The environment that renders the page templates."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -189,11 +189,11 @@ def page_environment() -> jinja2.Environment:
 
 
 def sort_script() -> str:
-    """The script by which a column's title sorts its table."""
+    """The script that sorts a table by the clicked column title."""
     return Path(__file__).with_name("sort.js").read_text(encoding="utf-8")
 
 
 def embedded(folder: Path, name: str) -> str:
-    """A picture of `figures/` as an address that holds it."""
+    """A picture of `figures/` as a data URL."""
     content = (folder / "figures" / f"{name}.png").read_bytes()
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"

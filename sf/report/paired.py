@@ -1,4 +1,4 @@
-"""The report's part that tests rows against each other on the questions that both answered."""
+"""The report's part with paired tests between rows on the same questions."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ UNTRAINED = "zipvl"
 _TEXT = (
     "Second minus first in the benchmark's own scale, with a paired bootstrap 95 % interval over "
     "questions, pictures or videos. p: two-sided sign-flip test, raw and adjusted for a pair's "
-    "number of benchmarks (Holm). The adjusted p can be 1 beside an interval without 0: the "
-    "interval is of one benchmark, the adjusted p counts all. A difference that no test finds is "
-    "not shown to be absent."
+    "number of benchmarks (Holm). The adjusted p can be 1 although the interval excludes 0: the "
+    "interval is for one benchmark, the adjusted p accounts for all. A non-significant test does "
+    "not show that there is no difference."
 )
 _HEADER = [
     *("model", "first", "second", "benchmark", "first", "second", "difference"),
@@ -35,7 +35,7 @@ _LEVEL = 0.05
 
 
 def _pairs(study: Study) -> Iterator[tuple[str, str]]:
-    """Every row against dense attention, and what was trained against what was not."""
+    """Every row against dense attention, and trained rows against untrained ones."""
     for row in (*study.methods, *study.objectives):
         if row != DENSE and DENSE in study.methods:
             yield DENSE, row
@@ -47,9 +47,9 @@ def paired_lines(study: Study) -> tuple[pd.DataFrame, list[str]]:
     """All comparisons of a study.
 
     Returns:
-        `sf.evaluation.compare.paired_table` of each model and pair of rows, with the columns
-        model, first_system and second_system before it and p_holm over all of a pair's benchmarks;
-        and what could not be compared.
+        `sf.evaluation.compare.paired_table` of each model and pair of rows, preceded by the columns
+        model, first_system and second_system, with p_holm over all of a pair's benchmarks; and
+        notes on pairs that could not be compared.
     """
     tables, notes = [], []
     for model in study.models:
@@ -78,9 +78,9 @@ def paired_lines(study: Study) -> tuple[pd.DataFrame, list[str]]:
 
 
 def paired_sections(study: Study, folder: Path) -> list[Section]:
-    """One section with what differs; `tables/paired_tests.csv` has a line per pair and benchmark.
+    """One section on the differences; `tables/paired_tests.csv` has a line per pair and benchmark.
 
-    A line is shown when its raw p is below 0.05 or its interval excludes 0.
+    A line is shown if its raw p is below 0.05 or its interval excludes 0.
     """
     comparisons, notes = paired_lines(study)
     if comparisons.empty:
@@ -91,7 +91,7 @@ def paired_sections(study: Study, folder: Path) -> list[Section]:
     sure = sum(line["p_holm"] < _LEVEL for line in lines)
     count = (
         f"{len(lines)} comparisons, {sure} with an adjusted p below {_LEVEL}. Shown are the "
-        f"{len(rows)} with a raw p below {_LEVEL} or an interval without 0; all are in "
+        f"{len(rows)} with a raw p below {_LEVEL} or an interval that excludes 0; all are in "
         "tables/paired_tests.csv."
     )
     table = Table("paired", "Differences on the same questions", _HEADER, rows, keys=4)

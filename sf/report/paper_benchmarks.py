@@ -1,4 +1,4 @@
-"""Tables of the paper that are of benchmarks: scores and token ratios beside the published ones."""
+"""The paper's benchmark tables: scores and token ratios next to the published ones."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _cell(
     scale: float,
     **given: Any,
 ) -> Figure:
-    """Our figure of a metric and the published one."""
+    """Our value of a metric and the published one."""
     paper = request.published_model(model)
     theirs = _published(request.definition, paper, row.as_published, metric)
     comparable = paper == model and request.own_data
@@ -147,7 +147,7 @@ def _cell(
 
 
 def _published(definition: Definition, model: str, row: str, metric: str) -> float | None:
-    """A published figure; an average that is not stated is formed of the row's scores."""
+    """A published value; a missing average is computed from the row's scores."""
     stated = published.figure_of(definition.published, model, row, metric)
     benchmarks = definition.benchmarks if metric == definition.average else AVERAGES.get(metric, ())
     if stated is not None or not benchmarks:
@@ -162,17 +162,17 @@ def _published(definition: Definition, model: str, row: str, metric: str) -> flo
 
 
 def sentence(model: str, lines: Sequence[Line]) -> str:
-    """The averages of the rows that are whole."""
+    """The averages of the complete rows."""
     parts = [
         f"{line.keys[1]} {line.figures[-1].text} with {line.figures[0].text} % of the tokens"
         for line in lines
         if line.figures[-1].value is not None
     ]
-    return f"{model}, average: {'; '.join(parts)}." if parts else f"{model}: no whole row."
+    return f"{model}, average: {'; '.join(parts)}." if parts else f"{model}: no complete row."
 
 
 def notes(request: Request) -> list[str]:
-    """What a reader must know before comparing measured with published figures."""
+    """Notes for comparing measured with published values."""
     definition, generated = request.definition, stand_ins(request.study)
     if definition.published in published.TABLES.values():
         return gate(request.scores, request.study, definition.kind, generated)
@@ -181,7 +181,7 @@ def notes(request: Request) -> list[str]:
 
 @a_model_each
 def pictures(request: Request, table: PaperTable, model: str) -> Drawing | None:
-    """Score and token ratio of every benchmark."""
+    """Draw score and token ratio of every benchmark."""
     part = request.scores[request.scores["model"] == model]
     names = [row.name for row in request.rows]
     return benchmark_picture(part, request.definition.benchmarks, names, request.of(model))

@@ -1,4 +1,4 @@
-"""Table 7 and figures 4c and 4d of the paper: what training costs, and what a prompt does."""
+"""Table 7 and figures 4c and 4d of the paper: the cost of training and of a prompt."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 
 def profile(request: Request) -> PaperTable:
-    """A line a length: full, sparse and their ratio."""
+    """One line per length: full, sparse and their ratio."""
     metric = request.definition.metric
     unit, name = (2.0**20, "MiB") if metric.endswith("_bytes") else (1.0, "ms")
     lines = []
@@ -75,12 +75,12 @@ def _speedup(request: Request, result: Result, line: Mapping[Any, Any] | None) -
 
 
 def _three(value: float) -> str:
-    """A figure with three digits or more."""
+    """A number with at least three digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def profile_sentence(model: str, lines: Sequence[Line]) -> str:
-    """The ratio at the last length."""
+    """The ratio at the longest prompt."""
     last = lines[-1]
     ratio = last.figures[-1]
     return (
@@ -90,7 +90,7 @@ def profile_sentence(model: str, lines: Sequence[Line]) -> str:
 
 
 def profile_pictures(request: Request, table: PaperTable, folder: Path) -> list[Picture]:
-    """The profile's own pictures."""
+    """The figures of the profile."""
     kind = "latency" if request.definition.metric == "prefill_ms" else "memory"
     pictures = []
     for model in request.study.models:
@@ -108,7 +108,7 @@ def profile_pictures(request: Request, table: PaperTable, folder: Path) -> list[
 
 
 def cost(request: Request) -> PaperTable:
-    """A line a training: steps and hours, beside those of the paper."""
+    """One line per training run: steps and hours, next to those of the paper."""
     lines = []
     for model, row, result in request.each("train"):
         if result is None:
@@ -122,7 +122,7 @@ def cost(request: Request) -> PaperTable:
         values = {
             "steps": steps,
             "hours": hours,
-            # How many GPUs a job had is no part of its record.
+            # The record of a job does not contain its number of GPUs.
             "device_hours": hours * int(host["cores"]) if on_cpu else math.nan,
             "seconds_a_step": 3600 * hours / steps,
         }
@@ -132,7 +132,7 @@ def cost(request: Request) -> PaperTable:
             for name, value in values.items()
         )
         lines.append(Line((model, row.name, where), cells))
-    columns = ("steps", "hours", "device-hours", "seconds a step")
+    columns = ("steps", "hours", "device-hours", "seconds per step")
     keys = ("model", "trained with", "devices")
     return PaperTable(keys, columns, tuple(lines), request.published_of)
 
@@ -155,7 +155,7 @@ def cost_sentence(model: str, lines: Sequence[Line]) -> str:
 
 
 def cost_pictures(request: Request, table: PaperTable, folder: Path) -> list[Picture]:
-    """The history of each training."""
+    """The history of each training run."""
     pictures = []
     for model, row, result in request.each("train"):
         where = f"{request.of(model)}, {row.name}"

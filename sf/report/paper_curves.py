@@ -27,7 +27,7 @@ SHARES = ("token ratio (%)", "correct answers (%)")
 
 
 def curve(request: Request) -> PaperTable:
-    """A line a threshold."""
+    """One line per threshold."""
     lines = []
     for model, row, result in request.each("accuracy_curve"):
         if result is None:
@@ -46,7 +46,7 @@ def curve(request: Request) -> PaperTable:
 
 
 def lengths(request: Request) -> PaperTable:
-    """Questions in groups of like prompt length, at the evaluated threshold."""
+    """Questions grouped by similar prompt length, at the evaluated threshold."""
     lines = []
     for model, row, result in request.each("accuracy_curve"):
         if result is None:
@@ -70,7 +70,7 @@ def lengths(request: Request) -> PaperTable:
 
 
 def layers(request: Request) -> PaperTable:
-    """A column a layer, at the evaluated threshold."""
+    """One column per layer, at the evaluated threshold."""
     lines, count = [], 0
     for model, row, result in request.each("accuracy_curve"):
         if result is None:
@@ -98,25 +98,25 @@ def _largest_retention_p(measured: pd.DataFrame) -> float:
 
 
 def _before_after(lines: Sequence[Line]) -> tuple[Line, Line] | None:
-    """At the largest sparse threshold; None unless both are there."""
+    """The lines before and after training at the largest sparse p; None unless both exist."""
     at = {line.keys[1]: line for line in lines if float(line.keys[2]) < 1}
     return (at["base"], at[OWN]) if at.keys() >= {"base", OWN} else None
 
 
 def change(model: str, lines: Sequence[Line]) -> str:
-    """What training changes at the evaluated threshold."""
+    """The effect of training at the evaluated threshold."""
     both = _before_after(lines)
     if both is None:
         return f"{model}: {NOT_BOTH}."
     ratios, right = ([line.figures[column].text for line in both] for column in (0, 1))
     return (
-        f"{model}: at p = {both[1].keys[2]} training takes the kept tokens from {ratios[0]} % to "
-        f"{ratios[1]} % and correct answers from {right[0]} % to {right[1]} %."
+        f"{model}: at p = {both[1].keys[2]}, training changes the kept tokens from {ratios[0]} % "
+        f"to {ratios[1]} % and correct answers from {right[0]} % to {right[1]} %."
     )
 
 
 def layers_change(model: str, lines: Sequence[Line]) -> str:
-    """What training changes in the mean over the layers."""
+    """The effect of training on the mean over layers."""
     both = _before_after(lines)
     if both is None:
         return f"{model}: {NOT_BOTH}."
@@ -124,13 +124,13 @@ def layers_change(model: str, lines: Sequence[Line]) -> str:
         sum(cell.value or 0.0 for cell in line.figures) / len(line.figures) for line in both
     )
     return (
-        f"{model}: over the layers {before:.1f} % of the tokens are kept at p = {both[1].keys[2]} "
-        f"before training, {after:.1f} % after."
+        f"{model}: averaged over layers, {before:.1f} % of the tokens are kept at "
+        f"p = {both[1].keys[2]} before training, {after:.1f} % after."
     )
 
 
 def lengths_sentence(model: str, lines: Sequence[Line]) -> str:
-    """What the last row keeps of short and of long prompts."""
+    """The share that the last row keeps of short and of long prompts."""
     row = lines[-1].keys[1]
     parts = [
         f"{line.figures[0].text} % of prompts of {line.keys[2]} tokens"
@@ -142,21 +142,21 @@ def lengths_sentence(model: str, lines: Sequence[Line]) -> str:
 
 @a_model_each
 def curve_pictures(request: Request, table: PaperTable, model: str) -> Drawing | None:
-    """Threshold, ratio and accuracy."""
+    """Draw threshold, ratio and accuracy."""
     curves = _tables(request, model, "curve.csv")
     return curve_picture(curves, request.of(model)) if curves else None
 
 
 @a_model_each
 def layers_pictures(request: Request, table: PaperTable, model: str) -> Drawing | None:
-    """Token ratio by layer."""
+    """Draw the token ratio by layer."""
     retention_p = max((float(line.keys[2]) for line in table.lines if line.keys[2]), default=1.0)
     return layers_picture(_tables(request, model, "layers.csv"), retention_p, request.of(model))
 
 
 @a_model_each
 def length_pictures(request: Request, table: PaperTable, model: str) -> Drawing | None:
-    """Token ratio and accuracy by length."""
+    """Draw token ratio and accuracy by length."""
     lines = [line for line in table.lines if line.keys[0] == model and line.keys[2]]
     return _length_picture(lines, request.of(model)) if lines else None
 
@@ -171,7 +171,7 @@ def _tables(request: Request, model: str, name: str) -> Mapping[str, pd.DataFram
 
 @in_style
 def _length_picture(lines: Sequence[Line], where: str) -> Drawing:
-    """Token ratio and accuracy against prompt length, a mark a group of questions."""
+    """Token ratio and accuracy against prompt length, one marker per group of questions."""
     fig, axes = figure(10.0, 3.9, columns=2)
     names = list(dict.fromkeys(line.keys[1] for line in lines))
     for name in names:
@@ -192,5 +192,5 @@ def _length_picture(lines: Sequence[Line], where: str) -> Drawing:
         panel.set(xlabel="prompt length (tokens)", ylabel=what, ylim=(0, 1.03))
         percent(panel, "y")
     axes[0][0].legend(loc="best")
-    note(fig, f"{where}; marks: quarters of the questions by prompt length")
+    note(fig, f"{where}; markers: quarters of the questions by prompt length")
     return fig

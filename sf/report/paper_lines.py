@@ -1,4 +1,4 @@
-"""What the tables and figures of the paper are made of: lines of figures, beside the published."""
+"""Lines of the paper's tables and figures, with the published values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Draw", "Line", "PaperTable", "Request", "a_model_each", "saved"]
 
 @dataclass(frozen=True)
 class Line:
-    """One line: what names it, and a figure for each column."""
+    """One line: its keys, and a cell for each column."""
 
     keys: tuple[str, ...]
     figures: tuple[Figure, ...]
@@ -34,10 +34,10 @@ class Line:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table as it is shown.
+    """A table as displayed.
 
     Attributes:
-        keys: titles of the columns that name a line, the model's first.
+        keys: titles of the columns that name a line, starting with the model's.
         columns: titles of the others.
         lines: as long as the columns each.
         published_of: model whose published figures stand beside each of ours, by our model.
@@ -62,10 +62,10 @@ class Request:
     """One table or figure of a study.
 
     Attributes:
-        definition: what it shows.
+        definition: its definition.
         study: its results.
-        rows: that it shows; a profile has none.
-        sources: filled with where the figures come from.
+        rows: its rows; a profile has none.
+        sources: receives the results used.
     """
 
     definition: Definition
@@ -74,7 +74,7 @@ class Request:
     sources: Sources
 
     def published_model(self, model: str) -> str:
-        """The model whose published figures stand beside a model's: its own if there are any."""
+        """The model whose published values are shown: the same model if it has any."""
         models = models_of(self.definition.published)
         if model in models or not models:
             return model
@@ -82,12 +82,12 @@ class Request:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """What was measured on the benchmarks (`sf.report.benchmark_tables.measured`)."""
+        """The benchmark results (`sf.report.benchmark_tables.measured`)."""
         return measured(self.study)
 
     @cached_property
     def own_data(self) -> bool:
-        """Whether the benchmarks' data are known to be their own, not generated."""
+        """Whether the benchmark data are known to be real rather than synthetic."""
         return self.study.result("benchmarks") is not None and not stand_ins(self.study)
 
     @cached_property
@@ -96,7 +96,7 @@ class Request:
         return Examples(self.study, [row.name for row in self.rows])
 
     def of(self, model: str) -> str:
-        """What a picture is of."""
+        """The title of a picture for a model."""
         return f"{self.definition.title}, {model}"
 
     @property
@@ -104,19 +104,19 @@ class Request:
         return {model: self.published_model(model) for model in self.study.models}
 
     def each(self, kind: str) -> Iterator[tuple[str, Row, Result | None]]:
-        """Model, row and result of a kind, in the tables' order."""
+        """Model, row and result of a kind, in table order."""
         for model in self.study.models:
             for row in self.rows:
                 axes = {"model": model, "objective" if kind == "train" else "row": row.name}
                 yield model, row, self.study.result(kind, **axes)
 
     def origin(self, result: Result) -> dict[str, Any]:
-        """The fields of a figure that say which result it is from."""
+        """The fields of a cell that identify its result."""
         source = self.sources.of(result)
         return {"source": source, "stale": self.sources.stale[source]}
 
     def figure(self, result: Result, **given: Any) -> Figure:
-        """A figure without a published one beside it."""
+        """A cell without a published value."""
         return Figure(**{"verdict": NOT_PUBLISHED, **given, **self.origin(result)})
 
     def share(
@@ -132,13 +132,13 @@ Draw = Callable[[Request, PaperTable, Path], list[Picture]]
 
 
 def saved(drawing: Drawing, name: str, caption: str, folder: Path) -> Picture:
-    """A picture, once written below the folder of a page."""
+    """Write a drawing below the folder of a page and return its picture."""
     save(drawing, folder / "figures", name)
     return Picture(name, caption)
 
 
 def a_model_each(draw: Callable[[Request, PaperTable, str], Drawing | None]) -> Draw:
-    """Pictures of a page: what a function draws of each model."""
+    """The pictures of a page, one per model."""
 
     def pictures(request: Request, table: PaperTable, folder: Path) -> list[Picture]:
         drawn = ((model, draw(request, table, model)) for model in request.study.models)

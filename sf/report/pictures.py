@@ -1,4 +1,4 @@
-"""Pictures of a study: before and after training, the benchmarks."""
+"""Figures of a study: before and after training, and the benchmarks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def accuracy_curve_picture(
     Args:
         curves: `curve_table` of "base" and of each objective.
         matched: `sf.report.matched.at_matched_ratio` of each objective.
-        where: what was measured on.
+        where: the evaluated data.
     """
     fig, axes = figure(11.0, 4.2, columns=2)
     left, right = axes[0]
@@ -63,12 +63,12 @@ def accuracy_curve_picture(
 def layers_picture(
     layers: Mapping[str, pd.DataFrame], retention_p: float, where: str
 ) -> Figure | None:
-    """Token ratio of each layer at one threshold, before beside after; None if no curve has it.
+    """Token ratio of each layer at one threshold, before and after; None if no curve has it.
 
     Args:
         layers: `layer_table` of "base" and of each objective.
         retention_p: the threshold.
-        where: what was measured on.
+        where: the evaluated data.
     """
     parts = {name: rows_at(table, "retention_p", retention_p) for name, table in layers.items()}
     parts = {name: part for name, part in parts.items() if len(part)}
@@ -97,13 +97,13 @@ def layers_picture(
 def benchmark_picture(
     table: pd.DataFrame, benchmarks: Sequence[Benchmark], rows: Sequence[str], where: str
 ) -> Figure | None:
-    """Score and token ratio of every benchmark, one mark per row; None without figures.
+    """Score and token ratio of every benchmark, one marker per row; None without values.
 
     Args:
-        table: of `sf.report.benchmark_tables.measured`, one model.
+        table: from `sf.report.benchmark_tables.measured`, of one model.
         benchmarks: in the order of the axis.
         rows: in the order of the legend.
-        where: the model and what the data are.
+        where: the model and the kind of data.
     """
     shown = [benchmark for benchmark in benchmarks if benchmark.name in set(table["benchmark"])]
     if not shown:
@@ -138,5 +138,5 @@ def benchmark_picture(
     score.set(title="Score", ylabel="% of the highest possible")
     ratio.set(title="Kept tokens", ylabel="token ratio (%)")
     fig.legend(*score.get_legend_handles_labels(), loc="outside upper right", ncols=len(rows))
-    note(fig, f"{where}; bars on the marks: 95 % intervals")
+    note(fig, f"{where}; error bars: 95 % intervals")
     return fig

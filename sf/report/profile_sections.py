@@ -1,4 +1,4 @@
-"""The report's part about latency and memory."""
+"""The report's part on latency and memory."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["profile_sections"]
 
 PROFILE_TEXT = (
     "Both sides run in one process, interleaved, on the same prompts of random text. The dense "
-    "side is the fastest dense attention of the device, measured at each point and named in the "
-    "column 'dense by', with a cache that grows in place. 'No difference': the interval of the "
-    "ratio contains 1. Peaks are bytes above the weights."
+    "side is the device's fastest dense attention at each length, named in the column 'dense by', "
+    "with a cache that grows in place. 'No difference': the interval of the ratio contains 1. "
+    "Peaks are bytes above the weights."
 )
-METRICS = {  # table -> metric -> title, its unit in what the table holds
+METRICS = {  # table -> metric -> title, and its unit in terms of the stored unit
     "times": {
         "prefill_ms": ("prefill (ms)", 1.0),
         "decode_ms": ("generate (ms per token)", 1.0),
@@ -56,7 +56,7 @@ def profile_sections(study: Study, folder: Path) -> list[Section]:
         for name, caption in (
             ("latency", "Latency against prompt length."),
             ("memory", "Memory against prompt length."),
-            ("parts", "Where prefill time goes."),
+            ("parts", "Prefill time by part."),
         ):
             source = result.folder / "figures" / f"{name}.png"
             if source.is_file():
@@ -69,7 +69,7 @@ def profile_sections(study: Study, folder: Path) -> list[Section]:
 
 
 def roofline(result: Result, model: str) -> Table:
-    """The decoder's floor, time and achieved share: prefill, and a token of the decode loop."""
+    """The decoder's floor, time and achieved share, for prefill and a token of the decode loop."""
     table = result.table("roofline.csv")
     rows = []
     for line in table[table["part"] == "whole"].to_dict("records"):
@@ -101,9 +101,9 @@ def roofline(result: Result, model: str) -> Table:
 
 
 def beside_the_paper(result: Result, model: str) -> Table:
-    """The paper's two ratios at 200k tokens, and what was measured here, never one for the other.
+    """The paper's two ratios at 200k tokens, and the ratios measured here.
 
-    A GPU's column is filled by a profile on a GPU with a length of 200,000 or more alone.
+    The GPU column is filled only by a GPU profile with a length of at least 200,000 tokens.
     """
     table = result.table("speedup.csv")
     facts = json.loads((result.folder / "hardware.json").read_text(encoding="utf-8"))
@@ -138,7 +138,7 @@ def _copy(source: Path, folder: Path, name: str) -> None:
 
 
 def _tables(result: Result, model: str) -> list[Table]:
-    """Times and bytes, full and sparse side by side, a row per subject and length."""
+    """Times and bytes, full and sparse side by side, a row per model and length."""
     points: dict[tuple[str, int], dict[tuple[str, str], Any]] = {}
     for line in result.table("profile.csv").to_dict("records"):
         point = points.setdefault((str(line["subject"]), int(line["length"])), {})
@@ -146,7 +146,7 @@ def _tables(result: Result, model: str) -> list[Table]:
     ratios = result.table("speedup.csv").to_dict("records")
     for line in ratios:
         points[str(line["subject"]), int(line["length"])][str(line["metric"]), RATIO] = line
-    setting = ratios[0]["ratio_set_by"] if ratios else "nothing that fitted"
+    basis = f"kept tokens set by {ratios[0]['ratio_set_by']}" if ratios else "no length fitted"
     tables = []
     for name, metrics in METRICS.items():
         header = ["subject", "prompt", "dense by"]
@@ -162,7 +162,7 @@ def _tables(result: Result, model: str) -> list[Table]:
         tables.append(
             Table(
                 name=f"{name}_{model}",
-                caption=f"{model}, {name}: kept tokens set by {setting} (run {result.run})",
+                caption=f"{model}, {name}: {basis} (run {result.run})",
                 header=header,
                 rows=rows,
                 keys=3,
@@ -172,7 +172,7 @@ def _tables(result: Result, model: str) -> list[Table]:
 
 
 def _dense(point: dict[tuple[str, str], Any]) -> str:
-    """Which dense attention the full side was; nothing where none fitted."""
+    """The dense attention of the full side; empty if it did not fit."""
     name = next(iter(point.values()))["dense"]
     return name if isinstance(name, str) else ""
 
@@ -187,7 +187,7 @@ def _measure(line: Any, unit: float) -> Cell:
 
 
 def _ratio(line: Any) -> Cell:
-    """A ratio with its interval; "no difference" when the interval contains 1."""
+    """A ratio with its interval; "no difference" if the interval contains 1."""
     if line is None:
         return Cell("")
     if str(line["metric"]).endswith("_bytes"):
@@ -201,7 +201,7 @@ def _ratio(line: Any) -> Cell:
 
 
 def _break_even(result: Result) -> list[str]:
-    """One sentence per subject: from which prompt length on sparse attention is faster."""
+    """One sentence per model: the prompt length from which sparse attention is faster."""
     table = result.table("profile.csv")
     figures = json.loads((result.folder / "metrics.json").read_text(encoding="utf-8"))
     sentences = []
@@ -219,15 +219,15 @@ def _break_even(result: Result) -> list[str]:
 
 
 def _plain_transformers(table: pd.DataFrame) -> list[str]:
-    """What transformers' own cache costs beside the dense side, where it was measured."""
+    """The time with transformers' cache compared with the dense side, if measured."""
     decode = table[(table["metric"] == "decode_ms") & (table["status"] == "measured")]
     times = {
         (str(line["subject"]), int(line["length"]), str(line["side"])): float(line["value"])
         for line in decode.to_dict("records")
     }
     return [
-        f"{subject}: at {length:,} tokens a token takes {value:.3g} ms with transformers' own "
-        f"cache, {times[subject, length, 'full']:.3g} ms on the dense side."
+        f"{subject}: at {length:,} tokens, a token takes {value:.3g} ms with transformers' own "
+        f"cache and {times[subject, length, 'full']:.3g} ms on the dense side."
         for (subject, length, side), value in times.items()
         if side == "transformers" and (subject, length, "full") in times
     ]

@@ -1,6 +1,6 @@
-"""The published figures (arXiv 2504.18579, v1 and final), as `published.csv` holds them.
+"""The published values (arXiv 2504.18579, v1 and final), from `published.csv`.
 
-What is not in the file is not published in our sources: a table prints "n/p", never a guess.
+Values missing from the file are not published in our sources; tables show "n/p", never a guess.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
 
 NOT_PUBLISHED = "n/p"
 TABLES = {"image": "table1_image", "video": "table2_video"}
-VERSIONS = ("final", "v1")  # the newer first
+VERSIONS = ("final", "v1")  # newest first
 
 
 @cache
@@ -38,11 +38,11 @@ def _figures() -> dict[tuple[str, str, str, str, str], float]:
 
 
 def figure(kind: str, model: str, row: str, metric: str, version: str) -> float | None:
-    """One published figure of table 1 ("image") or 2 ("video"), in the paper's scale.
+    """A published value of table 1 ("image") or 2 ("video"), in the paper's scale.
 
     Args:
         kind: "image" or "video".
-        model: as the paper's file spells it, e.g. "qwen2.5-vl-7b".
+        model: as spelt in the file, e.g. "qwen2.5-vl-7b".
         row: full, zipvl, sparsity_forcing, ...
         metric: a benchmark's name, "token_ratio_percent", "image_average" or "video_average".
         version: one of `VERSIONS`.
@@ -51,7 +51,7 @@ def figure(kind: str, model: str, row: str, metric: str, version: str) -> float 
 
 
 def latest(kind: str, model: str, row: str, metric: str) -> tuple[float | None, str]:
-    """The final version's figure, else the first one's, and the version; (None, "") if neither."""
+    """The value of the final version, else of the first one, and the version; else (None, "")."""
     for version in VERSIONS:
         value = figure(kind, model, row, metric, version)
         if value is not None:
@@ -60,10 +60,10 @@ def latest(kind: str, model: str, row: str, metric: str) -> tuple[float | None, 
 
 
 def figure_of(table: str, model: str, row: str, metric: str) -> float | None:
-    """One figure of a table of the file, of the newest version that has it.
+    """A value of a table of the file, from the newest version that has it.
 
     Args:
-        table: as the file names it, e.g. "table3_baselines".
+        table: its name in the file, e.g. "table3_baselines".
         model, row, metric: see `figure`.
     """
     values = (_figures().get((version, table, model, row, metric)) for version in VERSIONS)
@@ -71,12 +71,12 @@ def figure_of(table: str, model: str, row: str, metric: str) -> float | None:
 
 
 def models_of(table: str) -> list[str]:
-    """The models that a table of the file has, in its order."""
+    """The models of a table of the file, in file order."""
     return list(dict.fromkeys(key[2] for key in _figures() if key[1] == table))
 
 
 def at_200k(metric: str) -> tuple[float, str]:
-    """A ratio of figure 4, full over sparse at 200k tokens, and the model that it is of.
+    """A ratio of figure 4, full over sparse at 200k tokens, and its model.
 
     Args:
         metric: "decode_speedup" or "memory_ratio".
@@ -87,7 +87,7 @@ def at_200k(metric: str) -> tuple[float, str]:
 
 
 def models_with(kind: str, row: str) -> list[str]:
-    """Models for which table 1 or 2 has at least one score of a row, in the file's order."""
+    """Models for which table 1 or 2 has at least one score of a row, in file order."""
     names = {benchmark.name for benchmark in BENCHMARKS} | {f"{kind}_average"}
     models = [
         model
@@ -100,8 +100,8 @@ def models_with(kind: str, row: str) -> list[str]:
 def average(scores: Mapping[str, float], benchmarks: Sequence[Benchmark]) -> float | None:
     """The mean of some benchmarks in percent of their scales; None unless all are there.
 
-    MME counts as its share of 2800 and OCRBench of 1000, which reproduces the published image
-    averages (73.8, 69.9, 72.9, 73.6).
+    MME is scaled by 2800 and OCRBench by 1000, which reproduces the published image averages (73.8,
+    69.9, 72.9, 73.6).
 
     Args:
         scores: by benchmark name, in the paper's scale.

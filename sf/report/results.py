@@ -1,4 +1,4 @@
-"""Finished results as the report reads them: folder, stamp, tables, history."""
+"""Finished results for the report: folder, stamp, tables, history."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Result:
 
     Attributes:
         kind: key of `sf.layout.FOLDERS`.
-        axes: what the folder stands for, e.g. {"model": ..., "row": ...}.
-        folder: where it lies.
+        axes: the folder's axes, e.g. {"model": ..., "row": ...}.
+        folder: its folder.
         stamp: content of its stage.json.
     """
 
@@ -36,17 +36,17 @@ class Result:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The values that the stage ran with, by dotted names."""
+        """The parameters of the stage by dotted name."""
         return flat(self.stamp["parameters"])
 
     @property
     def run(self) -> str:
-        """First characters of the key that parameters, inputs and code define."""
+        """First characters of the key of parameters, inputs and code."""
         return str(self.stamp["key"])[:8]
 
     @property
     def commit(self) -> str:
-        """Short commit, with "+" when tracked files were changed."""
+        """Short commit, with "+" if tracked files were changed."""
         return str(self.stamp["commit"])[:7] + ("+" if self.stamp.get("dirty") else "")
 
     def table(self, name: str) -> pd.DataFrame:
@@ -55,7 +55,7 @@ class Result:
         Raises:
             DataError: the result has no such table.
         """
-        import pandas as pd  # 0.4 s: the stage's module must import quickly
+        import pandas as pd  # takes 0.4 s, and the stage's module must import quickly
 
         path = self.folder / "tables" / name
         if not path.is_file():
@@ -65,7 +65,7 @@ class Result:
         return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
 
     def history(self) -> pd.DataFrame:
-        """Figures per step (`sf.history.history_table`)."""
+        """Metrics per step (`sf.history.history_table`)."""
         return history_table(self.folder)
 
 
@@ -74,9 +74,9 @@ class Study:
     """The results of one scale.
 
     Attributes:
-        root: the folder that holds them, `results/SCALE`.
-        models, methods, objectives, suites, seeds, curve_methods: the axes. What does not say a
-            seed means the first one.
+        root: their folder, `results/SCALE`.
+        models, methods, objectives, suites, seeds, curve_methods: the axes. Without a seed, the
+            first one is meant.
     """
 
     root: Path
@@ -88,7 +88,7 @@ class Study:
     curve_methods: tuple[str, ...] = ()
 
     def folder(self, kind: str, **axes: str) -> Path:
-        """Where a result lies, below `root`; a row may be an objective, with a `seed`."""
+        """The folder of a result below `root`; a row may be an objective, with a `seed`."""
         pattern = FOLDERS[kind].removeprefix("results/{scale}/")
         seed = axes.pop("seed", str(self.seeds[0]))
         if axes.get("row") in self.objectives:
@@ -96,22 +96,22 @@ class Study:
         return self.root / pattern.format(train_seed=seed, **axes)
 
     def shown(self, result: Result) -> bool:
-        """Whether a table with one line a row shows it: not trained from a further seed."""
+        """Whether a table with one line per row shows it, i.e. no further training seed."""
         return result.axes.get("seed", str(self.seeds[0])) == str(self.seeds[0])
 
     def result(self, kind: str, **axes: str) -> Result | None:
-        """A finished result, or None when the stage has not been run."""
+        """A finished result, or None if the stage has not run."""
         folder = self.folder(kind, **axes)
         stamp = read_stamp(folder / STAMP)
         return None if stamp is None else Result(kind, axes, folder, stamp)
 
     def everything(self) -> list[Result]:
-        """All finished results that the report can show, in the order of the stages."""
+        """All finished results that the report can show, in stage order."""
         results = [self.result(kind, **axes) for kind, axes in self._wanted()]
         return [result for result in results if result is not None]
 
     def missing(self) -> list[str]:
-        """Folders below `root` of the results that the report could show and that are not there."""
+        """Folders below `root` of the results that the report could show but that are missing."""
         return [
             self.folder(kind, **axes).relative_to(self.root).as_posix()
             for kind, axes in self._wanted()

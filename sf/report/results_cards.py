@@ -1,7 +1,7 @@
-"""Results cards of trained models: what belongs into a model card, with where it is from.
+"""Results cards of trained models: the content of a model card, with its sources.
 
-A card is Markdown with the hub's `model-index` in front, and one picture. Scores on generated
-stand-ins get no index: the hub would list them as the benchmarks' own.
+A card is Markdown with the hub's `model-index` at the top, and one picture. Scores on synthetic
+data get no index, because the hub would list them as real benchmark scores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HEADER = ["benchmark", "score", "full attention", "token ratio (%)", "samples"]
 
 
 def results_cards(study: Study, folder: Path) -> list[Section]:
-    """Write `cards/MODEL_ROW.md` and its picture for each trained model; links to them.
+    """Write `cards/MODEL_ROW.md` and its picture for each trained model; return links to them.
 
     Args:
         study: its results.
@@ -74,7 +74,7 @@ def _card(study: Study, scores: pd.DataFrame, model: str, row: str, folder: Path
         ]
         for line in own.to_dict("records")
     ]
-    caption = "Scores and token ratios, in brackets 95 % bootstrap intervals over questions"
+    caption = "Scores and token ratios, with 95 % bootstrap intervals over questions in brackets"
     title = escaped(f"Results of {row} on {model}")
     generated = stand_ins(study)
     parts = [] if generated else [f"---\n{_index(own, name)}---"]
@@ -91,7 +91,7 @@ def _score(line: Any) -> Cell:
 
 
 def _index(own: pd.DataFrame, name: str) -> str:
-    """The hub's `model-index`: a result a benchmark, in the paper's scale."""
+    """The hub's `model-index`: one result per benchmark, in the paper's scale."""
     repositories = {one.name: one.tasks[0].repository for one in (*BENCHMARKS, *EXTRA)}
     results = [
         {
@@ -110,7 +110,7 @@ def _index(own: pd.DataFrame, name: str) -> str:
 
 
 def _provenance(study: Study, model: str, row: str) -> str:
-    """A line a result that the card's figures are from."""
+    """One line per result behind the card's values."""
     wanted = [("train", {"model": model, "objective": row})]
     wanted += [
         ("evaluate", {"model": model, "row": name, "suite": suite})

@@ -1,9 +1,9 @@
-"""The samples of a study: every question with the replies of two rows beside each other.
+"""The samples of a study: every question with the replies of two rows side by side.
 
-`samples/samples.html` loads what a reader asks for from files beside it: the questions of a
-benchmark, and the replies of one model and row to them. A page that holds all of them would be too
-large for the real benchmarks. The files are scripts, which a page that is opened from a disk may
-load, and hold nothing but a call with JSON.
+`samples/samples.html` loads the selected data from neighbouring files: the questions of a
+benchmark, and the replies of one model and row to them. A single page would be too large for the
+real benchmarks. The files are scripts, which a page opened from disk may load, and contain only a
+call with JSON.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ __all__ = ["PAGE", "samples_sections"]
 
 PAGE = "samples/samples.html"
 RIGHT = 0.5
-"""A sample's score (0 to 1) from which its reply counts as right."""
+"""A sample's score (0 to 1) from which its reply counts as correct."""
 HEADER = ("benchmark", "questions")
 _TEXT = (
-    "Each link opens the questions that the full row answers right and another row wrong; there, "
-    "benchmark, model, rows and what is shown can be chosen."
+    "Each link opens the questions that the full row answers correctly and another row does not. "
+    "The page also lets you choose benchmark, model, rows and samples."
 )
 
 
 def samples_sections(study: Study, folder: Path) -> list[Section]:
-    """Write the page of the samples and what it loads; links to it.
+    """Write the page of the samples and its data; return links to it.
 
     Args:
         study: its results.
@@ -72,12 +72,12 @@ def samples_sections(study: Study, folder: Path) -> list[Section]:
 
 def _call(name: str, arguments: list[str], content: Any) -> str:
     """A script that hands JSON to a function of the page."""
-    parts = [json.dumps(part) for part in (*arguments, content)]  # ASCII: of any text
+    parts = [json.dumps(part) for part in (*arguments, content)]  # pure ASCII
     return f"{name}({', '.join(parts)});\n"
 
 
 def _samples(result: Result) -> dict[str, list[dict[str, Any]]]:
-    """What the page shows of each sample, by benchmark."""
+    """The page's data on each sample, by benchmark."""
     samples: dict[str, list[dict[str, Any]]] = {}
     file = result.folder / "samples.jsonl"
     for sample in read_json_lines(file) if file.is_file() else ():
@@ -108,6 +108,6 @@ def _questions(result: Result) -> dict[str, dict[str, dict[str, Any]]]:
         questions.setdefault(str(line["benchmark"]), {})[f"{line['task']} {line['doc_id']}"] = {
             "question": printable(line["question"]),
             "picture": f"data:image/jpeg;base64,{picture}" if picture else "",
-            "places": json.loads(line.get("places", "[]")),  # no part of older results
+            "places": json.loads(line.get("places", "[]")),  # absent from older results
         }
     return questions

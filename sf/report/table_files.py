@@ -1,6 +1,6 @@
 r"""A paper table as files: HTML page, CSV, Markdown, LaTeX and JSON.
 
-Every file holds all columns. The page is one file and asks no other host for anything.
+Every file contains all columns. The page is self-contained and makes no network requests.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class TablePage:
-    """What the page of a table says.
+    """The content of a table's page.
 
     Attributes:
         name: of its files.
         title, about: of the table.
-        sentence: what it says, in one sentence.
-        notes: what a reader must know before comparing.
+        sentence: its main result.
+        notes: for comparing its values.
         table: its lines.
-        sources: where its figures come from.
-        pictures: below it; their files lie in `figures/`.
-        command: that makes it again.
+        sources: the results behind it.
+        pictures: shown below it; their files are in `figures/`.
+        command: that reproduces it.
     """
 
     name: str
@@ -83,7 +83,7 @@ def write_table(page: TablePage, folder: Path) -> None:
 
 
 def _frame(table: PaperTable) -> pd.DataFrame:
-    """A line per cell, as numbers are used further."""
+    """One line per cell, for further processing."""
     lines = []
     for line in table.lines:
         named = dict(zip(table.keys, line.keys, strict=True))
@@ -95,7 +95,7 @@ def _frame(table: PaperTable) -> pd.DataFrame:
 
 
 def _shown(line: Line) -> list[str]:
-    """Ours with the published figure behind it."""
+    """Our values, followed by the published ones in brackets."""
     return [
         f"{figure.text or NOT_RUN} ({figure.published})" if figure.published
         else figure.text or NOT_RUN

@@ -1,4 +1,4 @@
-"""From the results of a study to the page of one table or figure of the paper."""
+"""The pages of the paper's tables and figures, from the results of a study."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["write_table_page"]
 
 
 class Form(NamedTuple):
-    """How a kind of table or figure is made: its lines, a sentence a model, its pictures."""
+    """The functions for a kind of table or figure: lines, a sentence per model, pictures."""
 
     table: Callable[[Request], PaperTable]
     sentence: Callable[[str, Sequence[Line]], str]
@@ -54,14 +54,14 @@ FORMS: Mapping[Shows, Form] = {
 def write_table_page(
     target: str, study: Study, rows: Sequence[Row], folder: Path, command: str
 ) -> dict[str, float]:
-    """Write the page and the files of one table or figure; what has no result is "not run".
+    """Write the page and the files of one table or figure; missing results are "not run".
 
     Args:
         target: a key of `sf.report.definitions.DEFINITIONS`.
         study: its results.
-        rows: that the table shows.
-        folder: where `index.html`, `TARGET.csv`, `.md`, `.tex` and `.json` go.
-        command: that makes the table.
+        rows: of the table.
+        folder: for `index.html`, `TARGET.csv`, `.md`, `.tex` and `.json`.
+        command: that reproduces the table.
 
     Returns:
         Averages, token ratios and counts of the verdicts, by name.
@@ -105,7 +105,7 @@ def _sentence(table: PaperTable, form: Form) -> str:
     compared = counts[REPRODUCED] + counts[DIFFERS]
     if compared:
         return (
-            f"{counts[REPRODUCED]} of {compared} published figures are reproduced within "
+            f"{counts[REPRODUCED]} of {compared} published values are reproduced within "
             f"{TOLERANCE} points of 100."
         )
     run: dict[str, list[Line]] = {}
@@ -113,4 +113,4 @@ def _sentence(table: PaperTable, form: Form) -> str:
         if any(cell.value is not None for cell in line.figures):
             run.setdefault(line.keys[0], []).append(line)
     sentences = [form.sentence(model, lines) for model, lines in run.items()]
-    return " ".join(sentences) or "Nothing of it was run."
+    return " ".join(sentences) or "None of its rows was run."

@@ -1,4 +1,4 @@
-"""The report's part about a second question on the pruned cache."""
+"""The report's part on a second question with the pruned cache."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _HEADER = [
     "dense",
     "whole KV",
     "pruned",
-    "read anew",
+    "re-read",
 ]
 _TEXT = (
-    "Two held-out questions about one image or video, one after the other. Accuracy (%) of the "
-    "second: with full attention; with top-p reading and every token's K and V kept; with those of "
-    "the dropped tokens discarded; with the conversation read again. Differences are paired, "
-    "intervals bootstrapped over images and videos."
+    "Two consecutive held-out questions about one image or video. Accuracy (%) on the second: with "
+    "full attention; with top-p but the K and V of all tokens kept; with those of the dropped "
+    "tokens discarded; with the conversation read again. Differences are paired; intervals are "
+    "bootstrapped over images and videos."
 )
 
 
 def two_turn_sections(study: Study) -> list[Section]:
-    """One section with a line per model, checkpoint and threshold; none where nothing was asked."""
+    """One section with a line per model, checkpoint and threshold; none without results."""
     rows = []
     for result in study.everything():
         if result.kind == "accuracy_curve" and study.shown(result):

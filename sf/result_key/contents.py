@@ -1,8 +1,8 @@
-"""Digests of files by content; a file is read again only when it was touched.
+"""Content digests of files; a file is read again only if its status changed.
 
-Size, times and inode of each file that was read are kept in `contents.json` in the work folder
-beside a result. A file whose status moved is read again: copying or linking a checkout changes no
-digest, and changed bytes do not pass under an old one.
+`contents.json` in the work folder of a result stores the size, times and inode of each file read.
+A file with another status is read again: copying or linking a checkout changes no digest, and
+changed bytes are always noticed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Contents", "damaged", "digest_of", "file_digests", "input_digest"]
 
 CACHE = "contents.json"
 SETTLED_NS = 100_000_000
-"""A file changed more recently can change again without its times moving: it is read again."""
+"""A file modified more recently is read again: it can change again within the same time stamp."""
 
 
 def digest_of(content: object) -> str:
@@ -34,7 +34,7 @@ def digest_of(content: object) -> str:
 
 
 class Contents:
-    """The digests of files, with the status that each had when it was read."""
+    """The digests of files, with the status of each when it was read."""
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache
@@ -43,7 +43,7 @@ class Contents:
         try:
             known = json.loads(cache.read_bytes())
         except (OSError, ValueError):
-            return  # no cache, or a damaged one: files are read again
+            return  # missing or damaged cache: files are read again
         if isinstance(known, dict):
             self.known = known
 
@@ -52,7 +52,7 @@ class Contents:
 
         Args:
             path: the file.
-            name: under which it is kept; relative, so that a moved folder keeps its cache.
+            name: its key in the cache; relative, so that a moved folder keeps its cache.
         """
         status = _status(path)
         entry = self.known.get(name)
@@ -67,14 +67,14 @@ class Contents:
         return digest
 
     def save(self) -> None:
-        """Keep what was read, where that is possible: a cache costs no result."""
+        """Write the cache if possible; a failure does not affect the result."""
         if not self.changed:
             return
         try:
             self.cache.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.cache, self.known)
         except OSError:
-            return  # read-only inputs are read each time
+            return  # read-only inputs are read every time
 
 
 def _status(path: Path) -> list[int]:
@@ -92,7 +92,7 @@ def _contents(cache: Path) -> Iterator[Contents]:
 
 
 def file_digests(folder: Path, work: Path) -> dict[str, list[Any]]:
-    """{relative path: [size in bytes, digest]} of all files below `folder` but the stamp.
+    """{relative path: [size in bytes, digest]} of all files below `folder` except the stamp.
 
     Args:
         folder: of a result.
@@ -106,7 +106,7 @@ def file_digests(folder: Path, work: Path) -> dict[str, list[Any]]:
 
 
 def damaged(folder: Path, files: Mapping[str, list[Any]]) -> list[str]:
-    """The recorded files that are missing below a result's folder or have another content."""
+    """The recorded files that are missing from a result's folder or have other contents."""
     with _contents(work_folder(folder) / CACHE) as contents:
         return [
             name
@@ -118,11 +118,11 @@ def damaged(folder: Path, files: Mapping[str, list[Any]]) -> list[str]:
 
 
 def input_digest(path: Path, work: Path | None = None) -> str:
-    """A hash of what a stage reads: a result's files, or the bytes of another file.
+    """A hash of a stage's input: a result's files, or the bytes of another file.
 
     Args:
         path: folder of a result, or a file.
-        work: the work folder of the job that reads; keeps the status of files that are no result.
+        work: the work folder of the reading job; caches the status of files outside results.
 
     Raises:
         DataError: the path does not exist, is an incomplete result, or has a damaged file.
@@ -137,15 +137,15 @@ def input_digest(path: Path, work: Path | None = None) -> str:
     stamp = read_stamp(path / STAMP)
     if stamp is None:
         raise DataError(
-            "input", str(path), f"has no valid {STAMP}: it is not complete", "run its stage again"
+            "input", str(path), f"has no valid {STAMP}: it is incomplete", "run its stage again"
         )
     names = damaged(path, stamp["files"])
     if names:
         raise DataError(
             "input",
             str(path / names[0]),
-            "is missing or does not have the bytes that its stage wrote"
-            + (f" ({len(names) - 1} more files of this result neither)" if names[1:] else ""),
+            "is missing or differs from what its stage wrote"
+            + (f" ({len(names) - 1} more files of this result too)" if names[1:] else ""),
             f"run its stage again: `make study`, or the command in {path / STAMP}",
         )
     return digest_of(stamp["files"])

@@ -1,8 +1,8 @@
-"""The code of a stage: the modules of this package that it imports, directly or not.
+"""The code of a stage: the modules of this package that it imports, directly or indirectly.
 
-Imports inside functions count as those at the top of a module do, and so does a module that is
-named as text, as in a registry's line ("sf.baselines.full:Full"). Data files of the package count
-by content, in the module that names them.
+Imports inside functions count like those at the top of a module, and so do modules named in
+strings, as in a registry ("sf.baselines.full:Full"). Data files of the package count by content,
+in the module that names them.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ RUNNER: dict[str, str] = {
     "sf.reuse": "decides whether a stage runs",
     "sf.tracking": "records",
 }
-"""Modules that do not count, nor what only they import: how a stage is run, not what it does."""
-LOOKS: dict[str, str] = {"sf.plotting": "looks of pictures, no numbers"}
-"""Do not count either, but for the report, which is cheap and is looked at."""
+"""Excluded modules, with modules imported only by them: they run a stage but do not affect it."""
+LOOKS: dict[str, str] = {"sf.plotting": "appearance of figures, not numbers"}
+"""Excluded too, except for the report, which is cheap and meant to be looked at."""
 _REGISTRY_LINE = re.compile(r"(sf(?:\.\w+)+):\w+")
 _DATA_NAME = re.compile(r"\w[\w./-]*")
 _CLASS = re.compile(r"^class (\w+)\(([^)]*)\):", re.MULTILINE)
@@ -60,13 +60,13 @@ _CACHE = PACKAGE / "__pycache__" / "syntax_digests.json"
 
 @dataclass(frozen=True)
 class Module:
-    """What one file contributes.
+    """The contribution of one file to the key.
 
     Attributes:
         digest: of its syntax tree.
-        names: modules of this package that it may import; not all exist ("sf.a.function").
+        names: modules of this package that it may import; some do not exist ("sf.a.function").
         packages: other packages that it imports.
-        files: plain names in its text that can be data files beside it.
+        files: names in its strings that can be data files in its folder.
     """
 
     digest: str
@@ -80,9 +80,9 @@ class Code:
     """The code of a stage.
 
     Attributes:
-        modules: {path of a module or a data file from the package's parent: digest}.
+        modules: {path of a module or a data file, relative to the package's parent: digest}.
         packages: {package of `COUNTED`: the counted part of its version}.
-        imported: all packages beside this one and the standard library.
+        imported: all packages except this one and the standard library.
     """
 
     modules: dict[str, str]
@@ -91,12 +91,12 @@ class Code:
 
     @property
     def digest(self) -> str:
-        """Of the modules, without the packages."""
+        """The hash of the modules, without the packages."""
         return _digest(json.dumps(self.modules, sort_keys=True).encode())
 
 
 def code_of(start: Path) -> Code:
-    """The code that the module in the file `start` imports, with itself."""
+    """The code of the module in the file `start` and of its imports."""
     reader = _reader()
     runner = RUNNER if start.name == "report.py" else RUNNER | LOOKS
     modules: dict[str, str] = {}
@@ -133,7 +133,7 @@ def module_file(name: str) -> Path | None:
 
 
 def module_files(name: str, runner: Collection[str]) -> list[Path]:
-    """The files that importing `name` runs: it and the packages around it, but the runner's."""
+    """The files that importing `name` runs: its own and its parents', without the runner's."""
     parts = name.split(".")
     names = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
     if set(names) & set(runner):
@@ -147,7 +147,7 @@ def _shown(file: Path) -> str:
 
 
 def _data_files(file: Path, names: Iterable[str]) -> list[Path]:
-    """The data that a module names: files beside it, and all files in folders beside it."""
+    """The data that a module names: files, and all files of folders, next to it."""
     paths: set[Path] = set()
     for name in names:
         path = file.parent / name
@@ -160,7 +160,7 @@ def _digest(content: bytes) -> str:
 
 
 class _Reader:
-    """Reads modules; what it read is kept beside Python's own compiled files."""
+    """Reads modules, with a cache next to Python's compiled files."""
 
     def __init__(self) -> None:
         self.known: dict[str, list[Any]] = _read_cache()
@@ -168,7 +168,7 @@ class _Reader:
         self.read: dict[tuple[Path, int, int, int], Module] = {}
 
     def module(self, file: Path) -> Module:
-        """The module in `file`, read once as long as the file does not move."""
+        """The module in `file`, read again only if the file's status changed."""
         status = file.stat()
         version = (file, status.st_size, status.st_mtime_ns, status.st_ino)
         if version not in self.read:
@@ -193,7 +193,7 @@ class _Reader:
             with replacing(_CACHE, shared=True) as part:
                 part.write_text(json.dumps(self.known), encoding="utf-8")
         except OSError:
-            return  # a read-only installation: its modules are read again each time
+            return  # read-only installation: its modules are read every time
 
 
 @functools.cache
@@ -211,13 +211,13 @@ def _read_cache() -> dict[str, list[Any]]:
 
 @functools.cache
 def _rules() -> str:
-    """A hash of the rules by which modules are read: what was kept under others is not used."""
+    """A hash of the rules for reading modules; it invalidates caches from other rules."""
     return _digest(b"".join(Path(__file__).with_name(name).read_bytes() for name in _RULES))
 
 
 @functools.cache
 def _all_sections() -> frozenset[str]:
-    """Names of all classes of this package that are parameter sections."""
+    """Names of all parameter sections of this package."""
     bases: dict[str, list[str]] = {}
     for file in PACKAGE.rglob("*.py"):
         bases |= _bases(file.read_bytes())
@@ -225,13 +225,13 @@ def _all_sections() -> frozenset[str]:
 
 
 def _bases(source: bytes) -> dict[str, list[str]]:
-    """{class: its bases} of the classes at the top of a module."""
+    """{class: its bases} for the top-level classes of a module."""
     classes = _CLASS.findall(source.decode("utf-8"))
     return {name: re.findall(r"\w+", bases) for name, bases in classes}
 
 
 def _derived(bases: Mapping[str, list[str]], sections: frozenset[str]) -> frozenset[str]:
-    """The classes in `bases` that derive from a class in `sections`, with those."""
+    """The classes in `bases` that are or derive from `sections`, and "Section"."""
     known = set(sections)
     while more := {name for name in bases.keys() - known if known & set(bases[name])}:
         known |= more
@@ -265,7 +265,7 @@ def _read_module(file: Path, source: bytes, sections: list[str]) -> Module:
 
 
 def _origin(file: Path, node: ast.ImportFrom) -> str:
-    """The absolute name of the module that names are imported from."""
+    """The absolute name of the imported module."""
     if not node.level:
         return node.module or ""
     around = _shown(file).removesuffix(".py").split("/")[: -node.level]
@@ -273,7 +273,7 @@ def _origin(file: Path, node: ast.ImportFrom) -> str:
 
 
 def _is_data_name(file: Path, text: str) -> bool:
-    """Whether a text can name data beside `file`: a file, or a folder that is no package."""
+    """Whether a string can name data next to `file`: a file, or a folder other than a package."""
     if not _DATA_NAME.fullmatch(text) or len(text) > 100:
         return False
     path = file.parent / text

@@ -1,4 +1,4 @@
-"""The key of a result, and what differs between two of them."""
+"""The key of a result, and the differences between two keys."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ NO_VALUE = "absent"
 
 @dataclass(frozen=True)
 class Change:
-    """One reason why a result does not hold.
+    """One reason why a result is not valid.
 
     Attributes:
-        kind: what changed.
+        kind: of the changed item.
         name: of the parameter, input, module, package or file.
-        old: as the result records it, or "absent".
-        new: as it is now, or "absent".
+        old: the recorded value, or "absent".
+        new: the current value, or "absent".
     """
 
     kind: Literal["parameter", "input", "code", "package", "file", "record"]
@@ -50,12 +50,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Key:
-    """What can change a result.
+    """Everything that can change a result.
 
     Attributes:
         stage: of `sf run`.
-        parameters: the values that the stage uses, without paths.
-        inputs: {name: digest of the content}.
+        parameters: the values that the stage uses, except paths.
+        inputs: {name: digest of the contents}.
         code: {module: digest of its syntax tree}; `sf.result_key.imports`.
         packages: {package: counted part of its version}; `sf.result_key.packages`.
     """
@@ -72,7 +72,7 @@ class Key:
         return digest_of([self.stage, self.parameters, self.inputs, self.code, self.packages])
 
     def record(self) -> dict[str, Any]:
-        """The parts of the key, as a stamp holds them."""
+        """The parts of the key, as stored in a stamp."""
         return {
             "key": self.digest,
             "key_parameters": self.parameters,
@@ -82,7 +82,7 @@ class Key:
         }
 
     def changes(self, stamp: Mapping[str, Any]) -> list[Change]:
-        """What differs from the key that a stamp records; empty for the same key."""
+        """The differences from the key that a stamp records; empty for equal keys."""
         changes: list[Change] = []
         for kind, part, now in (
             ("parameter", "key_parameters", self.parameters),
@@ -112,12 +112,12 @@ def _change(kind: Any, name: str, old: Any, new: Any) -> Change:
 
 @dataclass(frozen=True)
 class State:
-    """Whether a result holds.
+    """Whether a result is valid.
 
     Attributes:
         status: "holds", "stale" or "missing".
-        changes: why it is stale.
-        stamp: the record that was compared; empty without one.
+        changes: the reasons why it is stale.
+        stamp: the compared record; empty if missing.
     """
 
     status: Literal["holds", "stale", "missing"]
@@ -126,10 +126,10 @@ class State:
 
 
 def state_of(output: Path, key: Key) -> State:
-    """Whether the result in `output` is complete, undamaged and the one of `key`.
+    """Whether the result in `output` is complete, undamaged and matches `key`.
 
-    This is the one definition, for `sf run`, `sf status` and the start of Snakemake. A lost or
-    damaged stamp is made up for by its copy in the work folder.
+    `sf run`, `sf status` and the start of Snakemake all use this function. The copy of the stamp in
+    the work folder replaces a lost or damaged one.
     """
     stamp = read_stamp(output / STAMP) or read_stamp(work_folder(output) / RECORD)
     if stamp is None or not output.is_dir():
@@ -142,9 +142,9 @@ def state_of(output: Path, key: Key) -> State:
 
 
 def used_parameters(parameters: BaseModel) -> dict[str, Any]:
-    """The values of a stage's parameters by dotted names.
+    """The values of a stage's parameters by dotted name.
 
-    Paths are left out: what lies there counts by content.
+    Paths are excluded: their contents count instead.
     """
     values = json.loads(parameters.model_dump_json())
     paths = {name for name, value in parameters if isinstance(value, Path)}
@@ -152,7 +152,7 @@ def used_parameters(parameters: BaseModel) -> dict[str, Any]:
 
 
 def input_paths(module: ModuleType, parameters: BaseModel) -> dict[str, Path]:
-    """{name: folder or file that a stage reads}: its path parameters, or what it says itself."""
+    """{name: input folder or file}: the stage's path parameters, or the result of its `inputs`."""
     if hasattr(module, "inputs"):
         return dict(module.inputs(parameters))
     return {
@@ -163,13 +163,13 @@ def input_paths(module: ModuleType, parameters: BaseModel) -> dict[str, Path]:
 def key_of(
     stage: str, module: ModuleType, parameters: BaseModel, inputs: Mapping[str, str] | None = None
 ) -> Key:
-    """The key of what a stage would write now.
+    """The key of the result that a stage would write now.
 
     Args:
         stage: of `sf run`.
         module: its module.
         parameters: of its `Parameters` class.
-        inputs: digests of its inputs; by default they are read.
+        inputs: digests of its inputs; computed by default.
 
     Raises:
         DataError: see `input_digest`.

@@ -1,7 +1,7 @@
-"""The packages whose versions count in a result's key, and to which part of the version.
+"""The packages whose versions count in a result's key, and the parts of the version that count.
 
-A result counts those of them that its stage's code imports. Every package that any stage imports
-stands in one of the two tables: a test fails when one is missing.
+A key includes the packages that the stage's code imports. Every package that any stage imports must
+be in one of the two tables; a test fails if one is missing.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ class Counted(NamedTuple):
     """One package.
 
     Attributes:
-        parts: how many parts of the version count: 2 is major and minor.
+        parts: number of version parts that count; 2 is major and minor.
         reason: why it counts.
-        distribution: its name on the package index, where that is not the import's.
-        uses: packages that count with it, whether our code imports them or not.
+        distribution: its name on the package index, if it differs from the import's.
+        uses: packages that count with it, even if our code does not import them.
     """
 
     parts: int
@@ -37,7 +37,7 @@ COUNTED: dict[str, Counted] = {
     "accelerate": Counted(2, "devices, precision and gradient sums of training"),
     "peft": Counted(2, "adapters"),
     "triton": Counted(2, "compiles the attention kernels"),
-    "flash_attn": Counted(2, "attention kernels, used where it is installed", "flash-attn"),
+    "flash_attn": Counted(2, "attention kernels, used if installed", "flash-attn"),
     "torchvision": Counted(2, "resizes images and frames"),
     "tokenizers": Counted(2, "text to tokens"),
     "lmms_eval": Counted(
@@ -61,9 +61,9 @@ COUNTED: dict[str, Counted] = {
 UNCOUNTED: dict[str, str] = {
     "filelock": "locks",
     "huggingface_hub": "fetches files, whose content counts",
-    "jinja2": "fills in a page",
+    "jinja2": "renders a page",
     "loguru": "prints",
-    "matplotlib": "looks of pictures, no numbers",
+    "matplotlib": "appearance of figures, not numbers",
     "mlflow": "records",
     "psutil": "reads the machine's memory",
     "pyarrow": "writes and reads tables without loss",
@@ -81,7 +81,7 @@ ABSENT = "absent"
 
 @functools.cache
 def counted_version(package: str) -> str:
-    """The part of a package's version that counts, such as "2.13"; "absent" without it.
+    """The part of a package's version that counts, such as "2.13"; "absent" if not installed.
 
     Args:
         package: a key of `COUNTED`.
@@ -95,7 +95,7 @@ def counted_version(package: str) -> str:
 
 
 def counted_versions(imported: Iterable[str]) -> dict[str, str]:
-    """{package: counted part of its version} of the packages that count among those imported."""
+    """{package: counted part of its version} for the imported packages that count."""
     names = COUNTED.keys() & set(imported)
     names |= {other for name in names for other in COUNTED[name].uses}
     return {name: counted_version(name) for name in sorted(names)}

@@ -11,16 +11,16 @@ __all__ = ["read_record", "read_stamp"]
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """A JSON object of ours; None when it is absent, and with a warning when it is damaged."""
+    """One of our JSON objects; None if it is missing or, with a warning, damaged."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:  # ValueError: no JSON, or bytes that are no text
+    except (OSError, ValueError) as error:  # ValueError: not JSON, or not text
         _warn(path, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
         return None
     if not isinstance(content, dict):
-        _warn(path, f"it holds a {type(content).__name__}, not an object")
+        _warn(path, f"it contains a {type(content).__name__}, not an object")
         return None
     return content
 
@@ -28,7 +28,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 def read_stamp(path: Path) -> dict[str, Any] | None:
     """The record of a finished result: {"key": hash, "files": {name: [size, digest]}, …}.
 
-    A result without a valid record does not hold. None, with a warning, when it is damaged.
+    A result without a valid record is not valid. None if it is missing or, with a warning, damaged.
     """
     stamp = read_record(path)
     if stamp is None:

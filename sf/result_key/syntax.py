@@ -1,16 +1,16 @@
-"""The digest of a module's syntax tree: equal for two sources that compute the same way.
+"""The digest of a module's syntax tree: equal for sources with the same computation.
 
-Not counted, because no result depends on it:
+Excluded, because no result depends on them:
 
-- comments, formatting, docstrings and other strings that stand alone as a statement;
-- names of local variables, and the order of neighbouring imports;
-- annotations of functions and of local variables. Those of decorated functions count, unless the
-  decorator is known to ignore them: Triton and PyTorch read them;
+- comments, formatting, docstrings and other strings that form a statement;
+- names of local variables, and the order of adjacent imports;
+- annotations of functions and of local variables. Those of decorated functions count, because
+  Triton and PyTorch read them, unless the decorator is known to ignore them;
 - imports under `TYPE_CHECKING`, `__all__`, `__version__` and the table of lazy exports;
 - messages of `assert`, of warnings and of errors that end a stage (`SILENT_ERRORS`). The text of
-  other errors counts: a reject's reason is a table's cell;
-- fields and validators of parameter sections (classes that derive from `sf.fields.Section`): the
-  accepted values stand in the key themselves. A `ClassVar` is no field and counts.
+  other errors counts: the reason of a reject is a table cell;
+  - fields and validators of parameter sections (classes that derive from `sf.fields.Section`): the
+  key contains the accepted values. A `ClassVar` is not a field and counts.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ IGNORES_ANNOTATIONS = {
 VALIDATORS = {"field_validator", "model_validator", "AfterValidator", "BeforeValidator"}
 READS_NAMES = {"dir", "eval", "exec", "globals", "locals", "vars"}
 NO_FIELD = {"ctx", "kind", "type_comment", "type_ignores", "type_params"}
-LITERAL = "="  # marks a name of a scope that is written as it is
+LITERAL = "="  # marks a name of a scope that is written unchanged
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 
 
 def syntax_digest(tree: ast.Module, sections: Collection[str] = ()) -> str:
-    """A 16-character hash of what a module computes.
+    """A 16-character hash of a module's computation.
 
     Args:
         tree: of the module's source.
@@ -49,7 +49,7 @@ def syntax_digest(tree: ast.Module, sections: Collection[str] = ()) -> str:
 
 
 def counted_nodes(tree: ast.Module, sections: Collection[str] = ()) -> Iterator[ast.AST]:
-    """All nodes but those below `TYPE_CHECKING` and in validators and section fields."""
+    """All nodes except those below `TYPE_CHECKING` and in validators and section fields."""
     validating = _validating(tree)
     waiting: list[tuple[ast.AST, bool]] = [(tree, False)]
     while waiting:
@@ -78,7 +78,7 @@ def _is_uncounted(node: ast.AST, in_section: bool, validating: Collection[str]) 
 
 
 def _validating(tree: ast.Module) -> set[str]:
-    """Names of the functions that `AfterValidator` and `BeforeValidator` are given."""
+    """Names of the functions passed to `AfterValidator` and `BeforeValidator`."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return {
         word.id
@@ -109,7 +109,7 @@ def _is_text(node: ast.AST) -> bool:
 
 
 class _Writer:
-    """Writes a tree as text; local names become numbers in their order of appearance."""
+    """Writes a tree as text; local names become numbers in order of appearance."""
 
     def __init__(self, sections: Collection[str], validating: Collection[str]) -> None:
         self.parts: list[str] = []
@@ -118,7 +118,7 @@ class _Writer:
         self.in_class = False
 
     def statements(self, body: Sequence[ast.stmt], in_section: bool = False) -> None:
-        """A block: imports that stand together are sorted, what is not counted is left out."""
+        """Write a block: adjacent imports are sorted, uncounted statements omitted."""
         imports: list[tuple[str, ...]] = []
         for statement in body:
             if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -142,7 +142,7 @@ class _Writer:
         imports.clear()
 
     def _is_bare_section(self, node: ast.stmt) -> bool:
-        """A section that only declares fields: its values are the key's."""
+        """Whether the class is a section that only declares fields, whose values are in the key."""
         if not (isinstance(node, ast.ClassDef) and node.name in self.sections):
             return False
         return all(
@@ -153,7 +153,7 @@ class _Writer:
         )
 
     def node(self, node: ast.AST) -> None:
-        """One node with its fields, but for empty ones: not every version of Python has all."""
+        """Write one node with its non-empty fields; Python versions differ in the empty ones."""
         special = getattr(self, f"_{type(node).__name__.lower()}", None)
         if special is not None:
             special(node)
@@ -242,7 +242,7 @@ class _Writer:
 
     def _comprehension_of(self, node: Comprehension) -> None:
         self.parts.append(f"({type(node).__name__}")
-        self.node(node.generators[0].iter)  # belongs to the scope around
+        self.node(node.generators[0].iter)  # belongs to the enclosing scope
         names = {
             word.id
             for generator in node.generators
@@ -307,7 +307,7 @@ def _imported(node: ast.Import | ast.ImportFrom) -> list[tuple[str, ...]]:
 
 
 def _names_public(node: ast.Assign) -> bool:
-    """`__all__`, the version, and the table of lazy exports, which is followed where it is used."""
+    """Whether it assigns `__all__`, the version, or the lazy exports, which are followed in use."""
     names = [_last_name(target) for target in node.targets]
     return names in (["__all__"], ["__version__"], ["EXPORTS"])
 
@@ -317,7 +317,7 @@ def _argument_names(arguments: ast.arguments) -> list[str]:
 
 
 def _class_names(node: ast.ClassDef) -> list[str]:
-    """What a class may define; a name that its methods assign is kept for no harm."""
+    """Names that a class may define, including names that its methods assign."""
     return [
         word.id
         for word in ast.walk(node)
@@ -326,11 +326,11 @@ def _class_names(node: ast.ClassDef) -> list[str]:
 
 
 def _scope(function: Function) -> dict[str, str]:
-    """{name: "" for a local variable, `LITERAL` for a name that is written as it is}.
+    """{name: "" for a local variable, `LITERAL` for a name that is written unchanged}.
 
-    Local variables are the names that the function itself assigns. Its parameters (callers name
-    them), its imports, nested functions, caught errors and matched patterns keep their names. A
-    function that reads its own names as text keeps them all.
+    Local variables are the names that the function assigns. Its parameters (callers use their
+    names), imports, nested functions, caught errors and matched patterns keep their names. A
+    function that reads its own names as text keeps all of them.
     """
     scope = dict.fromkeys(_argument_names(function.args), LITERAL)
     assigned: set[str] = set()

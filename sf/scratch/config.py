@@ -13,7 +13,7 @@ __all__ = ["BaseModelParameters"]
 
 
 class BaseModelParameters(Section):
-    """What makes a base model."""
+    """The parameters that determine a base model."""
 
     seed: Seed = Field(description="seed of weights, examples and their order")
     base: BaseModelSpec
@@ -28,6 +28,6 @@ class BaseModelParameters(Section):
     @model_validator(mode="after")
     def _trained_from_scratch(self) -> BaseModelParameters:
         if (self.base.source == "scratch") != (self.scratch is not None):
-            wanted = "needs" if self.scratch is None else "has no use for"
+            wanted = "needs" if self.scratch is None else "does not use"
             raise ValueError(f"base.source {self.base.source!r} {wanted} the section scratch")
         return self

@@ -1,4 +1,4 @@
-"""The curriculum of a tiny base model: pools of media and the draw of each step."""
+"""The curriculum of a tiny base model: pools of media and the sampling of each step."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _PoolEntry:
 
 
 def world_media(seed: int, count: int, size: WorldSize) -> Iterator[TrainingExample]:
-    """`count` fresh scenes and clips in turn."""
+    """`count` new scenes and clips, alternating."""
     rng = np.random.default_rng([seed, 2])
     for index in range(count):
         yield world_example(rng, ("image", "video")[index % 2], size)
@@ -51,14 +51,14 @@ def world_media(seed: int, count: int, size: WorldSize) -> Iterator[TrainingExam
 
 @dataclass
 class Curriculum:
-    """Lessons for every step.
+    """The training batches of all steps.
 
     Args:
         tokens: tokeniser of prompts and replies.
-        seed: of the choice of media and questions.
-        steps: how many there are in all; the curriculum is in shares of it.
-        questions: questions a step.
-        template: prompt template of rows and fresh questions.
+        seed: for sampling media and questions.
+        steps: total number of steps; phases of the curriculum are shares of it.
+        questions: questions per step.
+        template: prompt template of rows and generated questions.
     """
 
     tokens: Tokens
@@ -79,13 +79,13 @@ class Curriculum:
         processor: Any,
         vision: Vision,
     ) -> None:
-        """Add media to the pool of their source.
+        """Add media to the pool of a source.
 
         Args:
             source: "world", "rows" or "benchmarks".
-            examples: media with questions or with a subject; taken a few at a time, so that their
-                pixels need not all be in memory.
-            model, processor: they give the visual tokens and the prompt prefix.
+            examples: media with questions or a subject; read a few at a time, so their pixels need
+                not fit in memory together.
+            model, processor: for the visual tokens and the prompt prefix.
             vision: pixel and frame bounds.
         """
         stream = iter(examples)
@@ -106,7 +106,7 @@ class Curriculum:
     def _index_of_prefix(
         self, example: TrainingExample, model: Any, processor: Any, vision: Vision
     ) -> int:
-        """The number of the prefix of this example's kind, size and timing."""
+        """The index of the prefix for this example's kind, size and timing."""
         timing = example.metadata.sampled_fps if example.metadata is not None else None
         key = (example.data_type, example.frames.shape, timing)
         if key not in self._prefix_index:
@@ -124,7 +124,7 @@ class Curriculum:
         return "world"
 
     def batch_at(self, step: int) -> Batch:
-        """Branches, visual tokens and prefix of a step, from the seed and the step alone."""
+        """Branches, visual tokens and prefix of a step; depends only on the seed and the step."""
         rng = np.random.default_rng([self.seed, 3, step])
         phase = phase_at(step / self.steps, self.curriculum)
         data_type = "video" if rng.random() < phase.video_share else "image"

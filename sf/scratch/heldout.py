@@ -1,4 +1,4 @@
-"""How well a base model answers the held-out questions, by media and problem type."""
+"""Accuracy of a base model on the held-out questions, by media and problem type."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BATCH = 64
 
 
 def accuracy_table(answers: list[Answer]) -> pd.DataFrame:
-    """Accuracy with 95 % Wilson intervals for each media and problem type and their totals.
+    """Accuracy with 95 % Wilson intervals by media and problem type, with totals.
 
     Columns: data_type and problem_type ("all" for totals), questions, accuracy, low, high.
     """
@@ -40,14 +40,14 @@ def accuracy_table(answers: list[Answer]) -> pd.DataFrame:
 
 
 def measure_heldout(p: BaseModelParameters, folder: Path) -> dict[str, float]:
-    """Answer the held-out split densely and write the tables.
+    """Answer the held-out split with full attention and write the tables.
 
     Args:
         p: the parameters.
-        folder: of the checkpoint; `tables/` is written into it.
+        folder: of the checkpoint, into which `tables/` is written.
 
     Returns:
-        `heldout_accuracy` in all and for each media.
+        `heldout_accuracy`, overall and for each media type.
     """
     rows = read_manifest(p.data / "heldout.parquet")
     answers = answer_rows(

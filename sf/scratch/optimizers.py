@@ -1,11 +1,11 @@
-"""Muon for the matrices, AdamW for the rest.
+"""Muon for the matrices, AdamW for the other parameters.
 
-torch's Muon orthogonalises in bfloat16, matrix by matrix: on a CPU without bfloat16 instructions
-that was most of a step (e0a54be: 5.1 of 7.4 s for 15 steps of the tower). Here it is done in
-float32, for all matrices of one shape at once.
+torch's Muon orthogonalises matrix by matrix in bfloat16: on a CPU without bfloat16 instructions
+that took most of a step (e0a54be: 5.1 of 7.4 s for 15 steps of the tower). Here it runs in float32,
+for all matrices of one shape at once.
 
-On the mini world Muon reached in 200 steps what AdamW had not reached in 400 (docs/mini-world.md).
-Embeddings, norms, biases and convolution kernels go to AdamW, as Muon's authors advise.
+On the mini world, 200 steps of Muon surpassed 400 of AdamW (docs/mini-world.md). Embeddings,
+norms, biases and convolution kernels use AdamW, as Muon's authors recommend.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Muon", "hybrid_optimizers", "orthogonalised", "scale_rates", "step_a
 _MUON_FACTOR = 10.0
 _MAX_NORM = 1.0
 _QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Coefficients of X, (XX^T) X and (XX^T)^2 X, by Muon's authors."""
+"""Coefficients of X, (XX^T) X and (XX^T)^2 X, from Muon's authors."""
 _ITERATIONS = 5
 
 
@@ -29,7 +29,7 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     """US'V^T of each matrix USV^T, with S' near 1, by Newton-Schulz iterations.
 
     Args:
-        matrices: [..., rows, columns], of a floating dtype, in which it is computed.
+        matrices: [..., rows, columns]; the computation uses their floating dtype.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
@@ -42,13 +42,13 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (K. Jordan and others, 2024) with Nesterov momentum and decoupled weight decay.
+    """Muon (K. Jordan et al., 2024) with Nesterov momentum and decoupled weight decay.
 
     Args:
         matrices: [rows, columns] each.
-        lr: rate of a square or wide matrix; a tall one's is multiplied by sqrt(rows / columns).
-        momentum: of the gradients' mean.
-        weight_decay: share of `lr` by which weights shrink a step.
+        lr: rate of square and wide matrices; multiplied by sqrt(rows / columns) for tall ones.
+        momentum: of the running mean of gradients.
+        weight_decay: weights shrink by this share of `lr` per step.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Step once; parameters without a gradient stay."""
+        """Take one step; parameters without a gradient are unchanged."""
         for group in self.param_groups:
             of_shape: dict[torch.Size, list[Tensor]] = {}
             for weight in group["params"]:

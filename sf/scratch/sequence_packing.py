@@ -1,13 +1,13 @@
 """Several questions about one picture in one training sequence.
 
 The vision part of a prompt is the same for every question about the same media. A packed sequence
-holds it once, followed by the questions with their answers as independent branches:
+contains it once, followed by the questions with their answers as independent branches:
 
     prefix | question 1, answer 1 | question 2, answer 2 | padding
 
-A token attends, causally, to the prefix and to its own branch only, and each branch counts its
-rotary positions from the end of the prefix: every branch gets exactly the logits that it would get
-in a sequence of its own (tested), at half the cost for four questions about a 36-token picture.
+A token attends, causally, only to the prefix and its own branch, and each branch counts its rotary
+positions from the end of the prefix. Every branch thus gets exactly the logits of a separate
+sequence (tested), at half the cost for four questions about a 36-token picture.
 
 Shape legend: B media in a batch, L packed length, K branches.
 """
@@ -31,7 +31,7 @@ _IGNORE = -100
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A question's tokens (what follows the vision part) and its answer's, end token included."""
+    """The tokens of a question, after the vision part, and of its answer with the end token."""
 
     prompt: tuple[int, ...]
     target: tuple[int, ...]
@@ -43,8 +43,8 @@ class Packed:
 
     Attributes:
         input_ids: [B, L] int64, padded on the right.
-        labels: [B, L] int64; position i holds the token that follows i, -100 where none is asked.
-        mask: [B, 1, L, L] bool, True where a query (row) sees a key (column).
+        labels: [B, L] int64; position i has the token that follows i, or -100 to ignore it.
+        mask: [B, 1, L, L] bool, True where a query (row) attends to a key (column).
         position_ids: [3, B, L] int64, temporal, height and width rotary positions.
     """
 
@@ -55,14 +55,14 @@ class Packed:
 
 
 def pack(prefix: Prefix, branches: Sequence[Sequence[Branch]], pad: int) -> Packed:
-    """Pack branches behind one prefix that all sequences of the batch share token for token.
+    """Pack branches after a prefix that all sequences of the batch share.
 
     Args:
-        prefix: of media of one kind and size.
-        branches: for each of the B media its questions, at least one.
+        prefix: for media of one kind and size.
+        branches: the questions, at least one, of each of the B media.
         pad: id of the padding token.
     """
-    start = int(prefix.positions[0, -1]) + 1  # a long clip's visual positions may lie beyond it
+    start = int(prefix.positions[0, -1]) + 1  # a long clip's visual positions may exceed it
     lengths = [
         len(prefix.ids) + sum(len(b.prompt) + len(b.target) for b in row) for row in branches
     ]
@@ -93,13 +93,13 @@ def pack(prefix: Prefix, branches: Sequence[Sequence[Branch]], pad: int) -> Pack
 def packed_logits(
     model: Any, packed: Packed, features: Tensor, visual: slice
 ) -> tuple[Tensor, Tensor]:
-    """Logits [N, vocabulary] and labels [N] at the N positions where a token is asked for.
+    """Logits [N, vocabulary] and labels [N] at the N labelled positions.
 
     Args:
         model: a model of a supported family, attention "sdpa".
         packed: the batch.
         features: [B, V, D] visual tokens of the media.
-        visual: where in the prefix they belong.
+        visual: their positions in the prefix.
     """
     embedded = model.get_input_embeddings()(packed.input_ids)
     before, after = embedded[:, : visual.start], embedded[:, visual.stop :]
@@ -114,5 +114,5 @@ def packed_logits(
 
 
 def packed_loss(model: Any, packed: Packed, features: Tensor, visual: slice) -> Tensor:
-    """Mean cross-entropy over the tokens that are asked for; arguments as `packed_logits`."""
+    """Mean cross-entropy over the labelled tokens; arguments as in `packed_logits`."""
     return F.cross_entropy(*packed_logits(model, packed, features, visual))

@@ -1,10 +1,10 @@
-"""Teaching an untrained vision tower to name what it sees, before the language model learns.
+"""Pretraining of the vision tower on cell labels, before the language model is trained.
 
-From scratch, a tiny model spends most of its training on a tower that sees nothing. Here the tower
-learns alone, in seconds: each visual token has to lie close to the token embeddings of the words
-that are true of its cell, and a linear read-out, thrown away afterwards, has to find the cell's
-row, column and words. The embeddings stay as initialised; the language model then finds visual
-tokens that speak its language, as an aligned pretrained tower would give it.
+From scratch, a tiny model spends most of its training with an uninformative tower. Here the tower
+is trained alone, in seconds: each visual token must be close to the token embeddings of the words
+that describe its cell, and a linear readout, discarded afterwards, must predict the cell's row,
+column and words. The embeddings are not trained; the language model then receives visual tokens
+aligned with its embeddings, as from an aligned pretrained tower.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ __all__ = ["naming_accuracy", "pretrain_tower"]
 _SCENES = 16
 _POSITIVE_WEIGHT = 4.0
 _OFFSET = 4.0
-"""A word counts as said when its logit exceeds this: most words are untrue of most cells."""
+"""A word is predicted if its logit exceeds this, because most words apply to few cells."""
 
 
 def word_ids(tokenizer: Any) -> Tensor:
-    """[words, 2] ids of each word without and with a space before it (last piece of it)."""
+    """[words, 2] ids of each word's last token, without and with a space before the word."""
     return torch.tensor([[tokenizer(t)["input_ids"][-1] for t in (w, f" {w}")] for w in WORDS])
 
 
 def _batch(step: int, seed: int, side: int, frames: int) -> tuple[str, list[Any], Tensor, Tensor]:
-    """(data type, media, positions [N, 2], words [N, words]) of a step; every second has clips."""
+    """(data type, media, positions [N, 2], words [N, words]) of a step; odd steps have clips."""
     rng = np.random.default_rng([seed, 1, step])
     if step % 2 == 0:
         scenes = [sample_crowded_scene(rng, side) for _ in range(_SCENES)]
@@ -67,11 +67,11 @@ def pretrain_tower(
     Args:
         model: an untrained model of a supported family.
         processor: its processor.
-        steps: optimizer steps; 150 reach 100 % of the cells of the default world.
-        rate: AdamW's learning rate (Muon's is a fixed multiple).
+        steps: optimizer steps; 150 give 100 % naming accuracy in the default world.
+        rate: AdamW's learning rate; Muon's is a fixed multiple.
         seed: of the scenes.
-        side: cells a side.
-        frames: of a clip, an even number; two equal frames make one temporal patch.
+        side: cells per side.
+        frames: of a clip, an even number; two equal frames form one temporal patch.
     """
     tower = model.model.visual
     embeddings = model.get_input_embeddings().weight.detach()[word_ids(processor.tokenizer)]
@@ -88,8 +88,10 @@ def pretrain_tower(
             naming = F.binary_cross_entropy_with_logits(
                 words, labels[..., None].expand_as(words), pos_weight=weight
             )
-            rows, cols, told = readout(features).split([side, side, len(WORDS)], dim=-1)
-            naming = naming + F.binary_cross_entropy_with_logits(told, labels, pos_weight=weight)
+            rows, cols, predicted = readout(features).split([side, side, len(WORDS)], dim=-1)
+            naming = naming + F.binary_cross_entropy_with_logits(
+                predicted, labels, pos_weight=weight
+            )
             placing = F.cross_entropy(rows, places[:, 0]) + F.cross_entropy(cols, places[:, 1])
             scale_rates(optimizers, 1.0 - step / steps)
             step_all(optimizers, 10.0 * naming + placing)
@@ -98,12 +100,12 @@ def pretrain_tower(
 
 @torch.no_grad()
 def naming_accuracy(model: Any, processor: Any, *, seed: int, side: int, frames: int) -> float:
-    """Share of cells of fresh scenes and clips all of whose words are told right."""
+    """Share of cells in new scenes and clips with all words predicted correctly."""
     embeddings = model.get_input_embeddings().weight.detach()[word_ids(processor.tokenizer)]
     correct: list[Tensor] = []
     for step in (0, 1):
         kind, media, _, labels = _batch(step, seed, side, frames)
         features = vision_features(model, vision_inputs(processor, kind, media)).flatten(0, 1)
-        told = _word_logits(features, embeddings).mean(-1) > 0
-        correct.append((told == labels.bool()).all(-1).float())
+        predicted = _word_logits(features, embeddings).mean(-1) > 0
+        correct.append((predicted == labels.bool()).all(-1).float())
     return float(torch.cat(correct).mean())

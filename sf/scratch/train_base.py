@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 __all__ = ["corpus", "train_base"]
 
 _EXAMPLE_SEED = 10_007
-"""Added to the study's seed: fresh scenes and benchmark examples differ from all measured ones."""
+"""Added to the study's seed, so that training scenes and examples differ from evaluated ones."""
 _CORPUS_SUBJECTS = 400
 
 
 def corpus(rows: Iterable[Row], examples: Iterable[Example], seed: int, template: Any) -> list[str]:
-    """Texts for the tokenizer: prompts and replies of rows, benchmarks and the world, and words."""
+    """Texts for the tokenizer: prompts and replies of rows, benchmarks and scenes, and words."""
     rng = np.random.default_rng([seed, 4])
     texts = [f"{word} {word}\n{word}" for word in WORDS for _ in range(3)]
     for row in rows:
@@ -64,12 +64,12 @@ def _examples(number: int, seed: int, folder: Path) -> list[Example]:
 def train_base(p: BaseModelParameters, training: Scratch, job: Job) -> None:
     """Train a tiny model of the family and save it with its processor into `job.out`.
 
-    The tower is saved once it is aligned; the language model's training is resumed from its last
-    checkpoint. Everything else is a function of the parameters and is made again after a kill.
+    The tower is saved after its pretraining; the language model's training resumes from its last
+    checkpoint. Everything else is a function of the parameters and is recomputed after a kill.
 
     Args:
         p: the stage's parameters.
-        training: their section `scratch`.
+        training: the section `scratch` of these parameters.
         job: folders and tracker.
 
     Raises:
@@ -105,7 +105,7 @@ def train_base(p: BaseModelParameters, training: Scratch, job: Job) -> None:
 def _load_or_pretrain_tower(
     model: Any, processor: Any, training: Scratch, seed: int, size: WorldSize, saved: Path
 ) -> None:
-    """Pretrain the tower, or load it as an earlier, killed call left it."""
+    """Pretrain the tower, or load it if an earlier call has saved it."""
     tower = model.model.visual
     state = read_state(saved)
     if state is not None:

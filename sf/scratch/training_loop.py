@@ -1,8 +1,8 @@
 """Training a tiny base model from scratch on packed sequences, resumable to the same weights.
 
-Every step is a function of the seed and the step's number alone (which media, which questions), so
-a run that was killed continues from its last checkpoint to the parameters that the uninterrupted
-run would have reached, bit for bit on the same machine and thread count.
+The media and questions of a step depend only on the seed and the step's number. A killed run
+therefore continues from its last checkpoint to the same weights as an uninterrupted run, bit for
+bit on the same machine with the same thread count.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ Batch = tuple[Sequence[Sequence[Branch]], Tensor, Prefix]
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """How long and how fast to train.
+    """Number of steps, learning rate, batches and logging.
 
     Attributes:
         steps: optimizer steps.
-        rate: AdamW's learning rate at its highest.
-        batch_at: step -> the batch of that step.
-        log: called every `log_every` steps with the step and figures.
+        rate: AdamW's peak learning rate.
+        batch_at: step -> its batch.
+        log: called every `log_every` steps with the step and its metrics.
     """
 
     steps: int
@@ -68,18 +68,18 @@ class Tokens:
         return self._known[text]
 
     def branch(self, prompt: str, reply: str) -> Branch:
-        """What follows the vision part in the chat template: question, generation prompt, reply."""
+        """The tokens after the vision part: question, generation prompt, reply."""
         return Branch(self._ids(prompt + self._end), self._ids(reply + "<|im_end|>"))
 
 
 def _rate_share(step: int, steps: int) -> float:
-    """Linear warm-up, a plateau, linear decay to a fiftieth."""
+    """Linear warm-up, plateau, and linear decay to 1/50."""
     warm = min(1.0, (step + 1) / min(_WARMUP_STEPS, steps))
     return warm * min(1.0, (1.0 - step / steps) / _DECAY_SHARE + 0.02)
 
 
 def _resume(path: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Load a checkpoint if there is a whole one; the number of steps that are done."""
+    """Load a complete checkpoint if one exists; return the number of completed steps."""
     state = read_state(path)
     if state is None:
         return 0

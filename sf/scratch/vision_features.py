@@ -1,10 +1,10 @@
-"""Pictures and clips as visual tokens, computed once, and the prompt prefix that holds them.
+"""Visual tokens of pictures and clips, computed once, and the prompt prefix that contains them.
 
-With a frozen tower the visual tokens of a picture do not change, so training on it costs the
-language model only. The prefix of a prompt (everything up to the end of vision) is the same, token
-for token and position for position, for all media of one kind and size.
+With a frozen tower, the visual tokens of a picture do not change, so training runs only the
+language model. The prefix of a prompt (everything up to the end of vision) has the same tokens and
+positions for all media of one kind and size.
 
-Shape legend: M media, V visual tokens of a media, P prefix tokens, D hidden size.
+Shape legend: M media, V visual tokens per medium, P prefix tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def vision_inputs(processor: Any, data_type: str, media: Sequence[np.ndarray]) -
 
 
 def vision_features(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """Visual tokens [M, V, D] of media of one size, with gradients where they are enabled."""
+    """Visual tokens [M, V, D] of media of one size, with gradients if enabled."""
     output = model.model.visual(inputs["pixels"], grid_thw=inputs["grid"])
     return output.pooler_output.view(len(inputs["grid"]), -1, output.pooler_output.shape[-1])
 
@@ -89,7 +89,7 @@ def media_features(model: Any, processor: Any, examples: Sequence[TrainingExampl
 
 
 def make_prefix(model: Any, processor: Any, example: TrainingExample, vision: Vision) -> Prefix:
-    """The prefix of prompts about media like this example's, by the path that inference takes."""
+    """The prefix of prompts about media like this example's, built as in inference."""
     media = (
         {"type": "image", "image": Image.fromarray(example.frames)}
         if example.data_type == "image"
@@ -104,6 +104,6 @@ def make_prefix(model: Any, processor: Any, example: TrainingExample, vision: Vi
     ids = inputs["input_ids"]
     positions, _ = model.model.get_rope_index(ids, inputs["mm_token_type_ids"], **extra)
     places = torch.nonzero(inputs["mm_token_type_ids"][0]).flatten()
-    end = int(places[-1]) + 2  # the placeholders and the end-of-vision token
+    end = int(places[-1]) + 2  # includes the end-of-vision token
     visual = slice(int(places[0]), int(places[-1]) + 1)
     return Prefix(tuple(ids[0, :end].tolist()), positions[:, 0, :end].clone(), visual)

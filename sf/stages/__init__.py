@@ -1,1 +1,1 @@
-"""One short file a stage: parameters and `run()`."""
+"""The stages, one module each: parameters and `run()`."""

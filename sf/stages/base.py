@@ -19,7 +19,7 @@ class Parameters(BaseModelParameters):
 
     model: str = Field(description="its name in the study")
     fetched: Path | None = Field(
-        None, description="result of the stage fetch; absent: a hub source is fetched here"
+        None, description="result of the stage fetch; without it, a hub source is fetched here"
     )
     output: Path = Field(description="results folder")
 
@@ -30,7 +30,7 @@ def asks_hub(p: Parameters) -> bool:
 
 
 def inputs(p: Parameters) -> dict[str, Path]:
-    """What the stage reads: the rows that it trains on, or the files of a local source."""
+    """The stage's inputs: the training rows, or the files of a local source."""
     if p.scratch is not None:
         return {"data": p.data}
     if p.base.source.startswith("hub:"):
@@ -41,9 +41,9 @@ def inputs(p: Parameters) -> dict[str, Path]:
 
 
 def run(p: Parameters, job: Job) -> None:
-    """Write a transformers checkpoint (model and processor) and say how well it answers.
+    """Write a transformers checkpoint (model and processor) and its held-out accuracy.
 
-    Writes the checkpoint's files, `base.json` (where it comes from) and, for a model trained here,
+    Writes the checkpoint's files, `base.json` (its origin) and, for a model trained here,
     `tables/heldout.csv` and `tables/heldout_answers.parquet`: greedy accuracy on the held-out
     split by media and problem type, with Wilson intervals. A killed training run continues from
     its last checkpoint to the same weights.

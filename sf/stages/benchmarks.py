@@ -1,4 +1,4 @@
-"""Stage `benchmarks`: the thirteen benchmarks' data, written (stand-ins) or checked (real ones)."""
+"""Stage `benchmarks`: the data of the thirteen benchmarks, generated or checked."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class Parameters(Section):
-    """Where the benchmarks come from; only the data of the `suites` must be there."""
+    """The source of the benchmarks; only the data of the `suites` are required."""
 
     seed: Seed = Field(description="seed of the synthetic data")
     benchmarks: Benchmarks
     vision: Vision
     fetched: Path | None = Field(
-        None, description="result of the stage fetch; absent: source 'hub' is fetched here"
+        None, description="result of the stage fetch; without it, source 'hub' is fetched here"
     )
     output: Path = Field(description="results folder")
 
@@ -32,18 +32,19 @@ def asks_hub(p: Parameters) -> bool:
 
 
 def inputs(p: Parameters) -> dict[str, Path]:
-    """What the stage reads: the commits that were fetched."""
+    """The stage's inputs: the fetched commits."""
     return {"fetched": p.fetched} if p.fetched else {}
 
 
 def run(p: Parameters, job: Job) -> None:
-    """Write stand-ins into `home/`, or check a local folder or the hub cache and open all media.
+    """Write synthetic benchmarks to `home/`, or check real ones and open all their media.
 
-    Writes `benchmarks.json` (`sf.evaluation.source.Source`), which the evaluation reads, and
-    `tables/benchmarks.csv` (one line per task).
+    Real benchmarks come from a local folder or the hub cache. Writes `benchmarks.json`
+    (`sf.evaluation.source.Source`), which the evaluation reads, and `tables/benchmarks.csv` (one
+    line per task).
 
     Raises:
-        DataError: real data are incomplete; everything that is missing is said at once.
+        DataError: real data are incomplete; the error lists everything that is missing.
     """
     from sf.evaluation.source import prepare_source, source_table
     from sf.tables import write_csv

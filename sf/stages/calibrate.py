@@ -38,13 +38,13 @@ class Parameters(Section):
 
 
 def run(p: Parameters, job: Job) -> None:
-    """Answer the split at every threshold and write tables and pictures of the curve.
+    """Answer the split at every threshold and write tables and figures of the curve.
 
     Writes `tables/answers.parquet` (one line per retention_p and row), `tables/curve.csv`,
-    `tables/layers.csv`, `figures/curve.png`, `figures/layers.png` and their SVG; of second
-    questions on a pruned cache `tables/two_turn_answers.parquet` and `tables/two_turn.csv`, which
-    are empty where nothing is pruned and for other methods than the checkpoint's own.
-    Answers go to `job.state` as they come, so a killed run goes on with the next batch.
+    `tables/layers.csv`, `figures/curve.png`, `figures/layers.png` and their SVG versions. Second
+    questions on a pruned cache give `tables/two_turn_answers.parquet` and `tables/two_turn.csv`,
+    which are empty if nothing is pruned or the method is not the checkpoint's own. Answers
+    are saved in `job.state`, so a killed run resumes at the next batch.
     """
     from sf.baselines import TRAINED, resolve
     from sf.baselines.selectors import Selection
@@ -70,7 +70,7 @@ def run(p: Parameters, job: Job) -> None:
     log = ResumableLog(Answer, job.state / "answers.jsonl")
     grid = grid_with_dense(p.calibrate.retention_p)
     answers = answers_at(model, processor, rows, p.vision, grid, log, **settings, method=p.method)
-    # Whether the rest of a prompt is missed is asked of pruned caches only.
+    # Second questions test the loss of pruned tokens, so they need a pruned cache.
     own = resolve(model)
     pruned = isinstance(own, Selection) and p.method in (TRAINED, own.name)
     two_turn = p.calibrate.two_turn

@@ -23,11 +23,11 @@ class Parameters(Section):
     """One checkpoint with one attention method on one suite."""
 
     model: str = Field(description="name of the base model")
-    row: str = Field(description="the row's name in the tables: a method, or what was trained")
+    row: str = Field(description="the row's name in the tables: a method or a trained objective")
     method: Method = Field(description="attention method, a key of sf.baselines.METHODS")
     value: float | None = Field(
         None,
-        description="value of the method's hyperparameter; absent: "
+        description="value of the method's hyperparameter; by default "
         "evaluate.retention_p for zipvl (also for models trained with "
         "top-p), else the checkpoint's recorded value, else the "
         "method's default",
@@ -48,21 +48,21 @@ class Parameters(Section):
 
 
 def run(p: Parameters, job: Job) -> None:
-    """Evaluate the suite with lmms-eval's own prompts, parsers and aggregation.
+    """Evaluate the suite with lmms-eval's prompts, parsers and aggregation.
 
     Writes `results.json`, `samples.jsonl`, `tables/scores.csv` (a line per benchmark),
     `tables/tasks.csv` (lmms-eval's own metrics) and `tables/layers.csv` (token ratio by layer).
-    With `evaluate.match`, for a method that has a hyperparameter, also `tables/matched.csv` (in
-    one line) and `tables/match_probes.csv` (every value tried).
+    With `evaluate.match` and a method that has a hyperparameter, also writes `tables/matched.csv`
+    (one line) and `tables/match_probes.csv` (every value tried).
 
-    Replies are kept in `job.state`: a killed run goes on with the next batch. A benchmark that
-    fails is reported after the others were tried, and the stage ends without a result.
+    Replies are saved in `job.state`, so a killed run resumes at the next batch. A failed benchmark
+    is reported after the others have run, and the stage ends without a result.
 
     Raises:
-        ConfigError: an unknown suite or method, a value out of its range or beside
-            `evaluate.match`.
+        ConfigError: an unknown suite or method, or a value that is out of range or given together
+            with `evaluate.match`.
         UnsupportedModelError: the method contradicts what the checkpoint was trained with.
-        DataError: the benchmarks' data are not there, or the checkpoint's record is malformed.
+        DataError: the benchmark data are missing, or the checkpoint's record is malformed.
         EvaluationFailed: some benchmarks failed.
     """
     from sf.baselines import resolve
@@ -114,7 +114,7 @@ def run(p: Parameters, job: Job) -> None:
 
 
 def _match(p: Parameters, asked: Match, job: Job, lm: SparseChatModel) -> float:
-    """The hyperparameter's value for `evaluate.match`; its tables are written."""
+    """Find the hyperparameter's value for `evaluate.match` and write its tables."""
     from sf.data.manifest import read_manifest
     from sf.evaluation.answer import Answer
     from sf.evaluation.match_token_ratio import match_method, match_table

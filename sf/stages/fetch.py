@@ -1,4 +1,4 @@
-"""Stage `fetch`: what a study takes from a hub, into its cache on this machine; needs no GPU."""
+"""Stage `fetch`: downloads a study's hub sources to the local cache; needs no GPU."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Parameters(Section):
         "sources are not fetched"
     )
     data_sources: list[str] = Field(
-        default_factory=list, description="rows: data_source or top media folder; empty: all"
+        default_factory=list, description="rows: data_source or top media folder; empty for all"
     )
-    sample_rows: int = Field(0, ge=0, description="rows: size of a stratified sample; 0: all rows")
+    sample_rows: int = Field(0, ge=0, description="rows: size of a stratified sample; 0 for all")
     seed: Seed = Field(0, description="rows: seed of the sample")
     suites: list[Suite] = Field(default_factory=list, description="benchmarks: suites to fetch")
     output: Path = Field(description="results folder")
@@ -37,17 +37,17 @@ def asks_hub(p: Parameters) -> bool:
 
 
 def run(p: Parameters, job: Job) -> None:
-    """Download, into HF_HOME, what is not there; sizes are said and the disk is checked first.
+    """Download missing files to HF_HOME, after announcing their size and checking the disk space.
 
-    Writes the commit that was fetched, `origin.json`, or of benchmarks `commits.json`, a line a
-    repository. The stages that read the source take that commit and ask no hub. An interrupted
-    download goes on where it was.
+    Writes the fetched commit to `origin.json`, or the benchmarks' commits to `commits.json`, one
+    line per repository. Stages that read the source use this commit without contacting the hub.
+    Interrupted downloads are resumed.
 
     Raises:
         ConfigError: a malformed source.
         DataError: benchmarks are missing and the hub cannot be reached.
         EnvironmentFault: the hub does not answer, a source is gated and HF_TOKEN gives no access,
-            or the disk has no room.
+            or the disk lacks space.
     """
     job.out.mkdir(parents=True, exist_ok=True)
     if not asks_hub(p):

@@ -1,4 +1,4 @@
-"""Stage `prepare`: rows of Video-R1-260k's schema with media -> trusted manifests."""
+"""Stage `prepare`: rows of Video-R1-260k's schema with media -> validated manifests."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 class Parameters(Section):
-    """What to prepare."""
+    """One source and its split."""
 
     seed: Seed = Field(description="seed of the generator, the sample and the split")
     prepare: Prepare
     vision: Vision
     evaluation_vision: Vision
     benchmarks: Path | None = Field(
-        None, description="the benchmarks' data; rows with their media names are rejected"
+        None, description="the benchmark data; rows with their media names are rejected"
     )
     fetched: Path | None = Field(
-        None, description="result of the stage fetch; absent: a hub source is fetched here"
+        None, description="result of the stage fetch; without it, a hub source is fetched here"
     )
     output: Path = Field(description="results folder")
 
@@ -37,7 +37,7 @@ def asks_hub(p: Parameters) -> bool:
 
 
 def inputs(p: Parameters) -> dict[str, Path]:
-    """What the stage reads: the annotation files of a local source and the benchmarks' data."""
+    """The stage's inputs: the annotation files of a local source, and the benchmark data."""
     from sf.data.collect import annotation_files
 
     source = p.prepare.source
@@ -52,13 +52,13 @@ def run(p: Parameters, job: Job) -> None:
     """Write train, calibration and held-out manifests, rejects and the data card.
 
     Writes `{train,calibration,heldout}.parquet`, `rejects.parquet`, `media.jsonl` (facts of all
-    media; those of an earlier result are taken over), `data_card.md`, `dataset.json`, `tables/`,
-    `figures/`; a synthetic source's files lie in `data/`, a hub source's commit in `origin.json`,
-    which later runs use again. A killed run goes on in the media pass.
+    media; those of an earlier result are reused), `data_card.md`, `dataset.json`, `tables/` and
+    `figures/`. The files of a synthetic source are in `data/`; the commit of a hub source is in
+    `origin.json`, and later runs use it again. A killed run resumes within the media pass.
 
     Raises:
-        DataError: nothing to read, or more than `max_reject_share` of the rows rejected; their
-            reasons are in `rejects.parquet` of the work folder then.
+        DataError: there is nothing to read, or more than `max_reject_share` of the rows were
+            rejected; their reasons are then in `rejects.parquet` in the work folder.
     """
     from sf.data.card import summary, write_card
     from sf.data.dataset_record import write_dataset_record
@@ -70,7 +70,7 @@ def run(p: Parameters, job: Job) -> None:
 
 
 def write_manifests(p: Parameters, out: Path) -> Prepared:
-    """Everything but the data card: see `run`."""
+    """Write everything except the data card; see `run`."""
     from sf.data import preparation
     from sf.data.check import MediaLog
     from sf.data.collect import refuse_many, reject_table
@@ -98,12 +98,12 @@ def write_manifests(p: Parameters, out: Path) -> Prepared:
     )
     log = MediaLog(out / "media.jsonl", earlier=p.output / "media.jsonl")
     preparation.use_media(source, (p.vision, p.evaluation_vision), log)
-    leaks, leakage = preparation.drop_leaks(source.found, p.benchmarks)
-    rejects = reject_table(source.found.rejects)
+    leaks, leakage = preparation.drop_leaks(source.collected, p.benchmarks)
+    rejects = reject_table(source.collected.rejects)
     write_parquet(rejects, out / "rejects.parquet")
     write_csv(rejects, out / "tables" / "rejects.csv")
-    refuse_many(source.found, given.max_reject_share, out / "rejects.parquet")
-    splits = split_rows(source.found.rows, plan, source.found.groups)
+    refuse_many(source.collected, given.max_reject_share, out / "rejects.parquet")
+    splits = split_rows(source.collected.rows, plan, source.collected.groups)
     reserve = splits.pop("reserve")
     for split, rows in splits.items():
         write_manifest(out / f"{split}.parquet", rows, source.root)

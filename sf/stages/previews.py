@@ -1,4 +1,4 @@
-"""Stage `previews`: what a reader is shown of the questions of one suite."""
+"""Stage `previews`: previews of a suite's questions for the report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(p: Parameters, job: Job) -> None:
     """Write `tables/previews.parquet` (`sf.evaluation.previews.preview_table`).
 
     Raises:
-        DataError: the benchmarks' data are not there.
+        DataError: the benchmark data are missing.
     """
     from sf.evaluation.benchmarks import suite
     from sf.evaluation.previews import preview_table

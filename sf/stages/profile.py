@@ -1,4 +1,4 @@
-"""Stage `profile`: latency and memory of full against sparse attention over prompt lengths."""
+"""Stage `profile`: latency and memory of full and sparse attention over prompt lengths."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Parameters(Section):
 
 
 def run(p: Parameters, job: Job) -> None:
-    """Measure every subject at every length and write tables and pictures.
+    """Measure every configuration at every length and write tables and figures.
 
-    Writes the tables, `hardware.json` and pictures of `sf.profiling.study.write`. Measured points
-    are kept in `job.state`, so a killed run goes on with the next length.
+    Writes the tables, `hardware.json` and figures of `sf.profiling.study.write`. Measurements are
+    saved in `job.state`, so a killed run resumes at the next length.
     """
     from sf.profiling.measurement import Settings
     from sf.profiling.models import Subject, load_subject

@@ -1,4 +1,4 @@
-"""Stage `questions`, of `sf evaluate`: one checkpoint under several methods on own questions."""
+"""Stage `questions` of `sf evaluate`: one checkpoint under several methods on own questions."""
 
 from __future__ import annotations
 
@@ -47,25 +47,25 @@ class Parameters(Section):
 
 
 def inputs(p: Parameters) -> dict[str, Path]:
-    """What the stage reads: checkpoint, questions and, where they are files, the media of these."""
+    """The stage's inputs: checkpoint, questions and those media that are files."""
     from sf.data.collect import collect
 
-    found = collect([p.questions], p.media)
-    media = {row.media: p.media / row.media for row in found.rows}
+    collected = collect([p.questions], p.media)
+    media = {row.media: p.media / row.media for row in collected.rows}
     files = {f"media/{name}": path for name, path in media.items() if path.is_file()}
     return {"checkpoint": p.checkpoint, "questions": p.questions, **files}
 
 
 def run(p: Parameters, job: Job) -> None:
-    """Answer all questions under all settings and write tables, pictures and a page.
+    """Answer all questions under all settings and write tables, figures and a page.
 
     Writes `index.html` and `report.md`, `tables/summary.csv` (a line per setting),
-    `tables/answers.csv` and `.parquet` (a line per setting and question), `tables/rejects.csv`,
-    `figures/`. Answers go to `job.state` as they come: a killed run goes on with the next batch.
+    `tables/answers.csv` and `.parquet` (a line per setting and question), `tables/rejects.csv` and
+    `figures/`. Answers are saved in `job.state`, so a killed run resumes at the next batch.
 
     Raises:
         ConfigError, UnsupportedModelError: a method does not run on the checkpoint.
-        DataError: no questions, or more than `max_reject_share` of them cannot be used.
+        DataError: no questions, or more than `max_reject_share` of them are unusable.
     """
     from sf.ask.question_page import write_question_page
     from sf.evaluation.answer import Answer
@@ -127,7 +127,7 @@ def usable_rows(p: Parameters, job: Job) -> list[Row]:
     log = MediaLog(job.state / "media.jsonl")
     preparation.use_media(source, [p.vision], log)
     rejects = job.out / "tables" / "rejects.csv"
-    write_csv(reject_table(source.found.rejects), rejects)
-    refuse_many(source.found, p.max_reject_share, rejects, "--max-reject-share")
+    write_csv(reject_table(source.collected.rejects), rejects)
+    refuse_many(source.collected, p.max_reject_share, rejects, "--max-reject-share")
     root = str(p.media.resolve())
-    return [replace(row, data_root=root) for row in source.found.rows]
+    return [replace(row, data_root=root) for row in source.collected.rows]

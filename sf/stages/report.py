@@ -1,4 +1,4 @@
-"""Stage `report`: tables, pictures and one page from all results of a study."""
+"""Stage `report`: tables, figures and one page from all results of a study."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def study_of(p: Parameters) -> Study:
 
 
 def inputs(p: Parameters) -> dict[str, Path]:
-    """The finished results that are there; what is missing is shown as "not measured"."""
+    """The finished results; missing ones are shown as "not measured"."""
     study = study_of(p)
     folders = [result.folder for result in study.everything()]
     folders += Targets(tuple(p.targets)).pages(study).values()

@@ -43,16 +43,16 @@ def study_of(p: Parameters) -> Study:
 
 
 def inputs(p: Parameters) -> dict[str, Path]:
-    """The finished results that are there; what is missing is shown as "not run"."""
+    """The finished results; missing ones are shown as "not run"."""
     kinds = DEFINITIONS[p.target].results
     if "evaluate" in kinds:
-        kinds = (*kinds, "benchmarks")  # whether their data are stand-ins
+        kinds = (*kinds, "benchmarks")  # to mark synthetic data
     folders = [result.folder for result in study_of(p).everything() if result.kind in kinds]
     return {folder.relative_to(p.results).as_posix(): folder for folder in folders}
 
 
 def run(p: Parameters, job: Job) -> None:
-    """Write `index.html`, the table as CSV, Markdown, LaTeX and JSON, and its pictures."""
+    """Write `index.html`, the table as CSV, Markdown, LaTeX and JSON, and its figures."""
     from sf.report.table_pages import write_table_page
 
     command = f"snakemake --cores all {p.target}"

@@ -1,4 +1,4 @@
-"""Stage `train`: a base model and the train manifest to a model that needs fewer tokens."""
+"""Stage `train`: trains a base model on the train manifest to need fewer tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 RANKS = True
-ENDS_STEPS = True  # told to stop, it finishes its step and writes a checkpoint
+ENDS_STEPS = True  # on a stop signal, it finishes its step and writes a checkpoint
 
 
 class Parameters(RunParameters):
@@ -29,12 +29,12 @@ class Parameters(RunParameters):
 def run(p: Parameters, job: Job) -> None:
     """Train and write a plain transformers checkpoint with `sparsity.json` and a model card.
 
-    Of a checkpoint under top-p, `sparsity.json` holds the curve of token ratio over p on the
-    calibration split (`sf.training.ratio_curve`). Beside it lie `tables/completions.csv`, sample
+    For a checkpoint under top-p, `sparsity.json` contains the curve of token ratio over p on the
+    calibration split (`sf.training.ratio_curve`). Also writes `tables/completions.csv`, sample
     answers of each logged step, and `figures/training.png`.
 
-    Checkpoints go to `job.state` every `save_every` steps; a killed run goes on from the last whole
-    one and ends with the same weights.
+    Checkpoints are saved in `job.state` every `save_every` steps; a killed run resumes from the
+    last complete one and ends with the same weights.
     """
     from sf.data.manifest import read_manifest
     from sf.history import history_table

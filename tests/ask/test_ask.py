@@ -236,7 +236,7 @@ BAD = [
     (["--image", "scene.png", "--dtype", "int8"], "dtype"),
     (["--image", "scene.png", "--picture", "scene.png"], "choose another name"),
     (["--image", "scene.png", "--picture", "a.txt"], "must end in"),
-    (["--image", "scene.png", "--picture", "scene.png/a.png"], "cannot be written to"),
+    (["--image", "scene.png", "--picture", "scene.png/a.png"], "is not writable"),
 ]
 
 
@@ -349,7 +349,7 @@ def test_a_share_of_the_tokens_is_asked_for_in_place_of_p(files, tmp_path):
     with console.capture() as capture:
         console.print(render(result, console))
     assert f"{100 * result.token_ratio:.1f} % of the prompt" in capture.get()
-    assert "(p = 0.7764); asked for 40.0 %" in capture.get()
+    assert "(p = 0.7764); requested: 40.0 %" in capture.get()
 
 
 @pytest.mark.parametrize("given", [(0.5, True, None), (0.5, False, 0.3), (None, True, 0.3)])

@@ -14,14 +14,14 @@ import PIL.Image
 from sf.data.video_probe import FORMATS
 
 LOST = re.compile("its decoder (crashed|did not end|was killed)|more than 8 GiB")
-_IMAGE = re.compile(r"cannot be decoded|it is damaged, or of no image format")
-_VIDEO = re.compile(r"cannot be decoded|none of its frames decodes|no frames")
+_IMAGE = re.compile(r"cannot be decoded|it is damaged, or its image format")
+_VIDEO = re.compile(r"cannot be decoded|none of its frames can be decoded|no frames")
 # What a file states in its own words, or its decoder by a flag, and true as far as these go.
 _STATED = re.compile(
-    r"decompression bomb|of no known scale|200 times|is empty|at least|truncated"
+    r"decompression bomb|have no known scale|200 times|is empty|at least|truncated"
     r"|damaged at packet|frame \d+ is damaged|are absurd|states no frame rate"
     r"|neither time stamps|colour matrix"
-    r"|there is no decoder|different frames|are asked for"
+    r"|there is no decoder|different frames|are requested"
 )
 
 
@@ -70,7 +70,7 @@ def untrue(reason: str, path: Path, data_type: str) -> str:
         if _IMAGE.search(reason):
             return "" if pillow_fails(path) else "Pillow decodes it"
         return "" if _STATED.search(reason) else "no known reason"
-    if "no video format" in reason:
+    if "video format is not supported" in reason:
         return "" if _other_format(path) or ffmpeg_complains(path) else "FFmpeg opens it"
     if "audio only" in reason:
         return "" if without_video(path) else "it holds a video stream"

@@ -21,7 +21,7 @@ REASONS = {
     "cut.jpg": "decoded",
     "empty.png": "0 bytes",
     "empty.mp4": "0 bytes",
-    "text.png": "no image format",
+    "text.png": "image format is not supported",
     "text.mp4": "decoded|format",
     "cut.mp4": "decoded|truncated",
     "sound.mp4": "audio only",
@@ -44,7 +44,7 @@ def test_playlist_in_disguise_opens_nothing_else(tmp_path, vision):
     real = write_clip(tmp_path / "real.ts", 20, codec="libx264")
     lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:2", "#EXTINF:2.0,", real.name, "#EXT-X-ENDLIST"]
     (tmp_path / "fake.mp4").write_text("\n".join(lines))
-    with pytest.raises(DataError, match=r"no video format|cannot be decoded"):
+    with pytest.raises(DataError, match=r"video format is not supported|cannot be decoded"):
         load_video(tmp_path / "fake.mp4", vision)
 
 

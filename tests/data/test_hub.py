@@ -178,8 +178,8 @@ def test_everything_is_fetched_once_and_the_commit_is_recorded(
     assert source.origin == f"hub:{NAME}@{COMMIT}"
     assert source.root.name == COMMIT
     use_media(source, [vision], MediaLog(tmp_path / "media.jsonl"))
-    assert len(source.found.rows) == 6
-    assert source.found.rejects == []
+    assert len(source.collected.rows) == 6
+    assert source.collected.rejects == []
     asked = len(hub.asked)
     assert asked == 1 + 4 + 2
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -188,7 +188,7 @@ def test_everything_is_fetched_once_and_the_commit_is_recorded(
     )
     again = opened()  # without a network: all is there
     assert len(hub.asked) == asked  # nothing is fetched twice
-    assert [row.id for row in again.found.rows] == [row.id for row in source.found.rows]
+    assert [row.id for row in again.collected.rows] == [row.id for row in source.collected.rows]
 
 
 def test_a_pinned_commit_is_no_reason_to_warn(hub, opened):
@@ -198,7 +198,9 @@ def test_a_pinned_commit_is_no_reason_to_warn(hub, opened):
 
 
 def test_a_branch_stays_at_the_commit_it_stood_for_first(hub, opened, tmp_path):
-    with pytest.warns(UserWarning, match=f"main names no commit: {COMMIT}.*now, and recorded"):
+    with pytest.warns(
+        UserWarning, match=f"main names no commit: {COMMIT}.*current target, which is recorded"
+    ):
         first = opened(revision="main")
     assert first.unpinned == f"hub:{NAME}@main"
     hub.head = "d" * 40  # someone pushes
@@ -209,7 +211,7 @@ def test_a_branch_stays_at_the_commit_it_stood_for_first(hub, opened, tmp_path):
         again = opened(revision="main", earlier="result")  # other parameters, new work folder
     assert again.origin.endswith(COMMIT)
     assert json.loads((tmp_path / "out/origin.json").read_text())["commit"] == COMMIT
-    with pytest.warns(UserWarning, match=f"{hub.head}.*now, and recorded"):
+    with pytest.warns(UserWarning, match=f"{hub.head}.*current target, which is recorded"):
         other = opened(revision="main", out="elsewhere")
     assert other.origin.endswith(hub.head)
 
@@ -298,7 +300,7 @@ def test_what_lies_on_no_hub_is_not_fetched(tmp_path):
 
 def test_only_what_the_subset_needs_is_fetched(hub, opened):
     source = opened(["STAR"])
-    assert [row.data_source for row in source.found.rows] == ["STAR"]
+    assert [row.data_source for row in source.collected.rows] == ["STAR"]
     assert sorted(name for name, _ in hub.asked) == ["STAR.zip", "Video-R1-260k.json"]
 
 

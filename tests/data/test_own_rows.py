@@ -115,7 +115,7 @@ def test_a_broken_line_of_a_csv_is_one_reject(tmp_path: Path) -> None:
     found = collect([tmp_path / "q.csv"], tmp_path)
     assert [row.id for row in found.rows] == ["3"]
     assert [reject.reason.partition(":")[0] for reject in found.rejects] == [
-        *("line 2 does not have the 3 columns of the first line; quote values that hold the "
+        *("line 2 does not have the 3 columns of the first line; quote values that contain the "
           "separator", "line 3")
     ]  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_a_broken_line_of_a_csv_is_one_reject(tmp_path: Path) -> None:
 def test_a_csv_with_a_quote_that_nothing_closes_is_refused(tmp_path: Path) -> None:
     """It hides the rows after it, whose number nobody knows."""
     (tmp_path / "q.csv").write_text('question,answer,image\n"What?,x,a.png\nWhat?,x,a.png\n')
-    with pytest.raises(DataError, match="row 1, which begins in line 2, has no end"):
+    with pytest.raises(DataError, match="row 1, which starts in line 2, does not end"):
         collect([tmp_path / "q.csv"], tmp_path)
 
 

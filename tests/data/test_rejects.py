@@ -45,7 +45,7 @@ def bad_rows(root: Path) -> list[tuple[dict, str]]:
         (at("./pictures/cut.mp4"), "unreadable media"),
         (at("./pictures/empty.mp4"), "empty media"),
         (at("./pictures/sound.mp4"), "audio only"),
-        (at("./pictures/whole.png", data_type="video"), "no video format"),
+        (at("./pictures/whole.png", data_type="video"), "video format is not supported"),
         (at("../outside/secret.png"), "path traversal"),
         (at("./pictures/../../outside/secret.png"), "path traversal"),
         (at(str(outside)), "path traversal"),

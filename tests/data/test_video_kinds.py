@@ -60,7 +60,7 @@ def test_frames_behind_a_seek_are_those_asked_for(tmp_path, suffix):
 def test_a_frame_that_is_not_there_is_refused(tmp_path):
     path = write(Clip("mp4", "libx264", options=B_FRAMES), tmp_path / "a.mp4")
     for chosen in ([24], [-1]):
-        with pytest.raises(DataError, match="it holds 24"):
+        with pytest.raises(DataError, match="it has 24"):
             decode_frames(path, chosen)
 
 

@@ -99,9 +99,9 @@ BROKEN: list[tuple[str, Any, type[SparsityForcingError], str]] = [
         "extra",
         _tensors(**{"model.faster_token": torch.zeros(48)}),
         DataError,
-        r"1 left over: model\.",
+        r"1 unexpected: model\.",
     ),
-    ("shape", _tensors(**_WIDE), DataError, r"model\.image_newline \[7\] in place of \[48\]"),
+    ("shape", _tensors(**_WIDE), DataError, r"model\.image_newline \[7\] instead of \[48\]"),
     ("cut", _cut, DataError, r"00002-of-00003\.safetensors.*truncated"),
     ("lost", _lost, DataError, r"00003-of-00003\.safetensors.*missing"),
     ("twice", _mixed, DataError, "is in model-00001"),
@@ -137,7 +137,7 @@ BROKEN: list[tuple[str, Any, type[SparsityForcingError], str]] = [
     ("width", _settings(hidden_size="wide"), DataError, r"config\.json.*hidden_size"),
     ("heads", _settings(num_attention_heads=0), DataError, r"config\.json"),
     ("json", lambda folder: (folder / "config.json").write_text("{"), DataError, "cannot be read"),
-    ("index", _elsewhere, DataError, r"does not fit its files: model\.image_newline"),
+    ("index", _elsewhere, DataError, r"contradicts its files: model\.image_newline"),
 ]
 
 

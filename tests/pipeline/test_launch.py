@@ -65,7 +65,7 @@ def test_only_stages_that_can_are_given_several_nodes() -> None:
 def test_several_nodes_without_slurm_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_NUM_NODES", "SLURM_JOB_NODELIST"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ConfigError, match=r"resources\.train\.nodes.*no Slurm job"):
+    with pytest.raises(ConfigError, match=r"resources\.train\.nodes.*not a Slurm job"):
         on_every_node(resources(nodes=2), "resources.train.nodes")
 
 

@@ -100,12 +100,12 @@ def test_rows_that_a_study_lacks_are_named_with_the_lines_that_add_them() -> Non
     values = scale_values("mini", FOLDER)
     with pytest.raises(ConfigError) as caught:
         shown("table3", validated(Params, values))
-    assert "rows that params.yaml does not have: objective moba, objective nsa" in str(caught.value)
+    assert "rows that params.yaml lacks: objective moba, objective nsa" in str(caught.value)
     for name in ("moba", "nsa", "sharpness", "zipvl_sft"):  # the remedy
         assert f"objectives: {name}: {{objective: {name}}}" in str(caught.value)
         values["objectives"][name] = {"objective": name}
     assert shown("table3", validated(Params, values))
-    with pytest.raises(ConfigError, match=r"'table9'. is no table or figure.*table1"):
+    with pytest.raises(ConfigError, match=r"'table9'. is not a table or figure.*table1"):
         shown("table9", validated(Params, values))
 
 
@@ -177,8 +177,8 @@ def test_a_plan_counts_what_is_missing_by_measured_time_or_limit() -> None:
     zipvl = by_name["evaluate_base__tiny-qwen2.5-vl__zipvl__all"]
     assert (zipvl.hours, zipvl.basis) == (0.1, "measured")  # as the rule's finished job took
     assert by_name["evaluate_base__tiny-qwen2.5-vl__full__all"].hours == 0
-    assert sentences(made)[0] == "table1: 10 jobs, 4 results valid, 6 to make"
-    assert sentences(made)[1].startswith("at most 2.6 hours of jobs, 0 GPU-hours; 5 jobs count")
+    assert sentences(made)[0] == "table1: 10 jobs, 4 results valid, 6 to run"
+    assert sentences(made)[1].startswith("at most 2.6 job hours, 0 GPU-hours; 5 jobs count")
 
 
 def test_a_plan_names_downloads_and_counts_gpus() -> None:
@@ -202,7 +202,7 @@ def test_the_command_prints_plan_and_json() -> None:
         assert result.exit_code == 0
         return result.output
 
-    assert "table1: 10 jobs, 0 results valid, 10 to make" in run("table1")
+    assert "table1: 10 jobs, 0 results valid, 10 to run" in run("table1")
     assert "snakemake --cores all table1, or dvc repro table1\n" in run("table1")
     content: dict[str, Any] = json.loads(run("figure4c", "--json"))
     assert [job["name"] for job in content["jobs"]][-2:] == [

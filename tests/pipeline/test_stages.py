@@ -228,7 +228,7 @@ def test_dvc_yaml_follows_rows_that_params_yaml_gains(
     assert dvc_yaml.write_dvc_yaml(validated(Params, values))
     assert "  table3:\n" in (tmp_path / "dvc.yaml").read_text()
     Path("params.yaml").write_text(render_scale("mini", ROOT / "params"))  # without these rows
-    with pytest.raises(SystemExit, match="call dvc repro again"):
+    with pytest.raises(SystemExit, match="run dvc repro again"):
         resolve.main()
     assert Path("dvc.yaml").read_text() == (ROOT / "dvc.yaml").read_text()
     resolve.main()

@@ -119,7 +119,7 @@ def test_a_damaged_result_is_the_fault_of_one_job(study: list[JobSpec]) -> None:
         job, ["file rows.txt is missing or has other bytes"]
     )  # fmt: skip
     listed = {entry.job.stage.name: entry for entry in study_status(study)}
-    assert listed["train"].reasons == [f"reads {job.name}, which does not hold"]
+    assert listed["train"].reasons == [f"reads {job.name}, which is not valid"]
     assert listed["prepare"].status == "holds"
 
 

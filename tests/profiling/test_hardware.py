@@ -116,7 +116,7 @@ def test_a_throttled_gpu_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[torch.device] = []
     monkeypatch.setattr(hardware, "_load", loaded.append)
     monkeypatch.setattr(hardware, "gpu_state", lambda device: read_state(LINE))
-    reasons = "the GPU was held back under load at the end (power cap, temperature)"
+    reasons = "the GPU was throttled under load at the end (power cap, temperature)"
     assert after(CUDA) == [f"{reasons}: 1215 of 1980 MHz"]
     assert loaded == [CUDA]
     unknown = LINE.replace("1215", "[N/A]")

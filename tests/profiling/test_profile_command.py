@@ -61,7 +61,7 @@ def test_it_prints_its_table_and_goes_on(tmp_path: Path) -> None:
         (["--method", "zipvI"], ConfigError, "zipvl"),
         (["--method", "zipvl", "--value", "1.5"], ConfigError, r"p = 1\.5"),
         (["--repeats", "2"], ConfigError, "repeats = 2"),
-        (["--prompts", "video", "--video", "a.mp4"], ConfigError, "read no file"),
+        (["--prompts", "video", "--video", "a.mp4"], ConfigError, "cannot read a file"),
         (["--prompts", "audio"], ConfigError, "text or video"),
         (["--video", "a.mp4"], ConfigError, "needs --prompts video"),
         (["--device", "tpu"], ConfigError, "device"),

@@ -95,8 +95,8 @@ def test_a_calibration_is_read_at_its_p(calibrated: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        (None, "no table"),
-        ("", "no table"),
+        (None, "not a table"),
+        ("", "not a table"),
         ("a,b\n1,2\n", "columns"),
         ("layer,token_ratio\n0,0.5\n2,0.5\n", "every layer"),
         ("layer,token_ratio\n0,0.5\n0,0.5\n", "every layer"),

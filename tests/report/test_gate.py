@@ -71,7 +71,7 @@ def test_a_dense_row_within_the_tolerance_passes(tmp_path: Path) -> None:
 
 def test_a_dense_row_beyond_it_names_columns_and_what_differs(tmp_path: Path) -> None:
     (note,) = notes(write(tmp_path, {"mmstar": -1.6, "mme": 2.0}, rows=24))
-    assert "more than 1.5 points of 100 in MME (+2.0), MMStar (-1.6). Sparse rows are no" in note
+    assert "more than 1.5 points of 100 in MME (+2.0), MMStar (-1.6). Sparse rows are not" in note
     for words in (
         "pixels of an image: 3136 to 401408",
         "numbers: bfloat16",
@@ -86,7 +86,7 @@ def test_a_dense_row_beyond_it_names_columns_and_what_differs(tmp_path: Path) ->
 def test_videos_name_frames(tmp_path: Path) -> None:
     note = notes(write(tmp_path, {"mlvu_dev": 5.0}), "video")[0]
     assert "in MLVU (+5.0)" in note
-    assert "pixels of a frame: 3136 to 200704; frames: at most 32 at 2.0 a second" in note
+    assert "pixels of a frame: 3136 to 200704; frames: at most 32 at 2.0 per second" in note
     assert "questions: all" in note
     assert "parsers of VideoMME, VideoMME (sub.), MLVU, VideoMMMU changed" in note
 

@@ -171,14 +171,14 @@ def test_chromium_draws_what_each_group_of_layers_kept(tmp_path: Path) -> None:
     )
     for text in (
         "Every token was kept.",
-        "This row has no record of kept tokens",
-        "The picture shows other frames than this row was given.",
+        "No record of kept tokens: this row drops none",
+        "The picture does not show the frames that this row was given.",
     ):
         assert text in body
     lines = tmp_path / "results/evaluate/tiny/full/all/samples.jsonl"
     lines.write_text(lines.read_text().replace(', "kept_cells": []', ""))
     _, body = body_of(study, tmp_path, "shown=all&second=zipvl")
-    assert "Evaluate this row again: it is older than the record of kept tokens." in body
+    assert "Evaluate this row again: it predates the record of kept tokens." in body
     _, body = body_of(study, tmp_path, "shown=lost&second=zipvl&kept=2")
     assert body.count("<svg") == body.count("last third (layer 4): 8 of 16 cells kept</small>") == 1
     _, body = body_of(study, tmp_path, "shown=lost&second=zipvl&kept=none")

@@ -80,7 +80,7 @@ def test_a_cell_says_ours_published_difference_interval_and_number(
     assert zipvl["MME"]["text"] == ""
     assert zipvl["MME"]["published"] == "2290"
     assert zipvl["average"]["verdict"] == NOT_RUN
-    assert re.match(r"\d of 9 published figures are reproduced within 1.5", content["sentence"])
+    assert re.match(r"\d of 9 published values are reproduced within 1.5", content["sentence"])
 
 
 def test_an_average_of_some_benchmarks_is_not_shown(published: Study, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`sf rehearse [SCALE]`: what a study needs and what in it will not work, before anything runs."""
+"""`sf rehearse [SCALE]`: a study's resources and faults, before anything runs."""
 
 from workflow.rehearsal.rehearse import Options, Rehearsal, as_json, rehearse, shown
 

@@ -1,8 +1,8 @@
-"""What a study costs: jobs, hours, GPU-hours, downloads and disk, in all and by table of the paper.
+"""The cost of a study: jobs, hours, GPU-hours, downloads and disk, in total and by table.
 
-The jobs are those that both engines run (`workflow.jobs`). Hours are measured ones where this job
-or another of its rule has a result; of training, else, those that follow from the published time
-of a step; of everything else the time limit in `resources`, which is more than the job takes.
+The jobs are those of both engines (`workflow.jobs`). Hours are measured if this job or another one
+of its rule has a result. Otherwise training hours follow from the published time of a step, and
+other hours are the time limits in `resources`, which are upper bounds.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ GIB = 2.0**30
 
 @dataclass(frozen=True)
 class Charge:
-    """What a job costs.
+    """The cost of a job.
 
     Attributes:
         job: of the study.
-        gpus: that it holds.
-        hours: that it takes.
-        limit: hours of `resources`.
+        gpus: number of GPUs that it uses.
+        hours: expected time.
+        limit: time limit in `resources`, in hours.
         basis: of `hours`: "measured", "published" or "limit".
-        disk: bytes that it needs while it runs. kept: those that stay.
+        disk: bytes needed during the run. kept: bytes that remain.
     """
 
     job: JobSpec
@@ -60,7 +60,7 @@ class Charge:
 
 @dataclass(frozen=True)
 class Download:
-    """Something that is fetched; `gib` is None where its size is not known."""
+    """A download; `gib` is None if its size is unknown."""
 
     what: str
     gib: float | None
@@ -69,15 +69,15 @@ class Download:
 
 @dataclass(frozen=True)
 class Bill:
-    """Of a study.
+    """The cost of a study.
 
     Attributes:
-        charges: one a job, in the study's order.
-        tables: jobs, GPU-hours and hours one after the other, of each table with all it needs.
-        downloads: what is fetched.
-        longest_chain: hours, if all jobs that can run at once do.
-        machine: GPUs of the machine that `wall_clock` is for; 0: the study needs none.
-        wall_clock: hours on that machine.
+        charges: one per job, in the study's order.
+        tables: number of jobs, GPU-hours and sequential hours of each table with its inputs.
+        downloads: everything to be fetched.
+        longest_chain: hours with unlimited parallelism.
+        machine: number of GPUs for `wall_clock`; 0 if the study needs none.
+        wall_clock: hours on such a machine.
         assumptions: sentences.
     """
 
@@ -95,7 +95,7 @@ class Bill:
 
     @property
     def disk(self) -> float:
-        """Bytes on the results' disk if all trainings run at once."""
+        """Bytes on the results' disk if all training jobs run at once."""
         return sum(max(charge.disk, charge.kept) for charge in self.charges)
 
     @property
@@ -113,13 +113,13 @@ def bill_of(
     shapes: Mapping[str, ModelShape | None],
     seconds_a_step: float | None = None,
 ) -> Bill:
-    """The bill of a study; nothing is run.
+    """The bill of a study; runs nothing.
 
     Args:
         params: of the study.
         specs: its jobs.
-        shapes: of its base models, by name; None where the sizes are not known.
-        seconds_a_step: of training, in the place of what follows from the published time.
+        shapes: of its base models, by name; None if unknown.
+        seconds_a_step: training time per step; None for an estimate from the published time.
     """
     measured = expected_by_job(study_status(specs))
     charges = [_charge(job, params, measured[job.name], shapes, seconds_a_step) for job in specs]
@@ -173,7 +173,7 @@ def _charge(
 
 
 def _published_step(p: Any, counts: WeightCounts, ranks: int) -> float | None:
-    """Seconds of a step from the published figure; None on a CPU, for which there is none."""
+    """Seconds per step, from the published time; None on a CPU."""
     published = figure_of("cost", PUBLISHED_MODEL, "sparsity_forcing", "seconds_a_step")
     if p.runtime.device == "cpu" or published is None:
         return None
@@ -189,28 +189,28 @@ def _downloads(params: Params, shapes: Mapping[str, ModelShape | None]) -> list[
         shape = shapes[model]
         if spec.source.startswith("hub:"):
             gib = None if shape is None else 2 * shape.num_parameters / GIB
-            note = "not known" if shape is None else f"computed: {shape.origin}, 2 bytes a weight"
+            note = "unknown" if shape is None else f"computed: {shape.origin}, 2 bytes per weight"
             listed.append(Download(spec.source.removeprefix("hub:"), gib, note))
     if params.prepare.source.startswith("hub:"):
         name = params.prepare.source.removeprefix("hub:")
-        listed.append(Download(name, None, "not known: the hub says it before the first byte"))
+        listed.append(Download(name, None, "unknown until the download starts"))
     if params.benchmarks.source == "hub":
         sizes: dict[str, tuple[str, float]] = {}
         for benchmark in benchmarks_of(params.benchmarks.suites):
             for task in benchmark.tasks:
                 sizes.setdefault(task.repository, (benchmark.title, benchmark.download_gib))
         for repository, (title, gib) in sizes.items():
-            note = "a guess, never checked against the hub"
+            note = "an estimate, not checked against the hub"
             listed.append(Download(f"{repository} ({title})", gib, note))
     return listed
 
 
 def _schedule(charges: Sequence[Charge], gpus: int) -> float:
-    """Hours until the last job ends; a job waits for what it reads and for its GPUs.
+    """Hours until the last job ends; a job waits for its inputs and its GPUs.
 
     Args:
         charges: each after those that it reads.
-        gpus: of the machine; 0: as many as are asked for.
+        gpus: of the machine; 0 for no limit.
     """
     ends: dict[str, float] = {}
     free = [0.0] * gpus  # when each GPU is free
@@ -229,19 +229,18 @@ def _assumptions(charges: Sequence[Charge], seconds_a_step: float | None) -> lis
     bases = {charge.basis for charge in charges}
     said = []
     if "measured" in bases:
-        said.append("jobs with a result, or another of their rule, count with its time")
+        said.append("jobs with a result of their own or of their rule count with its time")
     if "published" in bases:
         seconds = figure_of("cost", PUBLISHED_MODEL, "sparsity_forcing", "seconds_a_step")
         said.append(
-            f"a training step takes the published {seconds:g} s (Qwen2.5-VL-7B, 8 questions of 8 "
-            "rollouts on 8 A100), in proportion to weights and rollouts a GPU, whatever the "
-            "objective"
+            f"a training step takes the published {seconds:g} s (Qwen2.5-VL-7B, 8 questions with "
+            "8 rollouts on 8 A100), scaled by weights and rollouts per GPU, for every objective"
         )
     if "given" in bases:
         said.append(f"a training step takes {seconds_a_step:g} s, as given")
     if bases & {"published", "given"}:
         rate = CHECKPOINT_BYTES_A_SECOND / 1e9
-        said.append(f"a checkpoint is written and hashed at {rate:g} GB a second")
+        said.append(f"a checkpoint is written and hashed at {rate:g} GB per second")
     if "limit" in bases:
-        said.append("other jobs count with their time limit in resources: at most")
+        said.append("other jobs count with their time limit in resources, an upper bound")
     return said

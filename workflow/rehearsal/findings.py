@@ -1,4 +1,4 @@
-"""What in a study's parameters will not work, each with the parameter to change and the rule."""
+"""Faults in a study's parameters, each with the parameter to change and the rule."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _ROW = re.compile(r"objectives\.([\w.-]+?)(?:\.|$)")
 
 
 def usable(values: Mapping[str, Any], where: str) -> tuple[Params | None, list[Exception]]:
-    """The parameters without what does not fit, and one error for each part that was left out.
+    """The parameters without invalid parts, and one error for each part that was removed.
 
-    A row with training or a method that does not fit is left out, so that the rest can be looked
-    at. Anything else that is wrong ends the search.
+    Invalid rows with training and invalid methods are removed, so that the others can be checked.
+    Any other fault ends the check.
 
     Args:
         values: of a whole study.
-        where: the file, for the messages.
+        where: the file name for the messages.
 
     Returns:
-        the parameters, None where they cannot be used at all, and the errors.
+        The parameters, or None if they are unusable, and the errors.
     """
     given = {**values, "axes": {**(values.get("axes") or {})}}
     given["objectives"] = {**(values.get("objectives") or {})}
@@ -53,7 +53,7 @@ def usable(values: Mapping[str, Any], where: str) -> tuple[Params | None, list[E
 
 
 def _unfit_methods(values: dict[str, Any]) -> Iterator[ConfigError]:
-    """Methods that a base model cannot run under; they are taken out of `values`."""
+    """Errors for methods that a base model does not support; removes them from `values`."""
     bases = values.get("base")
     if not isinstance(bases, Mapping):
         return
@@ -73,12 +73,12 @@ def _unfit_methods(values: dict[str, Any]) -> Iterator[ConfigError]:
 
 
 def _misfit(method: Any, spec: Mapping[str, Any]) -> str | None:
-    """Why a method cannot run on a base model, by what its checkpoint was trained with."""
+    """The reason why a method cannot run on a base model, from its checkpoint's record."""
     source = str(spec.get("source", ""))
     trained_with: str | None = None
     if source.startswith("hub:"):
         if published(source.removeprefix("hub:").partition("@")[0]) is None:
-            trained_with = str(method)  # not known before it is fetched
+            trained_with = str(method)  # unknown before it is fetched
     elif source != "scratch" and (Path(source) / "config.json").is_file():
         try:
             record = record_of(Path(source))
@@ -89,7 +89,7 @@ def _misfit(method: Any, spec: Mapping[str, Any]) -> str | None:
 
 
 def unfit_bases(params: Params) -> Iterator[tuple[str, ConfigError]]:
-    """Rows whose training would change the attention that a base checkpoint was trained with.
+    """Errors for rows whose training would change the attention of a trained base checkpoint.
 
     Yields:
         The base model's name, and the error.
@@ -111,7 +111,7 @@ def unfit_bases(params: Params) -> Iterator[tuple[str, ConfigError]]:
 
 
 def dense_ratios(params: Params) -> Iterator[ConfigError]:
-    """Settings under which about every token is kept, so that nothing is measured."""
+    """Errors for settings that keep nearly all tokens, so that nothing is measured."""
     given: list[tuple[str, float, str]] = []
     for name, row in params.trained.items():
         given += _ratios(f"objectives.{name}", row.objective)
@@ -127,12 +127,12 @@ def dense_ratios(params: Params) -> Iterator[ConfigError]:
         given.append(("profile.token_ratio", params.profile.token_ratio, remedy))
     for field, ratio, sensible in given:
         if ratio >= DENSE:
-            rule = f"keeps {ratio:.2g} of the tokens, and {DENSE} and more count as all"
+            rule = f"keeps {ratio:.2g} of the tokens, and {DENSE} or more counts as all"
             yield ConfigError(field, round(ratio, 4), rule, f"set it {sensible}")
 
 
 def _ratios(name: str, objective: AnyObjective) -> Iterator[tuple[str, float, str]]:
-    """Token ratios that a row names, and 1 where its thresholds keep everything."""
+    """Token ratios that a row sets, and 1 if its thresholds keep everything."""
     if isinstance(objective, Distil):
         yield f"{name}.target_token_ratio", objective.target_token_ratio, "to 0.25, as published"
     if isinstance(objective, Pathwise) and objective.pathwise.target is not None:
@@ -150,7 +150,7 @@ def _ratios(name: str, objective: AnyObjective) -> Iterator[tuple[str, float, st
 
 
 def rank_faults(specs: list[JobSpec], params: Params) -> Iterator[ConfigError]:
-    """Trainings whose rollouts or weights do not divide over the processes of their resources."""
+    """Errors for training jobs whose rollouts or weights cannot be divided over their processes."""
     for job in specs:
         if job.stage.run != "train":
             continue

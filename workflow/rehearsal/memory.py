@@ -1,4 +1,4 @@
-"""Which jobs of a study cannot fit into the memory of a GPU or of a node, whatever else they do."""
+"""Jobs of a study whose least memory exceeds that of a GPU or a node."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workflow.rehearsal.bill import GIB
 __all__ = ["GPU_GIB", "JobNeed", "least_needs", "memory_faults"]
 
 GPU_GIB = 79.0
-"""What torch can have of a card of 80 GB."""
+"""Memory available to torch on an 80 GB GPU."""
 _FLOAT32 = 4
 
 
@@ -27,7 +27,7 @@ class JobNeed:
     """The least memory of a job.
 
     Attributes:
-        job: the first of those with the same needs.
+        job: the first of the jobs with the same needs.
         given: its resources. section: their key.
         needs: on each GPU, by part.
         host: bytes on each node while weights are loaded.
@@ -47,9 +47,9 @@ class JobNeed:
 def least_needs(
     params: Params, specs: Sequence[JobSpec], shapes: Mapping[str, ModelShape | None]
 ) -> list[JobNeed]:
-    """Of trainings, and of one evaluation and one calibration of each base model.
+    """The needs of training jobs, and of one evaluation and one calibration per base model.
 
-    Trainings whose rollouts do not divide over their processes are left out.
+    Training jobs whose rollouts cannot be divided over their processes are omitted.
     """
     listed: list[JobNeed] = []
     seen: set[tuple[str, str]] = set()
@@ -64,7 +64,7 @@ def least_needs(
             try:
                 needs = tuple(training(shape, p, given.processes))
             except ConfigError:
-                continue  # said by `findings.rank_faults`
+                continue  # reported by `findings.rank_faults`
             host = _FLOAT32 * shape.num_parameters * given.processes_a_node
         else:
             if (run, model) in seen:
@@ -82,10 +82,10 @@ def least_needs(
 
 
 def memory_faults(listed: Sequence[JobNeed], params: Params, gpu_gib: float) -> Iterator[Exception]:
-    """Jobs that need more than there is, even with nothing but what is certain.
+    """Errors for jobs whose certain needs already exceed the memory.
 
     Args:
-        listed: of `least_needs`.
+        listed: from `least_needs`.
         params: of the study.
         gpu_gib: memory of each GPU.
     """
@@ -114,7 +114,7 @@ def _fault(each: JobNeed, gpu_gib: float) -> ConfigError:
         if job.stage.run == "train":
             remedy = "divide the weights (fsdp) over more GPUs, or train adapters (train.lora)"
             return ConfigError("train.sharding", value, rule, remedy)
-        return ConfigError("runtime.dtype", job.parameters["runtime"]["dtype"], rule, "take a GPU "
+        return ConfigError("runtime.dtype", job.parameters["runtime"]["dtype"], rule, "use a GPU "
                            "with more memory, or a smaller model")  # fmt: skip
     section, _, field = need.batch.partition(".")
     value = job.parameters[section][field]

@@ -1,4 +1,4 @@
-"""A study looked at as a whole: its bill, and every fault that can be seen without running it."""
+"""A check of a complete study: its bill, and every fault that is detectable without running it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ CURRENT = Path("params.yaml")
 
 @dataclass(frozen=True)
 class Options:
-    """What is not in a study's parameters.
+    """Options outside a study's parameters.
 
     Attributes:
         gpu_gib: memory of each GPU.
-        disk_gib: free space where the results will lie; None: of this disk, if the study runs here.
-        seconds_a_step: of training; None: from the published time.
+        disk_gib: free space for the results; None for that of this disk, if the study runs here.
+        seconds_a_step: training time per step; None for an estimate from the published time.
     """
 
     gpu_gib: float = GPU_GIB
@@ -46,14 +46,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was seen.
+    """The findings.
 
     Attributes:
         scale: the study's name.
         needs: least memory of trainings, evaluations and calibrations.
-        bill: None where the parameters cannot be used.
-        faults: each an error that names a parameter and the rule.
-        notes: what was not looked at, and why.
+        bill: None if the parameters are unusable.
+        faults: errors that name a parameter and the rule.
+        notes: omitted checks, with the reason.
     """
 
     scale: str
@@ -64,34 +64,34 @@ class Rehearsal:
 
 
 def rehearse(scale: str | None, options: Options = Options(), folder: Path = FOLDER) -> Rehearsal:
-    """Look at a study; nothing is run, downloaded or written.
+    """Check a study; runs, downloads and writes nothing.
 
     Args:
-        scale: its name; None: what `params.yaml` holds.
-        options: what is not in its parameters.
+        scale: its name; None for `params.yaml`.
+        options: outside its parameters.
         folder: of the scales.
 
     Raises:
-        ConfigError: no such scale, or a file that is not YAML. Every other error is a finding.
+        ConfigError: no such scale, or a file that is not YAML. All other errors are findings.
     """
     values = read_yaml(CURRENT) if scale is None else scale_values(scale, folder)
     where = str(CURRENT if scale is None else folder / f"{scale}.yaml")
     params, faults = usable(values, f"{where}: ")
     name = str(values.get("scale", scale))
     if params is None:
-        return Rehearsal(name, faults=faults, notes=["the parameters cannot be used: no bill"])
+        return Rehearsal(name, faults=faults, notes=["no bill: the parameters are unusable"])
     unfit = list(unfit_bases(params))
     faults += [error for _, error in unfit]
     faults += [*dense_ratios(params), *source_faults(params)]
     try:
         specs = jobs(params)
     except ConfigError as error:
-        return Rehearsal(name, faults=[*faults, error], notes=["the jobs are not known: no bill"])
+        return Rehearsal(name, faults=[*faults, error], notes=["no bill: the jobs are unknown"])
     shapes, notes = _shapes(params)
     notes += terms_notes(specs)
     for model in dict.fromkeys(model for model, _ in unfit):
         shapes[model] = None
-        notes.append(f"what runs on base.{model} counts with its limit: its trainings cannot start")
+        notes.append(f"jobs on base.{model} count with their limits: its training cannot start")
     divided = list(rank_faults(specs, params))
     bill = bill_of(params, specs, shapes, options.seconds_a_step)
     needs = least_needs(params, specs, shapes)
@@ -109,12 +109,12 @@ def _shapes(params: Params) -> tuple[dict[str, ModelShape | None], list[str]]:
         except SparsityForcingError:
             shapes[model] = None  # the sources are looked at apart
         if shapes[model] is None:
-            notes.append(f"the sizes of base.{model} ({spec.source}) are not known here")
+            notes.append(f"the sizes of base.{model} ({spec.source}) are unknown")
     return shapes, notes
 
 
 def _limit_faults(bill: Bill) -> Iterator[ConfigError]:
-    """Time limits below what a job is known or assumed to take."""
+    """Errors for time limits below the known or assumed time of a job."""
     for charge in bill.charges:
         if charge.hours <= charge.limit:
             continue
@@ -133,12 +133,12 @@ def _limit_faults(bill: Bill) -> Iterator[ConfigError]:
 def _disk_faults(
     bill: Bill, params: Params, options: Options, notes: list[str]
 ) -> Iterator[ConfigError]:
-    """Less room than checkpoints and weights need."""
+    """Errors for too little disk space for checkpoints and weights."""
     free = options.disk_gib
     if free is None and (params.runtime.device == "cpu" or torch.cuda.is_available()):
         free = shutil.disk_usage(Path.cwd()).free / GIB
     if free is None:
-        notes.append("the disk is not compared: give the free space there with --disk-gib")
+        notes.append("the disk is not checked: give its free space with --disk-gib")
     elif free < bill.disk / GIB:
         keep = "keep fewer checkpoints (train.save_every up, train.collapse.patience down)"
         rule = f"must hold {bill.disk / GIB:,.0f} GiB of checkpoints and weights"
@@ -146,7 +146,7 @@ def _disk_faults(
 
 
 def shown(seen: Rehearsal) -> Iterator[Table | str]:
-    """What the terminal shows: tables and sentences, the faults last."""
+    """The terminal output: tables and sentences, with the faults last."""
     yield f"rehearsal of {seen.scale}"
     if seen.bill is not None:
         yield from _bill_tables(seen.bill)
@@ -218,7 +218,7 @@ def _memory_table(needs: Iterable[JobNeed]) -> Iterator[Table | str]:
         ),
     )
     where = "on each GPU or in each process, at the longest prompts"
-    yield f"least memory: {where}; activations come on top"
+    yield f"least memory: {where}, without activations"
 
 
 def _span(values: Iterable[float]) -> str:
@@ -233,10 +233,11 @@ def _sentences(bill: Bill) -> Iterator[str]:
     where = (
         f"; {bill.wall_clock:,.0f} on {bill.machine} GPUs of one machine" if bill.machine else ""
     )
-    yield f"{about} {bill.longest_chain:,.0f} hours if all jobs that can run at once do{where}"
+    yield f"{about} {bill.longest_chain:,.0f} hours with unlimited parallel jobs{where}"
     if bill.downloads:
         unknown = f", and {len(bill.unknown)} of unknown size" if bill.unknown else ""
-        yield f"downloads: {bill.known_gib:,.0f} GiB{unknown}; archives need as much again unpacked"
+        space = "unpacked archives need the same space again"
+        yield f"downloads: {bill.known_gib:,.0f} GiB{unknown}; {space}"
     yield f"results: up to {bill.disk / GIB:,.1f} GiB of checkpoints and weights"
     yield from (f"assumed: {sentence}" for sentence in bill.assumptions)
 

@@ -1,4 +1,4 @@
-"""Local sources of a study: files that a later stage would miss, found by their names alone."""
+"""Local sources of a study: missing files, detected by name."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 def source_faults(params: Params) -> Iterator[SparsityForcingError]:
-    """One error for each local source that lacks files, with the names of those that are missing.
+    """One error for each local source that lacks files, with the names of the missing ones.
 
-    Nothing is opened but configurations, annotation files and the indices of archives.
+    Opens only configurations, annotation files and the indices of archives.
     """
     for model, spec in params.base.items():
         if spec.source != "scratch" and not spec.source.startswith("hub:"):
@@ -81,18 +81,18 @@ def _row_faults(params: Params, source: Path) -> Iterator[SparsityForcingError]:
     collected = collect(files, folder, given.data_sources)
     rows = collected.rows
     if not rows:
-        reason = collected.rejects[0].reason if collected.rejects else "it holds no row"
+        reason = collected.rejects[0].reason if collected.rejects else "it contains no rows"
         rule = f"has no usable row: {reason}"
         yield ConfigError(field, str(source), rule, "correct the rows, or prepare.data_sources")
         return
     lacking = list(_lacking_media(folder, {row.media for row in rows}))
     if len(lacking) > given.max_reject_share * len({row.media for row in rows}):
-        remedy = "fetch these media, or the archives that hold them"
+        remedy = "fetch these media, or the archives that contain them"
         yield from _missing(field, folder, lacking, remedy)
 
 
 def _lacking_media(folder: Path, media: set[str]) -> Iterator[str]:
-    """Media that are neither files nor in a zip, and that no tar archive can hold."""
+    """Media that are neither files nor in a zip, and that cannot be in a tar archive."""
     root, pending = MediaRoot(folder), []
     for name in sorted(media):
         try:
