@@ -1,6 +1,6 @@
 """Sparsity Forcing: multimodal LLMs that answer with fewer tokens (arXiv 2504.18579).
 
-Importing the package is cheap: torch is imported on first use.
+Importing the package is fast: torch is imported on first use.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Files that are replaced as a whole: a reader sees the old or the new content, never a part.
+"""Atomic file replacement: a reader sees the old or the new content, never a part.
 
-The content is written beside its target, forced to disk and renamed. A kill, a full disk or a power
-failure leaves the old file.
+The content is written to a temporary file in the same folder, flushed to disk and renamed. A kill,
+a full disk or a power failure leaves the old file.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ __all__ = ["read_json", "replacing", "write_bytes", "write_json", "write_text"]
 
 @contextmanager
 def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """Give a path to write to; it replaces `path` when the block ends without an error.
+    """Yield a path to write to, which replaces `path` if the block ends without an error.
 
     Args:
-        path: the target; its folder is made.
-        shared: several processes may write this target at once. Each then writes a file of its own;
-            a killed writer leaves it behind. Otherwise the name is fixed, and the next writer
-            overwrites what a killed one left.
+        path: the target; its folder is created.
+        shared: whether several processes may write this target at once. Each then writes its own
+            temporary file, which a killed writer leaves behind. Otherwise the name is fixed, and
+            the next writer overwrites the file of a killed one.
 
     Yields:
-        The path beside the target, in the same folder.
+        The temporary path, in the folder of the target.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     owner = f".{uuid.uuid4().hex}" if shared else ""
@@ -43,30 +43,30 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
         raise
     try:
         _force_to_disk(path.parent)
-    except OSError as error:  # some network file systems cannot do this for a folder
+    except OSError as error:  # some network file systems do not support this for folders
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file by `content`."""
+    """Replace a file with `content`."""
     with replacing(path) as part:
         part.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    r"""Replace a file by UTF-8 text; line ends stay as they are.
+    r"""Replace a file with UTF-8 text; line endings are unchanged.
 
-    A lone surrogate, which UTF-8 cannot hold, becomes its escape, such as ``\ud800``.
+    A lone surrogate, which UTF-8 cannot encode, is escaped, such as ``\ud800``.
     """
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, content: object) -> None:
-    """Replace a file by JSON with sorted keys.
+    """Replace a file with JSON with sorted keys.
 
     Raises:
-        TypeError: `content` holds a value that JSON cannot.
+        TypeError: `content` contains a value that JSON cannot represent.
     """
     write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
@@ -81,7 +81,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} contains no JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def _force_to_disk(path: Path) -> None:

@@ -26,15 +26,15 @@ _LONGEST = 500
 
 @dataclass(frozen=True)
 class Attempt:
-    """One call of a stage that held the lock of its output.
+    """One call of a stage that acquired the lock of its output.
 
     Attributes:
-        host: its name.
-        pid: of the process.
+        host: host name.
+        pid: process id.
         slurm_job: Slurm's id; "" outside Slurm.
         began, ended: seconds since 1970; `ended` is None while it runs and after a kill.
         outcome: "done", "failed", "stopped" or, while it runs and after a kill, "".
-        reason: why it failed or stopped.
+        reason: of the failure or stop.
     """
 
     host: str
@@ -47,14 +47,14 @@ class Attempt:
 
     @property
     def where(self) -> str:
-        """The process, in words."""
+        """A description of the process."""
         job = f", Slurm job {self.slurm_job}" if self.slurm_job else ""
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.began))
         return f"process {self.pid} on {self.host}{job}, since {began}"
 
 
 def last_attempt(work: Path) -> Attempt | None:
-    """What is noted in a work folder; None where nothing readable is."""
+    """The attempt recorded in a work folder; None without a readable record."""
     try:
         return Attempt(**read_json(work / FILE))
     except (OSError, ValueError, TypeError):
@@ -79,7 +79,7 @@ def noted(work: Path) -> Iterator[None]:
 
 
 def _end(work: Path, attempt: Attempt, outcome: str, reason: str = "") -> None:
-    """The note is no result: a disk that is full by now must not hide why the attempt failed."""
+    """Record the end; only warns on failure, since a full disk must not hide the actual error."""
     try:
         ended = replace(attempt, ended=time.time(), outcome=outcome, reason=reason)
         write_json(work / FILE, asdict(ended))

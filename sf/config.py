@@ -1,7 +1,7 @@
 """Typed parameters of a study: the only reader of YAML.
 
-`params.yaml` holds one `Params`. A stage's own parameters class (in `sf/stages/`) holds the
-sections it uses, its axis values and paths; `workflow.jobs` fills it in for each job.
+`params.yaml` contains one `Params`. A stage's parameters class (in `sf/stages/`) contains the
+sections it uses, its axis values and paths; `workflow.jobs` creates it for each job.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ TableName = Annotated[str, BeforeValidator(_known_table)]
 
 
 class Resources(Section):
-    """What one job of a stage is given by the scheduler."""
+    """The resources of one job of a stage."""
 
     cpus: Positive = Field(description="CPUs per node")
     mem_gib: Positive = Field(description="memory per node")
@@ -77,22 +77,22 @@ class Resources(Section):
 
     @property
     def all_gpus(self) -> int:
-        """On all nodes together."""
+        """GPUs on all nodes."""
         return self.gpus * self.nodes
 
     @property
     def processes_a_node(self) -> int:
-        """Of a stage that can run in several: one a GPU."""
+        """Processes per node of a multi-process stage: one per GPU."""
         return max(1, self.gpus)
 
     @property
     def processes(self) -> int:
-        """Of such a stage, on all nodes together."""
+        """Processes of a multi-process stage on all nodes."""
         return self.processes_a_node * self.nodes
 
 
 class TrainedRow(Section):
-    """A row of the tables that is trained: its objective and the common settings."""
+    """A row with training: its objective and the common settings."""
 
     objective: Objective
     train: Train
@@ -105,8 +105,8 @@ class Params(Section):
     seed: Seed
     tables: list[TableName] = Field(
         default_factory=list,
-        description="tables and figures that `all` makes, such as 1, table1 or "
-        "figure4a; empty: every row and every table that the rows "
+        description="tables and figures that `all` produces, such as 1, table1 or "
+        "figure4a; empty for every row and every table that the rows "
         "allow",
     )
     axes: Axes
@@ -130,7 +130,7 @@ class Params(Section):
     nsa: NsaSettings
     objectives: dict[Name, dict[str, Any]] = Field(
         description="rows with training: objective, and settings that differ from "
-        "its sections; empty: no training"
+        "its sections; empty for no training"
     )
     benchmarks: Benchmarks
     evaluate: Evaluate
@@ -139,13 +139,13 @@ class Params(Section):
     _trained: dict[str, TrainedRow] = PrivateAttr()
 
     def resources_of(self, run: str) -> tuple[str, Resources]:
-        """The entry of `resources` that counts for a stage of `sf run`, and its key."""
+        """The key and the entry of `resources` for a stage of `sf run`."""
         name = run if run in self.resources else "default"
         return name, self.resources[name]
 
     @property
     def trained(self) -> Mapping[str, TrainedRow]:
-        """The rows with training, complete."""
+        """The rows with training, with all settings."""
         return self._trained
 
     @model_validator(mode="after")
@@ -154,7 +154,7 @@ class Params(Section):
         return self
 
     def _complete(self, name: str, row: dict[str, Any]) -> TrainedRow:
-        """A row with the settings that it does not change, from their sections."""
+        """A row with all settings, unchanged ones taken from their sections."""
         if name == "base" or name in (*self.axes.methods, *self.axes.curve_methods):
             rule = "is also the name of a row without training"
             raise ConfigError("objectives", name, rule, "choose another name")
@@ -205,7 +205,7 @@ class Params(Section):
             )
         for model, spec in self.base.items():
             for method in (*self.axes.methods, *self.axes.curve_methods):
-                # What a finished checkpoint was trained with is seen when it is loaded.
+                # The method of a finished checkpoint is checked when it is loaded.
                 trained_with = None if spec.source == "scratch" else method
                 rule = misfit(method, spec.family, trained_with)
                 if rule is not None:
@@ -214,14 +214,14 @@ class Params(Section):
 
 
 def _check_sparse(name: str, settings: BlockSettings, vision: Vision) -> None:
-    """Refuse attention over blocks that reads the whole of every prompt."""
+    """Reject block attention that reads all of every prompt."""
     from sf.data.budget import longest_prompt
 
     length = longest_prompt(vision)
     ratio = settings.expected_ratio(length)
     if ratio >= DENSE:
         rule = f"keeps {ratio:.2f} of a prompt of {length:,} tokens, the longest under vision"
-        remedy = "set token_ratio: 0.25 in place of a number of blocks, and smaller blocks"
+        remedy = "set token_ratio: 0.25 instead of a number of blocks, and smaller blocks"
         raise ConfigError(name, settings.model_dump(exclude_none=True), rule, remedy)
 
 
@@ -259,7 +259,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except YAMLError as error:
         raise ConfigError(str(path), None, f"is not valid YAML: {error}", "correct it") from error
     if not isinstance(content, dict):
-        raise ConfigError(str(path), None, "must hold a mapping", "see params/defaults.yaml")
+        raise ConfigError(str(path), None, "must contain a mapping", "see params/defaults.yaml")
     return content
 
 
@@ -277,25 +277,25 @@ def validated(model: type[Model], values: Mapping[str, Any], where: str = "") ->
 
 
 def _refuse_secrets(values: Mapping[str, Any], where: str) -> None:
-    """Parameters are copied into records, logs and pages that others may read.
+    """Reject secrets, since parameters are copied to records, logs and pages that others may read.
 
     Raises:
-        ConfigError: a value holds a URL with user and password or a secret parameter.
+        ConfigError: a value contains a URL with user and password or a secret parameter.
     """
     for name, value in flat(values).items():
         shown = without_credentials(str(value))
         if shown != str(value):
-            rule = "holds a secret, and parameters are written into every result"
-            remedy = "leave it out; HF_TOKEN and the like are read from the environment"
+            rule = "contains a secret, and parameters are written into every result"
+            remedy = "remove it; HF_TOKEN and the like are read from the environment"
             raise ConfigError(f"{where}{name}", shown, rule, remedy)
 
 
 def _config_error(model: type[BaseModel], error: ValidationError, where: str) -> ConfigError:
-    # An unknown key first: the field that is missing beside it is usually the misspelt one.
+    # An unknown key comes first: a field missing next to it is usually the misspelt one.
     errors = sorted(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     listed: list[ConfigError] = []
     for error_of_field in (_one_error(model, entry, where) for entry in errors):
-        # Each member of a union says what it misses: the one that fits best says it deepest.
+        # Each member of a union reports its errors; the best match reports the deepest ones.
         listed = [e for e in listed if not error_of_field.field.startswith(f"{e.field}.")]
         if not any(f"{e.field}.".startswith(f"{error_of_field.field}.") for e in listed):
             listed.append(error_of_field)
@@ -323,7 +323,7 @@ def _one_error(model: type[BaseModel], entry: Any, where: str) -> ConfigError:
 
 
 def _names(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """The keys of a place in a model, without the names that pydantic gives to union members."""
+    """The keys of a location in a model, without pydantic's names of union members."""
     names: list[str] = []
     owners, tagged = [model], False
     for part in location:
@@ -338,7 +338,7 @@ def _names(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 
 
 def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """The names of the parameters at a place in a model."""
+    """The names of the parameters at a location in a model."""
     owners: list[Any] = [model]
     for part in location:
         inner = []
@@ -352,14 +352,14 @@ def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that an annotation is made of."""
+    """The sections in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
 def load_params(path: Path) -> Params:
-    """The study's parameters, checked.
+    """The validated parameters of a study.
 
     Raises:
         ConfigError: see `validated` and `read_yaml`.
@@ -368,7 +368,7 @@ def load_params(path: Path) -> Params:
 
 
 def field_differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(dotted name, old value, new value) of every leaf that differs; absent is None."""
+    """(dotted name, old value, new value) of every leaf that differs; None if absent."""
     flat_old, flat_new = flat(old), flat(new)
     names = dict.fromkeys([*flat_old, *flat_new])
     return [

@@ -1,4 +1,4 @@
-"""Room on disks."""
+"""Disk space."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ __all__ = ["require_room"]
 
 
 def require_room(folder: Path, size: float, what: str, remedy: str = "") -> None:
-    """Refuse to begin what a disk has no room for.
+    """Check that a disk has enough space.
 
     Args:
-        folder: on that disk; it need not be there yet.
-        size: bytes that are needed.
-        what: will lie there, for the message.
-        remedy: what to do besides freeing some space.
+        folder: on that disk; it need not exist.
+        size: required bytes.
+        what: will be stored, for the message.
+        remedy: alternative to freeing space, for the message.
 
     Raises:
-        EnvironmentFault: there is less room.
+        EnvironmentFault: there is less space.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < size:
         raise EnvironmentFault(
             "free disk space",

@@ -32,7 +32,7 @@ class SparsityForcingError(Exception):
         super().__init__(" ".join(part if part[-1:] == "?" else f"{part}." for part in ended))
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        # Errors cross processes. Exception's own way would pass the message as the field.
+        # Errors cross processes, and Exception.__reduce__ would pass the message as the field.
         return _restored, (type(self), self.args, dict(vars(self)))
 
 
@@ -50,7 +50,7 @@ class ConfigError(SparsityForcingError, ValueError):
 
 
 class DataError(SparsityForcingError, ValueError):
-    """Input rows or media cannot be used, or too many of them were rejected."""
+    """Input rows or media are unusable, or too many of them were rejected."""
 
 
 class UnsupportedModelError(SparsityForcingError, TypeError):
@@ -73,7 +73,7 @@ class EvaluationFailed(SparsityForcingError, RuntimeError):
     """Some benchmarks could not be evaluated; all were tried, and their replies are saved.
 
     Attributes:
-        exceptions: why, one a benchmark.
+        exceptions: the errors, one per benchmark.
     """
 
     def __init__(self, exceptions: Sequence[Exception], tried: int, remedy: str) -> None:

@@ -1,9 +1,9 @@
-r"""Text of models and data, made safe for the place where it is shown.
+r"""Escaping of text from models and data for its destination.
 
-Answers and data rows can hold anything: escape sequences that a terminal obeys, a carriage return
-that ends a line of a table, HTML, the marks of Markdown and of matplotlib's formulas, lone
-surrogates that UTF-8 cannot hold. JSON keeps all of it (`sf.json_lines`), parquet all but lone
-surrogates; everywhere else such characters are shown as escapes, for example ``\x1b``.
+Answers and data rows can contain anything: terminal escape sequences, carriage returns that end a
+table line, HTML, the markup of Markdown and of matplotlib's formulas, and lone surrogates, which
+UTF-8 cannot encode. JSON keeps all of it (`sf.json_lines`), parquet all except lone surrogates;
+everywhere else such characters are shown as escapes, for example ``\x1b``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 __all__ = ["encodable", "markdown", "printable"]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Control characters but line feed and tab; line separators, direction marks, surrogates.
+# Control characters except line feed and tab; line separators, direction marks, surrogates.
 _UNPRINTABLE = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
@@ -22,20 +22,20 @@ _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)")
 
 
 def printable(text: str) -> str:
-    r"""Text for a terminal, a log or a CSV file: control characters as escapes, ``\r`` included.
+    r"""Text for a terminal, a log or a CSV file: control characters, also ``\r``, are escaped.
 
-    Line feeds and tabs stay. Applying it twice changes nothing more.
+    Line feeds and tabs are kept. The function is idempotent.
     """
     return _UNPRINTABLE.sub(_escape, text)
 
 
 def encodable(text: str) -> str:
-    r"""Text that UTF-8 can hold: lone surrogates as escapes such as ``\ud800``."""
+    r"""Text that UTF-8 can encode: lone surrogates become escapes such as ``\ud800``."""
     return _SURROGATE.sub(_escape, text)
 
 
 def markdown(text: str) -> str:
-    """Text for one line or cell of Markdown, shown as it is: no markup, no HTML, no line break."""
+    """Text for one line or cell of Markdown, shown literally, without line breaks."""
     escaped = _MARKDOWN.sub(r"\\\g<0>", printable(text))
     escaped = _ENTITY.sub("&amp;", escaped).replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"\s*\n\s*", " ", escaped)

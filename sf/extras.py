@@ -1,7 +1,7 @@
-"""The optional parts of the installation, and one clear error where one of them is missing.
+"""The optional extras of the installation, and one clear error if one is missing.
 
-The core holds models, media, tables, pictures and the command line. What trains, evaluates on
-published benchmarks and runs a whole study is installed as an extra of `pyproject.toml`.
+The core provides models, media, tables, figures and the command line. Training, evaluation on
+published benchmarks and complete studies need extras of `pyproject.toml`.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "pipeline": ("snakemake", "dvc", "mlflow", "sqlalchemy", "requests"),
     "gpu": ("flash_attn",),
 }
-"""The modules that each extra brings."""
+"""The modules of each extra."""
 
 _PURPOSES = {
     "train": "training",
     "eval": "evaluation on published benchmarks",
     "serve": "the server",
-    "pipeline": "whole studies and their tracking",
+    "pipeline": "running complete studies with tracking",
     "gpu": "flash attention",
 }
 
 
 def extra_of(module: str) -> str | None:
-    """The extra that brings a module ("trl.models" -> "train"); None where no extra does."""
+    """The extra that contains a module ("trl.models" -> "train"), or None."""
     root = module.partition(".")[0]
     return next((name for name, modules in MODULES.items() if root in modules), None)
 
@@ -53,7 +53,7 @@ def missing(module: str, name: str) -> MissingExtra:
     return MissingExtra(
         "package",
         module.partition(".")[0],
-        f"{_PURPOSES[name]} needs it, and it is not installed",
+        f"{_PURPOSES[name]} needs it, but it is not installed",
         f"install the extra {name!r}: pip install 'sparsity-forcing[{name}]', "
         f"or in a checkout pip install -e '.[{name}]'",
     )
@@ -61,7 +61,7 @@ def missing(module: str, name: str) -> MissingExtra:
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Import what the extra `name` brings.
+    """Import modules of the extra `name`.
 
     ```python
     with extra("train"):
@@ -69,8 +69,8 @@ def extra(name: str) -> Iterator[None]:
     ```
 
     Raises:
-        MissingExtra: a module of the extra is not installed. Another module that is missing is a
-            damaged installation; its own error passes.
+        MissingExtra: a module of the extra is not installed. The error for any other missing
+            module, a sign of a damaged installation, is not changed.
     """
     try:
         yield

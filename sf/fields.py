@@ -1,4 +1,4 @@
-"""What every parameter section is made of; imported by all, imports nothing of this package."""
+"""The building blocks of parameter sections; imports nothing from this package."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["Fraction", "Name", "Positive", "RetentionP", "Section", "Seed", "Tok
 
 
 def _plain(name: str) -> str:
-    """Names become folders, wildcards and words of commands, under both engines."""
+    """Check a name, which becomes a folder, a wildcard and a command word in both engines."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or "__" in name:
         raise ValueError(
-            "a name must consist of the letters a to z, digits, '.', '-' and single '_', and begin "
+            "a name must consist of the letters a to z, digits, '.', '-' and single '_', and start "
             "with a letter or a digit"
         )
     return name
@@ -38,7 +38,7 @@ class Section(BaseModel):
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested values by their dotted names."""
+    """The leaves of nested values by dotted name."""
     leaves: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

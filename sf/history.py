@@ -1,4 +1,4 @@
-"""`history.jsonl`: the figures of a job over its steps, one line each time they are logged."""
+"""`history.jsonl`: the metrics of a job over its steps, one line per logged step."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ HISTORY = "history.jsonl"
 
 
 def append_step(folder: Path, step: int, values: Mapping[str, float]) -> None:
-    """Append the figures of a step to the history in a result folder."""
+    """Append the metrics of a step to the history in a result folder."""
     append_json_lines(folder / HISTORY, [{"step": step, **values}])
 
 
 def read_history(folder: Path) -> dict[int, dict[str, float]]:
-    """The figures of each step of a result, in the order of the steps.
+    """The metrics of each step of a result, in step order.
 
-    A resumed job repeats the steps behind its last checkpoint: the last line of a step counts, and
-    it replaces the earlier ones as a whole.
+    A resumed job repeats the steps after its last checkpoint: the last line of a step replaces the
+    earlier ones.
 
     Args:
-        folder: of the result; one without a history has no steps.
+        folder: of the result; without a history it has no steps.
 
     Raises:
         DataError: a line other than the last is damaged.
@@ -41,8 +41,8 @@ def read_history(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def history_table(folder: Path) -> pd.DataFrame:
-    """`read_history` as a table: a row per step, the column `step` first."""
-    import pandas as pd  # 0.4 s: every stage imports this module
+    """`read_history` as a table: a row per step, with the column `step` first."""
+    import pandas as pd  # takes 0.4 s, and every stage imports this module
 
     steps = read_history(folder).items()
     return pd.DataFrame([{"step": step, **values} for step, values in steps] or {"step": []})

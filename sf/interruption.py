@@ -1,11 +1,11 @@
-"""Jobs that end before their work does: warned by a signal, they go on in the next job.
+"""Jobs that end before their work is done: warned by a signal, they continue in the next job.
 
-A scheduler ends a job at its time limit, when the job is preempted, or when its node is drained.
-Under Slurm a job sends itself SIGUSR1 before its limit; anyone may send SIGUSR1 or SIGTERM. What
-follows depends on the stage: training finishes its step and writes a checkpoint, every other stage
-stops at once, as its partial results survive any kill. The process ends with status 75 ("try again
-later"); near its limit it also has Slurm put the job back into the queue, under the same job id, so
-a training of any length runs in jobs of any length.
+A scheduler ends a job at its time limit, on preemption, or when its node is drained. Under Slurm, a
+job sends itself SIGUSR1 before its limit; anyone may send SIGUSR1 or SIGTERM. Training then
+finishes its step and writes a checkpoint; every other stage stops at once, because its partial
+results survive any kill. The process ends with status 75 ("try again later"). Near its limit, it
+also requeues the Slurm job under the same job id, so that training of any length runs in jobs of
+any length.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ __all__ = ["STATUS", "JobInterrupted", "listening", "remaining_seconds", "reques
 
 STATUS = 75  # EX_TEMPFAIL of sysexits.h
 WARNING_SECONDS = 120.0
-"""How long before its time limit a job is told, and at most a fifth of its time."""
+"""Warning time before the limit of a job, at most a fifth of its time."""
 LIMIT = "SIGUSR1"
 MOST_RESTARTS = 10
 _requested: str | None = None
 
 
 class JobInterrupted(BaseException):
-    """The job was told to stop, and what it has done is kept; no error that a stage may catch.
+    """The job was told to stop, and its work is kept; stages must not catch it.
 
     Attributes:
         cause: name of the signal.
-        progress: whether it is known that work was done.
+        progress: whether work was certainly done.
     """
 
     def __init__(self, cause: str, done: str = "") -> None:
         self.cause, self.progress = cause, bool(done)
         what = f" {done}" if done else ""
-        super().__init__(f"stopped by {cause}{what}; the same command goes on from here")
+        super().__init__(f"stopped by {cause}{what}; the same command continues from here")
 
 
 def requested() -> str | None:
-    """The signal that told this process to stop; None if there was none."""
+    """The signal that told this process to stop, or None."""
     return _requested
 
 
@@ -59,13 +59,13 @@ def remaining_seconds() -> float | None:
 
 @contextmanager
 def listening(at_once: bool) -> Iterator[None]:
-    """Take SIGUSR1 and SIGTERM, and send the first before the job's time limit.
+    """Handle SIGUSR1 and SIGTERM, and send SIGUSR1 before the job's time limit.
 
     Args:
-        at_once: raise where the process stands; otherwise `requested` tells.
+        at_once: raise immediately; otherwise only `requested` reports the signal.
 
     Raises:
-        JobInterrupted: a signal came, and `at_once`.
+        JobInterrupted: a signal arrived and `at_once` is set.
     """
     global _requested
 
@@ -76,7 +76,7 @@ def listening(at_once: bool) -> Iterator[None]:
             raise JobInterrupted(_requested)
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python handles signals in the main thread only
+        yield  # Python handles signals only in the main thread
         return
     _requested = None
     before = {number: signal.signal(number, note) for number in (signal.SIGUSR1, signal.SIGTERM)}
@@ -103,11 +103,11 @@ def _timer() -> threading.Timer | None:
 
 
 def requeue(progress: bool) -> bool:
-    """Have Slurm run this job once more; whether it will. False outside Slurm.
+    """Requeue this job in Slurm; return whether that succeeded. False outside Slurm.
 
     Args:
-        progress: the job has surely come nearer to its end. One that may begin at the same place
-            each time is requeued a few times and then fails, so that a retry gets more time.
+        progress: whether the job has certainly advanced. A job that may restart at the same point
+            every time is requeued only a few times and then fails, so that a retry gets more time.
     """
     job = os.environ.get(JOB)
     restarts = int(os.environ.get(RESTARTS, "0"))

@@ -1,10 +1,10 @@
-"""Calls that may crash or hang, made in processes of their own.
+"""Calls that may crash or hang, made in separate processes.
 
-A decoder of other people's files can end its process (a segmentation fault, an abort, the system's
-hunt for memory) or never return. `run_isolated` loses the one call that did this, with the reason,
-and goes on. A few servers (`sf.isolation_server`) import the function once and fork a process for
-each shard of calls: a fork takes a millisecond, and its memory is given back at the shard's end.
-Servers wait for the next calls of the same function; they end with this process.
+A decoder of untrusted files can end its process (a segmentation fault, an abort, the system's
+out-of-memory killer) or never return. `run_isolated` loses only that call, records the reason, and
+continues. A few servers (`sf.isolation_server`) import the function once and fork a process for
+each shard of calls: a fork takes a millisecond, and its memory is freed at the end of the shard.
+Idle servers wait for further calls of the same function and end with this process.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from sf.errors import EnvironmentFault
 
 __all__ = ["CHILD_GIB", "FRAME", "Lost", "run_isolated"]
 
-CHILD_GIB = 8.0  # of address space that a call may add: the largest image or frame fits
+CHILD_GIB = 8.0  # address space that a call may add; the largest image or frame fits
 FRAME = struct.Struct("<I")  # length of the pickled message that follows
 _SHARD = 32
-_FEWEST = 16  # calls for which a further server is worth its start
+_FEWEST = 16  # calls that justify starting another server
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from sf.isolation_server import serve; serve()"
@@ -42,24 +42,24 @@ class Lost:
     """A call without a result.
 
     Attributes:
-        reason: for a message about the call's input, such as "its decoder crashed (SIGSEGV)".
+        reason: about the call's input, such as "its decoder crashed (SIGSEGV)".
     """
 
     reason: str
 
 
 class _Server:
-    """A process that forks one process a shard.
+    """A process that forks one process per shard.
 
     Args:
-        setup: pickled function and limit, the first message to it.
+        setup: its first message, the pickled function and limit.
     """
 
     idle: ClassVar[list[_Server]] = []
 
     @classmethod
     def take(cls, setup: bytes) -> _Server:
-        """One that is idle, or a new one."""
+        """An idle server, or a new one."""
         for server in cls.idle:
             if server.setup == setup:
                 cls.idle.remove(server)
@@ -76,9 +76,9 @@ class _Server:
             [sys.executable, "-c", _START, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            bufsize=0,  # a selector does not see what a buffer holds
+            bufsize=0,  # a selector does not see buffered data
             env=os.environ | threads,
-            process_group=0,  # it and what it forked can be killed together; Ctrl-C is ours
+            process_group=0,  # to kill it with its forks; Ctrl-C reaches only this process
         )
         self.send(setup)
 
@@ -89,11 +89,11 @@ class _Server:
 
     @property
     def replies(self) -> IO[bytes]:
-        """What the server says."""
+        """The stream of the server's replies."""
         return self._pipe("stdout")
 
     def send(self, message: bytes) -> None:
-        """Hand a pickled message over."""
+        """Send a pickled message."""
         data = memoryview(FRAME.pack(len(message)) + message)
         try:
             while data:
@@ -116,11 +116,11 @@ class _Server:
 
     def _ended(self) -> EnvironmentFault:
         rule = f"ended with code {self.process.wait()}, which no input can cause"
-        remedy = "see its message above, free some memory, and give the same command again"
+        remedy = "see its message above, free some memory, and run the same command again"
         return EnvironmentFault("worker process", self.process.pid, rule, remedy)
 
     def close(self) -> None:
-        """Kill it and what it forked: all replies that count are here."""
+        """Kill it with its forks; all relevant replies have arrived."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         with suppress(BrokenPipeError):
@@ -137,23 +137,23 @@ def run_isolated(
     workers: int,
     child_gib: float = CHILD_GIB,
 ) -> Iterator[tuple[int, Any]]:
-    """Call a function once for each tuple of arguments, in processes of their own.
+    """Call a function once for each tuple of arguments, in separate processes.
 
     Args:
-        function: of a module that can be imported. It is imported once a worker.
+        function: from an importable module, which each worker imports once.
         calls: arguments of each call.
         seconds: time limit of each call.
-        workers: processes at once.
-        child_gib: address space that a process may add, in GiB; beyond it the call sees a
+        workers: number of concurrent processes.
+        child_gib: address space that a process may add, in GiB; beyond it, the call gets a
             `MemoryError`.
 
     Yields:
-        Index of the call and its result, as they come. `Lost` where the call, made alone in a
-        fresh process, ended that process or did not return in time.
+        Index of the call and its result, in order of completion. The result is `Lost` if the call,
+        made alone in a new process, ended that process or did not return in time.
 
     Raises:
-        ValueError: the function is defined in the script that runs.
-        RuntimeError: the function raised; the text holds its traceback.
+        ValueError: the function is defined in the running script.
+        RuntimeError: the function raised; the text contains its traceback.
         EnvironmentFault: a server itself was killed.
     """
     if function.__module__ == "__main__":
@@ -178,7 +178,7 @@ def run_isolated(
 def _replies(
     servers: Sequence[_Server], shards: deque[bytes], busy: set[_Server]
 ) -> Iterator[tuple[int, Any, str]]:
-    """All replies to all shards; a server leaves `busy` when none is left for it."""
+    """All replies to all shards; a server leaves `busy` when no shard is left for it."""
     with selectors.DefaultSelector() as selector:
         for server in servers:
             server.send(shards.popleft())

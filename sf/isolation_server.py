@@ -1,6 +1,6 @@
-"""The server's side of `sf.isolation`: forks a process a shard and finds out which call ended it.
+"""The server side of `sf.isolation`: forks a process per shard and detects calls that end it.
 
-It has one thread and loads nothing but what the function needs, so that it can fork safely.
+It has one thread and loads only what the function needs, so that it can fork safely.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _TimeIsUp(Exception):
 def serve() -> None:
     """Answer shards on the standard streams until they are closed."""
     replies = os.dup(_STDOUT)
-    os.dup2(_STDERR, _STDOUT)  # what a decoder prints is no reply
+    os.dup2(_STDERR, _STDOUT)  # output of a decoder is not a reply
     setup = _receive(_STDIN)
     if setup is None:
         return
@@ -50,8 +50,8 @@ def _replies(
 ) -> Iterator[tuple[int, Any, str]]:
     """Index, value and traceback of each call.
 
-    The call in hand when a process ends is made again, alone in a fresh process: an earlier call
-    may have spoilt the memory. It is lost only if it fails alone.
+    If a process ends, its current call is repeated alone in a new process, because an earlier call
+    may have corrupted the memory. It is lost only if it fails alone.
     """
     todo = deque(shard)
     alone = False
@@ -67,10 +67,10 @@ def _replies(
 
 
 class _Child:
-    """A forked process that makes some calls.
+    """A forked process that makes a batch of calls.
 
     Attributes:
-        failure: why it ended before its last call returned; "" if it did not.
+        failure: the reason why it ended before its last call returned, or "".
     """
 
     def __init__(self, function: Callable[..., Any], batch: Sequence[Call], limit: int) -> None:
@@ -83,7 +83,7 @@ class _Child:
         os.close(write)
 
     def replies(self) -> Iterator[tuple[int, Any, str]]:
-        """What it says, until it ends."""
+        """Its replies, until it ends."""
         ended_early = True
         for _, _, seconds in self.batch:
             try:
@@ -106,13 +106,13 @@ class _Child:
 def _why(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
     if code == -signal.SIGKILL:
-        return "its decoder was killed (SIGKILL), as a system does that runs out of memory"
+        return "its decoder was killed (SIGKILL), as happens when memory runs out"
     how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
     return f"its decoder crashed ({how})"
 
 
 def _work(function: Callable[..., Any], batch: Sequence[Call], write: int, limit: int) -> NoReturn:
-    """What a forked process does."""
+    """Run the calls in a forked process."""
     code = 1
     try:
         most = _address_space() + limit
@@ -130,7 +130,7 @@ def _work(function: Callable[..., Any], batch: Sequence[Call], write: int, limit
 
 
 def _address_space() -> int:
-    """Bytes of this process's address space: libraries alone can map gigabytes."""
+    """Bytes of this process's address space; libraries alone can map gigabytes."""
     pages = Path("/proc/self/statm").read_text().split()[0]
     return int(pages) * resource.getpagesize()
 
@@ -154,13 +154,13 @@ def _receive(descriptor: int, deadline: float | None = None) -> Any:
 
 
 def _read(descriptor: int, count: int, deadline: float | None) -> bytes:
-    """So many bytes; none if the stream ends before."""
+    """Read `count` bytes; empty if the stream ends first."""
     parts = bytearray()
     while len(parts) < count:
         if deadline is not None:
             left = max(0.0, deadline - time.monotonic())
             ready, _, _ = select.select([descriptor, _STDIN], [], [], left)
-            if _STDIN in ready:  # the caller asks nothing meanwhile: it is gone
+            if _STDIN in ready:  # the caller sends nothing meanwhile, so it has ended
                 os.killpg(0, signal.SIGKILL)  # this process and its child
             if not ready:
                 raise _TimeIsUp

@@ -1,12 +1,12 @@
 """Runs one stage: validation, reuse of finished work, resumption, stamps, atomic results.
 
-A stage writes into `job.out`, a work folder beside its output folder that survives a kill. When
-it returns, the runner writes the stamp (`stage.json`) and renames the work folder to the output
-folder: an output folder with a stamp is complete. The stamp holds the result's key
-(`sf.result_key`), so either engine (or a person) may call the same command again and finished work
+A stage writes to `job.out`, a work folder next to its output folder that survives a kill. When it
+returns, the runner writes the stamp (`stage.json`) and renames the work folder to the output
+folder: an output folder with a stamp is complete. The stamp contains the result's key
+(`sf.result_key`), so either engine (or a person) may run the same command again, and finished work
 is adopted instead of redone.
 
-Under torchrun (stages that say `RANKS = True`) the first rank does all of this; the others wait
+Under torchrun (for stages with `RANKS = True`) the first rank does all of this; the others wait
 until it tells them to run the stage or to end.
 """
 
@@ -42,19 +42,19 @@ STAGES = (
     *("fetch", "prepare", "benchmarks", "base", "calibrate", "train", "evaluate", "profile"),
     *("previews", "table", "report"),
 )
-OWN_STAGES = ("questions",)  # of `sf evaluate`, part of no study
+OWN_STAGES = ("questions",)  # of `sf evaluate`, outside studies
 MIN_FREE_GIB = 1.0
 RUN, DONE, UP_TO_DATE = "run", "done", "up to date"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a running stage is given besides its parameters.
+    """The context of a running stage besides its parameters.
 
     Attributes:
-        out: results go here; files of a killed earlier call of the same job may be there.
-        state: scratch that survives a kill (checkpoints, caches) and is no result.
-        tracker: figures over time and at the end.
+        out: folder for results; it may contain files from a killed earlier call of the same job.
+        state: scratch folder that survives a kill (checkpoints, caches), not part of the result.
+        tracker: logs metrics over time and at the end.
     """
 
     out: Path
@@ -74,7 +74,7 @@ def stage_module(stage: str) -> ModuleType:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The parameters of one job, as `workflow.resolve` writes them.
+    """The parameters of a job, as written by `workflow.resolve`.
 
     Raises:
         ConfigError: the file is missing, is not JSON or is not an object.
@@ -87,7 +87,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError("config", str(path), f"is not JSON: {error}", "correct it") from None
     if not isinstance(values, dict):
-        raise ConfigError("config", str(path), "must hold an object", "give the parameters")
+        raise ConfigError("config", str(path), "must contain an object", "give the parameters")
     return values
 
 
@@ -99,15 +99,15 @@ def run_stage(
     Args:
         stage: one of `STAGES`.
         values: of the stage's parameters class.
-        study: the study that the MLflow run belongs to.
-        command: how the stage was started, for the record.
-        tracked: log to MLflow, which then has to be installed; else `sf log` can do so later.
+        study: the study of the MLflow run.
+        command: the command line, for the record.
+        tracked: log to MLflow, which must then be installed; otherwise `sf log` can do so later.
 
     Returns:
-        "done", or "up to date" when a finished result was adopted.
+        "done", or "up to date" if a finished result was adopted.
 
     Raises:
-        SparsityForcingError: before any work where that is possible.
+        SparsityForcingError: if possible before any work.
         JobInterrupted: the job was told to stop before its work was done.
     """
     module = stage_module(stage)
@@ -155,7 +155,7 @@ def run_stage(
 
 
 def _identity(stage: str, module: ModuleType, parameters: BaseModel, key: Key) -> dict[str, Any]:
-    """What defines a result, and what it is made with: the stamp, but for its files and times."""
+    """The stamp without files and times: the key of a result and its provenance."""
     return {
         "stage": stage,
         **key.record(),
@@ -170,7 +170,7 @@ def _identity(stage: str, module: ModuleType, parameters: BaseModel, key: Key) -
 
 
 def _follow(stage: str, module: ModuleType, parameters: BaseModel, work: Path) -> str:
-    """What a rank but the first does: the stage's own work, if the first one says so."""
+    """Run the stage on a rank other than the first, if the first one decides to run it."""
     decision: str = ranks.agreed()
     if decision == RUN:
         tracker = SilentTracker(work)
@@ -183,7 +183,7 @@ def _follow(stage: str, module: ModuleType, parameters: BaseModel, work: Path) -
 
 @contextmanager
 def _running(stage: str, module: ModuleType, parameters: BaseModel) -> Iterator[None]:
-    """Listens to signals; a stage asks no hub unless its `asks_hub` says that it does."""
+    """Handle signals, and keep the stage off the hub unless its `asks_hub` returns True."""
     asks_hub = getattr(module, "asks_hub", None)
     online = asks_hub is not None and asks_hub(parameters)
     at_once = not getattr(module, "ENDS_STEPS", False)
@@ -193,11 +193,11 @@ def _running(stage: str, module: ModuleType, parameters: BaseModel) -> Iterator[
 
 @contextmanager
 def _no_space(output: Path) -> Iterator[None]:
-    """A disk that fills up while a stage works is an error that says so, whoever wrote."""
+    """Turn any error of a full disk during a stage into one clear error."""
     try:
         yield
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        rule, remedy = "is full", "free some space and give the same command again: it goes on"
+        rule, remedy = "is full", "free some space and run the same command again to continue"
         raise EnvironmentFault("disk", str(output.parent), rule, remedy) from error

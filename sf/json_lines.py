@@ -1,10 +1,10 @@
-r"""JSON Lines files: one object a line, appended as results come, read after a kill at any moment.
+r"""JSON Lines files: one object per line, appended as results arrive, readable after any kill.
 
-A kill or a full disk can cut the last line only. The reader drops it with a warning, the next
-append removes it from the file. Damage in an earlier line is an error.
+A kill or a full disk can truncate only the last line. The reader drops it with a warning, and the
+next append removes it from the file. Damage in an earlier line is an error.
 
 Any text round-trips: line separators, control characters and lone surrogates are written as JSON
-escapes, so that a line of the file is a record and a terminal shows it as text.
+escapes, so that each line of the file is one record and is safe to print on a terminal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BLOCK = 1 << 16
 
 
 def json_line(record: dict[str, Any]) -> str:
-    """One object as a line, its end included."""
+    """One object as a line, including its line ending."""
     text = json.dumps(record, ensure_ascii=False)
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 
@@ -39,16 +39,16 @@ def json_line(record: dict[str, Any]) -> str:
 def read_json_lines(
     path: Path, make: Callable[[dict[str, Any]], Record] | None = None
 ) -> Iterator[Record | Any]:
-    """The records of a file, in its order.
+    """The records of a file, in file order.
 
     Args:
         path: the file.
-        make: turns an object into a record; by default the object is given as it is. It may raise
-            KeyError, TypeError or ValueError for an object that is none.
+        make: converts an object to a record; by default, objects are returned unchanged. It may
+            raise KeyError, TypeError or ValueError for an invalid object.
 
     Raises:
         OSError: the file cannot be read.
-        DataError: a line is damaged that is not the last one, or is an object that `make` refuses.
+        DataError: a line before the last is damaged, or `make` rejects an object.
     """
     damage: DataError | None = None
     with path.open("rb") as file:
@@ -67,15 +67,13 @@ def read_json_lines(
             except (KeyError, TypeError, ValueError) as error:
                 raise _damage(path, number, line, f"is not a record ({error})") from error
     if damage is not None:
-        warnings.warn(
-            f"{damage.field} was cut off while it was written; it is dropped", stacklevel=2
-        )
+        warnings.warn(f"{damage.field} was cut off during writing and is dropped", stacklevel=2)
 
 
 def append_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Append records; they are with the operating system when this returns.
+    """Append records; the operating system has them when this returns.
 
-    A last line that an earlier writer left cut off is removed first.
+    A truncated last line of an earlier writer is removed first.
     """
     text = "".join(map(json_line, records))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +83,7 @@ def append_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def write_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Replace a file by records, all at once."""
+    """Replace a file with records, atomically."""
     with replacing(path) as part, part.open("wb") as file:
         file.writelines(json_line(record).encode() for record in records)
 
@@ -99,11 +97,11 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 def _damage(path: Path, number: int, line: bytes, rule: str) -> DataError:
     shown = line[:_SHOWN].decode(errors="replace").strip()
-    return DataError(f"{path} line {number}", shown, rule, "delete this line, or the whole file")
+    return DataError(f"{path} line {number}", shown, rule, "delete this line or the file")
 
 
 def _end_whole(file: Any) -> None:
-    """Make a file end with a whole line: complete it where only its end is missing, or cut it."""
+    """Make a file end with a complete line: add a missing line ending, or remove a partial line."""
     size = file.seek(0, os.SEEK_END)
     start, last = size, b""
     while start > 0 and last.rstrip(b"\n").count(b"\n") == 0:

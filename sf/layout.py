@@ -1,6 +1,6 @@
-"""Where results lie: the one definition of the folder of each stage's result.
+"""The folder of each stage's result.
 
-Both engines, the stages and the report form their paths from `FOLDERS`.
+Both engines, the stages and the report derive their paths from `FOLDERS`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from pathlib import Path
 
 __all__ = ["FOLDERS", "RECORD", "STAMP", "TRAINED", "folder", "work_folder"]
 
-STAMP = "stage.json"  # written last into a result folder: its presence says "complete"
+STAMP = "stage.json"  # written last to a result folder; its presence marks a complete result
 RECORD = "record.json"  # the copy of the stamp in the work folder
 
 TRAINED = "{objective}/seed{train_seed}"  # a row with training: its name and seed
 
-# `row` is the row's name in the tables: a method, or what was trained.
+# `row` is the row's name in the tables: a method or a row with training.
 FOLDERS = {
     "fetch": "results/{scale}/fetch/{what}",
     "prepare": "results/{scale}/prepare",
@@ -38,5 +38,5 @@ def folder(kind: str, **axes: str) -> Path:
 
 
 def work_folder(output: Path) -> Path:
-    """Where a stage works: beside the output, so that the final rename stays on one file system."""
+    """The folder where a stage works, next to the output to allow the final rename."""
     return output.parent / f".{output.name}.work"

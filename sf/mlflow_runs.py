@@ -1,4 +1,4 @@
-"""What MLflow is sent of a job: its identity, its figures, its tables and pictures."""
+"""Logging of a job to MLflow: its identity, metrics, tables and figures."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from sf.redaction import redact
 __all__ = ["log_files", "log_metrics", "open_run"]
 
 _TABLE_ROWS = 5000
-_NAME = re.compile(r"[^\w\-. :/]")  # what MLflow does not take in the name of a metric
-_TABLES_TAG = "mlflow.loggedArtifacts"  # what MLflow's pages show as tables
+_NAME = re.compile(r"[^\w\-. :/]")  # characters that MLflow rejects in metric names
+_TABLES_TAG = "mlflow.loggedArtifacts"  # lists the artifacts that MLflow's pages show as tables
 
 
 def open_run(stage: str, identity: dict[str, Any], study: str) -> str:
-    """Open the run of a job under its study; returns its id.
+    """Open the run of a job under its study and return its id.
 
     Args:
-        stage: what runs.
-        identity: of the job (`sf.provenance.identity`), which becomes tags and parameters.
+        stage: of the job.
+        identity: of the job (`sf.provenance.identity`), logged as tags and parameters.
         study: the run's parent.
     """
     from mlflow.entities import Param
@@ -37,7 +37,7 @@ def open_run(stage: str, identity: dict[str, Any], study: str) -> str:
     experiment_id, parent = experiment_of_study(client, study)
     values = identity["parameters"]
     output = Path(values["output"])
-    # results/SCALE/KIND/…: a stage can make several kinds, such as a curve for each split.
+    # results/SCALE/KIND/…: a stage can have several kinds of results, such as a curve per split.
     name = " ".join(output.parts[2:]) if output.parts[0] == "results" else stage
     tags = {
         "mlflow.runName": name,
@@ -66,7 +66,7 @@ def open_run(stage: str, identity: dict[str, Any], study: str) -> str:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Parameters with those of sections under dotted names."""
+    """Parameters under dotted names."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{key}.")
@@ -81,7 +81,7 @@ def _shown(value: object) -> str:
 def log_metrics(
     client: Any, run_id: str, history: Iterable[tuple[int, Mapping[str, float]]]
 ) -> None:
-    """Send figures; what is not finite stays in the files: MLflow cannot show it."""
+    """Send metrics; non-finite values, which MLflow cannot show, remain only in the files."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
@@ -96,9 +96,10 @@ def log_metrics(
 
 
 def log_files(client: Any, run_id: str, output: Path) -> None:
-    """Tables as MLflow tables and HTML; pictures and documents as they are.
+    """Send tables as MLflow tables and HTML, and figures and documents unchanged.
 
-    Everything replaces what an earlier, killed call sent (`MlflowClient.log_table` would append).
+    Everything replaces the uploads of an earlier, killed call (`MlflowClient.log_table` would
+    append).
     """
     import pandas as pd
 
@@ -128,7 +129,7 @@ def log_files(client: Any, run_id: str, output: Path) -> None:
 
 
 def _log_dataset(client: Any, run_id: str, record: Path) -> None:
-    """The data that a stage made, as MLflow's own dataset entity (`sf.data.dataset_record`)."""
+    """Log a stage's data as MLflow's dataset entity (`sf.data.dataset_record`)."""
     if not record.is_file():
         return
     from mlflow.entities import Dataset, DatasetInput, InputTag

@@ -1,8 +1,8 @@
-"""The MLflow store: created once, addressed without secrets, never at fault for a lost result.
+"""The MLflow store: created once, named without secrets, and never a cause of lost results.
 
-MLflow creates the tables of a new sqlite store in several transactions. Processes that do this at
-once, or one that is killed, leave a store that nothing can open. So a new store is created beside
-its place under a lock, then renamed.
+MLflow creates the tables of a new sqlite store in several transactions. Concurrent or killed
+processes would leave a store that cannot be opened. A new store is therefore created under a lock
+and a temporary name, and then renamed.
 """
 
 from __future__ import annotations
@@ -47,31 +47,31 @@ _DEFAULT = "mlflow.db"
 _ARTIFACTS = "mlruns"
 _LOCK_SECONDS = 120.0
 _SQLITE = "sqlite:///"
-_NOTE_TAG = "mlflow.note.content"  # what MLflow shows as a description
+_NOTE_TAG = "mlflow.note.content"  # displayed by MLflow as the description
 _EXPERIMENT_NOTE = (
-    "Choose 'Model training' at the top left, then a study, and unfold it with its +."
+    "Choose 'Model training' at the top left, then a study, and expand it with its +."
 )
 STUDY_NOTE = (
-    "One run a stage hangs under this one (the + beside its name in the list). The run `report` "
-    "has the study's tables and pictures as one page: its artifact `index.html`."
+    "This run has one child run per stage (click the + next to its name in the list). The artifact "
+    "`index.html` of the run `report` shows the study's tables and figures on one page."
 )
-_opened: dict[str, tuple[int, int]] = {}  # store -> device and inode of the file that is open
+_opened: dict[str, tuple[int, int]] = {}  # store -> device and inode of its open file
 
 
 def tracking_uri() -> str:
-    """Where runs are logged; it may hold a password: messages and files take `store_name`."""
+    """The tracking URI. It may contain a password, so messages and files use `store_name`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{Path(_DEFAULT).absolute()}"
 
 
 def store_name() -> str:
-    """The store without credentials; the default one has the same name in every checkout."""
+    """The store's name without credentials; the default one has the same name in all checkouts."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
     return without_credentials(given) if given else _DEFAULT
 
 
 @dataclass
 class Attempt:
-    """How a transfer to the store ended: `down` when the store, not what was sent, is at fault."""
+    """The outcome of a transfer; `down` means that the store, not the content, is at fault."""
 
     failed: bool = False
     down: bool = False
@@ -79,7 +79,7 @@ class Attempt:
 
 @contextmanager
 def best_effort(what: str) -> Iterator[Attempt]:
-    """Turns whatever MLflow and the libraries below it raise into a warning."""
+    """Turn any exception of MLflow and its dependencies into a warning."""
     with extra("pipeline"):
         import mlflow.exceptions  # noqa: F401
 
@@ -90,9 +90,9 @@ def best_effort(what: str) -> Iterator[Attempt]:
         attempt.failed, attempt.down = True, _store_is_down(error)
         lines = str(error).splitlines() or [type(error).__name__]
         warnings.warn(
-            f"MLflow at {store_name()} did not take {what} "
-            f"({printable(redact(lines[0]))[:200]}); the result is safe and is logged by the next "
-            "`sf run` of this study or by `sf log`",
+            f"MLflow at {store_name()} did not accept {what} "
+            f"({printable(redact(lines[0]))[:200]}); the result is safe and will be logged by the "
+            "next `sf run` of this study or by `sf log`",
             stacklevel=3,
         )
 
@@ -105,12 +105,12 @@ def _store_is_down(error: Exception) -> bool:
         return bool(error.get_http_status_code() >= 500)
     if isinstance(error, RequestException | Timeout):
         return True
-    # A file that another stage publishes at this moment, or a damaged record of one result.
+    # A file that another stage is publishing, or a damaged record of a single result.
     return not isinstance(error, OSError | ValueError | KeyError | TypeError | AttributeError)
 
 
 def client_of_store() -> Any:
-    """MLflow's client; a sqlite store that is not there yet is created."""
+    """MLflow's client; creates a missing sqlite store."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
@@ -126,7 +126,7 @@ def client_of_store() -> Any:
     identity = (state.st_dev, state.st_ino)
     client = MlflowClient(tracking_uri=uri)
     if _opened.setdefault(uri, identity) != identity:
-        # The file was deleted and made again: connections of this process still hold the old one.
+        # The file was deleted and recreated: this process's connections still use the old one.
         client._tracking_client.store.engine.dispose()
         _opened[uri] = identity
     return client
@@ -140,15 +140,15 @@ def _sqlite_file(uri: str) -> Path | None:
 
 
 def is_left_to_submitter() -> bool:
-    """Whether a job of Slurm leaves its figures in its files, for one process to log them.
+    """Whether this Slurm job leaves logging to one process, which reads the metrics from files.
 
-    Nodes that write to one sqlite file over a network file system lock each other out or damage it.
+    Nodes that write to one sqlite file over a network file system block each other or damage it.
     """
     return JOB in os.environ and _sqlite_file(tracking_uri()) is not None
 
 
 def store_state() -> list[int] | None:
-    """Tells whether a store's file has changed; None where it is no file, or not there yet."""
+    """A state that changes with the store's file; None if the store is not an existing file."""
     file = _sqlite_file(tracking_uri())
     if file is None or not _is_there(file):
         return None
@@ -161,7 +161,7 @@ def _is_there(file: Path) -> bool:
 
 
 def _create(file: Path) -> None:
-    """Make an empty store beside its place and rename it, once, whoever else tries."""
+    """Create an empty store under a temporary name and rename it, once among all processes."""
     from mlflow.tracking import MlflowClient
 
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ def _create(file: Path) -> None:
 
 @contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """Hide how a store is created, migration by migration; the loggers are as before afterwards."""
+    """Hide the log of the store's migrations, and restore the loggers afterwards."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -190,9 +190,9 @@ def _quiet(*names: str) -> Iterator[None]:
 
 
 def experiment_of_study(client: Any, study: str) -> tuple[str, str]:
-    """The experiment's id and the id of the run that all runs of `study` hang under.
+    """The ids of the experiment and of the parent run of all runs of `study`.
 
-    An experiment that was deleted in MLflow's pages is restored: its name cannot be used again.
+    An experiment deleted in MLflow's pages is restored, because its name cannot be reused.
     """
     with FileLock(".mlflow.lock", timeout=_LOCK_SECONDS):
         experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -221,16 +221,16 @@ def _new_experiment(client: Any) -> Any:
 
     try:
         client.create_experiment(EXPERIMENT, tags={_NOTE_TAG: _EXPERIMENT_NOTE})
-    except MlflowException as error:  # another checkout that logs to the same server was faster
+    except MlflowException as error:  # another checkout with the same server was faster
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     return client.get_experiment_by_name(EXPERIMENT)
 
 
 def _follow_the_checkout(experiment: Any) -> None:
-    """Point the default store's artifacts to this checkout when it was moved or copied.
+    """Point the default store's artifacts to this checkout after a move or copy.
 
-    MLflow keeps absolute paths and has no call to change them.
+    MLflow stores absolute paths and has no API to change them.
     """
     if os.environ.get("MLFLOW_TRACKING_URI"):
         return
@@ -249,7 +249,7 @@ def _follow_the_checkout(experiment: Any) -> None:
 
 
 def active_run(client: Any, run_id: str | None) -> Any:
-    """A run that the store holds and that was not deleted; None otherwise."""
+    """A run that is in the store and not deleted; None otherwise."""
     from mlflow.exceptions import MlflowException
 
     if not run_id:
@@ -264,7 +264,7 @@ def active_run(client: Any, run_id: str | None) -> Any:
 
 
 def finished_runs(client: Any) -> set[str]:
-    """The ids of all finished runs of this project that the store holds and shows."""
+    """The ids of all finished, visible runs of this project in the store."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None or experiment.lifecycle_stage == "deleted":
         return set()

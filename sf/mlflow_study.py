@@ -1,4 +1,4 @@
-"""What MLflow shows of a whole study: its tables in one run, its trained models in the registry."""
+"""A study in MLflow: its tables in one run, its trained models in the registry."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sf.report.published import average
 
 __all__ = ["averages", "register_model", "show_tables", "study_address"]
 
-_NOTE_LENGTH = 7500  # of the 8000 characters that a tag may have
+_NOTE_LENGTH = 7500  # a tag may have 8000 characters
 _MODEL_FILES = ("README.md", "sparsity.json", "config.json")
 _ALIAS = "current"
 
@@ -47,10 +47,10 @@ def averages(output: Path) -> dict[str, float]:
 
 
 def show_tables(client: Any, parent: str, study: str) -> None:
-    """Bring a study's own run up to its finished tables and its report.
+    """Update a study's parent run with its finished tables and its report.
 
-    The description holds the tables as far as MLflow takes it, the run's artifacts all of them;
-    the report's figures become metrics of the run.
+    The description contains the tables up to MLflow's length limit, the run's artifacts all of
+    them; the report's values become metrics of the run.
     """
     notes, room = [STUDY_NOTE], _NOTE_LENGTH - len(STUDY_NOTE)
     for folder in _finished_tables(study):
@@ -80,13 +80,13 @@ def _finished_tables(study: str) -> Iterator[Path]:
 
 
 def register_model(client: Any, run_id: str, output: Path, record: Mapping[str, Any]) -> None:
-    """Register a trained model once: its card as description, its run as lineage, an alias.
+    """Register a trained model once, with its card as description, its run as lineage and an alias.
 
-    The weights stay in the result folder, which a tag names.
+    The weights remain in the result folder, which a tag names.
 
     Args:
         client: of the store.
-        run_id: of the training.
+        run_id: of the training run.
         output: of the stage `train`.
         record: the result's stamp.
     """
@@ -122,9 +122,9 @@ def register_model(client: Any, run_id: str, output: Path, record: Mapping[str, 
 
 
 def study_address(client: Any, study: str) -> str:
-    """Where MLflow's pages show a study's own run.
+    """The URL of a study's parent run in MLflow's pages.
 
-    Of a store that is no server, the address is that of `mlflow ui` in this folder.
+    For a store that is not a server, the URL is that of `mlflow ui` in this folder.
     """
     uri = tracking_uri()
     base = uri.rstrip("/") if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"

@@ -1,4 +1,4 @@
-"""Stages run without the hub, but for those that fetch from it."""
+"""Stages run without the hub, except those that fetch from it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["VARIABLES", "hub_offline", "unasked"]
 VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 _READERS = ("huggingface_hub.constants", "datasets.config")
 _FLAG = "HF_HUB_OFFLINE"
-"""Of these modules; each reads the variables once, when it is imported."""
+"""Settings of these modules, which read the variables once, at import."""
 
 
 @contextmanager
 def hub_offline() -> Iterator[None]:
-    """Keep huggingface_hub, transformers and datasets, here and in child processes, off the hub."""
+    """Keep huggingface_hub, transformers and datasets off the hub, also in child processes."""
     variables = {name: os.environ.get(name) for name in VARIABLES}
     flags = {name: getattr(sys.modules[name], _FLAG) for name in _READERS if name in sys.modules}
     os.environ.update(dict.fromkeys(VARIABLES, "1"))
@@ -44,13 +44,13 @@ def _is_set(variables: Mapping[str, str | None]) -> bool:
 
 @contextmanager
 def unasked(stage: str) -> Iterator[None]:
-    """`hub_offline`; a library that asks the hub all the same is one clear error.
+    """`hub_offline`, with one clear error if a library still contacts the hub.
 
     Args:
-        stage: that runs, for the message.
+        stage: the running stage, for the message.
 
     Raises:
-        EnvironmentFault: the hub was asked.
+        EnvironmentFault: the hub was contacted.
     """
     with hub_offline():
         try:
@@ -62,6 +62,6 @@ def unasked(stage: str) -> Iterator[None]:
 
             if not isinstance(error, OfflineModeIsEnabled):
                 raise
-            rule = f"was asked by the stage {stage}, which runs without it: {error}"
+            rule = f"was contacted by the stage {stage}, which must run without it: {error}"
             remedy = "run the stages fetch, base, prepare and benchmarks again"
             raise EnvironmentFault("the hub", None, rule, remedy) from error

@@ -1,4 +1,4 @@
-"""Options that several commands have, with their help, as typer reads them."""
+"""Command-line options shared by several commands, as typer annotations."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ FPS = Annotated[float, typer.Option(help="frames sampled per second")]
 
 
 def from_dataclasses(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with an option for every field of its arguments that are dataclasses.
+    """Give a command an option for every field of its dataclass arguments.
 
     Args:
-        command: fields' annotations are as typer wants them; their names are the options'.
+        command: the fields of its arguments have typer annotations and the options' names.
     """
     signature = inspect.signature(command, eval_str=True)
     classes: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""`--set NAME=VALUE`: parameters of one job by their dotted names."""
+"""`--set NAME=VALUE`: overrides of a job's parameters by dotted name."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Parameter:
 
     Attributes:
         name: dotted, such as "train.learning_rate".
-        description: what it means.
-        kind: what it can be, such as "number" or "cosine | linear".
-        default: of its class; None where a value is required.
+        description: its meaning.
+        kind: its type, such as "number" or "cosine | linear".
+        default: of its class; None if a value is required.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Parameter:
 
 
 def parameters_of(model: type[BaseModel], values: Mapping[str, Any]) -> list[Parameter]:
-    """All parameters of a stage, those of its sections one by one.
+    """All parameters of a stage, including each parameter of its sections.
 
     Args:
         model: the stage's parameters class.
-        values: of a job; they say which class of a tagged union is meant.
+        values: of a job; they select the class of a tagged union.
     """
     return list(_walk(model, values, ""))
 
@@ -61,7 +61,7 @@ def _walk(model: type[BaseModel], values: Mapping[str, Any], prefix: str) -> Ite
 
 
 def _sections(info: FieldInfo, value: Any) -> list[type[BaseModel]]:
-    """The sections that a field can hold: of a tagged union, the one that the value names."""
+    """The possible sections of a field; for a tagged union, the one that the value names."""
     sections = [part for part in _parts(info.annotation) if _is_section(part)]
     tag = info.discriminator
     if isinstance(tag, str) and isinstance(value, Mapping):
@@ -83,7 +83,7 @@ def _is_section(part: Any) -> bool:
 
 
 def _kinds(annotation: Any) -> list[str]:
-    """What a value can be, but for sections."""
+    """The possible types of a value, except sections."""
     names = {int: "integer", float: "number", bool: "true | false", str: "text"}
     kinds = []
     for part in _parts(annotation):
@@ -99,16 +99,16 @@ def _kinds(annotation: Any) -> list[str]:
 def overridden(
     model: type[BaseModel], values: Mapping[str, Any], words: Sequence[str]
 ) -> dict[str, Any]:
-    """The values of a job with some of them changed; the result is not validated.
+    """The values of a job with overrides applied, not validated.
 
     Args:
         model: the stage's parameters class.
         values: of the job.
-        words: "NAME=VALUE" each. NAME is a dotted name or its end, if that is the end of one name
-            only; VALUE is YAML, and null removes an optional value.
+        words: "NAME=VALUE" each. NAME is a dotted name or its end, if only one name has that end;
+            VALUE is YAML, and null removes an optional value.
 
     Raises:
-        ConfigError: a word without "=", or a name that stands for no parameter or for several.
+        ConfigError: a word without "=", or a name that matches no parameter or several.
     """
     result = dict(values)
     for word in words:
@@ -126,12 +126,12 @@ def _value(word: str, text: str) -> Any:
     try:
         return YAML(typ="safe", pure=True).load(text)
     except YAMLError:
-        rule, remedy = "is no YAML value", "write a number, a text, or a list such as [0.5, 0.9]"
+        rule, remedy = "is not a YAML value", "write a number, text, or a list such as [0.5, 0.9]"
         raise ConfigError("--set", word, rule, remedy) from None
 
 
 def full_name(model: type[BaseModel], values: Mapping[str, Any], name: str) -> str:
-    """The dotted name that `name` is the end of.
+    """The dotted name that ends with `name`.
 
     Raises:
         ConfigError: no parameter has this name, or several end with it.
@@ -143,7 +143,7 @@ def full_name(model: type[BaseModel], values: Mapping[str, Any], name: str) -> s
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        rule = f"is the end of {len(fitting)} parameters"
+        rule = f"matches {len(fitting)} parameters"
         raise ConfigError("--set", name, rule, f"write one of: {', '.join(fitting)}")
     ends = {other.rpartition(".")[2]: other for other in reversed(known)}
     near = get_close_matches(name, known, n=2, cutoff=0.8) or [
@@ -154,7 +154,7 @@ def full_name(model: type[BaseModel], values: Mapping[str, Any], name: str) -> s
 
 
 def _with_sections(names: Iterator[str]) -> Iterator[str]:
-    """The names and those of the sections above them, which can be set whole."""
+    """The names, and those of their sections, which can be set as a whole."""
     for name in names:
         parts = name.split(".")
         yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))

@@ -1,7 +1,7 @@
-"""How every figure of a study looks, and how it is written.
+"""The style and the output of all figures.
 
-Colours are Okabe and Ito's, told apart by colour-blind readers; each row also has a marker and
-a line of its own, so that a picture survives grey printing.
+Colours are Okabe and Ito's, which colour-blind readers can distinguish; each row also has its own
+marker and line style, so that figures remain readable in greyscale.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ SETTINGS: Any = {
     "savefig.dpi": 160,
     "svg.fonttype": "path",
     "svg.hashsalt": "sf",
-    "text.parse_math": False,  # a dollar sign in a name begins no formula
+    "text.parse_math": False,  # a dollar sign in a name is not a formula
 }
 
 
@@ -91,7 +91,7 @@ OTHERS = (
 
 
 def look(row: str, others: list[str] | None = None) -> Look:
-    """The look of a row; unnamed ones take theirs by their place in `others`."""
+    """The look of a row; a row without a fixed look gets one by its position in `others`."""
     if row in ROWS:
         return ROWS[row]
     names = sorted(set(others or [row]) - set(ROWS))
@@ -107,7 +107,7 @@ def marks(
     label: str,
     joined: bool = True,
 ) -> None:
-    """Values with a bar each for their intervals (lowest, highest), joined by the row's line."""
+    """Draw values with error bars for their intervals (lowest, highest), joined by a line."""
     values, (low, high) = np.asarray(y), map(np.asarray, interval)
     axes.errorbar(
         x,
@@ -123,11 +123,11 @@ def marks(
 
 
 in_style = mpl.rc_context(SETTINGS)
-"""Decorates a function that draws, so that all its artists are made in the house's look."""
+"""Decorator that runs a drawing function in the common style."""
 
 
 def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
-    """An empty figure in the house's look, without a display.
+    """An empty figure in the common style, without a display.
 
     Args:
         width: inches.
@@ -160,24 +160,24 @@ def rows_figure(names: Sequence[str], columns: int, width: float, row_height: fl
 
 
 def note(fig: Figure, text: str) -> None:
-    """Under a figure: where its figures come from, what its bars mean; wrapped at its width."""
+    """Write a note below a figure, wrapped at its width: sources, and the meaning of bars."""
     characters = int(16 * fig.get_figwidth())
     fig.supxlabel(textwrap.fill(text, characters), fontsize=8, color="#555555")
 
 
 def percent(axes: Axes, axis: str) -> None:
-    """Write the ticks of an axis, whose values are shares, in percent."""
+    """Label the ticks of an axis of shares in percent."""
     getattr(axes, f"{axis}axis").set_major_formatter(
         FuncFormatter(lambda value, _: f"{100 * value:g}")
     )
 
 
 def save(fig: Figure, folder: Path, name: str) -> None:
-    """Write a figure as PNG and SVG, each file at once.
+    """Write a figure as PNG and SVG, each atomically.
 
     Args:
         fig: the figure.
-        folder: made when it is not there.
+        folder: created if missing.
         name: file name without suffix.
     """
     for kind in ("png", "svg"):
@@ -185,9 +185,9 @@ def save(fig: Figure, folder: Path, name: str) -> None:
 
 
 def write_figure(fig: Figure, path: Path) -> None:
-    """Write a figure in the format of its suffix (PNG without one).
+    """Write a figure in the format of the path's suffix (PNG without one).
 
-    Texts are drawn as they are: control characters as escapes, dollar signs without a formula.
+    Text is drawn literally: control characters are escaped, and dollar signs start no formula.
     """
     kind = path.suffix.removeprefix(".").lower() or "png"
     metadata = {"Date": None} if kind == "svg" else {}

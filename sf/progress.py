@@ -1,6 +1,6 @@
 """Progress of a long loop: a bar on a terminal, plain lines with an ETA elsewhere.
 
-transformers' own bars are left out: they count tensors, in the midst of these lines.
+transformers' own bars are disabled: they count tensors and would interrupt these lines.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ INTERVAL_S = 10.0
 
 @dataclass
 class Progress:
-    """Counts finished units and says so.
+    """Counts finished units and reports them.
 
     Args:
-        title: what is counted.
-        total: units until the end.
-        done: units that an earlier run finished; they do not enter the rate.
+        title: the counted units.
+        total: total number of units.
+        done: units that an earlier run finished, excluded from the rate.
     """
 
     title: str
@@ -62,8 +62,8 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Progress]:
     """Show the progress of a loop on stderr.
 
     Args:
-        title: what is counted.
-        total: units until the end.
+        title: the counted units.
+        total: total number of units.
         done: units that an earlier run finished.
 
     Yields:
@@ -93,14 +93,14 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Progress]:
 
 @contextmanager
 def without_tensor_bars() -> Iterator[None]:
-    """Leave out transformers' bars over tensors that are read or written; downloads keep theirs."""
+    """Disable transformers' progress bars over tensors, but not those of downloads."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 
     if are_progress_bars_disabled() or not logging.is_progress_bar_enabled():
         yield
         return
-    logging.disable_progress_bar()  # those of huggingface_hub too
+    logging.disable_progress_bar()  # also disables those of huggingface_hub
     enable_progress_bars()
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a result was made with: commit, versions, hardware. The key is in `sf.result_key`."""
+"""Provenance of a result: commit, versions, hardware. Its key is in `sf.result_key`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "transformers", "trl", "lmms_eval", "accelerate", "datasets
 def commit() -> dict[str, Any]:
     """{"commit": hash or "unknown", "dirty": whether tracked files were changed}.
 
-    Unknown, too, where this package lies inside a repository of something else.
+    Also "unknown" if this package is inside another repository.
     """
     try:
         if Path(_git("rev-parse", "--show-toplevel")).resolve() != ROOT.resolve():
@@ -35,7 +35,7 @@ def _git(*words: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that can move a number."""
+    """Versions of Python and of the packages that can affect numbers."""
     by_name = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -46,7 +46,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores and memory; the stage adds its accelerator where it uses one."""
+    """Processor, cores and memory; a stage adds its accelerator if it uses one."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -1,4 +1,4 @@
-"""The processes of one job under torchrun: which one this is, and how they keep together."""
+"""The processes of a job under torchrun: ranks and their synchronisation."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from sf.errors import EnvironmentFault
 __all__ = ["agreed", "gathered", "join", "meet", "rank", "world_size"]
 
 PATIENCE = timedelta(hours=24)
-"""How long ranks wait for the first one, which hashes inputs and writes results alone."""
+"""Time limit for waiting for the first rank, which alone hashes inputs and writes results."""
 _PR_SET_PDEATHSIG = 1
 _control: Any = None
 
 
 def rank() -> int:
-    """Of this process; 0 without torchrun."""
+    """The rank of this process; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """Processes of the job; 1 without torchrun."""
+    """The number of processes of the job; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def join() -> None:
-    """Open the process group, if there are several ranks; harmless when repeated.
+    """Open the process group if there are several ranks; may be called repeatedly.
 
-    From here on a rank also ends when torchrun is killed: an orphan would hold the job's lock.
+    From then on, a rank also ends when torchrun is killed, since an orphan would keep the job's
+    lock.
 
     Raises:
-        EnvironmentFault: torchrun is gone already.
+        EnvironmentFault: torchrun has already ended.
     """
     global _control
     if world_size() == 1 or _control is not None:
@@ -45,15 +46,15 @@ def join() -> None:
     _end_with_parent()
     if not dist.is_initialized():
         gpus = dist.is_nccl_available() and _has_gpu()
-        if gpus:  # "cuda" is then this rank's own device
+        if gpus:  # "cuda" then means this rank's device
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
-    # The default group's timeout is for collectives of a training step.
+    # The default group's timeout is for the collectives of a training step.
     _control = dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def agreed(value: Any = None) -> Any:
-    """What the first rank says; the others' values are not looked at."""
+    """The first rank's value, on every rank; the others' values are ignored."""
     if world_size() == 1:
         return value
     import torch.distributed as dist
@@ -65,7 +66,7 @@ def agreed(value: Any = None) -> Any:
 
 
 def gathered(value: Any) -> list[Any]:
-    """What each rank says, by rank; every rank is given the list, and none before the last."""
+    """The values of all ranks, in rank order, on every rank; blocks until all have arrived."""
     if world_size() == 1:
         return [value]
     import torch.distributed as dist
@@ -77,7 +78,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def meet() -> None:
-    """Wait until all ranks are here."""
+    """Wait until all ranks have arrived."""
     if world_size() > 1:
         import torch.distributed as dist
 
@@ -92,7 +93,7 @@ def _has_gpu() -> bool:
 
 
 def _end_with_parent() -> None:
-    """Linux: SIGKILL when the parent ends."""
+    """On Linux, receive SIGKILL when the parent ends."""
     parent = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "prctl"):

@@ -1,4 +1,4 @@
-"""Secrets of the environment, kept out of every message and file of ours."""
+"""Removal of the environment's secrets from messages and files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import unquote
 __all__ = ["RedactedStream", "redact", "without_credentials"]
 
 _MASK = "***"
-_SHORTEST = 4  # a shorter value is no secret, and would mask parts of ordinary words
+_SHORTEST = 4  # shorter values are not secret and would mask parts of ordinary words
 _SECRET_NAMES = re.compile(r"TOKEN|PASSW|SECRET|API_?KEY|ACCESS_KEY|CREDENTIAL|PRIVATE_KEY", re.I)
 _NO_SECRETS = re.compile(r"TOKENIZERS_|_TIMEOUT|_PATH$|_FILE$|_DIR$|PARALLELISM", re.I)
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s'\"<>]*@")
@@ -23,8 +23,8 @@ _QUERY = re.compile(
 def redact(text: str) -> str:
     """Text without the secrets of the environment and without credentials in URLs.
 
-    Masked are user and password of every URL, parameters of a URL such as `token=`, and the values
-    of environment variables whose names tell of a token, a password, a secret or a key.
+    It masks user and password of every URL, URL parameters such as `token=`, and the values of
+    environment variables whose names indicate a token, a password, a secret or a key.
     """
     text = without_credentials(text)
     for secret in sorted(_secrets(), key=len, reverse=True):
@@ -33,22 +33,22 @@ def redact(text: str) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """Text whose URLs have neither user and password nor secret parameters."""
+    """Text with user, password and secret parameters removed from its URLs."""
     return _QUERY.sub(rf"\1{_MASK}", _CREDENTIALS.sub(f"{_MASK}@", text))
 
 
 class RedactedStream(io.TextIOBase):
-    """A text stream that masks what is written, by whatever library.
+    """A text stream that masks secrets in everything written to it.
 
     Attributes:
-        stream: what is written to; closing and everything else is left to it.
+        stream: the underlying stream, which handles closing and everything else.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Write the masked text; the length is that of the text given."""
+        """Write the masked text; return the length of the original text."""
         self.stream.write(redact(text))
         return len(text)
 
@@ -61,7 +61,7 @@ class RedactedStream(io.TextIOBase):
         return self.stream.isatty()
 
     def fileno(self) -> int:
-        """The stream's descriptor: what is written there is not masked."""
+        """The stream's descriptor; data written to it directly is not masked."""
         return self.stream.fileno()
 
     def writable(self) -> bool:
@@ -70,12 +70,12 @@ class RedactedStream(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """The stream's."""
+        """The stream's encoding."""
         return self.stream.encoding
 
     @property
     def errors(self) -> str | None:  # type: ignore[override]
-        """The stream's."""
+        """The stream's error handler."""
         return self.stream.errors
 
     def __getattr__(self, name: str) -> Any:

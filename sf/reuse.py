@@ -1,4 +1,4 @@
-"""Reuse of finished and of partial results, and how a result is put in its place."""
+"""Reuse of finished and partial results, and publication of results."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["adopt", "exclusive", "finish", "refuse_foreign", "reset_if_changed"]
 
 LOCK = "lock"
 LOCK_SECONDS = 1.0
-"""How long a job waits for its lock: `sf status` takes it for an instant."""
+"""How long a job waits for its lock, which `sf status` holds for an instant."""
 
 
 @contextmanager
 def exclusive(work: Path, output: Path) -> Iterator[None]:
-    """Hold the lock of an output; `attempts` notes who holds it and how that ended.
+    """Hold the lock of an output; `attempts` records the holder and the outcome.
 
     Raises:
         OutputConflictError: another process holds it.
@@ -38,7 +38,7 @@ def exclusive(work: Path, output: Path) -> Iterator[None]:
     except Timeout:
         holder = attempts.last_attempt(work)
         rule = f"is being written by another process{f', {holder.where}' if holder else ''}"
-        # Where a file system has no flock, the file itself is the lock and survives its process.
+        # Without flock, the file itself is the lock and survives its process.
         remedy = f"wait for it to end; if it no longer runs, delete {work / LOCK}"
         raise OutputConflictError("output", str(output), rule, remedy) from None
     try:
@@ -49,7 +49,7 @@ def exclusive(work: Path, output: Path) -> Iterator[None]:
 
 
 def adopt(output: Path, work: Path, key: Key) -> bool:
-    """True when `output` holds the complete result of `key`; restores a lost or damaged stamp."""
+    """Whether `output` is the complete result of `key`; restores a lost or damaged stamp."""
     unpublished = read_stamp(work / "out" / STAMP)
     if unpublished is not None and not key.changes(unpublished):
         _publish(output, work, unpublished)  # killed between two renames
@@ -63,10 +63,10 @@ def adopt(output: Path, work: Path, key: Key) -> bool:
 
 
 def refuse_foreign(output: Path, work: Path) -> None:
-    """Refuse to replace what no stage wrote.
+    """Refuse to replace files that no stage wrote.
 
     Raises:
-        OutputConflictError: `output` holds files and neither it nor its work folder a stamp.
+        OutputConflictError: `output` has files, and neither it nor its work folder has a stamp.
     """
     if not output.exists() or not any(output.iterdir()):
         return
@@ -80,7 +80,7 @@ def refuse_foreign(output: Path, work: Path) -> None:
 
 
 def reset_if_changed(work: Path, key: Key) -> None:
-    """Keep the partial work of the same job; drop that of a job with another key."""
+    """Keep partial work with the same key, and delete that of another key."""
     marker = work / "key"
     if not marker.is_file() or marker.read_bytes() != key.digest.encode():
         for name in ("out", "state"):
@@ -93,7 +93,7 @@ def reset_if_changed(work: Path, key: Key) -> None:
 
 
 def finish(output: Path, work: Path, stamp: Mapping[str, Any]) -> None:
-    """Write the stamp and put the result in its place."""
+    """Write the stamp and publish the result."""
     write_json(work / "out" / STAMP, stamp)
     _publish(output, work, stamp)
     shutil.rmtree(work / "state", ignore_errors=True)

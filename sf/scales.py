@@ -1,8 +1,8 @@
-"""Named scales: `params/defaults.yaml`, what each scale changes in it, and the file of both.
+"""Named scales: `params/defaults.yaml`, the changes of each scale, and the resulting file.
 
-A scale's file holds only what differs from the defaults, or from the scale that its key `extends`
-names. Mappings are merged, null removes a key (`sf.config.merged`). Rendering works on lines: the
-file of a scale has the comments, order and spacing of the defaults.
+A scale's file contains only the differences from the defaults, or from the scale named by its key
+`extends`. Mappings are merged, null removes a key (`sf.config.merged`). Rendering works on lines:
+the resulting file has the comments, order and spacing of the defaults.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def scale_names(folder: Path = FOLDER) -> list[str]:
 
 
 def load_scale(name: str, folder: Path = FOLDER) -> Params:
-    """The parameters of a scale, checked.
+    """The validated parameters of a scale.
 
     Raises:
-        ConfigError: no such scale, or its values are not those of a study.
+        ConfigError: no such scale, or its values are invalid.
     """
     return validated(Params, scale_values(name, folder), f"{folder / name}.yaml: ")
 
 
 def scale_values(name: str, folder: Path = FOLDER) -> dict[str, Any]:
-    """The values of a scale, unchecked.
+    """The values of a scale, not validated.
 
     Raises:
         ConfigError: no such scale, or scales that extend each other.
@@ -63,10 +63,10 @@ def scale_values(name: str, folder: Path = FOLDER) -> dict[str, Any]:
 
 
 def render_scale(name: str, folder: Path = FOLDER) -> str:
-    """The whole parameters file of a scale, with the defaults' comments and order.
+    """The complete parameters file of a scale, with the defaults' comments and order.
 
     Raises:
-        ConfigError: see `scale_values`; or a file whose values do not stand on one line each.
+        ConfigError: see `scale_values`; or a value in a file spans several lines.
     """
     tree = _parsed(folder / f"{DEFAULTS}.yaml")
     for path in _chain(name, folder):
@@ -75,8 +75,8 @@ def render_scale(name: str, folder: Path = FOLDER) -> str:
         _overlay(tree, changes)
     text = "\n".join(tree.lines()) + "\n"
     if YAML(typ="safe", pure=True).load(text) != scale_values(name, folder):
-        rule = "changes part of a value that stands on one line"
-        remedy = "write that value whole, or its keys below each other, there and in defaults.yaml"
+        rule = "changes part of a value that is written on one line"
+        remedy = "write the complete value, or its keys on separate lines here and in defaults.yaml"
         raise ConfigError(f"{folder / name}.yaml", None, rule, remedy)
     return text
 
@@ -108,10 +108,10 @@ def use_scale(
 
 
 def value_sources(path: Path) -> dict[str, str]:
-    """Where each value of a parameters file comes from, by dotted names: the comment on its line.
+    """The source of each value of a parameters file by dotted name: the comment on its line.
 
     Raises:
-        ConfigError: a value that does not stand on the line of its key.
+        ConfigError: a value is not on the line of its key.
     """
     return dict(_comments(_parsed(path), ""))
 
@@ -124,7 +124,7 @@ def _comments(node: _Node, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _refuse_edited(current: Path, old: dict[str, Any], folder: Path) -> None:
-    """Refuse to overwrite what no scale holds."""
+    """Refuse to overwrite a file that differs from every scale."""
     origin = old.get("scale")
     if origin in scale_names(folder):
         if current.read_text(encoding="utf-8") == render_scale(str(origin), folder):
@@ -133,13 +133,13 @@ def _refuse_edited(current: Path, old: dict[str, Any], folder: Path) -> None:
         changes = [f"{name}: {before} → {now}" for name, before, now in edits]
         rule = f"was edited since `sf use {origin}`: {'; '.join(changes) or 'comments only'}"
     else:
-        rule = f"is of a scale that has no file in {folder}/"
+        rule = f"belongs to a scale without a file in {folder}/"
     remedy = f"keep it as {folder}/NAME.yaml with scale: NAME, or drop the edits with --force"
     raise ConfigError(str(current), None, rule, remedy)
 
 
 def _chain(name: str, folder: Path) -> list[Path]:
-    """The files of a scale, the one that the others extend first."""
+    """The files of a scale, starting with the one that the others extend."""
     chain: list[Path] = []
     wanted: Any = name
     while wanted is not None:
@@ -161,11 +161,11 @@ def _chain(name: str, folder: Path) -> list[Path]:
 
 @dataclass
 class _Node:
-    """One key of a YAML file with what is below it.
+    """One key of a YAML file with the keys below it.
 
     Attributes:
         key: of the mapping.
-        line: as it stands; None for the file, and for a removed key.
+        line: the original line; None for the file and for a removed key.
         value: text between key and comment.
         above: comments and empty lines before it.
         children: keys below it.
@@ -200,7 +200,7 @@ def _parsed(path: Path) -> _Node:
             continue
         match = _KEY.fullmatch(line)
         if match is None:
-            rule = "must hold one key and its value, or keys below it"
+            rule = "must be a key with its value, or a key with keys below it"
             raise ConfigError(f"{path}, line {number}", line.strip(), rule, "put lists in brackets")
         value = re.split(r"(?:^| )#", match[3] or "", maxsplit=1)[0].strip()
         while stack[-1][0] >= len(match[1]):
@@ -213,7 +213,7 @@ def _parsed(path: Path) -> _Node:
 
 
 def _overlay(node: _Node, changes: _Node) -> None:
-    """Put the changed lines in the place of the node's own."""
+    """Replace the node's lines by the changed ones."""
     place = len(node.children)
     for change in changes.children:
         keys = [child.key for child in node.children]

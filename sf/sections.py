@@ -1,7 +1,7 @@
-"""The parameter sections that several stages share, and those of the stages themselves.
+"""The parameter sections of the stages, including the shared ones.
 
-Imported without torch. The sections of training stand beside the code that they configure. Fields
-and validators, with what these import, do not count in a result's key: the accepted values do.
+Imported without torch. The sections of training are next to the code that they configure. Fields
+and validators, with their imports, do not count in a result's key; the accepted values do.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ Method = Annotated[str, AfterValidator(_known_method)]
 CurveMethod = Annotated[str, AfterValidator(_with_retention_p)]
 Suite = Annotated[str, AfterValidator(_known_suite)]
 Family = Literal["qwen2_vl", "qwen2_5_vl", "llava_onevision", "llava_next_video"]
-ANSWERING_FAMILIES = ("llava_onevision", "llava_next_video")  # that are not trained here
-SCRATCH_FAMILIES = ("qwen2_vl", "qwen2_5_vl")  # of which a tiny model can be trained here
+ANSWERING_FAMILIES = ("llava_onevision", "llava_next_video")  # evaluated but not trained
+SCRATCH_FAMILIES = ("qwen2_vl", "qwen2_5_vl")  # supported by source 'scratch'
 
 
 class Vision(Section):
-    """How images and videos become visual tokens."""
+    """Conversion of images and videos to visual tokens."""
 
     image_min_pixels: Positive = Field(description="smaller images are enlarged")
     image_max_pixels: Positive = Field(description="larger images are shrunk")
@@ -83,14 +83,14 @@ class Vision(Section):
 
 
 class Runtime(Section):
-    """Where the numbers are computed."""
+    """Device and dtype of the computation."""
 
     device: Literal["cpu", "cuda"] = Field(description="device of models and inputs")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(description="dtype of the weights")
 
 
 class Answering(Section):
-    """How questions of the manifests are put and replies judged: the same in every stage."""
+    """Prompting of manifest questions and scoring of replies, the same in every stage."""
 
     prompt_template: Literal["answer", "think_answer"] = Field(
         description="the answer in <answer> tags, without or after reasoning in <think> tags"
@@ -102,23 +102,23 @@ class Answering(Section):
 
 
 class Prepare(Section):
-    """From rows of Video-R1-260k's schema, or of an own table, to manifests."""
+    """From rows of Video-R1-260k's schema, or of a user's table, to manifests."""
 
     source: str = Field(
         description="'synthetic', a local folder, a file of questions (JSONL, "
         "CSV, parquet), or 'hub:OWNER/NAME@REVISION'"
     )
     media: str | None = Field(
-        None, description="root of relative media paths; absent: the folder of the rows"
+        None, description="root of relative media paths; by default the folder of the rows"
     )
     synthetic_rows: Positive | None = Field(
-        None, description="number of generated rows, for source 'synthetic' only"
+        None, description="number of generated rows, only for source 'synthetic'"
     )
     data_sources: list[str] = Field(
-        default_factory=list, description="data_source or top media folder; empty: all"
+        default_factory=list, description="data_source or top media folder; empty for all"
     )
     sample_rows: Annotated[int, Field(ge=0)] = Field(
-        0, description="size of a stratified sample; 0: all rows"
+        0, description="size of a stratified sample; 0 for all rows"
     )
     calibration_share: Fraction = Field(description="share of the media, selected by hash")
     heldout_share: Fraction = Field(description="share of the media, selected by hash")
@@ -137,7 +137,7 @@ class Prepare(Section):
 
 
 class BaseModelSpec(Section):
-    """One base model: trained from scratch here, or pinned on a hub, or a local folder."""
+    """One base model: trained from scratch, pinned on a hub, or in a local folder."""
 
     family: Family = Field(description="model class")
     source: str = Field(description="'scratch', a local folder, or 'hub:OWNER/NAME@REVISION'")
@@ -153,10 +153,10 @@ class BaseModelSpec(Section):
 
 
 class Scratch(Section):
-    """How base models with source 'scratch' are trained."""
+    """Training of base models with source 'scratch'."""
 
     align_steps: Annotated[int, Field(ge=0)] = Field(
-        description="training steps of the vision tower alone"
+        description="pretraining steps of the vision tower"
     )
     steps: Positive = Field(description="training steps of the whole model")
     batch: Positive = Field(description="questions per step")
@@ -170,18 +170,18 @@ class Scratch(Section):
 
 
 class TwoTurn(Section):
-    """Second questions, answered from a cache that the first one pruned."""
+    """Second questions, answered with the cache that the first one pruned."""
 
     retention_p: list[RetentionP] = Field(
         min_length=1, description="retention thresholds of the first turn"
     )
     pairs: Annotated[int, Field(ge=0)] = Field(
-        description="maximum number of second questions; 0: none"
+        description="maximum number of second questions; 0 for none"
     )
 
 
 class Calibrate(Section):
-    """The p -> token ratio and accuracy curve."""
+    """The curves of token ratio and accuracy over p."""
 
     retention_p: list[RetentionP] = Field(
         min_length=1, description="thresholds of the curve; full attention is added"
@@ -191,20 +191,20 @@ class Calibrate(Section):
 
 
 class Benchmarks(Section):
-    """Where the thirteen benchmarks' data come from."""
+    """The source of the data of the thirteen benchmarks."""
 
     source: str = Field(description="'synthetic', 'hub', or a local folder")
     samples: Annotated[int, Field(ge=0)] = Field(
-        description="first samples of each task; 0: all; synthetic: number of generated samples"
+        description="first samples of each task, 0 for all; synthetic: number of generated samples"
     )
     suites: Annotated[list[Suite], AfterValidator(_apart)] = Field(
         description="one evaluation job each: benchmarks, or groups such as 'all' "
-        "(one process); empty: no benchmarks"
+        "(one process); empty for no benchmarks"
     )
 
 
 class Match(Section):
-    """The token ratio that each method's hyperparameter is set for."""
+    """The target token ratio for each method's hyperparameter."""
 
     token_ratio: TokenRatio = Field(description="share of the calibration rows' tokens to keep")
     tolerance: Annotated[float, Field(gt=0, lt=1)] = Field(description="tolerance of that share")
@@ -218,7 +218,7 @@ class Evaluate(Section):
     )
     batch: Positive = Field(description="questions answered at once")
     match: Match | None = Field(
-        None, description="compare methods at equal token ratio; absent: each at its default"
+        None, description="compare methods at equal token ratio; by default each at its default"
     )
 
 
@@ -233,7 +233,7 @@ class Profile(Section):
     layer_shares: list[TokenRatio] = Field(
         default_factory=list,
         description="shares of kept tokens, one per layer of a recorded run, "
-        "interpolated over the model's layers; empty: token_ratio in "
+        "interpolated over the model's layers; empty for token_ratio in "
         "every layer",
     )
     repeats: Annotated[int, Field(ge=3)] = Field(
@@ -247,12 +247,12 @@ class Profile(Section):
     )
     fit: bool = Field(description="search the largest batch and the longest prompt")
     fit_gib: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="memory limit of that search on a CPU; on a GPU its memory"
+        0.0, description="memory limit of that search on a CPU; a GPU's limit is its memory"
     )
 
 
 class Axes(Section):
-    """What the stages are repeated over."""
+    """The axes over which the stages are repeated."""
 
     methods: list[Method] = Field(min_length=1, description="rows of the tables without training")
     curve_methods: list[CurveMethod] = Field(

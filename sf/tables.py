@@ -1,4 +1,4 @@
-"""Tables as files, replaced as a whole, with any text of models and data in their cells."""
+"""Atomic table files, with arbitrary text from models and data in their cells."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["rows_at", "table_of", "write_csv", "write_parquet"]
 
 
 def table_of(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    r"""Records as a table; pandas refuses lone surrogates, which become escapes (``\ud800``)."""
+    r"""Records as a table; lone surrogates, which pandas rejects, are escaped (``\ud800``)."""
     return pd.DataFrame(
         {
             name: encodable(value) if isinstance(value, str) else value
@@ -27,20 +27,20 @@ def table_of(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def rows_at(table: pd.DataFrame, name: str, value: float) -> pd.DataFrame:
-    """The rows of a table with a number, to the six significant digits that a CSV holds.
+    """The rows of a table with a given number, to the six significant digits of a CSV.
 
     Args:
         table: from a file or in memory.
         name: of the column.
-        value: what its number is to be.
+        value: the number.
     """
     return table[np.isclose(table[name], value, rtol=1e-5, atol=0.0)]
 
 
 def write_csv(table: pd.DataFrame, path: Path, float_format: str | None = "%.6g") -> None:
-    r"""Write a table as CSV: floats with six significant digits, texts printable.
+    r"""Write a table as CSV, with six significant digits and printable text.
 
-    Control characters are written as escapes: pandas does not quote a bare carriage return, so it
+    Control characters are escaped, because pandas does not quote a bare carriage return, which
     would end the line.
     """
     shown = table.copy(deep=False)

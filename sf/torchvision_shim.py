@@ -1,17 +1,18 @@
-"""Lets the PyPI torchvision wheel import beside a CPU-only torch wheel.
+"""Makes the PyPI torchvision wheel importable with a CPU-only torch wheel.
 
-The wheel's C++ operators are linked against the CUDA build of torch. Beside a CPU build they fail
-to load, and torchvision then stops at import with "operator torchvision::nms does not exist": it
-registers fake kernels for operators that were never declared. Declaring their schemas is enough:
-nothing here calls them, and the image and video transforms are pure torch. Where the operators do
-load, the shim does nothing.
+The wheel's C++ operators are linked against the CUDA build of torch. With a CPU build they fail to
+load, and importing torchvision raises "operator torchvision::nms does not exist", because it
+registers fake kernels for undeclared operators. Declaring their schemas is enough: this package
+never calls them, and the image and video transforms are pure torch. If the operators load, the
+shim does nothing.
 
 Remove this module when torchvision publishes CPU wheels on the index that serves torch's, or
 guards its fake-kernel registrations (torchvision/_meta_registrations.py) by a check that the
 operator exists.
 
-Other programs import torchvision without `sf` (lmms-eval's command does, through transformers).
-`make env` therefore calls `install_at_start`, and every Python of the environment has the shim.
+Other programs import torchvision without `sf`, such as lmms-eval's command through transformers.
+`make env` therefore calls `install_at_start`, so that every Python process of the environment has
+the shim.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_libraries: list[object] = []  # torch drops a library's schemas when the object is collected
+_libraries: list[object] = []  # keeps them alive: torch drops the schemas of a collected library
 
 
 def _declare_operators() -> None:
@@ -47,7 +48,7 @@ def _declare_operators() -> None:
 
 
 class _BeforeTorchvision(importlib.abc.MetaPathFinder):
-    """Declares the operators when torchvision is first imported, then steps aside."""
+    """Declares the operators at torchvision's first import, and finds nothing itself."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -59,7 +60,7 @@ class _BeforeTorchvision(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """Arrange for the operators to be declared before torchvision's first import."""
+    """Have the operators declared before torchvision's first import."""
     if "torchvision" in sys.modules or any(
         isinstance(finder, _BeforeTorchvision) for finder in sys.meta_path
     ):
@@ -68,8 +69,8 @@ def install() -> None:
 
 
 def install_at_start(packages: str = sysconfig.get_path("purelib")) -> Path:
-    """Write a `.pth` file, which Python runs when it starts, into a folder of packages."""
+    """Write a `.pth` file, which Python runs at start, to a package folder."""
     file = Path(packages, "sf_torchvision_shim.pth")
-    # Nothing happens where the package has been removed since.
+    # It does nothing if the package has been removed.
     file.write_text("import importlib.util; importlib.util.find_spec('sf') and __import__('sf')\n")
     return file

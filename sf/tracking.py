@@ -1,8 +1,8 @@
-"""MLflow logging that cannot lose a result and cannot stop a stage.
+"""MLflow logging that never loses a result and never stops a stage.
 
-Figures go to files first: `history.jsonl` and `metrics.json` in the result folder. MLflow gets them
-live where it answers. Whatever it does not hold is logged again by the next call of any stage of
-the study, or by `sf log`.
+Metrics are first written to `history.jsonl` and `metrics.json` in the result folder, and sent to
+MLflow live if it responds. The next call of any stage of the study, or `sf log`, logs whatever is
+missing.
 
 The default store is `mlflow.db` (sqlite) in the working directory; `MLFLOW_TRACKING_URI` is
 respected.
@@ -40,16 +40,16 @@ from sf.mlflow_study import averages, register_model, show_tables
 
 __all__ = ["SilentTracker", "Tracker", "log_all", "log_pending"]
 
-LIVE_SECONDS = 20.0  # at most one live transfer per this time: sqlite locks under many writers
-SECONDS_EVERY = 2.0  # the time of a running job is written at most this often
+LIVE_SECONDS = 20.0  # minimum between live transfers, since sqlite locks under many writers
+SECONDS_EVERY = 2.0  # minimum between updates of a running job's time
 _NOTE = "mlflow.json"  # in the work folder: {"run_id": …, "logged": key, "store": …}
 _SECONDS = "seconds"
-_HELD = ".mlflow-held"  # in a study's folder: what the store and the results were when all was held
+_HELD = ".mlflow-held"  # in a study's folder: state of store and results when all was logged
 
 
 @dataclass
 class Tracker:
-    """The figures of one job: over steps and at its end."""
+    """The metrics of one job, over steps and at its end."""
 
     work: Path
     run_id: str | None = None
@@ -60,14 +60,14 @@ class Tracker:
 
     @classmethod
     def start(cls, stage: str, identity: dict[str, Any], work: Path, study: str) -> Tracker:
-        """Open the stage's MLflow run, or continue that of a killed call, if MLflow answers."""
+        """Open the stage's MLflow run, or continue that of a killed call, if MLflow responds."""
         with best_effort("a new run"):
             run_id = _run_of(work) or _noted_run(stage, identity, work, study)
             return cls(work, run_id)
         return cls(work)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append figures of one step to `history.jsonl` and, now and then, to MLflow."""
+        """Append the metrics of a step to `history.jsonl` and, at intervals, to MLflow."""
         append_step(self.work / "out", step, values)
         self._waiting.append((step, values))
         if time.monotonic() - self._began > SECONDS_EVERY:
@@ -76,11 +76,11 @@ class Tracker:
             self._send_waiting()
 
     def summary(self, values: Mapping[str, float]) -> None:
-        """Set figures that describe the finished job (`metrics.json`)."""
+        """Set the metrics of the finished job (`metrics.json`)."""
         self._summary.update(values)
 
     def write_summary(self) -> None:
-        """Write `metrics.json`, merged with what a stage wrote itself."""
+        """Write `metrics.json`, merged with metrics that the stage wrote itself."""
         path = self.work / "out" / "metrics.json"
         before = read_json(path) if path.is_file() else {}
         write_json(path, {**before, **self._summary})
@@ -102,21 +102,21 @@ class Tracker:
                 client_of_store().set_terminated(self.run_id, "FAILED")
 
     def _send_waiting(self) -> None:
-        with best_effort("figures of a running stage") as attempt:
+        with best_effort("metrics of a running stage") as attempt:
             log_metrics(client_of_store(), self.run_id or "", self._waiting)
             self._waiting.clear()
         if attempt.failed and not attempt.down:
-            self.run_id = None  # it was deleted: the finished result is logged as a new run
+            self.run_id = None  # deleted: the finished result is logged as a new run
         self._sent = time.monotonic()
 
     def _note_seconds(self) -> None:
-        """Adds the time of this call to that of killed earlier ones."""
+        """Add the time of this call to that of killed earlier ones."""
         now = time.monotonic()
         write_text(self.work / _SECONDS, f"{self._noted() + now - self._began:.3f}")
         self._began = now
 
     def _noted(self) -> float:
-        """Seconds of earlier calls; 0 where a full disk or a power failure left no number."""
+        """Seconds of earlier calls; 0 if a full disk or a power failure left no number."""
         path = self.work / _SECONDS
         text = path.read_bytes().decode(errors="replace") if path.is_file() else "0"
         try:
@@ -124,18 +124,18 @@ class Tracker:
         except ValueError:
             seconds = math.nan
         if not 0 <= seconds < math.inf:
-            warnings.warn(f"{path} holds no time; earlier calls count as 0 s", stacklevel=3)
+            warnings.warn(f"{path} contains no time; earlier calls count as 0 s", stacklevel=3)
             return 0.0
         return seconds
 
     def seconds(self) -> float:
-        """Seconds spent on this job, killed earlier calls included."""
+        """Seconds spent on this job, including killed earlier calls."""
         self._note_seconds()
         return self._noted()
 
 
 class SilentTracker(Tracker):
-    """The tracker of every rank but the first, which alone logs."""
+    """The tracker of all ranks except the first, which alone logs."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Do nothing: the first rank logs."""
@@ -145,10 +145,10 @@ class SilentTracker(Tracker):
 
 
 def log_pending(output: Path, study: str) -> None:
-    """Log the result in `output` and any other of the study that MLflow does not hold.
+    """Log the result in `output` and all others of the study that MLflow lacks.
 
-    When all were held and neither they nor the store's file have changed since, nothing is asked:
-    to import MLflow and open a store takes longer than all else that a finished stage does.
+    If everything was logged and neither the results nor the store's file have changed since, MLflow
+    is not imported, because this and opening a store would dominate the time of a finished stage.
     """
     results = Path("results") / study
     works = _works(results, Path("reports"), output.parent)
@@ -163,7 +163,7 @@ def log_pending(output: Path, study: str) -> None:
 
 
 def log_all(*roots: Path) -> int:
-    """Log every finished result below `roots` that MLflow does not hold; returns how many."""
+    """Log every finished result below `roots` that MLflow lacks; return their number."""
     return _log(_works(*roots))[0]
 
 
@@ -172,7 +172,7 @@ def _works(*roots: Path) -> list[Path]:
 
 
 def _seen(works: Sequence[Path]) -> bytes | None:
-    """The store's file and the results as they are; None for a store that is no file."""
+    """The current state of the store's file and the results; None if the store is not a file."""
     store = store_state()
     if store is None:
         return None
@@ -183,20 +183,20 @@ def _seen(works: Sequence[Path]) -> bytes | None:
 def _content(file: Path) -> str:
     try:
         return file.read_text(errors="replace")
-    except OSError:  # of an unfinished result, or of one that another stage starts again
+    except OSError:  # an unfinished result, or one that another stage has restarted
         return ""
 
 
 def _log(works: Sequence[Path]) -> tuple[int, bool]:
-    """Log what MLflow does not hold; how many were logged, and whether any could not be.
+    """Log results that MLflow lacks; return their number, and whether any failed.
 
-    A store that does not answer is not asked again for each result: that could take minutes.
+    If the store does not respond, the remaining results are skipped, since each could take minutes.
     """
     held: set[str] | None = None
     logged, failed = 0, False
     for work in works:
         output = work.parent / work.name.removeprefix(".").removesuffix(".work")
-        # Another stage may publish or restart this result while it is looked at.
+        # Another stage may publish or restart this result in the meantime.
         with best_effort(f"the result in {output}") as attempt:
             if held is None and _note(work).get("logged"):
                 held = finished_runs(client_of_store())
@@ -208,7 +208,7 @@ def _log(works: Sequence[Path]) -> tuple[int, bool]:
 
 
 def _log_once(output: Path, work: Path, held: set[str]) -> bool:
-    """Log one finished result unless its run is among those that MLflow holds; True if logged."""
+    """Log a finished result unless MLflow has its run; return whether it was logged."""
     file = work / RECORD
     if not ((output / STAMP).is_file() and file.is_file()):
         return False
@@ -225,10 +225,10 @@ def _log_once(output: Path, work: Path, held: set[str]) -> bool:
 
 
 def _work_folders(root: Path) -> Iterator[Path]:
-    """The work folders below `root`, not looking into them.
+    """The work folders below `root`, without descending into them.
 
-    Other stages rename and delete there at the same time: `os.walk` passes over a folder that
-    vanishes, `Path.rglob` raises.
+    Other stages rename and delete folders concurrently: `os.walk` skips a folder that disappears,
+    `Path.rglob` raises.
     """
     for folder, names, _ in os.walk(root):
         for name in list(names):
@@ -238,7 +238,7 @@ def _work_folders(root: Path) -> Iterator[Path]:
 
 
 def _note(work: Path) -> dict[str, Any]:
-    """What this store was told of a job; empty for another store, or where the note is damaged."""
+    """The record of a job's logging to this store; empty for another store or a damaged record."""
     try:
         note: dict[str, Any] = read_json(work / _NOTE)
     except FileNotFoundError:
@@ -250,7 +250,7 @@ def _note(work: Path) -> dict[str, Any]:
 
 
 def _run_of(work: Path) -> str | None:
-    """The run of a killed call of this job, running again; None where the store has none."""
+    """The run of a killed call of this job, set to running; None if the store has none."""
     note = _note(work)
     if note.get("logged"):
         return None
@@ -269,7 +269,7 @@ def _noted_run(stage: str, identity: dict[str, Any], work: Path, study: str) -> 
 
 
 def _log_result(output: Path, work: Path, record: dict[str, Any], note: dict[str, Any]) -> None:
-    """Send what the store does not have: metrics, tables, pictures, the stamp; end the run."""
+    """Send metrics, tables, figures and the stamp as far as they are missing, and end the run."""
     client = client_of_store()
     run = active_run(client, note.get("run_id"))
     if run is None or note.get("logged", record["key"]) != record["key"]:
@@ -297,6 +297,6 @@ def _log_result(output: Path, work: Path, record: dict[str, Any], note: dict[str
     _, parent = experiment_of_study(client, record["study"])
     if record["stage"] in ("table", "report"):
         show_tables(client, parent, record["study"])
-    client.set_terminated(parent, "FINISHED")  # its end moves on with each result of the study
+    client.set_terminated(parent, "FINISHED")  # each result of the study updates its end time
     content = {"run_id": run_id, "store": store_name(), "logged": record["key"]}
     write_json(work / _NOTE, content)

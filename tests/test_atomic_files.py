@@ -33,7 +33,7 @@ def test_json_is_sorted_and_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b'{"key": ', b"\0\0\0", b"\xff\xfe"])
 def test_damaged_json_names_its_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "stage.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"stage\.json contains no JSON"):
+    with pytest.raises(ValueError, match=r"stage\.json is not valid JSON"):
         read_json(tmp_path / "stage.json")
 
 

@@ -35,7 +35,7 @@ pytest_plugins = ("counting",)
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
 def test_a_full_disk_is_an_error_that_says_so_and_the_work_stays(stage: Path) -> None:
     (stage / "full").touch()
-    with pytest.raises(EnvironmentFault, match=r"disk = .*results/test.*is full.*it goes on"):
+    with pytest.raises(EnvironmentFault, match=r"disk = .*results/test.*is full.*to continue"):
         run(times=2)
     assert not (stage / "results/test/counting").exists()
     (stage / "full").unlink()
@@ -205,7 +205,7 @@ def test_an_unknown_parameter_and_an_unknown_stage_are_errors(stage: Path) -> No
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "does not exist"), ("{", "not JSON"), ("[1]", "must hold an object")],
+    [(None, "does not exist"), ("{", "not JSON"), ("[1]", "must contain an object")],
 )
 def test_a_file_that_holds_no_parameters_is_an_error(
     tmp_path: Path, content: str | None, message: str

@@ -83,7 +83,9 @@ def test_only_a_stage_that_says_so_asks_the_hub(
             jobs.run_stage("train", values, "own", tracked=False)
         assert not isinstance(caught.value, EnvironmentFault)
         return
-    message = r"hub\. was asked by the stage train, which runs without it.*run the stages fetch"
+    message = (
+        r"hub\. was contacted by the stage train, which must run without it.*run the stages fetch"
+    )
     with pytest.raises(EnvironmentFault, match=message):
         jobs.run_stage("train", values, "own", tracked=False)
 

@@ -100,7 +100,7 @@ def test_words_choose_among_the_jobs_of_a_stage() -> None:
         ("train", ["seed=-1"], ("seed = -1", "greater than or equal to 0")),
         ("train", ["steps"], ("'steps'", "must be NAME=VALUE")),
         ("train", ["=3"], ("'=3'", "must be NAME=VALUE")),
-        ("train", ["steps=["], ("'steps=['", "is no YAML value")),
+        ("train", ["steps=["], ("'steps=['", "is not a YAML value")),
         ("base", ["max_pixels=3"], ("did you mean",)),
         ("calibrate", ["row=base", "split=heldout", "retention_p=0.5"], ("2 parameters", "write")),
         ("evaluate", [], ("matches 3 jobs", "--set row=full")),

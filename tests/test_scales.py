@@ -125,7 +125,7 @@ def test_keys_are_changed_added_after_their_neighbour_and_removed(checkout: Path
         ("extends: mini\nscale: own\naxes:\n  seeds:\n    - 0\n", ("line 5", "put lists in br")),
         (
             "extends: mini\nscale: own\nresources:\n  default: {cpus: 2}\n",
-            ("own.yaml", "changes part of a value", "write that value whole"),
+            ("own.yaml", "changes part of a value", "write the complete value"),
         ),
         ("extends: mini\nscale: own\ntrain:\n  stepps: 3\n", ("train.stepps", "did you mean")),
         ("extends: mini\nscale: [own\n", ("not valid YAML",)),

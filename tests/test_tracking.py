@@ -181,7 +181,7 @@ def test_a_torn_seconds_file_ends_nothing(place: Path, content: str) -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         assert Tracker(work).seconds() < 13
-    assert content == "12." or "seconds holds no time" in str(told[0].message)
+    assert content == "12." or "seconds contains no time" in str(told[0].message)
 
 
 def test_half_a_line_of_history_ends_nothing(place: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_run_that_is_deleted_while_its_job_runs_is_made_again(place: Path) -> 
     with Tracker.start("calibrate", IDENTITY, work, "test") as tracker:
         client_of_store().delete_run(tracker.run_id)
         tracker.log(1, {"loss": 0.5})
-        with pytest.warns(UserWarning, match="did not take figures"):
+        with pytest.warns(UserWarning, match="did not accept metrics"):
             tracker._send_waiting()
         tracker.log(3, {"loss": 0.25})  # said once, not with every transfer
     finished()
@@ -100,7 +100,7 @@ def test_a_damaged_note_is_a_result_that_is_not_logged(place: Path) -> None:
     work = finished()
     log_all(Path("results"))
     (work / "mlflow.json").write_text('{"run')
-    with pytest.warns(UserWarning, match=r"mlflow\.json contains no JSON"):
+    with pytest.warns(UserWarning, match=r"mlflow\.json is not valid JSON"):
         assert log_all(Path("results")) == 1
 
 
@@ -108,7 +108,7 @@ def test_one_damaged_record_does_not_hold_up_the_others(place: Path) -> None:
     for name, content in (("a", ""), ("b", "{}")):
         (finished(name) / "record.json").write_text(content)
     finished("c", "key-3")
-    with pytest.warns(UserWarning, match="did not take the result"):
+    with pytest.warns(UserWarning, match="did not accept the result"):
         assert log_all(Path("results")) == 1
 
 

@@ -134,7 +134,7 @@ def profile_command(
         raise ConfigError("prompts", prompts, "must be text or video")
     runtime = pick_runtime(device, dtype)
     folder = output or Path("results/own/profile") / Path(model).name
-    found = run(
+    profiled = run(
         Request(
             model=model,
             method=method,
@@ -153,8 +153,8 @@ def profile_command(
             output=folder,
         )
     )
-    stdout.print(table(found))
-    for sentence in sentences(found):
+    stdout.print(table(profiled))
+    for sentence in sentences(profiled):
         stdout.print(escape(sentence))
     stdout.print(f"tables and pictures are in {escape(str(folder))}")
 

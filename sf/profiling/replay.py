@@ -58,8 +58,8 @@ def read_shares(file: Path, retention_p: float | None = None) -> tuple[float, ..
 
     Args:
         file: CSV with the columns `layer` (from 0) and `token_ratio`, and optionally `retention_p`
-            (several values need a choice), `length` (the longest is taken), `subject` and `batch` (a
-            single value each).
+            (several values need a choice), `length` (the longest is taken), `subject` and `batch`
+            (a single value each).
         retention_p: the threshold whose lines are read.
 
     Raises:

@@ -227,20 +227,20 @@ def _schedule(charges: Sequence[Charge], gpus: int) -> float:
 
 def _assumptions(charges: Sequence[Charge], seconds_a_step: float | None) -> list[str]:
     bases = {charge.basis for charge in charges}
-    said = []
+    sentences = []
     if "measured" in bases:
-        said.append("jobs with a result of their own or of their rule count with its time")
+        sentences.append("jobs with a result of their own or of their rule count with its time")
     if "published" in bases:
         seconds = figure_of("cost", PUBLISHED_MODEL, "sparsity_forcing", "seconds_a_step")
-        said.append(
+        sentences.append(
             f"a training step takes the published {seconds:g} s (Qwen2.5-VL-7B, 8 questions with "
             "8 rollouts on 8 A100), scaled by weights and rollouts per GPU, for every objective"
         )
     if "given" in bases:
-        said.append(f"a training step takes {seconds_a_step:g} s, as given")
+        sentences.append(f"a training step takes {seconds_a_step:g} s, as given")
     if bases & {"published", "given"}:
         rate = CHECKPOINT_BYTES_A_SECOND / 1e9
-        said.append(f"a checkpoint is written and hashed at {rate:g} GB per second")
+        sentences.append(f"a checkpoint is written and hashed at {rate:g} GB per second")
     if "limit" in bases:
-        said.append("other jobs count with their time limit in resources, an upper bound")
-    return said
+        sentences.append("other jobs count with their time limit in resources, an upper bound")
+    return sentences
