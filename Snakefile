@@ -1,4 +1,4 @@
-# The study under Snakemake. The stages, their order and what they read are in workflow/stages.py.
+# The study under Snakemake. workflow/stages.py defines the stages, their order and their inputs.
 import shlex
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ PARAMS = load_params(Path("params.yaml"))
 JOBS = jobs(PARAMS)
 LOOKING = {"-n", "--dry-run", "--dryrun", "--lint", "--dag", "--rulegraph", "--summary", "--report"}
 ABSENT = set()
-"""Stamps that a run would remove: a dry run looks for them under names that are not there."""
+"""Stamps that a run would remove; a dry run uses names for them that do not exist."""
 
 
 def stamps(paths):
@@ -30,21 +30,21 @@ if workflow.is_main_process:
         print(place, file=sys.stderr)
     write_configs(JOBS)
     for stale in stale_jobs(JOBS):
-        print(f"does not hold: {stale.job.name}: {stale.changes[0]}", file=sys.stderr)
+        print(f"stale: {stale.job.name}: {stale.changes[0]}", file=sys.stderr)
         if LOOKING & set(sys.argv):
             ABSENT.add(stale.job.stamp)
         else:
             Path(stale.job.stamp).unlink()
 
-# `sf` is found beside the Python that runs Snakemake, also in jobs on other nodes.
+# `sf` is in the folder of the Python that runs Snakemake, also in jobs on other nodes.
 BIN = shlex.quote(str(Path(sys.executable).parent)).replace("{", "{{").replace("}", "}}")
-# The shell and tee outlive the signals that tell a stage to write its checkpoint.
+# The shell and tee ignore the signals that tell a stage to write its checkpoint.
 shell.prefix(f"set -euo pipefail; trap '' USR1 TERM; export PATH={BIN}:$PATH; ")
 
 
-# Jobs of Slurm leave what MLflow is told in files (`sf.mlflow_store.is_left_to_submitter`).
+# Slurm jobs leave their metrics for MLflow in files (`sf.mlflow_store.is_left_to_submitter`).
 onsuccess:
-    from sf.cli.ending import ending  # late: each job reads this file
+    from sf.cli.ending import ending  # imported here, because each job reads this file
 
     if config.get("cluster") == "slurm":
         shell("sf log")
@@ -54,7 +54,7 @@ onsuccess:
             print(*ending(Path(job.output), PARAMS.scale), sep="\n", file=sys.stderr)
 
 
-# The report is made of what is there, and says what is missing.
+# The report is built from the existing results and lists the missing ones.
 onerror:
     for job in JOBS:
         if job.stage.gather and not LOOKING & set(sys.argv):

@@ -205,10 +205,10 @@ def test_snakemake_notices_what_its_records_do_not_say(checkout: Path) -> None:
     (checkout / "params.yaml").write_text(before)
     assert names == {"profile", *DOWNSTREAM["profile"]}
     assert "Nothing to be done" in other
-    lines = [line for line in output.splitlines() if line.startswith("does not hold: ")]
+    lines = [line for line in output.splitlines() if line.startswith("stale: ")]
     assert lines
     for line in lines:
-        assert line.startswith("does not hold: profile__")
+        assert line.startswith("stale: profile__")
         assert line.endswith(": parameter profile.token_ratio: 0.25 → 0.5")
 
     stamp = next((checkout / "results/smoke/profile").rglob("stage.json"))

@@ -43,8 +43,8 @@ def _cuda() -> Backend:
         if missing.name is None or missing.name.partition(".")[0] != "triton":
             raise
         warnings.warn(
-            "triton is not installed: selection on this GPU runs on PyTorch's operators, slower "
-            "and with more memory; install triton, which PyTorch's CUDA builds for Linux bring",
+            "triton is not installed: selection on this GPU uses PyTorch's operators, which are "
+            "slower and need more memory; install triton (in PyTorch's CUDA builds for Linux)",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""What a backend computes.
+"""The interface of a backend.
 
 Shape suffixes: B rows, H heads, G KV heads, P probes, L prompt or sequence columns, W active
 columns (widest row), N new tokens, K cached entries, D head size.
@@ -14,7 +14,7 @@ __all__ = ["Backend"]
 
 
 class Backend(Protocol):
-    """Three operations; all take keys and values not repeated for grouped queries."""
+    """Three operations, whose keys and values are not repeated for grouped queries."""
 
     def probe_mass(
         self,
@@ -48,8 +48,8 @@ class Backend(Protocol):
         """Causal attention among the active columns of each row; differentiable.
 
         Args:
-            index_BW: each row's active columns in its last `lengths[row]` places, ascending;
-                before them other columns of the row, each once.
+            index_BW: each row's active columns in its last `lengths[row]` entries, ascending;
+                before them other columns of the row, without repetition.
 
         Returns:
             (B, L, H, D) with zeros at inactive columns, and the gathered keys and values
@@ -67,7 +67,7 @@ class Backend(Protocol):
         """Attention of N new tokens over cached entries.
 
         Args:
-            mask: bool (B, 1, N, K), True where a token may look, or None for everywhere.
+            mask: bool (B, 1, N, K), True where a token may attend, or None for everywhere.
 
         Returns:
             (B, N, H, D).

@@ -1,7 +1,7 @@
 """CUDA: fused probe scores, variable-length flash attention on packed tokens, split decoding.
 
-Where a kernel does not apply (float64 or float32 inputs, gradients through decoding, several new
-tokens at once, dropout without flash-attn), PyTorch's own attention computes the same numbers.
+If a kernel does not apply (float64 or float32 inputs, gradients through decoding, several new
+tokens at once, dropout without flash-attn), PyTorch's attention computes the same result.
 
 Shape suffixes: see `base` and `packed`.
 """
@@ -32,23 +32,22 @@ from sf.attention.kernels.probe_scores import probe_mass
 __all__ = ["CudaBackend"]
 
 _FUSED = (*HALF, torch.float32)
-# The kernels' largest head; Qwen2 and Qwen2.5 have 128.
+# The kernels' largest head size; Qwen2 and Qwen2.5 have 128.
 _LARGEST_HEAD = 256
-# Shorter caches are read faster than the two kernels of the split form are launched.
+# For shorter caches, launching the two split kernels takes longer than reading the cache.
 _LEAST_ENTRIES = 1024
 
 
 @dataclass(frozen=True)
 class CudaBackend(SdpaBackend):
-    """Device kernels where they apply, `SdpaBackend` where not.
+    """Device kernels if they apply, else `SdpaBackend`.
 
     Attributes:
-        ragged: how rows of unequal length attend. "packed" is one variable-length flash call over
-            all of them (flash-attn if it is installed, else PyTorch's); "rows" is one SDPA call a
-            row.
-        uniform: how rows of equal length attend, in one SDPA call. "flash" takes any length at
-            once. "cudnn" pads to multiples of 512 tokens and may be faster, but the first layer at
-            each such length waits for a plan.
+        ragged: attention for rows of unequal length. "packed" is one variable-length flash call
+            (flash-attn if installed, else PyTorch's); "rows" is one SDPA call per row.
+        uniform: attention for rows of equal length, in one SDPA call. "flash" supports any length
+            directly. "cudnn" pads to multiples of 512 tokens and may be faster, but builds a plan
+            at the first use of each such length.
     """
 
     ragged: Literal["packed", "rows"] = "packed"
@@ -79,7 +78,7 @@ class CudaBackend(SdpaBackend):
     ) -> tuple[Tensor, Tensor, Tensor]:
         packing = pack(index_BW, lengths, query_BHLD.shape[2])
         query_THD = packing.take(query_BHLD)
-        # The cache wants left-padded rows; without padding they are the packed ones already.
+        # The cache needs left-padded rows; without padding, the packed rows serve.
         key_BWGD, value_BWGD = (gather_padded(part, index_BW) for part in (key_BGLD, value_BGLD))
         key_TGD, value_TGD = key_BWGD.flatten(0, 1), value_BWGD.flatten(0, 1)
         if packing.uniform:
@@ -137,9 +136,9 @@ def attend_packed(
     scaling: float,
     dropout: float,
 ) -> Tensor:
-    """Causal flash attention within each row, one call for all; (T, H, D), differentiable.
+    """Causal flash attention within each row, in a single call; (T, H, D), differentiable.
 
-    float16 or bfloat16, CUDA devices of compute capability 8.0 or more. Dropout needs flash-attn.
+    Needs float16 or bfloat16 and CUDA compute capability 8.0 or more. Dropout needs flash-attn.
     """
     longest = max(packing.lengths)
     places = (packing.ends_C, packing.ends_C, longest, longest)
@@ -165,7 +164,7 @@ def attend_packed(
 
 @lru_cache
 def _flash_attn() -> Any:
-    """flash-attn's variable-length function, or None where the package is not installed."""
+    """flash-attn's variable-length function, or None if the package is not installed."""
     try:
         from flash_attn import flash_attn_varlen_func
     except ModuleNotFoundError:
@@ -175,9 +174,9 @@ def _flash_attn() -> Any:
 
 @lru_cache
 def _torch_varlen() -> tuple[Any, dict[str, bool]]:
-    """PyTorch's variable-length attention, and what it asks for when heads share keys."""
+    """PyTorch's variable-length attention, and its arguments for grouped queries."""
     from torch.nn.attention.varlen import varlen_attn
 
-    # The option came after the function; without it grouped heads were taken as they are.
+    # The option is newer than the function; earlier versions accept grouped heads directly.
     grouped = "enable_gqa" in signature(varlen_attn).parameters
     return varlen_attn, {"enable_gqa": True} if grouped else {}

@@ -1,9 +1,10 @@
-"""PyTorch's scaled_dot_product_attention by kernels that take any shape at once.
+"""PyTorch's scaled_dot_product_attention with kernels that need no plan per shape.
 
-On Hopper PyTorch prefers cuDNN for half precision. cuDNN builds a plan for every exact shape, which
-takes 0.04 to 0.4 s. Top-p gives another count in each layer and a growing cache another length at
-each token, so that choice would cost seconds a prompt. Here the kernel is chosen by name: flash,
-then memory-efficient, then math. `plans=True` asks for cuDNN; its caller bounds the shapes.
+On Hopper, PyTorch prefers cuDNN for half precision. cuDNN builds a plan for every exact shape,
+which takes 0.04 to 0.4 s. With top-p, every layer has a different token count, and a growing cache
+a different length at each token, so that choice would cost seconds per prompt. Here the kernel is
+selected explicitly: flash, then memory-efficient, then math. `plans=True` selects cuDNN; its caller
+must bound the shapes.
 
 Shape suffixes: see `base`; Q queries, K keys.
 """
@@ -40,8 +41,8 @@ def attend(
     """Attention with grouped queries; (B, H, Q, D), differentiable.
 
     Args:
-        mask: bool, broadcastable to (B, H, Q, K), True where a query may look.
-        causal: instead of a mask.
+        mask: bool, broadcastable to (B, H, Q, K), True where a query may attend.
+        causal: use a causal mask instead of `mask`.
         plans: prefer cuDNN, for lengths from a small set.
     """
     grouped = query_BHQD.shape[1] != key_BGKD.shape[1]
@@ -65,7 +66,7 @@ def attend(
 
 
 def _kernels(query: Tensor, plans: bool) -> AbstractContextManager[object]:
-    """The kernels that may run; cuDNN takes half precision only."""
+    """The allowed kernels; cuDNN supports only half precision."""
     if query.device.type != "cuda" or query.dtype not in HALF:
         return nullcontext()
     names = _WITH_PLANS if plans else _WITHOUT_PLANS
@@ -74,10 +75,10 @@ def _kernels(query: Tensor, plans: bool) -> AbstractContextManager[object]:
 
 
 def _takes_groups(query: Tensor, mask: Tensor | None) -> bool:
-    """Whether a kernel shares KV heads without holding all scores.
+    """Whether a kernel shares KV heads without storing all scores.
 
-    On CUDA only flash does, in half precision and without a mask; the math kernel would hold
-    heads x queries x keys.
+    On CUDA only flash does, in half precision and without a mask; the math kernel would store heads
+    x queries x keys.
     """
     if query.device.type != "cuda":
         return True

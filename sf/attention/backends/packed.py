@@ -20,19 +20,19 @@ from sf.attention.backends.named_sdpa import attend
 
 __all__ = ["Packing", "attend_planned", "attend_rows", "attend_uniform", "gather_padded", "pack"]
 
-# Lengths of cuDNN's plans: 64 of them serve every layer that keeps up to 32,768 tokens.
+# Multiples of this have a cuDNN plan: 64 plans cover layers that keep up to 32,768 tokens.
 _PLAN_LENGTHS = 512
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the packed tokens come from.
+    """The origin of the packed tokens.
 
     Attributes:
         place_T: int64, row x columns + column of each packed token.
-        slot_T: int64, its place among the B x W entries of a left-padded buffer.
-        ends_C: int32 (B + 1,), where rows begin and end in the packed buffer ("cu_seqlens").
-        lengths: packed tokens of each row, known to the host.
+        slot_T: int64, its index among the B x W entries of a left-padded buffer.
+        ends_C: int32 (B + 1,), row boundaries in the packed buffer ("cu_seqlens").
+        lengths: packed tokens of each row, on the host.
         width: W. columns: of a row in the unpacked tensors.
     """
 
@@ -45,7 +45,7 @@ class Packing:
 
     @property
     def uniform(self) -> bool:
-        """Whether no row is shorter than the widest one."""
+        """Whether all rows have the same length."""
         return min(self.lengths) == self.width
 
     def take(self, part_BHLD: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class Packing:
         return _lines(part_BHLD).index_select(0, self.place_T)
 
     def spread(self, out_THD: Tensor) -> Tensor:
-        """(B, L, H, D) with zeros at columns that were not packed; differentiable."""
+        """(B, L, H, D) with zeros at unpacked columns; differentiable."""
         batch = len(self.lengths)
         full = out_THD.new_zeros(batch * self.columns, *out_THD.shape[1:])
         full.index_copy_(0, self.place_T, out_THD)
@@ -63,7 +63,7 @@ class Packing:
 def pack(index_BW: Tensor, lengths: list[int], columns: int) -> Packing:
     """The packing of each row's last `lengths[row]` entries of `index_BW`.
 
-    The device is not waited for: the lengths are known to the host already.
+    It does not synchronise with the device, since the host knows the lengths.
     """
     batch, width = index_BW.shape
     device = index_BW.device
@@ -81,7 +81,7 @@ def pack(index_BW: Tensor, lengths: list[int], columns: int) -> Packing:
 
 
 def gather_padded(part_BGLD: Tensor, index_BW: Tensor) -> Tensor:
-    """All W indexed columns of each row, (B, W, G, D) contiguous; differentiable."""
+    """All W indexed columns of each row, (B, W, G, D), contiguous; differentiable."""
     batch, groups, columns, size = part_BGLD.shape
     row_B1 = torch.arange(batch, device=index_BW.device)[:, None]
     place = (index_BW + row_B1 * columns).reshape(-1)
@@ -96,7 +96,7 @@ def attend_uniform(
     scaling: float,
     dropout: float,
 ) -> Tensor:
-    """Causal attention when all rows are equally long, in one call; (T, H, D)."""
+    """Causal attention for rows of equal length, in one call; (T, H, D)."""
     query, key, value = _rows_of(packing, query_THD, key_TGD, value_TGD)
     out_BHWD = attend(query, key, value, scaling, causal=True, dropout=dropout)
     return out_BHWD.transpose(1, 2).flatten(0, 1)
@@ -110,9 +110,9 @@ def attend_planned(
     scaling: float,
     dropout: float,
 ) -> Tensor:
-    """`attend_uniform` by cuDNN, at the next multiple of 512 tokens; (T, H, D).
+    """`attend_uniform` with cuDNN, at the next multiple of 512 tokens; (T, H, D).
 
-    Zeros follow each row. Under the causal mask no real query sees them.
+    Each row is padded with zeros, which the causal mask hides from all real queries.
     """
     extra = -packing.width % _PLAN_LENGTHS
     query, key, value = (
@@ -123,7 +123,7 @@ def attend_planned(
 
 
 def _rows_of(packing: Packing, *parts_THD: Tensor) -> tuple[Tensor, ...]:
-    """(B, H, W, D) of rows that are equally long."""
+    """(B, H, W, D), for rows of equal length."""
     shape = (len(packing.lengths), packing.width)
     return tuple(part.view(*shape, *part.shape[1:]).transpose(1, 2) for part in parts_THD)
 
@@ -148,14 +148,14 @@ def attend_rows(
 
 
 def _lines(part_BHLD: Tensor) -> Tensor:
-    """(B x L, H, D); a view for one row, and for tensors that lie as (B, L, H, D)."""
+    """(B x L, H, D); a view for a single row, and for tensors stored as (B, L, H, D)."""
     if part_BHLD.shape[0] == 1:
         return part_BHLD[0].transpose(0, 1)
     return part_BHLD.transpose(1, 2).flatten(0, 1)
 
 
 def _last(part_BW: Tensor, lengths: list[int]) -> Tensor:
-    """Each row's last entries, in one vector."""
+    """The last `lengths` entries of each row, concatenated."""
     width = part_BW.shape[1]
     if min(lengths) == width:
         return part_BW.reshape(-1)

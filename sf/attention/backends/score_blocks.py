@@ -1,7 +1,7 @@
-"""Probe mass of one long row in blocks of probes: heads x probes x length is never in memory.
+"""Probe mass of one long row in blocks of probes, without storing heads x probes x length scores.
 
-A probe at column c sees c + 1 keys. Probes are taken in order, so a block multiplies only with the
-keys that its last probe sees, and only the keys between its first and its last probe are masked.
+A probe at column c sees c + 1 keys. Probes are processed in order, so a block multiplies only with
+the keys that its last probe sees, and masks only the keys between its first and its last probe.
 
 Shape suffixes: G KV heads, R query heads per KV head, P probes, L columns, D head size,
 S = score rows of a block (R x its probes), K = keys it sees.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = ["row_mass"]
 
-# Score elements of a block: 4 MiB in float32, of which a core's cache holds a good part.
+# Score elements of a block: 4 MiB in float32, which largely fits in a core's cache.
 _BLOCK_ELEMENTS = 1 << 20
 _LEAST_ROWS = 64
 
@@ -56,7 +56,7 @@ def row_mass(probe_GRPD: Tensor, key_GLD: Tensor, columns: list[int]) -> Tensor:
 
 
 def _hidden(columns: list[int], always: int, seen: int, like: Tensor) -> Tensor | None:
-    """-inf where a key between the first and the last probe lies behind a probe, else 0."""
+    """-inf where a key between the first and the last probe comes after a probe, else 0."""
     if seen == always:
         return None
     key_K = torch.arange(always, seen, device=like.device)

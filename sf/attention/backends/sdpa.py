@@ -1,4 +1,4 @@
-"""PyTorch's scaled_dot_product_attention on gathered tokens: every device.
+"""PyTorch's scaled_dot_product_attention on gathered tokens, for every device.
 
 Shape suffixes: see `base`; R = H / G query heads per KV head, S = R x P.
 """
@@ -14,7 +14,7 @@ from sf.attention.backends.score_blocks import row_mass
 
 __all__ = ["SdpaBackend"]
 
-# Up to this many scores (heads x probes x length, all rows), they are made in one call.
+# Up to this many scores (heads x probes x length, all rows) are computed in one call.
 _SCORE_ELEMENTS = 1 << 21
 # Up to this many mask elements, rows of unequal length share one padded call.
 _MASK_ELEMENTS = 1 << 21
@@ -48,7 +48,7 @@ class SdpaBackend:
             key_GLD = key_BGLD[row]
             where_L = valid_BL[row]
             if not bool(where_L.all()):
-                # Without its padding a row is what it is alone.
+                # Without padding, a row gives the same result as alone.
                 key_GLD = key_GLD[:, where_L]
                 column_P = where_L.cumsum(0)[column_P] - 1
             probe_GRPD = probe_BGRPD[row][:, :, present_BP[row]]
@@ -75,7 +75,7 @@ class SdpaBackend:
             out = _row_by_row(query, key, value, lengths, scaling, dropout)
         batch, heads, length, _ = query_BHLD.shape
         full = out.new_zeros(batch, length, heads, out.shape[-1])
-        # In place on fresh zeros, which autograd follows: a copy would cost as much as the zeros.
+        # In place on new zeros, which autograd supports; a copy would cost as much as the zeros.
         if batch == 1:
             full[0].index_copy_(0, index_BW[0], out[0].transpose(0, 1))
         else:
@@ -94,7 +94,7 @@ class SdpaBackend:
         batch, heads, new, size = query_BHND.shape
         groups = key_BGKD.shape[1]
         if new == 1:
-            # A group's query heads become the queries of one KV head: nothing is repeated.
+            # A group's query heads become queries of one KV head, so that nothing is repeated.
             packed = query_BHND.reshape(batch, groups, heads // groups, size)
             out = attend(packed, key_BGKD, value_BGKD, scaling, mask=mask)
             return out.reshape(batch, 1, heads, -1)
@@ -104,7 +104,7 @@ class SdpaBackend:
 def _batch_mass(
     probe_BGRPD: Tensor, key_BGLD: Tensor, column_BP: Tensor, present_BP: Tensor, valid_BL: Tensor
 ) -> Tensor:
-    """Probe mass (B, L) of a batch whose scores fit into memory."""
+    """Probe mass (B, L) of a batch whose scores fit in memory."""
     batch, groups, repeats, probes, _ = probe_BGRPD.shape
     length = key_BGLD.shape[2]
     score_BGSL = probe_BGRPD.flatten(2, 3) @ key_BGLD.transpose(2, 3)
@@ -113,13 +113,13 @@ def _batch_mass(
     seen_BPL = (place_L <= column_BP[..., None]) & valid_BL[:, None] & present_BP[..., None]
     score.masked_fill_(~seen_BPL[:, None], float("-inf"))
     weight = torch.softmax(score, dim=-1)
-    # A probe that is not there sees nothing: its weights are NaN.
+    # An absent probe sees nothing, so its weights are NaN.
     weight.masked_fill_(~present_BP[:, None, :, None], 0.0)
     return weight.mean(1).sum(1)
 
 
 def _gather(part_BHLD: Tensor, index_BW: Tensor) -> Tensor:
-    """Columns of each row, (B, H, W, D) contiguous."""
+    """Columns of each row, (B, H, W, D), contiguous."""
     if index_BW.shape[0] == 1:
         return part_BHLD.index_select(2, index_BW[0])
     index = index_BW[:, None, :, None].expand(-1, part_BHLD.shape[1], -1, part_BHLD.shape[3])
@@ -148,7 +148,7 @@ def _padded(
     count = torch.tensor(lengths, device=query.device)
     real_BW = place >= width - count[:, None]
     causal_WW = place[:, None] >= place
-    # Padding looks at itself, so that no row of the softmax is empty.
+    # Padding attends to itself, so that no row of the softmax is empty.
     own_WW = place[:, None] == place
     mask = causal_WW & (real_BW[:, None, :] | own_WW)
     out = attend(query, key, value, scaling, mask=mask[:, None], dropout=dropout)

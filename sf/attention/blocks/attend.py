@@ -1,7 +1,7 @@
-"""Attention of queries to chosen blocks of keys: what MoBA and NSA share.
+"""Attention of queries to chosen blocks of keys, shared by MoBA and NSA.
 
 Blocks are counted from a row's first valid token, so padding changes nothing. Shape suffixes:
-B rows, H heads, G KV heads, C choosers (H, or G when a group of heads chooses together), L queries,
+B rows, H heads, G KV heads, C choosers (H, or G if a group of heads chooses jointly), L queries,
 S columns, N blocks, R = H / C heads of a chooser, M chosen (query, block) pairs, D head size.
 """
 
@@ -16,16 +16,16 @@ from torch.nn.functional import scaled_dot_product_attention
 __all__ = ["Place", "attend", "blocks_within", "seen_in_blocks"]
 
 MASKED_ELEMENTS = 2**20
-"""Up to this many (query, column) pairs one masked attention beats gathering."""
+"""Up to this many (query, column) pairs, one masked attention is faster than gathering."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the queries and keys of a forward stand in their rows.
+    """The positions of queries and keys of a forward pass in their rows.
 
     Attributes:
-        position: int64 (B, L), each query's place among its row's valid tokens.
-        order: int64 (B, S), columns with the valid ones first; None when nothing is padded.
+        position: int64 (B, L), each query's position among its row's valid tokens.
+        order: int64 (B, S), columns with the valid ones first; None without padding.
     """
 
     position: Tensor
@@ -33,21 +33,21 @@ class Place:
 
     @classmethod
     def of(cls, valid_BS: Tensor, queries: int) -> Place:
-        """The last `queries` columns are asked; `valid_BS` is False on padding."""
+        """The last `queries` columns are the queries; `valid_BS` is False on padding."""
         position = (valid_BS.long().cumsum(-1) - 1).clamp(min=0)[:, -queries:]
         if bool(valid_BS.all()):
             return cls(position, None)
         return cls(position, (~valid_BS).to(torch.uint8).argsort(dim=-1, stable=True))
 
     def align(self, part_BGSD: Tensor) -> Tensor:
-        """Each row's valid tokens first, in order; what follows them is never looked at."""
+        """Each row's valid tokens first, in order; the rest is never read."""
         if self.order is None:
             return part_BGSD
         return part_BGSD.gather(2, self.order[:, None, :, None].expand_as(part_BGSD))
 
 
 def blocks_within(position_BL: Tensor, size: int, count: int, window: int) -> Tensor:
-    """bool (B, 1, L, N), the blocks that hold some of a query's last `window` tokens."""
+    """bool (B, 1, L, N), the blocks that contain any of a query's last `window` tokens."""
     block = torch.arange(count, device=position_BL.device)
     position = position_BL[:, None, :, None]
     first = (position - window + 1).clamp(min=0) // size
@@ -55,7 +55,7 @@ def blocks_within(position_BL: Tensor, size: int, count: int, window: int) -> Te
 
 
 def seen_in_blocks(position_BL: Tensor, size: int, count: int, window: int | None) -> Tensor:
-    """int64 (B, 1, L, N), tokens of each block that a query may see, at most the last `window`."""
+    """int64 (B, 1, L, N), visible tokens of each block, within a query's last `window` tokens."""
     begin = torch.arange(count, device=position_BL.device) * size
     position = position_BL[:, None, :, None]
     end = torch.minimum(begin + size, position + 1)
@@ -79,9 +79,9 @@ def attend(
     Args:
         key_BGSD, value_BGSD: aligned (`Place.align`).
         position_BL: of the queries.
-        chosen_BCLN: bool; each query has at least one block with a token that it may see.
-        size: tokens of a block.
-        window: a query sees at most its last `window` tokens, itself included.
+        chosen_BCLN: bool; each query has at least one block with a visible token.
+        size: tokens per block.
+        window: a query sees at most its last `window` tokens, including itself.
 
     Returns:
         (B, H, L, D) in the queries' dtype.
@@ -101,9 +101,9 @@ def _masked(
     scaling: float,
     window: int | None,
 ) -> Tensor:
-    """One attention over all columns; 0 where a block was not chosen or lies ahead.
+    """One attention over all columns, with weight 0 for blocks that are not chosen or lie ahead.
 
-    Blocks of two, query 5 chose its own block and the first, window None:
+    Example: blocks of two; query 5 chose its own block and the first; window None:
 
         1 1 0 0 1 1 0 0
     """
@@ -133,7 +133,7 @@ def _gathered(
     scaling: float,
     window: int | None,
 ) -> Tensor:
-    """Block by block, the queries that chose it; their parts are joined by their softmax sums."""
+    """Attend block by block for the queries that chose it, and join the parts by softmax sums."""
     batch, heads, length, width = query.shape
     choosers, columns = chosen.shape[1], key.shape[2]
     each = heads // choosers
@@ -145,7 +145,7 @@ def _gathered(
     for block, most in enumerate(count_BCN.amax((0, 1)).tolist()):
         if not most:
             continue
-        # The queries that chose the block come first; rows with fewer are filled up by others.
+        # Queries that chose the block come first; rows with fewer are padded with others.
         at = chosen[..., block].to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
         at = at[..., :most]
         real = torch.arange(most, device=at.device) < count_BCN[..., block, None]

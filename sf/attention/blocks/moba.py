@@ -19,15 +19,15 @@ __all__ = ["MobaAttention"]
 
 @dataclass(frozen=True)
 class MobaAttention(BlockAttention):
-    """Each query reads `top_k` blocks: its own, and those before it with the closest mean key.
+    """Each query reads `top_k` blocks: its own, and earlier ones with the closest mean key.
 
-    s_i = <q, mean(K of block i)>, per head; the choice has no gradient and no weights. The own
-    block is one of the `top_k` and is read causally. The last partial block has no mean: it is only
-    ever a query's own.
+    s_i = <q, mean(K of block i)>, per head; the choice has no gradient and no weights. A query's
+    own block counts towards `top_k` and is read causally. A last, partial block has no mean, since
+    it can only be a query's own block.
 
     Attributes:
-        top_k: blocks a query reads; published 3.
-        block_size: tokens of a block; published 512.
+        top_k: blocks per query; published 3.
+        block_size: tokens per block; published 512.
     """
 
     top_k: int = 3

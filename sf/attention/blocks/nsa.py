@@ -26,7 +26,7 @@ QUERIES_AT_ONCE = 1024
 
 
 class Compress(nn.Module):
-    """phi of eq. (7): a window's mean, plus an MLP of its tokens with their places in it."""
+    """phi of eq. (7): a window's mean, plus an MLP of its tokens with positional embeddings."""
 
     def __init__(self, size: int, block: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Compress(nn.Module):
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, part_BGSD: Tensor, stride: int) -> Tensor:
-        """(B, G, K, D), one entry for each whole window."""
+        """(B, G, K, D), one entry per complete window."""
         block = len(self.place)
         if part_BGSD.shape[2] < block:
             return part_BGSD[:, :, :0]
@@ -50,16 +50,16 @@ class Compress(nn.Module):
 
 
 class Weights(nn.Module):
-    """What NSA adds to one attention module, under the name `nsa`.
+    """The weights that NSA adds to an attention module, as `nsa`.
 
-    Starts as the selected branch with a little of the two others and mean keys and values: the
-    pretrained attention, where everything is selected.
+    They are initialised to the selected branch, with a small share of the two others and mean keys
+    and values; if everything is selected, this is close to the pretrained attention.
 
     Args:
         hidden: of the model.
         heads: attention heads; each has a gate for each branch.
         size: of a head.
-        block: tokens of a compressed entry.
+        block: tokens per compressed entry.
     """
 
     def __init__(self, hidden: int, heads: int, size: int, block: int) -> None:
@@ -78,10 +78,10 @@ class Weights(nn.Module):
 
 
 def attach(model: nn.Module, attention: NsaAttention) -> None:
-    """Add fresh weights to every attention module of the decoder.
+    """Add newly initialised weights to every attention module of the decoder.
 
     Raises:
-        UnsupportedModelError: modules without the projections that tell the sizes.
+        UnsupportedModelError: modules without the projections that determine the sizes.
     """
     _, decoder = find_decoder(model)
     for layer in decoder.get_submodule("layers").children():
@@ -100,18 +100,18 @@ class NsaAttention(BlockAttention):
     """o = sum over the branches of gate * attention(q, K_branch, V_branch), eq. (5).
 
     Compressed (eq. 7): learnt entries over windows of `compress_block` tokens, one every
-    `compress_stride`; a query sees the windows that have ended. Selected (eqs. 8-12): heads that
-    share keys choose together the `top_n` blocks of `select_block` tokens with the largest
-    compressed attention; the first block and the two that end at the query are always chosen, or
-    with a token ratio as many of them as it allows, the query's own first.
-    Window: the last `window` tokens. Gates (sigmoid) come from the layer's input.
+    `compress_stride` tokens; a query sees completed windows. Selected (eqs. 8-12): heads that share
+    keys jointly choose the `top_n` blocks of `select_block` tokens with the largest compressed
+    attention. The first block and the two that end at the query are always chosen or, with a token
+    ratio, as many of them as it allows, starting with the query's own block. Window: the last
+    `window` tokens. The gates (sigmoid) depend on the layer's input.
 
-    Different from the paper: the branches share the model's own K and V (after rope), since the
-    weights are post-trained and not trained from the start; in eq. (9) a compressed entry counts
-    for a block once for each stride that both cover.
+    Differences from the paper: the branches share the model's K and V (after RoPE), since the
+    weights are post-trained rather than trained from scratch; in eq. (9), a compressed entry counts
+    for a block once per stride that both cover.
 
     Attributes:
-        top_n, compress_block, compress_stride, select_block, window: the defaults are published.
+        top_n, compress_block, compress_stride, select_block, window: defaults as published.
     """
 
     top_n: int = 16
@@ -128,7 +128,7 @@ class NsaAttention(BlockAttention):
 
     def check(self, modules: Sequence[Any]) -> None:
         if not all(hasattr(module, NAME) for module in modules):
-            rule = "has no NSA weights: the method is trained, not free of training"
+            rule = "has no NSA weights: the method needs training"
             raise ConfigError("model", type(modules[0]).__name__, rule, "train it: objective nsa")
         trained = modules[0].nsa.compress_key.place.shape[0]
         if trained != self.compress_block:
@@ -173,10 +173,10 @@ class NsaAttention(BlockAttention):
         position_BL: Tensor,
         scaling: float,
     ) -> tuple[Tensor, Tensor]:
-        """The first branch, 0 where no window has ended yet, and its attention by groups.
+        """The first branch, 0 before the first completed window, and its attention by group.
 
         Returns:
-            (B, H, L, D), and (B, G, L, K), summed over a group's heads, without a gradient.
+            (B, H, L, D), and (B, G, L, K), summed over a group's heads, without gradient.
         """
         share, entries = query_BHLD.shape[1] // key_BGKD.shape[1], key_BGKD.shape[2]
         key, value = (part.repeat_interleave(share, 1) for part in (key_BGKD, value_BGKD))
@@ -214,7 +214,7 @@ class NsaAttention(BlockAttention):
         return chosen & (index <= own)
 
     def _wanted(self, position_BL: Tensor, entries: int) -> Tensor:
-        """int64 (B, 1, L, 1), selected blocks, at least three where their number is set."""
+        """int64 (B, 1, L, 1), number of selected blocks, at least three if the number is fixed."""
         size = self.select_block
         if not self.token_ratio:
             return self.most(self.top_n, position_BL, size).clamp(min=3)
@@ -223,12 +223,12 @@ class NsaAttention(BlockAttention):
         return self.most(0, position_BL, size, near + self._ended(position_BL, entries))
 
     def _ended(self, position_BL: Tensor, entries: int) -> Tensor:
-        """int64 (B, L), compressed entries that a query sees."""
+        """int64 (B, L), number of compressed entries that a query sees."""
         ended = (position_BL - self.compress_block + 1) // self.compress_stride + 1
         return ended.clamp(min=0, max=entries)
 
     def read(self, chosen_BGLN: Tensor, position_BL: Tensor, entries: int) -> Tensor:
-        """int64 (B, G, L), entries that a query reads: tokens of either branch, and compressed."""
+        """int64 (B, G, L), number of entries that a query reads: tokens and compressed entries."""
         count = chosen_BGLN.shape[3]
         whole = seen_in_blocks(position_BL, self.select_block, count, None)
         near = seen_in_blocks(position_BL, self.select_block, count, self.window)

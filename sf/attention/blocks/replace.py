@@ -1,4 +1,4 @@
-"""A decoder whose attention is another one, for as long as a context lasts."""
+"""A context that replaces a decoder's attention."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class BlockAttention(ABC):
     """A causal attention whose queries each read some blocks of keys.
 
     Attributes:
-        token_ratio: in (0, 1], instead of a number of blocks: every prompt's token ratio, as far as
-            blocks of this size can make it. A query at t then reads about token_ratio² (t + 1)
-            keys, which add up to the pairs of dense attention among that share of the tokens. 0:
-            the number.
+        token_ratio: in (0, 1], the token ratio of every prompt, as far as blocks of this size
+            allow, instead of a number of blocks. A query at position t then reads about
+            token_ratio² (t + 1) keys, which add up to the pairs of dense attention among that share
+            of the tokens. 0 for a fixed number of blocks.
     """
 
     token_ratio: float = field(default=0.0, kw_only=True)
@@ -39,13 +39,13 @@ class BlockAttention(ABC):
     def most(
         self, number: int, position_BL: Tensor, size: int, besides_BL: Tensor | int = 0
     ) -> Tensor:
-        """int64 (B, 1, L, 1), blocks that queries read at most, their own included.
+        """int64 (B, 1, L, 1), the largest number of blocks that a query reads, including its own.
 
         Args:
-            number: of blocks, where no token ratio is set.
+            number: of blocks, if no token ratio is set.
             position_BL: of the queries in their rows.
-            size: tokens of a block.
-            besides_BL: entries that a query reads besides.
+            size: tokens per block.
+            besides_BL: further entries that a query reads.
         """
         if not self.token_ratio:
             return torch.full_like(position_BL, number)[:, None, :, None]
@@ -54,15 +54,15 @@ class BlockAttention(ABC):
         return (1 + further.round().clamp(min=0)).long()[:, None, :, None]
 
     def check(self, modules: Sequence[Any]) -> None:
-        """Raise ConfigError where the decoder's attention modules lack what the method needs."""
+        """Raise ConfigError if the decoder's attention modules lack weights of the method."""
         return
 
     def applies(self, call: Call) -> bool:
-        """Whether a forward runs under this attention; else it runs under the model's own."""
+        """Whether a forward pass uses this attention rather than the model's own."""
         return True
 
     def gates(self, module: Any, hidden_BLM: Tensor) -> Tensor | None:
-        """What the method makes of a layer's input, handed to `attend`."""
+        """Values computed from a layer's input and passed to `attend`."""
         return None
 
     @abstractmethod
@@ -76,20 +76,20 @@ class BlockAttention(ABC):
         forward: Forward,
         gates: Tensor | None,
     ) -> Tensor:
-        """(B, H, L, D); keys and values are aligned. Tells `forward.count` what was read."""
+        """(B, H, L, D); keys and values are aligned. Reports its reads to `forward.count`."""
 
 
 @dataclass
 class Forward:
-    """One forward of the decoder: what its layers share.
+    """The state shared by the layers in one forward pass of the decoder.
 
     Attributes:
         attention: the method.
         valid: bool (B, S), False on padding; the queries are the last `queries` columns.
-        place: where queries and keys stand in their rows.
-        prompt: how many of the queries, from the first, are of the prompt.
-        own: the forward runs under the model's own attention.
-        pairs: layer -> float64 (B,), entries that the prompt's queries read, mean over heads.
+        place: positions of queries and keys in their rows.
+        prompt: number of leading queries that belong to the prompt.
+        own: whether the model's own attention runs.
+        pairs: layer -> float64 (B,), entries read by the prompt's queries, mean over heads.
     """
 
     attention: BlockAttention
@@ -101,7 +101,7 @@ class Forward:
     pairs: dict[int, Tensor] = field(default_factory=dict)
 
     def count(self, layer: int, read_BCL: Tensor) -> None:
-        """Note how many entries each query of a layer read."""
+        """Record the number of entries that each query of a layer read."""
         asked = self.valid[:, -self.queries :].clone()
         asked[:, self.prompt :] = False
         read = read_BCL.double().mean(1).masked_fill(~asked, 0.0)
@@ -121,11 +121,11 @@ def block_attention(
     block_gates: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """What transformers calls in every decoder layer.
+    """The attention function that transformers calls in every decoder layer.
 
     Raises:
         UnsupportedModelError: keyword arguments do not reach it, or the attention or the cache is
-            not a plain one.
+            not a standard one.
     """
     name = type(module).__name__
     if block_forward is None or not isinstance(getattr(module, "layer_idx", None), int):
@@ -136,7 +136,7 @@ def block_attention(
         rule = "block attention can replace only causal attention without dropout or windows"
         raise UnsupportedModelError("model", name, rule)
     if key.shape[2] != block_forward.valid.shape[1]:
-        rule = f"holds {key.shape[2]} columns for {block_forward.valid.shape[1]} tokens"
+        rule = f"has {key.shape[2]} columns for {block_forward.valid.shape[1]} tokens"
         raise UnsupportedModelError("cache", name, rule, "use a plain DynamicCache")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if block_forward.own:
@@ -153,11 +153,11 @@ def block_attention(
 class Replacement(DecoderHooks[PairTrace]):
     """Runs a model's decoder with another attention, from `open` to `close` or as a context.
 
-    The key-value cache is the model's own and whole. Layers may be recomputed (gradient
+    The key-value cache is the model's own, unpruned cache. Layers may be recomputed (gradient
     checkpointing) until it is closed.
 
     Args:
-        model: a transformers model, perhaps PEFT-wrapped.
+        model: a transformers model, also PEFT-wrapped.
         attention: the method.
         prompt_width: see `DecoderHooks`.
         trace: filled by each prompt.
@@ -187,13 +187,13 @@ class Replacement(DecoderHooks[PairTrace]):
     def check(self, given: Mapping[str, Any]) -> None:
         asked = given.get("output_attentions")
         if self.decoder.config.output_attentions if asked is None else asked:
-            rule = "block attention forms no attention weights"
-            raise ConfigError("output_attentions", True, rule, "leave it out")
+            rule = "block attention computes no attention weights"
+            raise ConfigError("output_attentions", True, rule, "omit it")
         cache, kind = given.get("past_key_values"), given.get("cache_implementation")
         fixed = isinstance(cache, Cache) and cache.is_compileable
         if fixed or kind not in (None, "dynamic", "dynamic_full"):
             given_cache = kind or type(cache).__name__
-            rule = "block attention reads a cache of exactly the tokens so far"
+            rule = "block attention needs a cache of exactly the previous tokens"
             raise ConfigError("cache", given_cache, rule, "use the default cache")
 
     def before(self, call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Triton kernels of sparse attention. Import the modules one by one: they need triton."""
+"""Triton kernels of sparse attention. Import the modules individually, since they need triton."""

@@ -1,8 +1,9 @@
-"""Attention of one new token over a cache of any length, rows with entries to ignore included.
+"""Attention of one new token over a cache of any length, with an optional mask.
 
-The cache is split into stretches that run side by side (as in flash decoding): few KV heads alone
-would leave most of the device idle, and a mask rules PyTorch's flash kernel out. Each stretch
-gives an unnormalised output, its largest score and its sum; a second kernel joins them in order.
+The cache is split into stretches that run in parallel (as in flash decoding), because a few KV
+heads would leave most of the device idle, and PyTorch's flash kernel does not support a mask. Each
+stretch gives an unnormalised output, its largest score and its sum; a second kernel joins them in
+order.
 
 Shape suffixes: B rows, H query heads, G KV heads, R = H / G, K cached entries, D head size,
 S stretches.
@@ -20,8 +21,8 @@ from sf.errors import ConfigError
 
 __all__ = ["decode_attention", "decode_tile"]
 
-# Entries of one stretch for caches up to 8192 entries, and above. They depend on the cache alone:
-# a row's result is the same in every batch of the same width.
+# Entries per stretch for caches up to 8192 entries, and above. They depend only on the cache, so a
+# row's result is the same in every batch of the same width.
 _SHORT, _LONG, _SHORT_CACHE = 256, 512, 8192
 _LOG2_E = 1.4426950408889634
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -93,7 +94,7 @@ def _stretches(
         score = tl.dot(query, tl.trans(key), input_precision="ieee") * scale_log2
         score = tl.where(real[None, :], score, float("-inf"))
         higher = tl.maximum(peak, tl.max(score, 1))
-        # -inf minus -inf is no number: what has seen nothing yet is measured from 0.
+        # -inf minus -inf is NaN, so rows that have seen nothing yet use the base 0.
         base = tl.where(higher == float("-inf"), 0.0, higher)
         weight = tl.exp2(score - base[:, None])
         shrink = tl.exp2(peak - base)
@@ -118,7 +119,7 @@ def _join(
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ) -> None:
-    """Grid (B * G * R): out (B * G * R, D), 0 where nothing may be seen."""
+    """Grid (B * G * R): out (B * G * R, D), 0 if nothing is visible."""
     pair = tl.program_id(0) // REPEATS
     repeat = tl.program_id(0) % REPEATS
     place = tl.arange(0, BLOCK_D)
@@ -160,17 +161,17 @@ def decode_attention(
 
     Args:
         query_BHD: float16, bfloat16 or float32; H a multiple of G.
-        key_BGKD, value_BGKD: of the same dtype, any strides (views into a larger buffer are read
-            in place).
-        mask_BK: bool, True where the row may look; None for everywhere.
+        key_BGKD, value_BGKD: of the same dtype, with any strides (views of a larger buffer are
+            read in place).
+        mask_BK: bool, True where the row may attend; None for everywhere.
         scaling: factor on the scores, before the softmax.
 
     Returns:
-        (B, H, D) in the query's dtype, accumulated in float32; 0 for a row that may look nowhere.
-        No gradient.
+        (B, H, D) in the query's dtype, accumulated in float32; 0 for a fully masked row. No
+        gradient.
 
     Raises:
-        ConfigError: shapes do not fit, or the dtype is another one.
+        ConfigError: shapes do not match, or the dtype is not supported.
     """
     _check(query_BHD, key_BGKD, value_BGKD, mask_BK)
     batch, heads, size = query_BHD.shape
@@ -182,7 +183,7 @@ def decode_attention(
     total = torch.empty_like(peak)
     part = torch.empty(*peak.shape, size, dtype=torch.float32, device=device)
     out = torch.empty(batch, heads, size, dtype=query_BHD.dtype, device=device)
-    # A pointer is needed either way; it is not read without a mask.
+    # The kernel needs a pointer in any case; without a mask it is not read.
     mask = peak if mask_BK is None else mask_BK.view(torch.uint8)
     mask_strides = (0, 0) if mask_BK is None else mask_BK.stride()
     tile, stages = decode_tile(size, query_BHD.dtype, shared_memory(device))
@@ -193,7 +194,7 @@ def decode_attention(
             GROUPS=groups, REPEATS=repeats, MASKED=mask_BK is not None, STRETCH=stretch,
             HEAD_DIM=size, BLOCK_D=padded(size), BLOCK_R=padded(repeats),
             BLOCK_N=tile,
-            # NumPy has no bfloat16: Triton's interpreter multiplies in float32.
+            # NumPy has no bfloat16, so Triton's interpreter multiplies in float32.
             UPCAST=device.type == "cpu" and query_BHD.dtype == torch.bfloat16,
             num_warps=4, num_stages=stages,
         )  # fmt: skip
@@ -205,10 +206,10 @@ def decode_attention(
 
 
 def decode_tile(head_dim: int, dtype: torch.dtype, available: int) -> tuple[int, int]:
-    """Entries of a tile, and how many tiles of K and V in flight fit the shared memory."""
+    """Entries per tile, and the number of tiles of K and V in flight that fit in shared memory."""
     row_bytes = 2 * padded(head_dim) * dtype.itemsize
     for entries, stages in ((64, 3), (64, 2), (32, 2)):
-        # float32 products do not run on tensor cores: smaller tiles keep them in registers.
+        # float32 products do not use tensor cores; smaller tiles keep them in registers.
         if dtype == torch.float32 and entries > 32:
             continue
         if entries * stages * row_bytes <= available - 8192:
@@ -221,7 +222,7 @@ def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> No
         raise ConfigError(
             "query, key, value",
             (tuple(query.shape), tuple(key.shape), tuple(value.shape)),
-            "(B, H, D), (B, G, K, D) and the same again",
+            "(B, H, D), (B, G, K, D) and (B, G, K, D)",
         )
     batch, heads, size = query.shape
     if (key.shape[0], key.shape[3]) != (batch, size) or heads % key.shape[1] or not key.shape[2]:

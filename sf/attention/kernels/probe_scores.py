@@ -1,12 +1,12 @@
-"""Attention mass of the probe queries, fused: steps 1-2 of ZipVL (arXiv 2410.08584).
+"""Fused attention mass of the probe queries: steps 1-2 of ZipVL (arXiv 2410.08584).
 
 The scores of heads x probes x length are computed twice in tiles and never stored:
 
     1. `_row_statistics`: per query row and stretch of keys, the largest score and the sum of
-       exponentials; `_merge_statistics` joins a row's stretches into one log-sum-exp.
+       exponentials; `_merge_statistics` merges a row's stretches into one log-sum-exp.
     2. `_key_mass`: per key, the sum of exp(score - log-sum-exp) over the rows that see it.
 
-Every sum has a fixed order: no atomics, equal inputs give equal bits.
+Every sum has a fixed order, without atomics, so equal inputs give equal bits.
 
 Shape suffixes: B rows of the batch, H query heads, G KV heads, R = H / G, P probes, L columns,
 D head size, S stretches of keys, M = P * R query rows of a KV head, probe by probe.
@@ -24,8 +24,8 @@ from sf.errors import ConfigError
 
 __all__ = ["probe_mass"]
 
-# Keys that one program of the first pass walks. Fixed, so that neither the batch nor the device
-# changes how sums are split.
+# Keys per program of the first pass. Fixed, so that the splitting of sums depends neither on the
+# batch nor on the device.
 _STRETCH = 1024
 _LOG2_E = 1.4426950408889634
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -96,7 +96,7 @@ def _row_statistics(
         seen = (at[None, :] <= column[:, None]) & (real != 0)[None, :]
         score = tl.where(seen, score, float("-inf"))
         higher = tl.maximum(peak, tl.max(score, 1))
-        # -inf minus -inf is no number: rows that have seen nothing yet are measured from 0.
+        # -inf minus -inf is NaN, so rows that have seen nothing yet use the base 0.
         base = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp2(peak - base) + tl.sum(tl.exp2(score - base[:, None]), 1)
         peak = higher
@@ -174,7 +174,7 @@ def _key_mass(
     )
     if UPCAST:
         key = key.to(tl.float32)
-    # Probes ascend, absent ones (-1) come last: the first that see this tile's keys are known.
+    # Probes ascend, with absent ones (-1) last, which gives the first that sees this tile's keys.
     every = tl.arange(0, BLOCK_P)
     columns = tl.load(column_ptr + batch * probes + every, mask=every < probes, other=-1)
     blind = tl.sum(((columns >= 0) & (columns < start)).to(tl.int32), 0)
@@ -213,14 +213,14 @@ def probe_mass(
     scaling: float,
     tiles: Tiles | None = None,
 ) -> Tensor:
-    """What each key receives from the probe queries, averaged over heads, summed over probes.
+    """Attention that each key receives from the probe queries, mean over heads, summed over probes.
 
-    Memory beyond the inputs: the picked queries and B * G * (2 * S * M + L) float32 numbers.
+    Memory beyond the inputs: the selected queries and B * G * (2 * S * M + L) float32 numbers.
 
     Args:
-        query_BHLD, key_BGLD: float16, bfloat16 or float32, any strides; H a multiple of G.
+        query_BHLD, key_BGLD: float16, bfloat16 or float32, any strides; H is a multiple of G.
         column_BP: int64, the probes' columns, ascending; only those with `present_BP` count, and
-            those that do not come last.
+            the others come last.
         valid_BL: bool, False on padding (on either side).
         scaling: factor on the scores, before the softmax.
         tiles: by default those of `tiles_for`.
@@ -229,7 +229,7 @@ def probe_mass(
         float32 (B, L), 0 on padding. A row sums to its number of probes. No gradient.
 
     Raises:
-        ConfigError: shapes do not fit, or the dtype is another one.
+        ConfigError: shapes do not match, or the dtype is not supported.
     """
     _check(query_BHLD, key_BGLD, column_BP, present_BP, valid_BL)
     batch, heads, length, size = query_BHLD.shape
@@ -254,13 +254,13 @@ def probe_mass(
         "BLOCK_D": padded(size),
         "BLOCK_M": tiles.rows,
         "BLOCK_N": tiles.keys,
-        # NumPy has no bfloat16: Triton's interpreter multiplies in float32.
+        # NumPy has no bfloat16, so Triton's interpreter multiplies in float32.
         "UPCAST": device.type == "cpu" and query_BHLD.dtype == torch.bfloat16,
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
     }
     scale = scaling * _LOG2_E
-    # Triton launches on the current device, which need not be the tensors'.
+    # Triton launches on the current device, which may differ from the tensors'.
     with torch.cuda.device_of(query_BHLD):
         grid = (triton.cdiv(rows, tiles.rows), stretches, batch * groups)
         _row_statistics[grid](

@@ -1,4 +1,4 @@
-"""Sizes of a kernel's tiles."""
+"""Tile sizes of the kernels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RESERVED_BYTES = 4096
 
 @dataclass(frozen=True)
 class Tiles:
-    """Sizes of the tiles of the probe kernels; `make gpu` compares some.
+    """Tile sizes of the probe kernels; `make gpu` compares some.
 
     Attributes:
         rows, keys: of one tile of scores; powers of two, at least 16.
@@ -32,8 +32,8 @@ class Tiles:
 def tiles_for(head_dim: int, dtype: torch.dtype, available: int) -> Tiles:
     """The largest tiles that fit `available` bytes of shared memory.
 
-    A fixed operand and `stages` streamed ones lie there, each rows (or keys) x head_dim. H200 has
-    227 KiB for a program, A100 163 KiB, smaller cards 99 KiB or 64 KiB.
+    It stores a fixed operand and `stages` streamed ones, each rows (or keys) x head_dim. A program
+    has 227 KiB on an H200, 163 KiB on an A100, and 99 KiB or 64 KiB on smaller GPUs.
     """
     row_bytes = padded(head_dim) * dtype.itemsize
     for tiles in (
@@ -42,7 +42,7 @@ def tiles_for(head_dim: int, dtype: torch.dtype, available: int) -> Tiles:
         Tiles(64, 64, 4, 2),
         Tiles(32, 32, 4, 2),
     ):
-        # float32 products do not run on tensor cores: smaller tiles keep them in registers.
+        # float32 products do not use tensor cores; smaller tiles keep them in registers.
         if dtype == torch.float32 and tiles.keys > 32:
             continue
         if (tiles.rows + tiles.stages * tiles.keys) * row_bytes <= available - _RESERVED_BYTES:
@@ -51,13 +51,13 @@ def tiles_for(head_dim: int, dtype: torch.dtype, available: int) -> Tiles:
 
 
 def padded(size: int) -> int:
-    """The least extent of a tile that holds `size`: a power of two, at least 16."""
+    """The smallest tile extent of at least `size`: a power of two, at least 16."""
     power: Any = triton.next_power_of_2(size)
     return max(16, int(power))
 
 
 def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that one program may use; 64 KiB stands for Triton's interpreter."""
+    """Bytes of shared memory available to one program; 64 KiB for Triton's interpreter."""
     if device.type != "cuda":
         return 1 << 16
     return _of_device(torch.cuda.current_device() if device.index is None else device.index)
