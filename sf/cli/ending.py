@@ -11,11 +11,11 @@ __all__ = ["ending"]
 
 
 def ending(report: Path, study: str) -> list[str]:
-    """One line each: what the report says of each trained model, its page, MLflow's address.
+    """The report's sentences on the trained models, its page and MLflow's URL, one line each.
 
     Args:
         report: folder of the report.
-        study: its name in MLflow; a store that does not answer is warned of.
+        study: its name in MLflow; warns if the store does not respond.
     """
     verdict = report / "verdict.txt"
     lines = verdict.read_text(encoding="utf-8").splitlines() if verdict.is_file() else []

@@ -36,19 +36,19 @@ def _one_line(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    """This package's own warnings without the line of code that gave them."""
+    """Format this package's warnings without their source line."""
     if issubclass(category, UserWarning) and Path(filename).is_relative_to(_PACKAGE):
         return printable(redact(f"warning: {message}")) + "\n"
     return printable(redact(_PLAIN(message, category, filename, lineno, line)))
 
 
 def main() -> None:
-    """Run the command line; errors that a user can cause are one line and exit status 2.
+    """Run the command line; errors that a user can cause give one line and exit status 2.
 
-    Nothing that any library prints shows a secret of the environment, and no traceback an escape
-    sequence of a terminal.
+    Secrets of the environment are masked in all output, and terminal escape sequences in tracebacks
+    are escaped.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an engine's shell may have it ignored
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an engine's shell may ignore it
     sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
     warnings.formatwarning = _one_line
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
@@ -77,12 +77,12 @@ def main() -> None:
 def _as_fault(error: OSError) -> EnvironmentFault:
     place = error.filename2 or error.filename
     rule = f"cannot be written or read: {error.strerror}"
-    remedy = "work in a folder of your own, on a file system with room that may be written"
+    remedy = "work in your own folder, on a writable file system with free space"
     return EnvironmentFault("file", None if place is None else str(place), rule, remedy)
 
 
 def _crash() -> NoReturn:
-    """End with the traceback of an error that is a fault of this package or of one below it."""
+    """End with the traceback of an internal error of this package or a dependency."""
     sys.stderr.write(printable(traceback.format_exc()))
     sys.exit(1)
 

@@ -1,4 +1,4 @@
-"""Where commands print what they were asked for; errors go to the error stream."""
+"""The console for the results of commands; errors go to the error stream."""
 
 from __future__ import annotations
 

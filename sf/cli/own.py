@@ -23,7 +23,7 @@ OUTPUT = Annotated[
 
 
 def separated(words: list[str]) -> list[str]:
-    """Arguments with `--p 0.9 0.975` as `--p 0.9 --p 0.975`: an option's values in a row."""
+    """Rewrite `--p 0.9 0.975` as `--p 0.9 --p 0.975`, to allow several values per option."""
     result: list[str] = []
     option = ""
     for word in words:

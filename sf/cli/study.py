@@ -85,7 +85,7 @@ def run_command(
 
 
 def _run_help(context: typer.Context, stage: str | None) -> None:
-    """The options of `sf run`, and of a stage all parameters."""
+    """Print the options of `sf run` and all parameters of a stage."""
     stdout.print(context.get_help())
     if stage is None:
         return
@@ -116,7 +116,7 @@ def use_command(
     write_dvc_yaml(load_params(Path("params.yaml")))
     table = Table()
     for title in ("parameter", "before", "now"):
-        table.add_column(title, overflow="fold")  # nothing is cut where the terminal is narrow
+        table.add_column(title, overflow="fold")  # do not truncate on a narrow terminal
     for name, before, now in changes:
         table.add_row(name, str(before), str(now))
     if changes:
@@ -184,7 +184,7 @@ def plan_command(
     for sentence in plan.sentences(made):
         stdout.print(escape(sentence))
     if made.to_make:
-        write_dvc_yaml(params)  # it names a table only where params.yaml has its rows
+        write_dvc_yaml(params)  # it names a table only if params.yaml has its rows
         by_dvc = "dvc repro" if target == "all" else f"dvc repro {target}"
         if params.tables and target not in ("all", *params.tables):
             by_dvc += " once tables in params.yaml names it"
@@ -203,7 +203,7 @@ def log_command() -> None:
 
 
 def _show_address(study: str) -> None:
-    """Where MLflow shows a study's tables; a store that does not answer is warned of."""
+    """Print the URL of a study's tables in MLflow; warn if the store does not respond."""
     from sf.mlflow_store import best_effort, client_of_store
     from sf.mlflow_study import study_address
 

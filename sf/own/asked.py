@@ -48,13 +48,13 @@ class Asked:
 
     @property
     def name(self) -> str:
-        """Of the model, as a folder's."""
+        """The model's name as a folder name."""
         return re.sub(r"[^A-Za-z0-9.-]+", "-", Path(self.model).resolve().name).strip("-.")
 
     @property
     def media_folder(self) -> Path:
         folder = self.questions.parent if self.media is None else self.media
-        return folder.absolute()  # decoders work in processes of their own
+        return folder.absolute()  # decoders run in separate processes
 
     def check(self) -> None:
         """Refuse missing files and models before any work.

@@ -52,7 +52,7 @@ def evaluate(
 
 
 def question_values(asked: Asked, comparison: Comparison, source: Any) -> dict[str, Any]:
-    """The values of the stage `questions`, but for `checkpoint` and `output`.
+    """The values of the stage `questions`, except `checkpoint` and `output`.
 
     Args:
         asked: model and questions.

@@ -121,7 +121,7 @@ def train(
 
 
 def _settings(recipe: Recipe, on_gpu: bool) -> dict[str, Any]:
-    """The section `train`; every question asks for a bare answer, as `sf evaluate` asks."""
+    """The section `train`; all prompts request a bare answer, as in `sf evaluate`."""
     patience = max(10, recipe.steps // 5)
     collapse = {"patience": patience, "accuracy": 0.5, "token_ratio": 0.0, "entropy": 0.02}
     return {
@@ -158,7 +158,8 @@ def _prepare(asked: Asked) -> dict[str, Any]:
 
 
 def _check_sides(data: Path) -> None:
-    """
+    """Check that both sides of the split have questions.
+
     Raises:
         DataError: nothing to train on, or nothing to measure on.
     """

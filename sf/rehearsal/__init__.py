@@ -1,1 +1,1 @@
-"""What a study will need, found out without weights or data: shapes and memory of every stage."""
+"""The requirements of a study, computed without weights or data: shapes and memory."""

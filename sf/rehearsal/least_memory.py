@@ -1,11 +1,11 @@
-"""The least memory that a step or a batch of answers needs: what is certain without running it.
+"""Lower bounds on the memory of a training step or a batch of answers.
 
-Counted are weights, gradients, optimiser and reference (`sf.training.cost.RankMemory`), keys and
-values, and the layers' inputs that a backward pass keeps even with gradient checkpointing.
-Everything else that a step computes comes on top, so what does not fit here does not fit at all.
+The bounds count weights, gradients, optimiser and reference (`sf.training.cost.RankMemory`), keys
+and values, and the layers' inputs that a backward pass keeps even with gradient checkpointing.
+Everything else needs additional memory, so a job that does not fit here does not fit at all.
 
-Prompts are the longest that the pixel and frame bounds allow; answers of sampled objectives are as
-long as `max_completion_tokens` allows, those of the data set count as empty.
+Prompts are the longest that the pixel and frame bounds allow; answers of sampled objectives have
+`max_completion_tokens`, those of the dataset count as empty.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ HELD = "weights, gradients, optimiser, reference"
 GATHERED, WEIGHTS = "weights put together", "weights"
 KV_CACHE, INPUTS = "KV cache", "inputs of layers"
 LEAST_RATIO = 0.25
-"""Of a prompt's tokens, what stays in the cache of a sampled answer: published after training."""
+"""Share of a prompt's tokens in the cache of a sampled answer: published after training."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """Of one part of a job on one GPU (or, with `device: cpu`, of its process).
+    """The memory of one part of a job on one GPU (or, with `device: cpu`, in its process).
 
     Attributes:
-        part: what it is, for a table.
+        part: name for a table.
         bytes: by category.
-        batch: the parameter that its batch follows.
+        batch: the parameter that sets its batch size.
     """
 
     part: str
@@ -53,7 +53,7 @@ class Need:
 
     @property
     def fixed(self) -> int:
-        """What no smaller batch would save."""
+        """The bytes that are independent of the batch size."""
         return sum(self.bytes[name] for name in (HELD, GATHERED, WEIGHTS))
 
 
@@ -77,7 +77,7 @@ def training(shape: ModelShape, p: RunParameters, ranks: int) -> list[Need]:
         ranks: processes of the job.
 
     Raises:
-        ConfigError: the rollouts do not divide over the ranks.
+        ConfigError: the rollouts cannot be divided over the ranks.
     """
     memory, element = weight_counts(shape, p, ranks).memory, _element(p.runtime)
     text: Any = shape.config.get_text_config()
@@ -104,9 +104,9 @@ def answering(
         shape: of the model.
         runtime: its type.
         vision: pixel and frame bounds.
-        batch: questions at once.
-        new_tokens: of the longest reply.
-        name: of the stage, whose `batch` it is.
+        batch: number of questions answered at once.
+        new_tokens: length of the longest reply.
+        name: of the stage that has this `batch`.
     """
     element = _element(runtime)
     entries = batch * (longest_prompt(vision) + new_tokens)

@@ -1,4 +1,4 @@
-"""The models of a study as shapes: no weights are read, and none are on the machine."""
+"""The shapes of a study's models, without their weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sf.sections import BaseModelSpec
 
 __all__ = ["ModelShape", "shape_of"]
 
-_TINY_VOCABULARY = 2048  # the most that `sf.models.tokenizer.train_tokenizer` makes
+_TINY_VOCABULARY = 2048  # the largest vocabulary of `sf.models.tokenizer.train_tokenizer`
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class ModelShape:
     """A model's class and configuration.
 
     Attributes:
-        build: makes the model of the configuration.
-        config: of transformers.
-        origin: where the sizes come from.
-        is_published: a base model as its authors published it, not a checkpoint of our own.
+        build: creates the model from the configuration.
+        config: transformers' configuration.
+        origin: source of the sizes.
+        is_published: whether it is a base model as published, rather than one of our checkpoints.
     """
 
     build: Any
@@ -43,7 +43,7 @@ class ModelShape:
 
     @property
     def num_parameters(self) -> int:
-        """Of the whole model, vision tower included; tied weights count once."""
+        """Parameters of the model including the vision tower; tied weights count once."""
         return _num_parameters(self)
 
     def __hash__(self) -> int:
@@ -58,7 +58,7 @@ def shape_of(spec: BaseModelSpec) -> ModelShape | None:
             configuration is read; a model trained from scratch has the tiny one's sizes.
 
     Returns:
-        None for a model on a hub whose sizes are not written out here.
+        None for a hub model with unknown sizes.
 
     Raises:
         DataError: a folder without a configuration.

@@ -1,4 +1,4 @@
-"""What a training holds of weights, counted on the model that it assembles."""
+"""The weights of a training run, counted on the assembled model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["WeightCounts", "weight_counts"]
 
 @dataclass(frozen=True)
 class WeightCounts:
-    """Weights of the model that is trained, its own modules and adapters included.
+    """Weights of the trained model, including added modules and adapters.
 
     Attributes:
-        every: in all. trained: those with a gradient.
-        memory: bytes that each rank holds of them.
+        every: all weights. trained: weights with a gradient.
+        memory: their bytes on each rank.
     """
 
     every: int
@@ -31,7 +31,7 @@ class WeightCounts:
 
 
 def weight_counts(shape: ModelShape, p: RunParameters, ranks: int = 1) -> WeightCounts:
-    """Count on the meta device.
+    """Count the weights on the meta device.
 
     Args:
         shape: of the base model.

@@ -1,4 +1,4 @@
-"""Top-p: as many tokens as hold a share p of the probes' attention."""
+"""Top-p: the tokens that receive a share p of the probes' attention."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ try:
 except ImportError as error:
     import transformers
 
-    rule = "has no server of the form that is built on (transformers.cli.serving)"
+    rule = "lacks the server classes that this server uses (transformers.cli.serving)"
     raise EnvironmentFault(
         "transformers", transformers.__version__, rule, "install transformers 5.23 or later"
     ) from error
@@ -46,7 +46,7 @@ __all__ = ["build_app", "serve"]
 
 @dataclass
 class _Settings:
-    """What transformers' handler reads of a generation config, and what is ours of a request."""
+    """The generation settings that transformers' handler reads, and our settings of a request."""
 
     max_new_tokens: int
     rules: RowRules
@@ -54,7 +54,7 @@ class _Settings:
 
 
 class _Manager(BaseGenerateManager):
-    """transformers' interface to what generates."""
+    """transformers' interface to the generation."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -88,7 +88,7 @@ class _Manager(BaseGenerateManager):
             return True
 
         def failed(error: Exception) -> None:
-            text = json.dumps(str(error))[1:-1]  # transformers puts it between quotes as it is
+            text = json.dumps(str(error))[1:-1]  # transformers adds only the quotes
             loop.call_soon_threadsafe(queue.put_nowait, _StreamError(text))
 
         self.engine.submit(_request(inputs, gen_config, made, failed))
@@ -133,7 +133,7 @@ def _request(inputs: Any, settings: _Settings, made: Any, failed: Any) -> Reques
 
 
 class _Models:
-    """transformers' model manager for the one model that is served."""
+    """transformers' model manager for the single served model."""
 
     def __init__(self, served: Served) -> None:
         self.served = served
@@ -149,7 +149,7 @@ class _Models:
         return [{**entry, "owned_by": "local"}]
 
     async def load_model_streaming(self, model_id: str, **_: Any) -> Any:
-        """The model is there already."""
+        """Report that the model is already loaded."""
         self.check(model_id)
         yield f'data: {{"status": "ready", "model": "{self.served.name}", "cached": true}}\n\n'
 
@@ -159,15 +159,15 @@ class _Models:
             UnknownModel: it is not the name of the model.
         """
         if name not in (None, self.served.name):
-            remedy = f"ask for {self.served.name}, or leave the name out"
+            remedy = f"request {self.served.name}, or omit the name"
             raise UnknownModel("model", name, "is not served here", remedy)
 
     def shutdown(self) -> None:
-        """The model stays: POST /reset, which is any client's, calls this too."""
+        """Keep the model: any client can call this through POST /reset."""
 
 
 class _State:
-    """transformers' generation state: always the one engine."""
+    """transformers' generation state, always with the same engine."""
 
     @staticmethod
     def is_cb_alive() -> bool:
@@ -198,13 +198,13 @@ class _Chat:
 
     def __init__(self, served: Served, engine: Engine, models: _Models) -> None:
         self.served, self.models, self.manager = served, models, _Manager(engine)
-        self._encoding = threading.Lock()  # a fast tokenizer is changed by its calls
+        self._encoding = threading.Lock()  # calls change the state of a fast tokenizer
 
     async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
         """See transformers.
 
         Raises:
-            SparsityForcingError: a request that cannot be answered; before any work of the model.
+            SparsityForcingError: an invalid request; raised before the model runs.
         """
         asked = chat_body(body)
         self.models.check(asked.model)
@@ -223,7 +223,7 @@ class _Chat:
             return await reply._non_streaming(*common, gen_manager=self.manager)
         except (SparsityForcingError, HTTPException):
             raise
-        except Exception as error:  # of memory, of a kernel: the server goes on
+        except Exception as error:  # such as out of memory; the server continues
             logging.getLogger("sf.serving").error("a request failed", exc_info=error)
             raise HTTPException(500, f"The server failed: {type(error).__name__}.") from error
 
@@ -246,7 +246,7 @@ class _Elsewhere:
     """A route of transformers' server that is not supported here."""
 
     async def handle_request(self, *_: Any) -> Any:
-        raise HTTPException(404, "this server answers POST /v1/chat/completions only")
+        raise HTTPException(404, "this server supports only POST /v1/chat/completions")
 
 
 def build_app(served: Served, engine: Engine) -> FastAPI:
@@ -282,7 +282,7 @@ def build_app(served: Served, engine: Engine) -> FastAPI:
 
 
 def _error(status: int, message: str, field: str | None = None) -> JSONResponse:
-    """As OpenAI's clients expect it."""
+    """An error response in OpenAI's format."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     content = {"message": message, "type": kind, "param": field, "code": None}
     return JSONResponse({"error": content}, status_code=status)

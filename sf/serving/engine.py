@@ -33,7 +33,7 @@ class Request:
     Attributes:
         inputs: of the processor, one row.
         max_new_tokens: at most the engine's.
-        rules: how its tokens are chosen.
+        rules: its sampling rules.
         begun: called with the token ratio after the prefill.
         made: called with new tokens and whether they are the last ones; False ends the request.
         failed: called instead of the remaining calls when an error ended the request.
@@ -56,15 +56,15 @@ class Engine:
         model: in evaluation mode, on its device, of a family that the decode loop supports.
         method: attention of the prefill.
         slots: maximum number of requests decoded together; others wait.
-        max_new_tokens: limit for a reply; every slot's buffers have room for it.
+        max_new_tokens: limit for a reply, which sets the size of every slot's buffers.
 
     Attributes:
         most_at_once: the largest number of rows that were decoded together so far.
 
     Raises:
-        UnsupportedModelError: another family, or a method that does not decode over its cache
-            by plain attention.
-        ConfigError: no slots or no tokens; or generation settings that the loop does not know.
+        UnsupportedModelError: another family, or a method whose decoding is not plain attention
+            over its cache.
+        ConfigError: no slots, no tokens, or generation settings that the loop does not support.
     """
 
     def __init__(self, model: Any, method: Method, slots: int = 8, max_new_tokens: int = 1024):
@@ -72,7 +72,7 @@ class Engine:
             raise ConfigError("slots, max-tokens", (slots, max_new_tokens), "both are at least 1")
         supported(model)
         if not method.decodes_densely:
-            rule = "its decoding is not plain attention over the cache, which serving does"
+            rule = "its decoding is not plain attention over the cache, which serving needs"
             raise UnsupportedModelError("method", method.name, rule, "serve another method")
         self.model, self.method = model, method
         self.slots, self.max_new_tokens = slots, max_new_tokens
@@ -93,7 +93,7 @@ class Engine:
         """Queue a request and return immediately.
 
         Raises:
-            ConfigError: it requests more tokens than the buffers have room for, or none.
+            ConfigError: it requests more tokens than fit in the buffers, or none.
             EnvironmentFault: the engine has been stopped.
         """
         if not 1 <= request.max_new_tokens <= self.max_new_tokens:
@@ -136,7 +136,7 @@ class Engine:
                 ratio = 1.0 if start.trace is None else float(start.trace.token_ratio[0])
                 number = self._number
                 self._loop.enter(self._prompts(start, request), number)
-            except Exception as error:  # noqa: BLE001 - told to the client; others go on
+            except Exception as error:  # noqa: BLE001 - reported to the client; others continue
                 request.failed(error)
                 continue
             self._number += 1
@@ -146,7 +146,7 @@ class Engine:
 
     @torch.inference_mode()
     def _prompts(self, start: Prefilled, request: Request) -> Prompts:
-        """The prompt with its first token, chosen by the request's own rules."""
+        """The prompt with its first token, chosen by the request's rules."""
         assert start.logits is not None
         vocabulary = start.logits.shape[-1]
         seen = torch.zeros(1, vocabulary, dtype=torch.bool, device=start.prompt.device)
@@ -161,7 +161,7 @@ class Engine:
     def _turn(self) -> None:
         try:
             fresh = self._loop.turn()
-        except Exception as error:  # noqa: BLE001 - of memory, of a kernel: all rows are lost
+        except Exception as error:  # noqa: BLE001 - such as out of memory; all rows are lost
             for request in self._rows.values():
                 request.failed(error)
             self._rows.clear()
@@ -176,7 +176,7 @@ class Engine:
             return
         try:
             wanted = request.made(progress.tokens, progress.ended)
-        except Exception as error:  # noqa: BLE001 - of the tokenizer; others go on
+        except Exception as error:  # noqa: BLE001 - of the tokenizer; others continue
             request.failed(error)
             wanted = False
         if progress.ended or not wanted:

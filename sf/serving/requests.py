@@ -21,7 +21,7 @@ from sf.isolation import Lost, run_isolated
 
 __all__ = ["ChatBody", "UnknownModel", "chat_body", "conversation"]
 
-_SECONDS = 20.0  # that the decoder of a picture may take
+_SECONDS = 20.0  # time limit for decoding a picture
 _one_at_a_time = threading.Lock()  # requests are read in several threads
 
 
@@ -71,7 +71,7 @@ class ChatBody(BaseModel):
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     logprobs: Literal[False] | None = None
-    # Without an effect on the reply.
+    # These have no effect on the reply.
     stream_options: dict[str, Any] | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -86,10 +86,10 @@ class ChatBody(BaseModel):
         return most if given is None else given
 
     def rules(self, settings: Any) -> RowRules:
-        """How tokens are chosen.
+        """The sampling rules.
 
         Args:
-            settings: the model's `GenerationConfig`, for what the client leaves out.
+            settings: the model's `GenerationConfig`, for settings that the client omits.
         """
         heat = self.temperature
         if heat is None:
@@ -107,7 +107,7 @@ def chat_body(body: Mapping[str, Any]) -> ChatBody:
     """The body, checked.
 
     Raises:
-        ConfigError: names the first field that is wrong, or not supported.
+        ConfigError: names the first invalid or unsupported field.
     """
     try:
         return ChatBody.model_validate(body)
@@ -119,7 +119,7 @@ def chat_body(body: Mapping[str, Any]) -> ChatBody:
         value = first["input"] if isinstance(first["input"], str | int | float | bool) else None
         if first["type"] == "extra_forbidden":
             rule = "is not supported by this server"
-            raise ConfigError(field, None, rule, "leave it out") from None
+            raise ConfigError(field, None, rule, "omit it") from None
         if first["type"] == "missing":
             raise ConfigError(field, None, "is required", "see OpenAI's chat completions") from None
         shown = value[:80] if isinstance(value, str) else value
@@ -127,7 +127,7 @@ def chat_body(body: Mapping[str, Any]) -> ChatBody:
 
 
 def conversation(body: ChatBody) -> list[dict[str, Any]]:
-    """The messages as `sf.data.vision.encode` takes them, pictures decoded.
+    """The messages for `sf.data.vision.encode`, with decoded pictures.
 
     Raises:
         DataError: the conversation does not end with the user, or a picture cannot be read.
@@ -154,17 +154,17 @@ def conversation(body: ChatBody) -> list[dict[str, Any]]:
 def _image(url: str, number: int) -> Any:
     """The picture of a data URL, decoded in a worker process.
 
-    Nothing is fetched and no file is read for a client.
+    The server never fetches a URL or reads a file for a client.
     """
     head, comma, data = url.partition(",")
     if not url.startswith("data:image/") or not comma or not head.endswith(";base64"):
-        rule = "a picture is given as data:image/...;base64,..."
-        remedy = "send the file's bytes; this server fetches no addresses and reads no files"
+        rule = "a picture must be given as data:image/...;base64,..."
+        remedy = "send the file's bytes; this server fetches no URLs and reads no files"
         raise DataError(f"image_url of part {number}", url[:60], rule, remedy)
     try:
         content = base64.b64decode(data, validate=True)
     except binascii.Error as error:
-        raise DataError(f"image_url of part {number}", None, f"is no base64: {error}") from None
+        raise DataError(f"image_url of part {number}", None, f"is not base64: {error}") from None
     name = f"image_url of part {number}"
     with _one_at_a_time:
         ((_, picture),) = run_isolated(read_picture, [(content, name)], [_SECONDS], workers=1)

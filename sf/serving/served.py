@@ -18,12 +18,12 @@ __all__ = ["Served", "load", "method_of"]
 
 @dataclass(frozen=True)
 class Served:
-    """A loaded model and how it is run.
+    """A loaded model and its attention method.
 
     Attributes:
-        name: that clients call it by.
+        name: the name for clients.
         model, processor: the checkpoint.
-        method: that prompts are read under.
+        method: attention method of the prefill.
         vision: bounds of pictures.
     """
 

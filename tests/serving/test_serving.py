@@ -218,7 +218,7 @@ def test_a_bad_request_is_one_clear_error(
 @pytest.mark.parametrize(
     ("url", "named"),
     [
-        ("http://127.0.0.1/x.png", "fetches no addresses"),
+        ("http://127.0.0.1/x.png", "fetches no URLs"),
         ("file:///etc/hostname", "reads no files"),
         ("/etc/hostname", "reads no files"),
         ("data:image/png;base64,@@", "base64"),
