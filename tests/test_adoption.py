@@ -183,5 +183,5 @@ def test_an_input_that_is_absent_or_incomplete_is_an_error(stage: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         run(source="nowhere")
     Path("half").mkdir()
-    with pytest.raises(DataError, match="not complete"):
+    with pytest.raises(DataError, match="is incomplete"):
         run(source="half")

@@ -164,7 +164,7 @@ def test_help_names_where_the_values_of_a_row_come_from() -> None:
     assert (rows["objective.beta"].value, rows["objective.beta"].source) == (
         3.0, "ours: much larger"
     )  # fmt: skip
-    assert rows["objective.group_size"].source == "published: 8 rollouts a question"
+    assert rows["objective.group_size"].source == "published: 8 rollouts per question"
     assert rows["train.weight_decay"].source == "assumed"
     assert rows["vision.image_max_pixels"].source == "ours: 64 visual tokens"
 

@@ -1,4 +1,4 @@
-"""The picture of one example: the media of a question, and what each third of the layers kept.
+"""The picture of one example: a question's media, and the cells kept by each third of the layers.
 
 Shape suffixes: G groups of layers; T time steps, H rows and W columns of cells.
 """
@@ -25,17 +25,17 @@ from sf.report.overlay import cell_pixels, veiled
 
 __all__ = ["Kept", "Shown", "example_picture", "kept_of", "shown_of", "time_step"]
 
-PANEL, TALLEST = 320, 480  # pixels of a panel at most
-GAP, TITLE, LINE = 12, 34, 27  # pixels between panels, above them, and of a line of text
-LEAST = 900  # pixels of a picture's width: text below one panel needs room
+PANEL, TALLEST = 320, 480  # largest width and height of a panel in pixels
+GAP, TITLE, LINE = 12, 34, 27  # pixels between panels, above them, and per line of text
+LEAST = 900  # smallest width in pixels, for the text below a single panel
 DPI = int(SETTINGS["savefig.dpi"])
 EDGE = 3
-YELLOW = (240, 228, 66)  # Okabe and Ito's, beside black: seen on any picture
-KEY = "Grey: dropped by more than half of the group's layers. The line surrounds what was kept."
+YELLOW = (240, 228, 66)  # Okabe and Ito's, next to black: visible on any picture
+KEY = "Grey: dropped by more than half of the group's layers. The line surrounds the kept cells."
 NO_RECORD = "This row has no record of kept tokens."
-OLDER = "Evaluate this row again: it is older than the record of kept tokens."
+OLDER = "Evaluate this row again: it predates the record of kept tokens."
 ALL_KEPT = "Every token was kept."
-OTHER_FRAMES = "The picture shows other frames than this row was given."
+OTHER_FRAMES = "The picture does not show the frames that this row was given."
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Shown:
 
     Attributes:
         pixels: uint8 (height, width, 3).
-        medium: number of the image or video in the question, from 0.
-        frame: number of the frame among those that the model was given, from 0.
-        frames: how many those are.
+        medium: index of the image or video in the question.
+        frame: index of the frame among those that the model was given.
+        frames: number of frames that the model was given.
     """
 
     pixels: NDArray[np.uint8]
@@ -57,12 +57,12 @@ class Shown:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a row kept of a question's media.
+    """The cells that a row kept of a question's media.
 
     Attributes:
         groups: name of each group of layers, with the share of all cells that it kept.
-        cells: by image shown, bool (G, H, W).
-        text: why there are no cells; empty where there are.
+        cells: by displayed image, bool (G, H, W).
+        text: the reason if there are no cells, else empty.
     """
 
     groups: Sequence[str] = ()
@@ -71,7 +71,7 @@ class Kept:
 
 
 def shown_of(preview: Mapping[str, Any]) -> list[Shown]:
-    """The images of a line of `sf.evaluation.previews.preview_table`; [] for one without media."""
+    """The images of a line of `sf.evaluation.previews.preview_table`; [] without media."""
     if not preview["picture"]:
         return []
     with PIL.Image.open(io.BytesIO(preview["picture"])) as strip:
@@ -83,25 +83,25 @@ def shown_of(preview: Mapping[str, Any]) -> list[Shown]:
 
 
 def _enlarged(image: PIL.Image.Image) -> NDArray[np.uint8]:
-    """At a panel's size, so that cells of a small preview have sharp edges."""
+    """Enlarge a small preview to a panel's size, so that its cells have sharp edges."""
     factor = min(PANEL / image.width, TALLEST / image.height)
     size = (max(1, round(factor * image.width)), max(1, round(factor * image.height)))
     return np.asarray(image.resize(size, PIL.Image.Resampling.BICUBIC))
 
 
 def time_step(frame: int, frames: int, steps: int) -> int | None:
-    """The time step of a frame: one a frame, or one for two neighbouring frames; None: neither."""
+    """The time step of a frame, with one step per frame or per two frames; None for neither."""
     if steps == frames:
         return frame
     return frame // 2 if steps == -(-frames // 2) else None
 
 
 def kept_of(sample: Mapping[str, Any], shown: Sequence[Shown]) -> Kept:
-    """What a sample's record says of the images shown.
+    """The kept cells of the displayed images, from a sample's record.
 
     Args:
-        sample: of `sf.report.examples.Pair`.
-        shown: of its question.
+        sample: from `sf.report.examples.Pair`.
+        shown: images of its question.
 
     Raises:
         DataError: a damaged record.
@@ -129,14 +129,14 @@ def kept_of(sample: Mapping[str, Any], shown: Sequence[Shown]) -> Kept:
 
 @in_style
 def example_picture(shown: Sequence[Shown], kept: Kept, lines: Sequence[str]) -> Figure:
-    """A row for each image or frame: as it is, then what each group of layers kept of it.
+    """A row for each image or frame: the original, then one panel per group of layers.
 
-    All panels are one image, which matplotlib draws many times faster than a panel each.
+    All panels form one image, which matplotlib draws many times faster than separate panels.
 
     Args:
         shown: at least one.
-        kept: `kept_of` these.
-        lines: written below.
+        kept: `kept_of` these images.
+        lines: text below the panels.
 
     Returns:
         A figure for `sf.plotting.save`.
@@ -172,7 +172,7 @@ def example_picture(shown: Sequence[Shown], kept: Kept, lines: Sequence[str]) ->
 
 
 def _marked(frame: NDArray[np.uint8], kept_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The frame, grey where it was not kept, with a line round what was."""
+    """The frame with dropped cells in grey and a line around the kept ones."""
     marked = veiled(frame, kept_HW.astype(float))
     inside = np.pad(cell_pixels(kept_HW, *frame.shape[:2]), EDGE)
     edge = np.asarray(PIL.Image.fromarray(inside).convert("L"))

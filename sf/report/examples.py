@@ -1,7 +1,7 @@
-"""Questions that the full row answers right and another row right or wrong, chosen by a rule.
+"""Example questions, chosen by a rule: the full row is correct, another row correct or wrong.
 
-The rule: of each family of benchmarks the first question, in the tables' order of benchmarks and
-each benchmark's own order. A question counts where both rows were asked the same.
+The rule: the first question of each family of benchmarks, in the tables' order of benchmarks and
+each benchmark's own order. A question counts if both rows were asked the same.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ RULE = (
 )
 SUCCESS, FAILURE = "success", "failure"
 OUTCOMES: Mapping[str, tuple[bool, bool]] = {SUCCESS: (True, True), FAILURE: (True, False)}
-"""Whether the full row and the other one are right."""
+"""Whether the full row and the other one are correct."""
 KEPT = ("source", "reply", "target", "score", "token_ratio", "prompt_tokens", "layer_ratios")
 
 
 class Place(NamedTuple):
-    """Which question: places compare as the tables and benchmarks order them."""
+    """The position of a question; positions are ordered as in the tables and benchmarks."""
 
     benchmark: int
     task: int
@@ -43,7 +43,7 @@ class Place(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Benchmark, task where there are several, and number of the question."""
+        """Benchmark, task if there are several, and number of the question."""
         tasks = self.of.tasks
         named = f" ({tasks[self.task].name})" if len(tasks) > 1 else ""
         return f"{self.of.title}{named} {self.doc_id}"
@@ -51,10 +51,10 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair:
-    """One question as the full row and another one answered it.
+    """One question with the answers of the full row and another one.
 
     Attributes:
-        place: which.
+        place: its position.
         dense, sparse: the fields `KEPT` of their samples, and `kept_cells`, None in older results.
     """
 
@@ -64,7 +64,7 @@ class Pair:
 
     @property
     def right(self) -> tuple[bool, bool]:
-        """Whether the full row and the other one are right."""
+        """Whether the full row and the other one are correct."""
         return self.dense["score"] >= RIGHT, self.sparse["score"] >= RIGHT
 
 
@@ -77,7 +77,7 @@ class Examples:
 
     Attributes:
         study: its results.
-        rows: that are read, besides the full one.
+        rows: the rows to read besides the full one.
     """
 
     study: Study
@@ -85,7 +85,7 @@ class Examples:
 
     @cached_property
     def _samples(self) -> dict[tuple[str, str], Samples]:
-        """By model and row."""
+        """The samples by model and row."""
         samples: dict[tuple[str, str], Samples] = {}
         for result in self.study.everything():
             if result.kind == "evaluate" and self.study.shown(result):
@@ -113,13 +113,13 @@ class Examples:
 
         Args:
             model: base model.
-            row: beside the full one.
+            row: the other row.
             family: key of `sf.evaluation.benchmarks.FAMILIES`.
         """
         return self._pairs.get((model, row, family), [])
 
     def first(self, model: str, row: str, family: str, outcome: str) -> Pair | None:
-        """The example that the rule takes; None where no question has the outcome."""
+        """The example that the rule selects; None if no question has the outcome."""
         pairs = self.pairs(model, row, family)
         return next((pair for pair in pairs if pair.right == OUTCOMES[outcome]), None)
 

@@ -33,7 +33,7 @@ _WHAT = {SUCCESS: "right too", FAILURE: "wrong"}
 
 
 def table(request: Request) -> PaperTable:
-    """A line a model, row and family of benchmarks: counts of questions, and the examples."""
+    """One line per model, row and family of benchmarks: counts of questions, and the examples."""
     lines = []
     for model, row, family in _each(request):
         pairs = request.examples.pairs(model, row.name, family)
@@ -60,7 +60,7 @@ def _each(request: Request) -> Iterator[tuple[str, Row, str]]:
 
 
 def _result(request: Request, model: str, row: str) -> Result | None:
-    """An evaluation of the row, which says where its figures come from."""
+    """An evaluation of the row, the source of its values."""
     for suite in request.study.suites:
         result = request.study.result("evaluate", model=model, row=row, suite=suite)
         if result is not None:
@@ -69,7 +69,7 @@ def _result(request: Request, model: str, row: str) -> Result | None:
 
 
 def sentence(model: str, lines: Sequence[Line]) -> str:
-    """How often a row is wrong where the full one is right, and the other way round."""
+    """How often a row is wrong and the full one correct, and vice versa."""
     parts = []
     for row in dict.fromkeys(line.keys[1] for line in lines):
         own = [line.figures for line in lines if line.keys[1] == row]
@@ -83,7 +83,7 @@ def sentence(model: str, lines: Sequence[Line]) -> str:
 
 
 def notes(request: Request) -> list[str]:
-    """What a reader must know: the rule, families without an example, stand-ins."""
+    """Notes for the reader: the rule, families without an example, synthetic data."""
     rule = RULE.format(dense=DENSE, row="the row", outcome="right (success) or wrong (failure)")
     notes = [f"Each example is {rule}; one of each family of benchmarks."]
     for model, row, family in _each(request):
@@ -101,7 +101,7 @@ def notes(request: Request) -> list[str]:
 
 
 def pictures(request: Request, table: PaperTable, folder: Path) -> list[Picture]:
-    """A picture of each example that has media."""
+    """The pictures of the examples that have media."""
     chosen = [
         (model, row.name, family, outcome, pair)
         for model, row, family in _each(request)
@@ -125,7 +125,7 @@ def pictures(request: Request, table: PaperTable, folder: Path) -> list[Picture]
 
 
 def _previews(request: Request, places: set[Place]) -> dict[Place, dict[str, Any]]:
-    """The lines of some questions, of the stage `previews`."""
+    """The preview lines of some questions."""
     wanted = {
         (place.of.name, place.of.tasks[place.task].name, place.doc_id): place for place in places
     }

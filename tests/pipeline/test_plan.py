@@ -117,7 +117,7 @@ def test_the_study_has_a_page_for_each_table_that_its_rows_make() -> None:
     assert {"table3", "table4", "table8"} & names == set()
     words = ["snakemake", "--cores", "2", "table1"]
     assert check_asked(words, params, listed) == ["table1: results/mini/table/table1/index.html"]
-    with pytest.raises(ConfigError, match=r"rows that params\.yaml does not have: objective moba"):
+    with pytest.raises(ConfigError, match=r"rows that params\.yaml lacks: objective moba"):
         check_asked(["snakemake", "table3"], params, listed)
     assert lacking(params)["table3"] == 4
     assert "table1" not in lacking(params)
@@ -157,7 +157,7 @@ def test_an_unknown_table_is_refused(tables: list[Any], message: str) -> None:
 
 def test_a_table_whose_rows_are_missing_is_refused_where_it_is_asked_for() -> None:
     params = validated(Params, {**scale_values("mini", FOLDER), "tables": [1, 3]})
-    with pytest.raises(ConfigError, match=r"rows that params\.yaml does not have: objective moba"):
+    with pytest.raises(ConfigError, match=r"rows that params\.yaml lacks: objective moba"):
         jobs(params)
 
 
@@ -189,7 +189,7 @@ def test_a_plan_names_downloads_and_counts_gpus() -> None:
     said = "\n".join(sentences(made))
     assert "datasets/lmms-eval/VideoMMMU and set HF_TOKEN; " in said
     assert "licence of Qwen/Qwen2.5-VL-3B-Instruct: Qwen Research License" in said
-    assert "Video-R1-data@main names no commit: fetch_rows takes the newest" in said
+    assert "Video-R1-data@main names no commit: fetch_rows uses the newest" in said
     train = next(job for job in made.jobs if job.entry.job.stage.run == "train")
     assert (train.gpus, train.hours, train.basis) == (8, 168, "limit")
     gpu_hours = sum(job.gpus * job.hours for job in made.jobs)

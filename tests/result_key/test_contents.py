@@ -100,7 +100,7 @@ def test_a_file_written_this_moment_is_read_again(
     ("change", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), r"config\.json.*missing"),
-        (lambda folder: (folder / STAMP).unlink(), "not complete"),
+        (lambda folder: (folder / STAMP).unlink(), "is incomplete"),
         (shutil.rmtree, "does not exist"),
     ],
 )
