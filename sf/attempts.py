@@ -63,7 +63,7 @@ def last_attempt(work: Path) -> Attempt | None:
 
 @contextmanager
 def noted(work: Path) -> Iterator[None]:
-    """Note an attempt when it begins and when it ends."""
+    """Record the start and the end of an attempt."""
     job = os.environ.get(JOB, "")
     attempt = Attempt(socket.gethostname(), os.getpid(), job, time.time())
     write_json(work / FILE, asdict(attempt))

@@ -101,7 +101,7 @@ def on_every_node(given: Resources, field: str) -> list[str]:
     if has != given.nodes:
         what = f"a Slurm job with {has}" if has else "not a Slurm job"
         remedy = "start it with `snakemake --profile slurm`, or set it to 1"
-        raise ConfigError(field, given.nodes, f"needs as many nodes, and this is {what}", remedy)
+        raise ConfigError(field, given.nodes, f"needs that many nodes, but this is {what}", remedy)
     hosts = _output(["scontrol", "show", "hostnames", os.environ[NODE_LIST]])
     node = _output(["scontrol", "--oneliner", "show", "node", hosts.split()[0]])
     first = node.partition("NodeAddr=")[2].split()[0]

@@ -108,7 +108,7 @@ def ask(
 def choose_policy(
     retention_p: float | None, full: bool, token_ratio: float | None = None
 ) -> Policy | Budget | None:
-    """Top-p with a retention threshold, a share of the tokens, full attention, or None: as trained.
+    """Top-p with a threshold, a share of the tokens, full attention, or None for as trained.
 
     Raises:
         ConfigError: more than one of them, or a value outside (0, 1].

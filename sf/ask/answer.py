@@ -36,17 +36,17 @@ class AskResult:
             frame, see `sf.attention.visual_tokens`).
         prompt_tokens, visual_tokens, completion_tokens: counts.
         kept: bool (layers, *grid), the visual tokens that each layer kept.
-        layer_ratios: kept / prompt tokens, each layer, in (0, 1]; `visual_ratios` and
-            `text_ratios` the same among the visual and among the other tokens.
-        kv_bytes: K and V entries in the cache after the last token, from its tensors.
-        kv_allocated_bytes: the same with the room reserved for further tokens.
-        dense_kv_bytes: what the cache's tensors would hold with no token dropped.
-        first_token_ms: vision tower, prefill and first token, without loading and encoding.
-        token_ms: per further token, mean; None for a reply of one token. Both times are of this
-            one run, without warm-up.
-        retention_p: threshold of top-p; None for another selector or what the checkpoint was
-            trained with.
-        asked: the token ratio that `retention_p` was chosen for; None where it was given.
+        layer_ratios: kept / prompt tokens by layer, in (0, 1]; `visual_ratios` and `text_ratios`
+            are the same for the visual tokens and for the other tokens.
+        kv_bytes: size of the K and V entries in the cache after the last token.
+        kv_allocated_bytes: the same, including space reserved for further tokens.
+        dense_kv_bytes: size of the K and V entries if no token were dropped.
+        first_token_ms: time of vision tower, prefill and first token, without loading and encoding.
+        token_ms: mean time per further token; None for a reply of one token. Both times are from
+            this single run, without warm-up.
+        retention_p: threshold of top-p; None for another selector or the one that the checkpoint
+            was trained with.
+        asked: the token ratio for which `retention_p` was chosen; None if it was given.
     """
 
     reply: str

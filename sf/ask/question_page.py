@@ -39,10 +39,10 @@ class Evaluated(Protocol):
 
 
 _RULE = (
-    "Failures are the first questions that full attention answers right and the method wrong, "
-    "successes the first that both answer right: half of the pictures each, or more of one where "
-    "there are too few of the other. Where both are too few, the first questions follow that full "
-    "attention answers wrong."
+    "Failures are the first questions that full attention answers correctly and the method does "
+    "not; successes are the first that both answer correctly. Each makes up half of the pictures, "
+    "or more if there are too few of the other. If both are too few, the first questions that full "
+    "attention answers wrong follow."
 )
 MOST_SAMPLES = 200
 """Largest number of questions on the page; tables/answers.csv has all of them."""
@@ -220,7 +220,7 @@ def _kept_pictures(
     rows: Sequence[Row],
     answers: pd.DataFrame,
 ) -> list[Picture]:
-    """What the first selection of tokens keeps of the media of `examples`."""
+    """Drawings of the tokens that the first sparse setting keeps of the media of `examples`."""
     from sf.ask import answer, load_media, overlay
     from sf.baselines.selectors import Selection
     from sf.data.llava import is_llava

@@ -132,8 +132,8 @@ def _average_text(kind: str) -> str:
     scaled = "MME/28, OCRBench/10 and the other scores" if kind == "image" else "all benchmarks"
     return (
         f"The average is the mean of {scaled}; its interval treats the benchmarks as independent. "
-        "n/p: not published in our sources. The published token ratios are the authors'; the "
-        "measured one is the mean over the benchmarks, each the mean over samples and layers."
+        "n/p: not published in our sources. Published token ratios are the authors'; a measured "
+        "one is the mean over benchmarks of the mean over samples and layers."
         f"{OURS if kind == 'image' else ''}"
     )
 

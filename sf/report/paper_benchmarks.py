@@ -29,7 +29,7 @@ COMPUTED = "published: computed here from the paper's scores"
 
 
 def table(request: Request) -> PaperTable:
-    """A line a model and row: token ratio, the benchmarks, their average, averages of parts."""
+    """One line per model and row: token ratio, benchmarks, their average, averages of parts."""
     scores: dict[tuple[str, str], Scores] = {}
     for result, benchmark, score in scored(request.study):
         line = scores.setdefault((result.axes["model"], result.axes["row"]), {})

@@ -39,9 +39,9 @@ class PaperTable:
     Attributes:
         keys: titles of the columns that name a line, starting with the model's.
         columns: titles of the others.
-        lines: as long as the columns each.
-        published_of: model whose published figures stand beside each of ours, by our model.
-        ours: the last columns, which the paper does not have: the metric's name by title.
+        lines: each as long as the columns.
+        published_of: our model -> the model whose published values are shown next to it.
+        ours: the last columns, which the paper lacks: title -> name of the metric.
     """
 
     keys: tuple[str, ...]

@@ -98,7 +98,7 @@ def models_with(kind: str, row: str) -> list[str]:
 
 
 def average(scores: Mapping[str, float], benchmarks: Sequence[Benchmark]) -> float | None:
-    """The mean of some benchmarks in percent of their scales; None unless all are there.
+    """The mean of some benchmarks in percent of their scales; None if any is missing.
 
     MME is scaled by 2800 and OCRBench by 1000, which reproduces the published image averages (73.8,
     69.9, 72.9, 73.6).

@@ -58,7 +58,7 @@ class TablePage:
 
 
 def outcome(lines: Sequence[Line]) -> Counter[str]:
-    """How many cells have each verdict."""
+    """Number of cells by verdict."""
     return Counter(figure.verdict for line in lines for figure in line.figures)
 
 
@@ -105,16 +105,16 @@ def _shown(line: Line) -> list[str]:
 
 def _caption(page: TablePage) -> str:
     models = dict.fromkeys(page.table.published_of.values())
-    brackets = f" In brackets: the published figure of {', '.join(models)}." if models else ""
+    brackets = f" In brackets: the published value of {', '.join(models)}." if models else ""
     return f"{page.title}: {page.about}.{brackets}{ours_sentence(page.table)}"
 
 
 def ours_sentence(table: PaperTable) -> str:
-    """What a reader must know of columns that the paper does not have; empty without any."""
+    """A sentence on the columns that the paper lacks; empty without any."""
     if not table.ours:
         return ""
     return (
-        f" Not in the paper: {' and '.join(table.ours)}; published figures there are computed from "
+        f" Not in the paper: {' and '.join(table.ours)}; their published values are computed from "
         "the paper's scores."
     )
 

@@ -85,7 +85,7 @@ def write_table_page(
 
 
 def _figures(definition: Definition, table: PaperTable) -> dict[str, float]:
-    """The verdicts; of benchmarks, each row's token ratio and averages too."""
+    """The counts of verdicts and, for benchmarks, each row's token ratio and averages."""
     figures = {
         f"cells_{name.replace(' ', '_')}": float(n) for name, n in outcome(table.lines).items()
     }
@@ -100,7 +100,7 @@ def _figures(definition: Definition, table: PaperTable) -> dict[str, float]:
 
 
 def _sentence(table: PaperTable, form: Form) -> str:
-    """What the table says; counts of verdicts where published figures can be compared."""
+    """The table's main result; counts of verdicts if published values can be compared."""
     counts = outcome(table.of_paper)
     compared = counts[REPRODUCED] + counts[DIFFERS]
     if compared:

@@ -37,7 +37,7 @@ class Served:
 def method_of(
     source: Any, retention_p: float | None, token_ratio: float | None, full: bool
 ) -> Method:
-    """The attention that a checkpoint is served under; by default the one it was trained with.
+    """The attention of a served checkpoint, by default the one that it was trained with.
 
     Raises:
         ConfigError: several choices, or a value out of range.

@@ -174,7 +174,7 @@ def test_every_table_has_all_files_with_all_columns(
 def test_nothing_that_was_run_is_said(tmp_path: Path) -> None:
     study = Study(tmp_path / "none", ("tiny",), ("full",), (), ("all",))
     content = page("table1", study, ROWS[:1], tmp_path)
-    assert content["sentence"] == "Nothing of it was run."
+    assert content["sentence"] == "None of its rows was run."
     assert content["outcome"] == {NOT_RUN: 11}
 
 
