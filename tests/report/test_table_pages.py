@@ -120,7 +120,7 @@ def test_table_1_has_averages_of_text_heavy_and_other_images(
     assert full[other]["published"] == "66.3"
     assert "computed here" in full[other]["note"]
     assert zipvl[text]["verdict"] == NOT_RUN
-    assert re.match(r"\d of 9 published figures", content["sentence"])
+    assert re.match(r"\d of 9 published values", content["sentence"])
     for suffix in ("html", "md", "tex"):
         file = tmp_path / ("index.html" if suffix == "html" else f"table1.{suffix}")
         assert f"Not in the paper: {text} and {other}; published" in file.read_text()
