@@ -27,19 +27,19 @@ __all__ = [
     *("refuse", "snapshot"),
 ]
 
-_TABLES = (".json", ".jsonl", ".csv", ".arrow")  # that datasets reads besides parquet
+_TABLES = (".json", ".jsonl", ".csv", ".arrow")  # other formats that datasets reads
 _SHOWN = 3  # names of missing videos in a message
 
 
 @dataclass(frozen=True)
 class Missing:
-    """Something that a benchmark needs and that is not there.
+    """A missing part of a benchmark's data.
 
     Attributes:
         benchmark: the benchmark's name.
-        what: what is missing.
-        repository: where it comes from on the hub.
-        gib: how much is to be downloaded for it, guessed (`Benchmark.download_gib`).
+        what: description.
+        repository: its source on the hub.
+        gib: estimated download size (`Benchmark.download_gib`).
     """
 
     benchmark: str
@@ -53,7 +53,7 @@ class Missing:
 
 
 def refuse(source: str, missing: Sequence[Missing], remedy: str) -> None:
-    """Say everything that is missing in one error; do nothing when nothing is.
+    """Raise one error for everything that is missing, if anything is.
 
     Raises:
         DataError: something is missing.
@@ -67,12 +67,12 @@ def refuse(source: str, missing: Sequence[Missing], remedy: str) -> None:
 
 
 def missing_in(home: Path, benchmarks: Sequence[Benchmark], cache: Path) -> list[Missing]:
-    """What is lacking where the data should be complete: repositories, rows, folders, videos.
+    """The missing repositories, rows, folders and videos of a benchmark home.
 
     Args:
         home: the benchmark home (`sf.evaluation.tasks`).
-        benchmarks: what is to be evaluated.
-        cache: scratch for Arrow files.
+        benchmarks: the benchmarks to evaluate.
+        cache: scratch folder for Arrow files.
     """
     absent = []
     with benchmark_home(home, cache):
@@ -87,7 +87,7 @@ def missing_in(home: Path, benchmarks: Sequence[Benchmark], cache: Path) -> list
 
 
 def _lacks(home: Path, task: Task) -> str:
-    """What is missing for one task, in words; '' for nothing."""
+    """A description of the data missing for one task, or ''."""
     what = _bad_parquet(repository_folder(home, task))
     if what:
         return what
@@ -103,7 +103,7 @@ def _lacks(home: Path, task: Task) -> str:
 
 
 def _bad_parquet(folder: Path) -> str:
-    """What is wrong with a dataset's files, read in worker processes."""
+    """The fault of a dataset's files, read in worker processes, or ''."""
     folder = folder.resolve()
     files = sorted(folder.rglob("*.parquet"))
     others = (path for path in folder.rglob("*") if path.suffix in _TABLES)
@@ -123,7 +123,7 @@ def _absent_videos(task: Task, lmms_task: Any) -> str:
     for row in lmms_task.eval_docs_no_media:
         try:
             lmms_task.doc_to_visual(row)
-        except SystemExit as error:  # how task modules say that a video is missing
+        except SystemExit as error:  # raised by task modules for a missing video
             path = str(error).removeprefix("video path:").split(" does not exist")[0]
             absent.append(os.path.realpath(path))
         except Exception:  # noqa: BLE001 - a bad row: `readable.unreadable_rows` names it
@@ -135,16 +135,16 @@ def _absent_videos(task: Task, lmms_task: Any) -> str:
 
 
 def hf_home() -> Path:
-    """HF_HOME, where task modules look for videos."""
+    """HF_HOME, where task modules expect videos."""
     return Path(os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface")))
 
 
 def snapshot(repository: str, commit: str | None) -> Path | None:
-    """The folder of a dataset repository that was fetched whole; nothing is downloaded.
+    """The folder of a completely fetched dataset repository; downloads nothing.
 
     Args:
         repository: its name.
-        commit: None: what the main branch stood for when it was fetched.
+        commit: None for that of the main branch when it was fetched.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -161,11 +161,11 @@ def snapshot(repository: str, commit: str | None) -> Path | None:
 def missing_in_hub_cache(
     benchmarks: Sequence[Benchmark], commits: Mapping[str, str]
 ) -> list[Missing]:
-    """What the local hub cache and HF_HOME's media folders lack; nothing is downloaded.
+    """The data missing from the local hub cache and HF_HOME's media folders; downloads nothing.
 
     Args:
-        benchmarks: what is to be evaluated.
-        commits: of the repositories where they are known.
+        benchmarks: the benchmarks to evaluate.
+        commits: of the repositories, if known.
     """
     absent = []
     for benchmark in benchmarks:
@@ -188,14 +188,14 @@ def fetch_from_hub(
     commits: Mapping[str, str],
     cache: Path,
 ) -> dict[str, str]:
-    """Download what is missing, and unpack videos through lmms-eval's own tasks.
+    """Download missing data, and unpack videos through lmms-eval's tasks.
 
-    What is fetched, and the hub's own sizes, are said on stderr before the first byte.
+    The downloads and their sizes on the hub are announced on stderr beforehand.
 
     Args:
-        benchmarks: what is to be evaluated.
+        benchmarks: the benchmarks to evaluate.
         missing: from `missing_in_hub_cache`.
-        commits: of the repositories where they are known.
+        commits: of the repositories, if known.
         cache: folder for Arrow files.
 
     Returns:
@@ -204,7 +204,7 @@ def fetch_from_hub(
     Raises:
         DataError: the hub cannot be reached; everything that is missing is listed.
         EnvironmentFault: a repository is gated and HF_TOKEN gives no access, a download fails, or
-            the disk of HF_HOME has no room for the files and what is unpacked from them.
+            the disk of HF_HOME lacks space for the files and their unpacked contents.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
 
@@ -244,7 +244,7 @@ def fetch_from_hub(
 
 
 def _announce(sizes: Mapping[str, Mapping[str, int]], commits: Mapping[str, str]) -> None:
-    """Say what is going to be downloaded; the disk needs room for it and for what is unpacked."""
+    """Announce the downloads, and check the disk space for them and their unpacked contents."""
     missing = {
         name: sum(missing_files(name, commits[name], files).values())
         for name, files in sizes.items()
@@ -260,9 +260,9 @@ def _announce(sizes: Mapping[str, Mapping[str, int]], commits: Mapping[str, str]
 
 
 def _unpack(task: Task, commit: str) -> None:
-    """Have lmms-eval unpack a task's videos, which it does where their folder is not there.
+    """Have lmms-eval unpack a task's videos, which it does if their folder is missing.
 
-    A folder that a killed call has left half unpacked is removed first.
+    A partly unpacked folder of a killed call is removed first.
     """
     folder = hf_home() / task.media
     begun = notes_folder(task.repository) / f"unpacking-{task.media.replace('/', '-')}"

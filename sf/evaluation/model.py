@@ -5,9 +5,9 @@
 Differences from lmms-eval's built-in `qwen2_5_vl` chat class, whose replies it reproduces with
 `method=full` on the same pixels and frames:
 - Qwen2-VL has a chat class too, and per-video time stamps;
-- real batches of mixed lengths and media, left-padded, whatever the batch size;
-- media go the way of training (`sf.data.vision.encode`): pixel bounds apart for images and frames,
-  frames at a rate with an upper number. `media="lmms_eval"` takes the built-in class's way.
+- real batches of mixed lengths and media, left-padded, of any size;
+- media are processed as in training (`sf.data.vision.encode`): separate pixel bounds for images and
+  frames, frames at a rate with a maximum. `media="lmms_eval"` uses the built-in class's processing.
 
 LLaVA-OneVision and LLaVA-NeXT-Video answer through their own processors (`sf.data.llava`); on
 images their replies with `method=full` are those of lmms-eval's `llava_hf` chat class.
@@ -54,17 +54,17 @@ __all__ = ["SparseChatModel", "SparseCounts"]
 
 @dataclass
 class SparseCounts(TokenCounts):
-    """lmms-eval's token counts with the token ratio, which goes into its sample files."""
+    """lmms-eval's token counts with the token ratio, for its sample files."""
 
     token_ratio: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As lmms-eval's, with the ratio."""
+        """As in lmms-eval, with the token ratio."""
         return {**super().to_dict(), "token_ratio": self.token_ratio}
 
 
 class SparseChatModel(lmms):
-    """See the module's text.
+    """See the module's docstring.
 
     Args:
         pretrained: checkpoint folder or hub id.
@@ -72,17 +72,16 @@ class SparseChatModel(lmms):
         value: of the method's hyperparameter; None takes the recorded value or the default.
         checkpoint: digest of the weights. lmms-eval's response cache (`--use_cache`) is keyed by
             the arguments and does not look at weights, so a local folder requires it there.
-        device, dtype: where and in what the model runs; "cuda" is the process's own GPU under
-            torchrun.
-        batch_size: samples a batch.
+        device, dtype: of the model; under torchrun, "cuda" is the process's own GPU.
+        batch_size: samples per batch.
         image_min_pixels, image_max_pixels: bounds of an image.
         video_min_pixels, video_max_pixels: bounds of one frame.
         video_max_frames, video_fps: the frame rule.
         media: "training", or "lmms_eval" for the built-in class's sampling and resizing.
-        records: folder of the records; "" keeps them in memory, and a killed run starts anew.
-        opened: all media were opened before, as the `benchmarks` stage does. Else each is decoded
-            in a worker process first, and a row that cannot be read is named in a warning and gets
-            an empty reply; `datasets` and OpenCV decode in workers until `clean` is called.
+        records: folder of the records; "" keeps them in memory, and a killed run restarts.
+        opened: whether all media were opened before, as by the `benchmarks` stage. Otherwise each
+            is first decoded in a worker process, and an unreadable row is named in a warning and
+            gets an empty reply; `datasets` and OpenCV decode in workers until `clean` is called.
 
     Raises:
         ConfigError: an unknown method, a value out of its range, bounds in the wrong order; a
@@ -115,7 +114,7 @@ class SparseChatModel(lmms):
     ) -> None:
         super().__init__()
         if method != TRAINED:
-            build(method, value)  # before the checkpoint is looked at
+            build(method, value)  # check it before reading the checkpoint
         self.checkpoint = checkpoint
         _check_response_cache(Path(pretrained), checkpoint)
         self.vision = Vision(
@@ -151,19 +150,19 @@ class SparseChatModel(lmms):
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
+        """The model's device."""
         device: torch.device = self.model.device
         return device
 
     @property
     def log(self) -> ResumableLog[Record]:
-        """The records of this process; opened late, since lmms-eval sets the rank late."""
+        """The records of this process, opened lazily because lmms-eval sets the rank late."""
         if self._log is None:
             self._log = record_log(self._records_folder, self.rank)
         return self._log
 
     def set_value(self, value: float) -> None:
-        """Set the method's hyperparameter; what is answered from now on is answered with it.
+        """Set the method's hyperparameter for all following answers.
 
         Raises:
             ConfigError: out of range, or a method without a hyperparameter.
@@ -175,7 +174,7 @@ class SparseChatModel(lmms):
         self._until_cleaned.close()
 
     def answered(self, task: str) -> list[Record]:
-        """The records of this object's last call for a task, in the order of the data."""
+        """The records of this object's last call for a task, in data order."""
         return [record for _, record in sorted(self._answered.get(task, {}).items())]
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:

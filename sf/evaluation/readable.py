@@ -1,4 +1,4 @@
-"""The readable rows of a benchmark; unreadable rows are left out.
+"""The readable rows of a benchmark; unreadable rows are excluded.
 
 Every image and video is opened once before any model is loaded, in worker processes
 (`sf.isolation`): a damaged file costs only its row, with a reason. Images inside a
@@ -44,8 +44,8 @@ __all__ = [
     "unreadable_rows",
 ]
 
-_ROWS = 64  # whose images are in memory at once
-_SAID = 200  # characters of an error of task code, which can quote a row
+_ROWS = 64  # rows whose images are in memory at once
+_SAID = 200  # characters shown of a task's error, which can quote a row
 
 
 class LoadedImage(Image):
@@ -61,7 +61,7 @@ class LoadedImage(Image):
 
 
 class BlankImage(Image):
-    """The images of a column, none of which is decoded."""
+    """The images of a column, not decoded."""
 
     def decode_example(self, value: Any, token_per_repo_id: Any = None) -> PIL.Image.Image:
         import PIL.Image
@@ -70,13 +70,13 @@ class BlankImage(Image):
 
 
 def picture_content(value: dict[str, Any]) -> bytes:
-    """The bytes of an image of a table.
+    """The bytes of an image in a table.
 
     Args:
-        value: the cell: bytes, or the path of a file of its own.
+        value: the cell: bytes, or the path of a separate file.
 
     Raises:
-        DataError: it holds neither, or the file cannot be read.
+        DataError: it contains neither, or the file cannot be read.
     """
     content: bytes | None = value["bytes"]
     if content is not None:
@@ -88,7 +88,7 @@ def picture_content(value: dict[str, Any]) -> bytes:
 
 
 def _as(feature: Any, make: Callable[[], Image]) -> Any:
-    """A feature with its images made anew; None where it holds none."""
+    """A feature with its images replaced; None if it has none."""
     if isinstance(feature, Image):
         return make()
     if isinstance(feature, List) and isinstance(feature.feature, Image):
@@ -97,7 +97,7 @@ def _as(feature: Any, make: Callable[[], Image]) -> Any:
 
 
 def _cast(dataset: Dataset, make: Callable[[], Image]) -> tuple[Dataset, list[str]]:
-    """A data set whose images are of another class, and the columns with images."""
+    """A dataset with another image class, and its columns with images."""
     pictures = {name: _as(feature, make) for name, feature in dataset.features.items()}
     pictures = {name: feature for name, feature in pictures.items() if feature is not None}
     for name, feature in pictures.items():
@@ -107,9 +107,9 @@ def _cast(dataset: Dataset, make: Callable[[], Image]) -> tuple[Dataset, list[st
 
 @contextmanager
 def images_unseen() -> Iterator[None]:
-    """Within it every image of a table is a blank one.
+    """A context in which every image in a table is blank.
 
-    lmms-eval decodes a task's first row to see its columns: a damaged image would end the task.
+    lmms-eval decodes a task's first row for its columns, and a damaged image would end the task.
     """
     decode = Image.decode_example
     Image.decode_example = BlankImage.decode_example
@@ -120,7 +120,7 @@ def images_unseen() -> Iterator[None]:
 
 
 def decode_by_loader(lmms_task: Any) -> None:
-    """Make a task's images upright 8-bit sRGB, as those of training are."""
+    """Make a task's images upright 8-bit sRGB, as in training."""
     for splits in _tables(lmms_task):
         for split in splits:
             splits[split], _ = _cast(splits[split], LoadedImage)
@@ -128,7 +128,7 @@ def decode_by_loader(lmms_task: Any) -> None:
 
 
 def _tables(lmms_task: Any) -> list[Any]:
-    """A task's rows, and its rows without images where those are others."""
+    """A task's rows, and its rows without images if they differ."""
     same = lmms_task.dataset_no_image is lmms_task.dataset
     return [lmms_task.dataset] if same else [lmms_task.dataset, lmms_task.dataset_no_image]
 
@@ -136,14 +136,14 @@ def _tables(lmms_task: Any) -> list[Any]:
 def unreadable_rows(
     lmms_task: Any, task: Task, vision: Vision, log: MediaLog, limit: int = 0
 ) -> dict[int, str]:
-    """Rows whose text, images or videos cannot be used, with the reason.
+    """Rows with unusable text, images or videos, with the reason.
 
     Args:
-        lmms_task: of `sf.evaluation.tasks.build_task`; its videos are there.
-        task: which task.
+        lmms_task: from `sf.evaluation.tasks.build_task`; its videos must exist.
+        task: the task.
         vision: pixel and frame bounds of the evaluation.
-        log: what earlier calls found about videos.
-        limit: first rows that are looked at; 0 for all.
+        log: facts about videos from earlier calls.
+        limit: number of first rows to check; 0 for all.
     """
     count = min(limit or len(lmms_task.eval_docs), len(lmms_task.eval_docs))
     rows = lmms_task.dataset[task.split].select(range(count))
@@ -172,7 +172,7 @@ def unreadable_rows(
 
 
 def _used(lmms_task: Any, row: dict[str, Any]) -> tuple[str, list[Any], dict[str, Any]]:
-    """A row's prompt, media and score, once lmms-eval made all of it that an evaluation needs."""
+    """A row's prompt, media and score, produced by lmms-eval as in an evaluation."""
     lmms_task.doc_to_target(row)
     scores = lmms_task.process_results(row, ["A"])
     lmms_task.doc_to_messages(row)
@@ -180,7 +180,7 @@ def _used(lmms_task: Any, row: dict[str, Any]) -> tuple[str, list[Any], dict[str
 
 
 def _unscorable(lmms_task: Any, scores: Mapping[int, dict[str, Any]]) -> Iterator[tuple[int, str]]:
-    """Rows of a category that lmms-eval's aggregation does not know."""
+    """Rows with a category unknown to lmms-eval's aggregation."""
     for metric, aggregate in lmms_task.aggregation().items():
         values = {number: row[metric] for number, row in scores.items() if metric in row}
         if values and _unknown(aggregate, list(values.values())):
@@ -191,7 +191,7 @@ def _unscorable(lmms_task: Any, scores: Mapping[int, dict[str, Any]]) -> Iterato
 
 
 def _unknown(aggregate: Callable[..., Any], values: list[Any]) -> str:
-    """The category that an aggregation does not know; its report is not kept."""
+    """The category unknown to an aggregation; the aggregation's report is discarded."""
     from loguru import logger
 
     logger.disable("")
@@ -233,13 +233,13 @@ def _bad_pictures(dataset: Dataset, vision: Vision) -> Iterator[tuple[int, str]]
 
 
 def evaluated_rows(task: Task, count: int, bad: Collection[int], limit: int = 0) -> list[int]:
-    """Numbers of the rows that count: the first ones, in whole pairs where a task has pairs.
+    """Numbers of the evaluated rows: the first ones, in complete pairs if a task has pairs.
 
     Args:
         task: which task.
-        count: its rows.
-        bad: numbers of those that cannot be read.
-        limit: first rows that are kept; 0 for all.
+        count: number of its rows.
+        bad: numbers of its unreadable rows.
+        limit: number of first rows to keep; 0 for all.
     """
     count = min(limit or count, count)
     if task.even:
@@ -248,16 +248,16 @@ def evaluated_rows(task: Task, count: int, bad: Collection[int], limit: int = 0)
 
 
 def leave_out(lmms_task: Any, task: Task, rows: Collection[int], limit: int = 0) -> None:
-    """Keep a task's rows that count (`evaluated_rows`).
+    """Keep a task's evaluated rows (`evaluated_rows`).
 
     Args:
         lmms_task: of `sf.evaluation.tasks.build_task`.
         task: which task.
-        rows: numbers of those that are left out.
+        rows: numbers of the excluded rows.
         limit: first rows that are kept; 0 for all.
 
     Raises:
-        DataError: no row is left.
+        DataError: no row remains.
     """
     kept = evaluated_rows(task, len(lmms_task.eval_docs), rows, limit)
     if not kept:

@@ -1,10 +1,10 @@
-"""Evaluates benchmarks with lmms-eval: replies, its own scores, and each sample's share of them.
+"""Evaluates benchmarks with lmms-eval: replies, its scores, and each sample's share of them.
 
-One benchmark after the other in one process: what starting costs is paid once, and a benchmark
-that fails does not take the others with it. Under torchrun every process answers its share of the
-rows and the first one scores them all. lmms-eval's `evaluate` does the work (requests,
-filters, `process_results`, aggregation); replies come from `SparseChatModel`, which keeps them, so
-a second call goes on where the first one was killed.
+Benchmarks run sequentially in one process, which starts up only once; a failed benchmark does not
+affect the others. Under torchrun every process answers its share of the rows and the first one
+scores them all. lmms-eval's `evaluate` does the work (requests, filters, `process_results`,
+aggregation); replies come from `SparseChatModel`, which stores them, so a second call resumes
+where the first one was killed.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class BenchmarkResult:
     """One benchmark, complete.
 
     Attributes:
-        benchmark: which.
+        benchmark: the benchmark.
         metrics: for each task, lmms-eval's aggregated metrics by key, in its scale.
-        samples: for each task, its samples in the order of the data.
+        samples: for each task, its samples in data order.
     """
 
     benchmark: Benchmark
@@ -76,7 +76,7 @@ class BenchmarkResult:
 
 @dataclass
 class _Session:
-    """What all benchmarks of a run share."""
+    """The state shared by all benchmarks of a run."""
 
     lm: SparseChatModel
     home: Path
@@ -89,7 +89,7 @@ class _Session:
 
     @property
     def unforeseen(self) -> Path:
-        """Where the tracebacks of failures go that are nobody's input."""
+        """The log for tracebacks of failures that no input explains."""
         return self.work / f"failures{rank()}.log"
 
 
@@ -104,25 +104,25 @@ def evaluate_benchmarks(
     seed: int = 0,
     unreadable: Mapping[str, Mapping[int, str]] | None = None,
 ) -> list[BenchmarkResult]:
-    """Evaluate benchmarks one after the other.
+    """Evaluate benchmarks sequentially.
 
     Args:
         lm: the model.
-        benchmarks: which benchmarks.
+        benchmarks: the benchmarks to evaluate.
         home: a benchmark home (`sf.evaluation.tasks`).
-        work: scratch: Arrow files, what lmms-eval prints, and tracebacks of failures that no
-            input explains; each process has its own logs.
-        limit: rows a task at most; 0 for all. MME takes an even number.
+        work: scratch folder for Arrow files, lmms-eval's output, and tracebacks of failures that
+            no input explains; each process has its own logs.
+        limit: most rows per task; 0 for all. MME uses an even number.
         most_new_tokens: upper bound of every task's generation limit; 0 for none.
         seed: of the parsers' random guesses.
-        unreadable: rows of each task that are left out (`sf.evaluation.readable`).
+        unreadable: excluded rows of each task (`sf.evaluation.readable`).
 
     Returns:
-        The benchmarks' results, in order; nothing on the further processes of torchrun.
+        The benchmarks' results, in order; empty on the other processes of torchrun.
 
     Raises:
-        EvaluationFailed: one or more benchmarks failed, after all were tried; the replies that
-            were given are kept by the model's records.
+        EvaluationFailed: one or more benchmarks failed, after all were tried; the model's records
+            keep the replies.
         EnvironmentFault: the disk is full.
     """
     work.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def evaluate_benchmarks(
 
 @contextmanager
 def _printing_to(path: Path) -> Iterator[None]:
-    """What lmms-eval prints, logs and draws goes to a file: every category of every benchmark."""
+    """Redirect lmms-eval's output and logs, with every category of every benchmark, to a file."""
     with extra("eval"):
         from lmms_eval import evaluator
         from lmms_eval.api import task
@@ -166,9 +166,9 @@ def _printing_to(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _logging_to(file: RedactedStream) -> Iterator[None]:
-    """loguru's messages go to a file alone; then to the handlers that there were before.
+    """Redirect loguru's messages to a file, and restore the previous handlers afterwards.
 
-    A handler that `logger.remove` took away could not be added again.
+    A handler removed by `logger.remove` could not be added again.
     """
     from loguru import logger
 
@@ -186,7 +186,7 @@ def _logging_to(file: RedactedStream) -> Iterator[None]:
 
 
 def _guarded(session: _Session, benchmark: Benchmark) -> BenchmarkResult | None:
-    """A benchmark's result; its failure is noted and raised after the others were tried."""
+    """A benchmark's result; a failure is recorded and raised after the others were tried."""
     try:
         return _evaluate_benchmark(session, benchmark)
     except AllFailed as failed:
@@ -203,7 +203,7 @@ def _guarded(session: _Session, benchmark: Benchmark) -> BenchmarkResult | None:
 
 
 def _note_failure(session: _Session, benchmark: Benchmark, error: Exception) -> None:
-    """Keep an error for the end, and the traceback of one that is no bad input."""
+    """Keep an error for the end, and its traceback if bad input does not explain it."""
     error.add_note(f"in benchmark {benchmark.name}")
     if not isinstance(error, SparsityForcingError):
         with session.unforeseen.open("a", encoding="utf-8") as file:
@@ -212,9 +212,9 @@ def _note_failure(session: _Session, benchmark: Benchmark, error: Exception) -> 
 
 
 def _all_records(local: list[Record]) -> list[Record]:
-    """The records of all processes, in the order of the data.
+    """The records of all processes, in data order.
 
-    Ranks with fewer rows answer their last one again: each row counts once.
+    Ranks with fewer rows repeat their last one; each row counts once.
     """
     merged = {record.doc_id: record for records in gathered(local) for record in records}
     return [record for _, record in sorted(merged.items())]
@@ -276,7 +276,7 @@ def _scored(
     outcome: Mapping[str, Any],
     records: Sequence[Record],
 ) -> tuple[dict[str, float], list[Sample]]:
-    """lmms-eval's metrics of a task, and its samples, once they are known to belong together."""
+    """lmms-eval's metrics of a task and its samples, checked for consistency."""
     logged = sorted(outcome["samples"][task.name], key=lambda sample: sample["doc_id"])
     _check_complete(task, wanted, logged, records)
     samples = [
@@ -300,9 +300,9 @@ def _scored(
 def _check_complete(
     task: Task, wanted: int, logged: Sequence[Mapping[str, Any]], records: Sequence[Record]
 ) -> None:
-    """Every row was answered once, and what was scored is what the model said.
+    """Check that every row was answered once and that the scored replies are the model's.
 
-    lmms-eval pairs replies with requests as long as both last; a lost reply scores as ''.
+    lmms-eval pairs replies with requests up to the shorter list; a lost reply scores as ''.
 
     Raises:
         DataError: a row or a reply is missing.
@@ -317,10 +317,10 @@ def _check_complete(
 def _check_agreement(
     task: Task, metrics: Mapping[str, float], scores: Sequence[SampleScore]
 ) -> None:
-    """The samples' scores must form lmms-eval's own number.
+    """Check that the samples' scores give lmms-eval's aggregate.
 
     Raises:
-        DataError: they do not; lmms-eval's aggregation is not the one that intervals are made for.
+        DataError: they do not, because lmms-eval's aggregation differs from the one implemented.
     """
     aggregate, formed = sum(metrics[key] for key in task.metrics), task_score(task, scores)
     if abs(aggregate - formed) > _AGREEMENT * max(1.0, abs(aggregate)):

@@ -22,11 +22,11 @@ class SampleScore:
     """One sample's share of its benchmark's score.
 
     Attributes:
-        value: 0 to 1 (partial credit where the benchmark gives it).
-        group: the category that the benchmark averages over; '' where it does not.
-        unit: what is resampled as a whole: samples about one picture or one video.
-        counted: False for a sample that the benchmark leaves out of its denominator.
-        matched: False where the reply could not be parsed and a judge would have been asked.
+        value: 0 to 1 (with partial credit if the benchmark gives it).
+        group: the category that the benchmark averages over, or ''.
+        unit: the resampling unit: samples about one picture or one video.
+        counted: False for a sample that the benchmark excludes from its denominator.
+        matched: False if the reply could not be parsed and a judge would have been called.
     """
 
     value: float
@@ -38,15 +38,15 @@ class SampleScore:
 
 @dataclass(frozen=True)
 class Rule:
-    """How sample scores form a task's score in lmms-eval's scale.
+    """The aggregation of sample scores to a task's score in lmms-eval's scale.
 
     Attributes:
         read: from one document and its metrics to its sample score.
         factor: of the mean of sample scores.
         groups: "one" for the mean over all samples, "mean" for the mean over categories, "sum" for
             the sum over categories.
-        num_groups: categories that enter a mean even when absent (0: those that are there).
-        pairs: a unit of two samples scores the mean of both, plus 1 when both are right (MME).
+        num_groups: number of categories of the mean, including absent ones (0 for those present).
+        pairs: a unit of two samples scores the mean of both, plus 1 if both are correct (MME).
     """
 
     read: Callable[[Mapping[str, Any], Metrics, Any], SampleScore]
@@ -62,7 +62,7 @@ def _mme(document: Mapping[str, Any], metrics: Metrics, _: Any) -> SampleScore:
 
 
 def _mmbench(document: Mapping[str, Any], metrics: Metrics, task: Any) -> SampleScore:
-    """lmms-eval scores inside its aggregation only: its evaluator is asked for the one row."""
+    """lmms-eval scores only inside its aggregation, so its evaluator is called for one row."""
     import pandas as pd
 
     item = metrics["gpt_eval_score"]
@@ -106,7 +106,7 @@ def _mlvu(document: Mapping[str, Any], metrics: Metrics, _: Any) -> SampleScore:
 
 
 def _video_mmmu(document: Mapping[str, Any], metrics: Metrics, task: Any) -> SampleScore:
-    """An empty open answer is taken for an API error and leaves the denominator."""
+    """An empty open answer counts as an API error and is excluded from the denominator."""
     entry = metrics["mmmu_acc"]
     if entry["parsed_pred"] == "API Error":
         return SampleScore(0.0, counted=False)
@@ -172,6 +172,6 @@ def sample_score(task: Any, document: Mapping[str, Any], metrics: Metrics) -> Sa
     Args:
         task: lmms-eval's task object.
         document: the row.
-        metrics: what `process_results` returned for it.
+        metrics: the result of `process_results` for it.
     """
     return RULES[task.task_name].read(document, metrics, task)

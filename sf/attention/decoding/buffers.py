@@ -1,8 +1,8 @@
-"""Keys and values of every layer in buffers whose addresses and shapes stay as they are.
+"""Keys and values of every layer in buffers with fixed addresses and shapes.
 
-A row of a layer's buffer holds what its prefill kept, without padding, then room for its answer.
-Attention always reads the whole buffer; a mask says which entries there are. Rows and layers keep
-different numbers of tokens, so an answer's tokens are written from each one's first free entry on.
+A row of a layer's buffer contains the entries that its prefill kept, without padding, followed by
+space for its answer. Attention always reads the whole buffer; a mask marks the entries in use. Rows
+and layers keep different numbers of tokens, so answers start at the first free entry of each.
 
 Shape suffixes: J layers, S rows of the buffers, A rows in use (the first ones), B rows and W
 entries of a layer after a prefill, C entries of a buffer's row, G KV heads, D head size.
@@ -21,12 +21,12 @@ from sf.errors import ConfigError
 
 __all__ = ["DecodeCache"]
 
-# A mask row of a multiple of this many entries is read in whole words by every attention kernel.
+# Attention kernels read mask rows in whole words if their length is a multiple of this.
 _ALIGN = 8
 
 
 class DecodeCache:
-    """Fixed buffers that prefills are moved into, row by row.
+    """Fixed buffers that receive prefills, row by row.
 
     Args:
         slots: S. room: tokens after a row's prompt, at least 1.
@@ -34,9 +34,9 @@ class DecodeCache:
 
     Attributes:
         keys, values: per layer (S, G, C, D).
-        masks: per layer bool (A, 1, 1, C), True where the newest token may look.
+        masks: per layer bool (A, 1, 1, C), True where the newest token may attend.
         at: int64 (S,), tokens of the answer written so far.
-        moves: counts the times that buffers were made anew; what recorded their addresses is stale.
+        moves: number of buffer reallocations; recorded addresses from before are stale.
 
     Raises:
         ConfigError: no slots or no room.
@@ -66,15 +66,15 @@ class DecodeCache:
         """Fill slots from rows of a transformers cache.
 
         Args:
-            slots: where each of `rows` goes.
-            cache: after a prefill, of `PrunedLayer`s or of layers that hold every column.
-            valid_BL: bool (B, L), False on padding of the logical columns; read for layers that are
-                not pruned. None: no padding.
+            slots: target slot of each of `rows`.
+            cache: after a prefill, with `PrunedLayer`s or layers that store every column.
+            valid_BL: bool (B, L), False on padding of the logical columns; used for unpruned
+                layers. None for no padding.
             rows: of the cache.
             keep: copy; by default the cache is emptied, layer by layer.
 
         Raises:
-            ConfigError: a layer holds no plain keys and values.
+            ConfigError: a layer has no plain keys and values.
         """
         counts: list[list[int]] = []
         capacities = [key.shape[2] for key in self.keys]
@@ -115,13 +115,13 @@ class DecodeCache:
 
     def _reserve(self, at: int, key_BGWD: Tensor, value_BGWD: Tensor, widest: int) -> None:
         """Make a layer's buffers wide enough for a prompt of `widest` entries."""
-        # One entry more: a row that has ended writes there until it leaves.
+        # One extra entry, to which a row that has ended writes until it leaves.
         wanted = widest + self.room + 1
         wanted += -wanted % _ALIGN
         if at < len(self.keys) and self.keys[at].shape[2] >= wanted:
             return
         for held, part in ((self.keys, key_BGWD), (self.values, value_BGWD)):
-            # Masked entries are read all the same, and 0 x NaN would be NaN.
+            # Masked entries are read too, and 0 x NaN would be NaN.
             fresh = part.new_zeros(self.slots, part.shape[1], wanted, part.shape[3])
             if at < len(held):
                 fresh[:, :, : held[at].shape[2]] = held[at]
@@ -130,7 +130,7 @@ class DecodeCache:
                 held.append(fresh)
 
     def _place_masks(self) -> None:
-        """All layers' masks in one tensor, so that one write a token serves them all."""
+        """Put all layers' masks in one tensor, so that one write per token updates them all."""
         self.moves += 1
         device = self.at.device
         totals = [key.shape[2] for key in self.keys]
@@ -149,18 +149,18 @@ class DecodeCache:
         self.narrow(self.slots)
 
     def _mark(self, slots: Sequence[int]) -> None:
-        """Masks of slots, from what they hold."""
+        """Set the masks of slots from their contents."""
         index = torch.tensor(list(slots), device=self.at.device)
         for view, entries_S in zip(self._views, self._entries_JS, strict=True):
             place = torch.arange(view.shape[1], device=view.device)
             view[index] = place < (entries_S + self.at)[index, None]
 
     def narrow(self, active: int, *, trim: bool = False) -> None:
-        """Read the first rows only.
+        """Read only the first rows.
 
         Args:
             active: A.
-            trim: and no further than the next token of any of them (waits for the device).
+            trim: also limit the entries to the next token of any row (synchronises).
         """
         self._active = active
         self._widths = [view.shape[1] for view in self._views]
@@ -174,16 +174,16 @@ class DecodeCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values, room included."""
+        """Bytes of all keys and values, including free space."""
         return sum(part.nbytes for part in (*self.keys, *self.values))
 
     def open_entry(self) -> None:
-        """Make the next entry of every row and layer visible; no wait for the device."""
+        """Make the next entry of every row and layer visible, without synchronising."""
         torch.add(self._entries_JS, self.at, out=self._entry_JS)
         self._mask.index_fill_(0, (self._start_JS + self._entry_JS).flatten(), True)
 
     def close_entry(self, written_A: Tensor) -> None:
-        """The newest token has been written in every layer.
+        """Finish the newest token, which has been written in every layer.
 
         Args:
             written_A: bool, False where the row had ended before.
@@ -193,7 +193,7 @@ class DecodeCache:
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write one token's (A, G, 1, D) into the open entry; what transformers' layers call."""
+        """Write one token's (A, G, 1, D) to the open entry; called by transformers' layers."""
         active, width = self._active, self._widths[layer_idx]
         place = (self._rows_S[:active], self._entry_JS[layer_idx, :active])
         read = []
@@ -204,17 +204,17 @@ class DecodeCache:
         return read[0], read[1]
 
     def written(self) -> tuple[Tensor, Tensor]:
-        """What changes as tokens are made: a copy, for `rewind`."""
+        """A copy of the state that changes with new tokens, for `rewind`."""
         return self.at.clone(), self._mask.clone()
 
     def rewind(self, to: tuple[Tensor, Tensor]) -> None:
-        """Forget the tokens that were written since `written` was asked."""
+        """Discard the tokens that were written since the call of `written`."""
         self.at.copy_(to[0])
         self._mask.copy_(to[1])
 
 
 def _contents(layer: Any, valid_BL: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, values (B, G, W, D) and which entries of them are real, bool (B, W)."""
+    """Keys and values (B, G, W, D), and a mask of their valid entries, bool (B, W)."""
     key, value = getattr(layer, "keys", None), getattr(layer, "values", None)
     if not isinstance(key, Tensor) or not isinstance(value, Tensor) or key.ndim != 4:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""How the next token is chosen from the logits: greedily, or sampled with a seed per row.
+"""Choice of the next token from the logits: greedy, or sampled with a seed per row.
 
 Shape suffixes: S rows of the loop, A rows in use (the first ones), B rows of a prefill, V
 vocabulary.
@@ -21,10 +21,10 @@ __all__ = ["Choice", "Greedy", "Rules", "Sampled"]
 
 @dataclass(frozen=True)
 class Rules:
-    """How the next token is chosen greedily; that part of `GenerationConfig`.
+    """The rules of greedy choice, a part of `GenerationConfig`.
 
     Attributes:
-        end: end-of-sequence tokens; a row that made one gets `pad` from then on.
+        end: end-of-sequence tokens; after one, a row gets `pad`.
         pad: token after the end.
         forbidden: tokens that are never chosen.
         repetition_penalty: as in transformers, over prompt and reply; 1 is none.
@@ -37,7 +37,7 @@ class Rules:
 
 
 class Choice(ABC):
-    """Chooses tokens for a number of rows, each of which has a state of its own."""
+    """Chooses tokens for several rows, each with its own state."""
 
     scored = False
     """Whether a choice comes with its log-probability."""
@@ -48,11 +48,11 @@ class Choice(ABC):
 
     @abstractmethod
     def put(self, slots: Sequence[int], other: Self, rows: Sequence[int]) -> None:
-        """Take over the state of another choice's rows."""
+        """Copy the state of another choice's rows."""
 
     @abstractmethod
     def draw(self, active: int) -> None:
-        """Prepare the randomness of the first A rows' next token; never part of a recording."""
+        """Draw the noise for the first A rows' next token; never part of a recording."""
 
     @abstractmethod
     def __call__(self, logits_AV: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -60,21 +60,21 @@ class Choice(ABC):
 
     @abstractmethod
     def written(self) -> Any:
-        """What changes as tokens are chosen: a copy, for `rewind`."""
+        """A copy of the state that changes with chosen tokens, for `rewind`."""
 
     @abstractmethod
     def rewind(self, to: Any) -> None:
-        """Forget the tokens that were chosen since `written` was asked."""
+        """Discard the tokens that were chosen since the call of `written`."""
 
 
 class Greedy(Choice):
-    """The likeliest token, with transformers' processors in their order.
+    """The most likely token, with transformers' processors in their order.
 
     Args:
         rules: which tokens may be chosen.
         vocabulary: V.
         device: of the logits.
-        seen_BL: int64 tokens read so far, V for none; needed for a repetition penalty only.
+        seen_BL: int64 tokens read so far, V for none; needed only for a repetition penalty.
 
     Raises:
         ConfigError: a repetition penalty without the tokens.
@@ -105,7 +105,7 @@ class Greedy(Choice):
             self.seen[list(slots)] = other.seen[list(rows)]
 
     def draw(self, active: int) -> None:
-        """There is none."""
+        """Do nothing: greedy choice needs no noise."""
 
     def __call__(self, logits_AV: Tensor) -> tuple[Tensor, None]:
         active, penalty = len(logits_AV), self.rules.repetition_penalty
@@ -130,13 +130,12 @@ class Greedy(Choice):
 class Sampled(Choice):
     """A sample of the softmax at a temperature, with its log-probability.
 
-    The largest of log p + Gumbel noise is a sample of p. Each row has noise of its own seed, so it
-    does not matter which rank or which batch it is drawn in, nor what was drawn before: another
-    number of ranks and a resumed run sample the same answers.
+    The argmax of log p + Gumbel noise is a sample of p. Each row's noise has its own seed, so it is
+    independent of the rank, the batch and earlier draws: a different number of ranks and a resumed
+    run sample the same answers.
 
-    The log-probability is that of the whole vocabulary at the temperature, which is what the
-    training forward computes; forbidden and truncated tokens are removed from sampling only, as in
-    TRL.
+    The log-probability is over the whole vocabulary at the temperature, as in the training forward
+    pass; forbidden and truncated tokens are removed only from sampling, as in TRL.
 
     Args:
         temperature: > 0.
@@ -144,8 +143,8 @@ class Sampled(Choice):
         seeds: one per row.
         vocabulary: V.
         device: of the logits.
-        truncate: transformers logits warpers, applied in turn to the log-probabilities without the
-            forbidden tokens; what they set to -inf is not sampled.
+        truncate: transformers logits warpers, applied in order to the log-probabilities without
+            the forbidden tokens; tokens that they set to -inf are not sampled.
     """
 
     scored = True

@@ -38,7 +38,7 @@ __all__ = [
     "rules_of",
 ]
 
-# Settings of transformers that change what greedy decoding gives and that a step does not know.
+# transformers' settings that change greedy decoding and that a step does not support.
 _UNKNOWN = {
     "num_beams": 1,
     "num_return_sequences": 1,
@@ -102,7 +102,7 @@ class Prefilled:
         return loop
 
     def prompts(self, limit: int) -> Prompts:
-        """What a decode loop goes on from, for at most `limit` tokens; can be done once."""
+        """The input of a decode loop, for at most `limit` tokens; can be called once."""
         if self.cache is None:
             raise ConfigError("prefill", None, "its cache has been moved", "prefill again")
         cache, self.cache = self.cache, None
@@ -122,13 +122,13 @@ class Prefilled:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What was generated.
+    """The generated tokens.
 
     Attributes:
         sequences: int64 (B, L + made), the prompt and the new tokens, padded after a row's end.
-        tokens: the new tokens of each row, its end token included.
-        kv_bytes: of the loop's buffers, room included.
-        trace: what the prefill kept; None for full attention.
+        tokens: the new tokens of each row, including its end token.
+        kv_bytes: of the loop's buffers, including free space.
+        trace: the prefill's kept tokens; None for full attention.
     """
 
     sequences: Tensor
@@ -256,7 +256,7 @@ def greedy(
     max_new_tokens: int,
     tokens: Mapping[str, int | None] | None = None,
 ) -> tuple[Tensor, Trace | None]:
-    """The tokens of greedy `model.generate`, with the decode loop where it gives the same tokens.
+    """The tokens of greedy `model.generate`, using the decode loop if it gives the same tokens.
 
     Args:
         model: a causal language model in evaluation mode.
@@ -287,9 +287,9 @@ def greedy(
 
 @lru_cache
 def _penalty_counts_padding() -> bool:
-    """Whether transformers' repetition penalty takes padding for tokens of the prompt.
+    """Whether transformers' repetition penalty counts padding as prompt tokens.
 
-    5.17 does; a release after it leaves out what stands before a row's first valid token.
+    5.17 does; a later release ignores everything before a row's first valid token.
     """
     try:
         RepetitionPenaltyLogitsProcessor(2.0, prompt_ignore_length=torch.zeros(1).long())

@@ -1,9 +1,9 @@
-"""Answers to many prompts, token by token: rows that end leave, waiting ones enter.
+"""Continuous batching of answers: rows that end leave, waiting ones enter.
 
-On CUDA a recorded graph is replayed, without Python between its kernels. It holds the addresses of
-the cache and of the step's tensors. Rows come and go within them; a longer prompt that needs wider
-buffers has it recorded anew. On a CPU the same step is called, for the rows that are left and the
-entries that they hold.
+On CUDA a recorded graph is replayed, without Python between its kernels. It refers to the addresses
+of the cache and of the step's tensors, within which rows enter and leave; a longer prompt that
+needs wider buffers requires a new recording. On a CPU the same step is called for the remaining
+rows and their entries.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from sf.errors import ConfigError, EnvironmentFault
 __all__ = ["Answers", "DecodeLoop", "Prompts", "Waiting"]
 
 _WARM_UP = 3
-# Replays between two looks at which rows have ended: each look waits for the device.
+# Replays between checks for ended rows; each check synchronises with the device.
 _LOOK_EVERY = 32
-# Steps of answers before the step is recorded: most replies to benchmarks are shorter.
+# Steps before the step is recorded; most benchmark replies are shorter.
 _FIRST_STEPS = 8
 
 
 @dataclass
 class Prompts:
-    """Prompts that were read together.
+    """Prompts that were prefilled together.
 
     Attributes:
         cache: of transformers, after the prefill.
-        valid: bool (B, L), False on padding; None: no padding.
+        valid: bool (B, L), False on padding; None for no padding.
         token: int64 (B,), the first new token. logp: float32 (B,), its log-probability, if any.
-        position: int64 (R, B), where it stands.
-        choice: how further tokens are chosen, with the rows' states.
-        limits: tokens that each row may make, the first one included.
-        keep: leave the cache as it is; by default it is emptied as it is read.
+        position: int64 (R, B), its position.
+        choice: of further tokens, with the rows' states.
+        limits: token limit of each row, including the first token.
+        keep: keep the cache; by default it is emptied while it is read.
     """
 
     cache: Any
@@ -55,7 +55,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Prompts to read as soon as there is room for so many rows."""
+    """Prompts to read once enough slots are free."""
 
     rows: int
     read: Callable[[], Prompts]
@@ -66,8 +66,8 @@ class Answers:
     """The answers to the rows of one `Prompts`.
 
     Attributes:
-        tokens: of each row, the end token included.
-        logps: of each of them; empty for a choice without.
+        tokens: of each row, including the end token.
+        logps: of the tokens; empty for a choice without log-probabilities.
     """
 
     tokens: list[list[int]]
@@ -79,13 +79,13 @@ class DecodeLoop:
 
     Args:
         model: that `step.supported` accepts.
-        slots: rows at a time. room: tokens after a row's first, at most.
-        rules: which tokens end a row and what is written after them.
+        slots: number of concurrent rows. room: most tokens after a row's first one.
+        rules: end tokens and padding.
         graph: record and replay the step; by default on CUDA.
         compiled: see `Step`.
 
     Raises:
-        EnvironmentFault: a graph was asked for on a CPU.
+        EnvironmentFault: a graph was requested on a CPU.
     """
 
     step: Step
@@ -117,11 +117,11 @@ class DecodeLoop:
     # A fixed set of rows
 
     def start(self, prompts: Prompts, repeat: int = 1) -> None:
-        """Fill all slots; `restart` comes back here.
+        """Fill all slots; `restart` returns to this state.
 
         Args:
-            prompts: as many rows as there are slots / `repeat`.
-            repeat: each row this many times, next to each other.
+            prompts: slots / `repeat` rows.
+            repeat: number of adjacent copies of each row.
         """
         rows = [row for row in range(len(prompts.token)) for _ in range(repeat)]
         self._put(prompts, list(range(len(rows))), rows)
@@ -130,15 +130,15 @@ class DecodeLoop:
         self._prepare()
 
     def restart(self) -> None:
-        """Go back to the state after the prefill; randomness goes on."""
+        """Return to the state after the prefill, except for the random state."""
         self.step.restart()
         self._made = 0
 
     def advance(self, tokens: int) -> None:
-        """Make tokens without looking at them; does not wait for the device.
+        """Generate tokens without reading them, and without synchronising.
 
         Raises:
-            ConfigError: the buffers have no room for so many.
+            ConfigError: the buffers lack the space.
         """
         room = self.cache.room
         if self._made + tokens > room:
@@ -154,16 +154,16 @@ class DecodeLoop:
     # Rows that come and go
 
     def answer(self, waiting: Iterable[Waiting]) -> list[Answers]:
-        """Read prompts while there is room for them, and answer them all.
+        """Read prompts as slots become free, and answer them all.
 
         Args:
-            waiting: prompts of at most as many rows as there are slots.
+            waiting: prompts with at most as many rows as slots.
 
         Returns:
             The answers, in the order of `waiting`.
 
         Raises:
-            ConfigError: prompts of more rows than slots.
+            ConfigError: prompts with more rows than slots.
         """
         queue, results = iter(waiting), list[Answers]()
         following = next(queue, None)
@@ -195,7 +195,7 @@ class DecodeLoop:
 
     @torch.inference_mode()
     def _leave(self, results: Mapping[int, Answers] | Sequence[Answers]) -> None:
-        """Hand over the rows that have ended; on a CPU the others move together."""
+        """Return the rows that have ended; on a CPU, compact the others."""
         if not any(self._rows):
             return
         step = self.step
@@ -237,7 +237,7 @@ class DecodeLoop:
 
     @torch.inference_mode()
     def _prepare(self) -> None:
-        """Record the step where its tensors have moved, or leave out the slots without a row."""
+        """Record the step again if its tensors have moved, or exclude empty slots."""
         if not self.recorded:
             if any(self._rows):
                 active = 1 + max(slot for slot, row in enumerate(self._rows) if row is not None)
@@ -258,7 +258,7 @@ class DecodeLoop:
         self._steps += tokens
 
     def _record(self) -> Callable[[], None]:
-        """Warm up beside the current stream (kernels compile, libraries allocate), then record."""
+        """Warm up on a side stream (kernels compile, libraries allocate), then record."""
         state = self.step.state()
         with torch.cuda.device(self.device):
             side = torch.cuda.Stream(self.device)

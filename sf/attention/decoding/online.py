@@ -1,4 +1,4 @@
-"""The decode loop for rows that come at any time, watched token by token."""
+"""The decode loop for rows that arrive at any time, read token by token."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from sf.attention.decoding.loop import Answers, DecodeLoop, Prompts
 
 __all__ = ["OnlineLoop", "Progress"]
 
-# Replays of a recorded step between two looks: a look waits for the device, a client for a look.
+# Replays of a recorded step between reads: a read synchronises, but clients wait for it.
 _LOOK_EVERY = 8
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a row made since the last look.
+    """The progress of a row since the last read.
 
     Attributes:
-        tokens: new ones, an end token included.
-        ended: the row has left the loop.
+        tokens: new tokens, including an end token.
+        ended: whether the row has left the loop.
     """
 
     tokens: list[int]
@@ -29,7 +29,7 @@ class Progress:
 
 
 class OnlineLoop(DecodeLoop):
-    """Rows enter one by one; each has a number that the caller gives."""
+    """Rows enter one by one, each with a number given by the caller."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -37,7 +37,7 @@ class OnlineLoop(DecodeLoop):
 
     @property
     def free(self) -> int:
-        """Slots without a row."""
+        """Number of free slots."""
         return self._rows.count(None)
 
     @property
@@ -45,7 +45,7 @@ class OnlineLoop(DecodeLoop):
         return any(self._rows)
 
     def enter(self, prompts: Prompts, number: int) -> None:
-        """Take in the one row of `prompts`; there is a free slot."""
+        """Add the single row of `prompts`; a slot must be free."""
         slot = self._rows.index(None)
         self._put(prompts, [slot], [0])
         self._rows[slot] = number, 0
@@ -53,16 +53,16 @@ class OnlineLoop(DecodeLoop):
 
     @torch.inference_mode()
     def drop(self, number: int) -> None:
-        """End a row before its time."""
+        """End a row early."""
         for slot, row in enumerate(self._rows):
             if row is not None and row[0] == number:
                 self.step.finished[slot] = True
 
     def turn(self) -> dict[int, Progress]:
-        """Make a token for every row, or several where the step is recorded.
+        """Generate a token for every row, or several if the step is recorded.
 
         Returns:
-            What each row made since the last call, by its number; rows that ended have left.
+            The progress of each row since the last call, by number; rows that ended have left.
         """
         fresh = self._look()
         if self.busy:
@@ -75,7 +75,7 @@ class OnlineLoop(DecodeLoop):
 
     @torch.inference_mode()
     def _look(self) -> dict[int, Progress]:
-        """What is new; rows that have ended leave, and on a CPU the others move together."""
+        """Read new tokens and remove rows that have ended; on a CPU, compact the others."""
         if not self.busy:
             return {}
         made, ended = self.step.made.tolist(), self.step.finished[:, 0].tolist()

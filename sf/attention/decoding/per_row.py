@@ -1,4 +1,4 @@
-"""A choice of tokens with rules of its own for each row: what requests of several clients ask for.
+"""A choice of tokens with separate rules for each row, for the requests of several clients.
 
 Shape suffixes: S rows of the loop, A rows in use (the first ones), V vocabulary.
 """
@@ -19,11 +19,11 @@ __all__ = ["PerRow", "RowRules"]
 
 @dataclass(frozen=True)
 class RowRules:
-    """How one row's tokens are chosen.
+    """The sampling rules of one row.
 
     Attributes:
-        temperature: 0 takes the likeliest token.
-        top_p: smallest mass of the likeliest tokens that may be sampled, in (0, 1].
+        temperature: 0 for greedy choice.
+        top_p: nucleus sampling: probability mass of the most likely tokens, in (0, 1].
         repetition_penalty: as in transformers, over prompt and reply; 1 is none.
         seed: of sampling.
     """
@@ -35,11 +35,11 @@ class RowRules:
 
 
 class PerRow(Choice):
-    """Greedy and sampled rows beside each other; none depends on what the others are.
+    """Greedy and sampled rows in one batch, independent of each other.
 
     Args:
         rules: of each row.
-        seen_SV: bool, tokens that the row has read or made.
+        seen_SV: bool, tokens that the row has read or generated.
         forbidden: tokens that are never chosen.
     """
 
@@ -84,7 +84,7 @@ class PerRow(Choice):
         if self.forbidden:
             logits_AV[:, self.forbidden] = float("-inf")
         chosen = logits_AV.argmax(-1, keepdim=True)
-        # A recorded step holds every kernel, whatever the rows of the moment ask for.
+        # A recorded step contains all kernels, independent of the current rows' rules.
         if logits_AV.is_cuda or any(self._sampled[:active]):
             sampled = self._sample(logits_AV, active)
             chosen = torch.where(self.temperature[:active] > 0, sampled, chosen)
@@ -92,7 +92,7 @@ class PerRow(Choice):
         return chosen, None
 
     def _sample(self, logits_AV: Tensor, active: int) -> Tensor:
-        """The largest of log p + Gumbel noise among each row's likeliest tokens, (A, 1)."""
+        """The argmax of log p + Gumbel noise among each row's most likely tokens, (A, 1)."""
         heat = self.temperature[:active]
         logp = torch.log_softmax(logits_AV / heat.where(heat > 0, torch.ones_like(heat)), dim=-1)
         ordered, index = logp.sort(dim=-1, descending=True)

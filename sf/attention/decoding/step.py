@@ -1,11 +1,11 @@
 """One token of a decoder as a fixed sequence of device operations.
 
-Nothing in a step depends on a value: shapes, addresses and the order of operations are those of the
-step before. It therefore never waits for the device, and can be recorded once and replayed.
+A step does not depend on values: shapes, addresses and the order of operations are the same in
+every step. It therefore never synchronises with the device, and can be recorded once and replayed.
 
 Shape suffixes: S rows of the loop, A rows in use (the first ones), B rows of a prefill, V
-vocabulary, E end tokens, R rotary components (1 for plain rope, 4 in the Qwen2-VL line: text, time,
-height, width), N tokens after the first at most.
+vocabulary, E end tokens, R rotary components (1 for plain RoPE, 4 in the Qwen2-VL line: text, time,
+height, width), N most tokens after the first.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LAYERS = (Qwen2DecoderLayer, Qwen2VLDecoderLayer, Qwen2_5_VLDecoderLayer)
 
 @library.custom_op("sparsity_forcing::decode_attention", mutates_args=())
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """One operator to torch.compile, whatever the backend launches."""
+    """A single operator for torch.compile, independent of the backend."""
     return backend_for(query.device).decode(query, key, value, mask, scaling).contiguous()
 
 
@@ -53,7 +53,7 @@ def cached_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one new token over a whole buffer, with the backend that sparse decoding uses.
+    """Attention of one new token over a whole buffer, with the backend of sparse decoding.
 
     Args:
         query: (B, H, 1, D). key, value: (B, G, C, D).
@@ -67,10 +67,10 @@ def cached_attention(
 
 
 def supported(model: Any) -> Any:
-    """The decoder of a model whose layers a step can call.
+    """The decoder of a model that a step supports.
 
     Raises:
-        UnsupportedModelError: another family, rope that depends on the length, or layers on
+        UnsupportedModelError: another family, RoPE that depends on the length, or layers on
             several devices.
     """
     name = type(model).__name__
@@ -96,17 +96,17 @@ class Step:
 
     Args:
         model: a causal language model that `supported` accepts.
-        cache: where its keys and values go.
-        choice: how tokens are chosen, for as many rows as the cache has slots.
-        rules: which tokens end a row and what is written from then on.
-        compiled: let torch.compile fuse the small kernels (minutes for a large model; rounding
-            changes, so near ties may be decided differently).
+        cache: for its keys and values.
+        choice: of tokens, for as many rows as the cache has slots.
+        rules: end tokens and padding.
+        compiled: fuse the small kernels with torch.compile (minutes for a large model; rounding
+            changes, so near ties may be resolved differently).
 
     Attributes:
-        written: int64 (S, N + 2), each row's answer from its first token on; what is not yet made
-            is `pad`. logps: float32 (S, N + 2), of the tokens; None for a choice without.
-        made: int64 (S,), tokens of the answers, the end token included.
-        finished: bool (S, 1), the row has ended or made as many tokens as it may.
+        written: int64 (S, N + 2), each row's answer from its first token on, followed by `pad`.
+            logps: float32 (S, N + 2), of the tokens; None for a choice without.
+        made: int64 (S,), tokens of the answers, including the end token.
+        finished: bool (S, 1), whether the row has ended or reached its limit.
         end: int64 (E,), the end-of-sequence tokens.
     """
 
@@ -150,10 +150,10 @@ class Step:
         """Start answers in slots.
 
         Args:
-            slots: where each of `rows` goes.
+            slots: target slot of each of `rows`.
             token_B: int64, the first token. logp_B: its log-probability.
-            position_RB: int64, where the first token stands.
-            limits: tokens that each of `rows` may make, the first one included.
+            position_RB: int64, position of the first token.
+            limits: token limit of each of `rows`, including the first token.
         """
         if not self.position.numel():
             self.position = position_RB.new_zeros(len(position_RB), self.cache.slots, 1)
@@ -171,7 +171,7 @@ class Step:
 
     @property
     def _changing(self) -> list[Tensor]:
-        """What changes as tokens are made, rows first."""
+        """The tensors that change with new tokens, rows first."""
         scores = [] if self.logps is None else [self.logps]
         return [self.token, self.finished, self.made, self.written, *scores]
 
@@ -184,23 +184,23 @@ class Step:
         self.position[:, to] = self.position[:, source]
 
     def narrow(self, active: int, *, trim: bool = False) -> None:
-        """Work on the first `active` rows only (`DecodeCache.narrow`)."""
+        """Use only the first `active` rows (`DecodeCache.narrow`)."""
         self.active = active
         self.cache.narrow(active, trim=trim)
 
     def keep_start(self) -> None:
-        """What `restart` goes back to is the state of now."""
+        """Make the current state the one that `restart` returns to."""
         self._start = self.state()
 
     @torch.inference_mode()
     def state(self) -> Any:
-        """A copy of all that changes as tokens are made."""
+        """A copy of the state that changes with new tokens."""
         copies = [part.clone() for part in (*self._changing, self.position)]
         return copies, self.cache.written(), self.choice.written()
 
     @torch.inference_mode()
     def restart(self, to: Any = None) -> None:
-        """Go back to a state, by default the one that was kept as the start."""
+        """Return to a state, by default the stored start."""
         copies, cache, choice = self._start if to is None else to
         for part, copy in zip((*self._changing, self.position), copies, strict=True):
             part.copy_(copy)
@@ -209,7 +209,7 @@ class Step:
 
     @torch.inference_mode()
     def __call__(self) -> None:
-        """Make one token for every row in use; `choice.draw` comes before."""
+        """Generate one token for every row in use, after `choice.draw`."""
         views = [(vars(module), module.config) for module in self._attentions]
         config = getattr(self.decoder.config, "viewed", self.decoder.config)
         before = config._attn_implementation
@@ -231,7 +231,7 @@ class Step:
         cache, active = self.cache, self.active
         cache.open_entry()
         hidden = self.decoder.embed_tokens(self.token[:active])
-        # Text position first, where there are four; rope uses the other three.
+        # Of four components, the first is the text position; RoPE uses the other three.
         position = self.position[:, :active]
         position = position[-3:] if len(position) > 1 else position[0]
         rotary = self.decoder.rotary_emb(hidden, position)
