@@ -161,7 +161,7 @@ def examples(answers: pd.DataFrame, setting: str, count: int) -> list[tuple[str,
 
     Args:
         answers: `sf.evaluation.own_questions.answer_table`.
-        setting: the method beside full attention.
+        setting: the method compared with full attention.
         count: of pictures.
     """
     right = {

@@ -79,7 +79,7 @@ class PrunedLayer(CacheLayerMixin):
         appended: int,
         prompt_valid_BW: Tensor | None,
     ) -> None:
-        """Store what a prefill kept.
+        """Store the kept entries of a prefill.
 
         Args:
             key_BGKD, value_BGKD: kept entries, left-padded, the last `appended` after the prompt.
@@ -132,7 +132,7 @@ class PrunedLayer(CacheLayerMixin):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of K and V entries in use (reserved room not counted)."""
+        """Bytes of K and V entries in use, without reserved space."""
         if self.keys is None or self.values is None:
             return 0
         return sum(part.numel() * part.element_size() for part in (self.keys, self.values))
@@ -158,7 +158,7 @@ class PrunedLayer(CacheLayerMixin):
             self._show(self.kept_width + self.appended)
 
     def _take_rows(self, rows: Tensor) -> None:
-        """Replace the rows by those at `rows`, reserved room included."""
+        """Replace the rows by those at `rows`, including reserved space."""
         if not self.is_initialized:
             return
         total = self.kept_width + self.appended

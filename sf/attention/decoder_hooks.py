@@ -274,7 +274,7 @@ class DecoderHooks(Generic[SomeTrace]):
     # Generation
 
     def prompt_columns(self, length: int) -> int:
-        """How many of the `length` columns of a forward on an empty cache are prompt."""
+        """Number of prompt columns among the `length` columns of a pass on an empty cache."""
         return self.prompt_width or getattr(self._thread, "prompt_width", None) or length
 
     def _generate(self, given: Mapping[str, Any], generate: Callable[[], Any]) -> Any:

@@ -24,7 +24,7 @@ Kind = Literal["dense", "prefill", "continue"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns of a layer take part.
+    """The active columns of a layer.
 
     Attributes:
         index: int64 (B, W), each row's active columns last, in order; others of the row before.
@@ -167,7 +167,7 @@ class ForwardState:
                 layer.active = active
 
     def continue_mask(self, layer: PrunedLayer, new: int) -> Tensor | None:
-        """What `new` tokens may see of a pruned cache that already holds them.
+        """The entries of a pruned cache visible to `new` tokens, which it already contains.
 
         With two rows, three kept entries (the first row padded) and two new tokens:
 
@@ -200,6 +200,6 @@ def _active_columns(active_BL: Tensor, lengths: list[int]) -> Tensor:
     """(B, W) columns: each row's active ones last, in order, others of the row before them."""
     if len(lengths) == 1 and active_BL.device.type == "cpu":
         return active_BL[0].nonzero().view(1, -1)
-    # A CUDA device would be asked for the count once more by nonzero, not by a sort.
+    # On CUDA, nonzero would synchronise for the count; a sort does not.
     order = torch.argsort(active_BL.to(torch.uint8), dim=-1, stable=True)
     return order[:, order.shape[1] - max(lengths) :]

@@ -109,7 +109,7 @@ def _prefill(
     dropout: float,
     dense: Callable[[], tuple[Tensor, Tensor | None]],
 ) -> tuple[Tensor, Tensor | None]:
-    """Select on the prompt, attend among what is active, keep its K and V."""
+    """Select on the prompt, attend among the active tokens, keep their K and V."""
     assert state.valid is not None
     width = state.valid.shape[1]
     layout = state.layout(query, key, scaling, layer)
@@ -145,7 +145,7 @@ def _prefill(
 def own_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """What the model itself would have computed, with its own implementation and mask."""
+    """The model's own attention, with its implementation and mask."""
     view = module.config
     config = getattr(view, "viewed", view)
     name = str(config._attn_implementation)
@@ -163,7 +163,7 @@ def own_attention(
 
 
 def _implementation(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """A registered attention function; "eager" lives beside the module's class."""
+    """A registered attention function; "eager" is in the module of the class."""
     own = AttentionInterface()
     if name in own:
         function: Callable[..., tuple[Tensor, Tensor | None]] = own[name]

@@ -23,7 +23,7 @@ from sf.selection import Policy
 __all__ = ["SparseHandle", "sparsify"]
 
 SparseHandle = DecoderHooks[Trace]
-"""What `sparsify` gives: active at once, a context with a trace, and `undo()`."""
+"""The result of `sparsify`: active immediately, a context with a trace, and `undo()`."""
 _DYNAMIC = (None, "dynamic", "dynamic_full")
 _GROWING = (*_DYNAMIC, "offloaded", "quantized")
 _FIXED_CACHE = (
@@ -47,7 +47,7 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {
         "use an assistant_model",
     ),
 }
-"""Arguments of `generate`: values that change nothing, why others are refused, what to do."""
+"""Arguments of `generate`: values without effect, the reason to refuse others, the remedy."""
 
 
 def sparsify(

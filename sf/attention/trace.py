@@ -1,4 +1,4 @@
-"""What a sparse forward kept."""
+"""The record of a sparse forward pass."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Trace:
 
 
 def equivalent_tokens(pairs: Tensor) -> Tensor:
-    """How many tokens' dense causal attention reads as many (query, key) pairs: n (n + 1) / 2.
+    """The number n of tokens whose dense causal attention reads that many pairs, n (n + 1) / 2.
 
     For a layer that keeps n tokens this is n itself, and for dense attention the prompt's length,
     so methods whose queries each read other keys are put on the scale of kept tokens.

@@ -74,7 +74,7 @@ class TrainedAttention:
 
 
 def record_of(source: Any) -> TrainedAttention | None:
-    """What a checkpoint was trained with; None without a record (a base model).
+    """The method that a checkpoint was trained with; None without a record (a base model).
 
     Args:
         source: a model, perhaps PEFT-wrapped, its configuration, or a checkpoint's folder.

@@ -1,4 +1,4 @@
-"""How LLaVA models turn a video into tokens: pooling of the frames, line ends, the times as text.
+"""The form of videos in LLaVA models: pooling of the frames, line-end tokens, times as text.
 
 transformers' LLaVA-OneVision pools every frame bilinearly and ends a whole video with one line-end
 token (`image_newline`). LLaVA-NeXT's code knows other forms, of which LLaVA-Video-7B-Qwen2 has one:
@@ -25,7 +25,7 @@ Pooling = Literal["bilinear", "average", "max"]
 
 @dataclass(frozen=True)
 class VideoForm:
-    """How a video becomes tokens.
+    """The conversion of a video to tokens.
 
     Attributes:
         line_ends: a line-end token after each row of each frame ("grid"), after each frame
@@ -55,7 +55,7 @@ class VideoForm:
         return frames * per_frame[self.line_ends]
 
     def as_config(self) -> dict[str, Any] | None:
-        """What config.json holds under `CONFIG_KEY`; None for LLaVA-OneVision's own form."""
+        """The value of `CONFIG_KEY` in config.json; None for LLaVA-OneVision's own form."""
         return None if self == VideoForm() else asdict(self)
 
 

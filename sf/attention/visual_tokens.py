@@ -1,4 +1,4 @@
-"""Where a prompt's visual tokens lie: prompt columns and the cells of the media they stand for.
+"""The positions of a prompt's visual tokens: prompt columns and cells of the media.
 
 A cell is what one visual token sees: spatial_merge_size x spatial_merge_size patches of an image,
 over two neighbouring frames of a video. Placeholders follow each other row by row, time step by
@@ -53,7 +53,7 @@ class VisualSpan:
         return int(self.columns.view(self.shape)[time, row, col])
 
     def cells(self, kept: Sequence[Tensor]) -> Tensor:
-        """Which cells each layer kept.
+        """The cells that each layer kept.
 
         Args:
             kept: `Trace.kept`, per layer bool (B, L).

@@ -1,4 +1,4 @@
-"""EVS, Efficient Video Sampling (arXiv 2510.14624): drops what a video repeats.
+"""EVS, Efficient Video Sampling (arXiv 2510.14624): drops repeated content of a video.
 
 Shape suffixes: T time steps of a video, S tokens of one, C width of their features.
 """

@@ -1,4 +1,4 @@
-"""Random visual tokens: what a method that chooses tokens has to beat."""
+"""Random visual tokens: the baseline for methods that select tokens."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class TowerPruning(Method):
     """Decides in the vision tower; kept tokens keep their positions in the whole prompt.
 
     Attributes:
-        ratio: share of the visual tokens that is left; 1 leaves the model as it is.
+        ratio: share of the visual tokens to keep; 1 leaves the model unchanged.
     """
 
     decodes_densely: ClassVar[bool] = True
@@ -98,7 +98,7 @@ class _Marks:
 
 @dataclass(frozen=True)
 class _Left(Policy):
-    """What the tower left, the same in every layer."""
+    """The tokens that the tower kept, the same in every layer."""
 
     ratio: float
     marks: _Marks

@@ -39,7 +39,7 @@ class Twilight(Method):
 
     The first two layers decode densely. Heads choose for themselves, also where they share a KV
     head; rounded keys are made anew at each step, so this shows accuracy and budget, not speed. At
-    p = 1 every step is dense, whatever the budget.
+    p = 1 every step is dense, for any budget.
 
     Attributes:
         retention_p: p, the share of the estimated attention, in (0, 1].
@@ -113,7 +113,7 @@ class _Steps(Replacement):
         if cache is None or not cache.get_seq_length():
             self._running = self.trace.read = self.trace.steps = None
         elif ids is not None and ids.shape[1] == 1:
-            # A row's end token is fed only while other rows of its batch go on.
+            # A row's end token is fed only while other rows of its batch continue.
             ended = torch.isin(ids[:, 0], self._ends.to(ids.device))
             self._running = ~ended if self._running is None else self._running & ~ended
             self.attention.shares.clear()

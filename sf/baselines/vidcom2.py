@@ -1,4 +1,4 @@
-"""VidCom2, Video Compression Commander (arXiv 2505.14454): keeps what is unusual in a video.
+"""VidCom2, Video Compression Commander (arXiv 2505.14454): keeps unusual content of a video.
 
 Shape suffixes: T time steps of a video, S tokens of one, C width of their features.
 """

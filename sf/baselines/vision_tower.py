@@ -27,7 +27,7 @@ _SCORE_ELEMENTS = 1 << 24
 
 @dataclass(frozen=True)
 class Seen:
-    """What the last block with full attention saw in one call of the tower.
+    """The input of the last block with full attention in one call of the tower.
 
     Attributes:
         query_HPD, key_HPD: after rotary positions, in the block's order. raw_PD: keys before them,

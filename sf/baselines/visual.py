@@ -126,7 +126,7 @@ class VisualShare(Method):
 
     @abstractmethod
     def policy(self, model: Any, visual: VisualColumns) -> VisualPolicy:
-        """What chooses the tokens."""
+        """The selector of the tokens."""
 
     @contextmanager
     def apply(self, model: Any) -> Iterator[Trace]:

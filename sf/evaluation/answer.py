@@ -91,7 +91,7 @@ class _Question(Protocol):
 
 
 Question = TypeVar("Question", bound=_Question)
-Setting = tuple[str | float, ...]  # what a model runs under, such as ("zipvl", 0.975)
+Setting = tuple[str | float, ...]  # attention of a model, such as ("zipvl", 0.975)
 Judge = Callable[["Row", str], float]
 
 
@@ -146,7 +146,7 @@ def answer_missing(
 
     Args:
         questions: rows, or what else has an id and a media type.
-        settings: what the model runs under, one after the other on each batch.
+        settings: the model's attention settings, applied in order to each batch.
         log: answers of an earlier run of the same call, to which this one appends.
         begin: encodes a batch, once for all settings; gives what answers it under a setting.
         batch: questions in a batch at most.
@@ -279,7 +279,7 @@ def answer_encoded(
         max_new_tokens: generation limit.
         cutoff: share from which a fractional score counts as correct.
         judge: 1.0 or 0.0 for a row and its reply; by default `sf.data.rewards.correctness`, which
-            reads what stands in answer tags.
+            reads the content of answer tags.
 
     Returns:
         One answer per row, in order.

@@ -25,7 +25,7 @@ class Task:
             Without a limit the model class decides, and the classes differ (128 or 32768).
         media: the folder under HF_HOME where lmms-eval looks for videos ('' for image tasks,
             whose pixels lie in the parquet files).
-        media_folders: folders in it without which lmms-eval would go on, with other prompts.
+        media_folders: folders in it without which lmms-eval would continue with other prompts.
         even: documents come in pairs that are scored together (MME).
         total: the aggregate divides by this number of samples, whatever was evaluated (0: by the
             number evaluated); the paper's scale is out of this many.
@@ -50,14 +50,14 @@ class Benchmark:
 
     Attributes:
         name: the metric name of `published_results.csv`.
-        title: what a table prints.
+        title: name in tables.
         kind: table 1 (image) or table 2 (video).
         tasks: several are averaged with equal weight.
         factor: from lmms-eval's scale to the paper's.
         scale: the best possible figure in the paper's scale.
         download_gib: how much the hub's files take, media included: a guess that was never
             checked against the hub, good for an order of magnitude.
-        judge: what a configured OpenAI-compatible judge would do; '' for nothing.
+        judge: the effect of a configured OpenAI-compatible judge; '' for none.
         parser_changed: between the paper and lmms-eval 0.7.3.
         text_heavy: its questions are about text in the images (OCR).
     """

@@ -61,7 +61,7 @@ AVERAGES: Mapping[str, tuple[Benchmark, ...]] = {
     **{name: FAMILIES[family] for name, family in SPLIT.items()},
     "video_average": VIDEO,
 }
-"""What each average is the mean of, by its name in results, published figures and MLflow."""
+"""The benchmarks of each average, by its name in results, published values and MLflow."""
 
 
 def benchmark_named(name: str) -> Benchmark:

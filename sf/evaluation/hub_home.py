@@ -31,8 +31,8 @@ def fetch_benchmarks(
     Args:
         benchmarks: which.
         out: `commits.json` is written there.
-        earlier: an earlier result: the commits that it records are used again, whatever the
-            repositories' main branches stand for now.
+        earlier: an earlier result, whose recorded commits are used again even if the repositories'
+            main branches have moved.
         scratch: for Arrow files.
 
     Returns:
@@ -40,7 +40,7 @@ def fetch_benchmarks(
 
     Raises:
         DataError: the hub cannot be reached; everything that is missing is listed.
-        EnvironmentFault: the disk has no room, or a repository is gated.
+        EnvironmentFault: the disk lacks space, or a repository is gated.
     """
     known = {**read_commits(earlier), **read_commits(out)}
     missing = missing_in_hub_cache(benchmarks, known)

@@ -148,4 +148,4 @@ EXTRA: tuple[Benchmark, ...] = (
         download_gib=0.3,
     ),
 )
-"""Beyond the paper's tables: robustness against naming objects that are not there."""
+"""Beyond the paper's tables: robustness against object hallucination."""

@@ -76,7 +76,7 @@ def bootstrap_clusters(
 
     Args:
         values: (samples,) finite numbers.
-        clusters: (samples,), what each value belongs to, such as its image.
+        clusters: (samples,), the cluster of each value, such as its image.
         seed: of the resampling.
         level: coverage.
 

@@ -21,7 +21,7 @@ __all__ = ["kept_cells"]
 
 
 def kept_cells(trace: Trace, inputs: Mapping[str, Any], config: Any) -> list[tuple[str, ...]]:
-    """What each group of `layer_groups` kept of every image and video, row by row.
+    """The cells that each group of `layer_groups` kept of every image and video, row by row.
 
     A group keeps a cell that the share `MAJORITY` of its layers keeps.
 

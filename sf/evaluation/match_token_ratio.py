@@ -100,7 +100,7 @@ def find_value(
 def _next(
     hyperparameter: Hyperparameter, known: Mapping[float, float], asked: float, halve: bool
 ) -> float | None:
-    """Where to measure next; None when nothing is left to try."""
+    """The next value to measure; None if no value is left to try."""
     sign = 1 if hyperparameter.rises else -1
     fewer = [value for value, ratio in known.items() if ratio < asked]
     more = [value for value, ratio in known.items() if ratio >= asked]

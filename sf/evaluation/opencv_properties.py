@@ -1,4 +1,4 @@
-"""What OpenCV says about a video: what a worker process of `sf.isolation` does."""
+"""OpenCV's properties of a video, read in a worker process of `sf.isolation`."""
 
 from __future__ import annotations
 

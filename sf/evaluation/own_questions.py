@@ -92,7 +92,7 @@ def _number(name: str, text: str) -> float:
 def attentions_of(
     source: Any, settings: Sequence[AttentionSetting]
 ) -> dict[tuple[str | float, ...], Method]:
-    """What to run under, by setting.
+    """The attention methods by setting.
 
     Raises:
         ConfigError, UnsupportedModelError: see `sf.baselines.resolve`.

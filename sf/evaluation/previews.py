@@ -1,4 +1,4 @@
-"""What a reader is shown of a benchmark's rows: the question and small pictures of its media."""
+"""Previews of a benchmark's rows: the question and thumbnails of its media."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def preview_table(
         benchmarks: which.
         source: their data.
         folder: result of the stage `benchmarks`.
-        vision: of the evaluation, whose rule says which frames of a video are looked at.
+        vision: of the evaluation, whose rule determines the sampled frames.
         scratch: for Arrow files.
 
     Returns:

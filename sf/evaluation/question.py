@@ -48,7 +48,7 @@ def question_of(request: Instance, datasets: Mapping[str, Any]) -> Question:
         datasets: each task's splits.
 
     Raises:
-        ConfigError: as `limit_of`; or content that is no text, image or whole video file.
+        ConfigError: as in `limit_of`; or content other than text, an image or a complete video.
     """
     _, doc_to_messages, _, doc_id, task, split = request.args
     turns = turns_of(doc_to_messages(datasets[task][split][doc_id]))
@@ -60,7 +60,7 @@ def turns_of(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """lmms-eval's messages of a row in transformers' form.
 
     Raises:
-        ConfigError: content that is no text, image or whole video file.
+        ConfigError: content other than text, an image or a complete video.
     """
     return [
         {"role": turn.role, "content": [_content(part) for part in turn.content]}
@@ -96,7 +96,7 @@ def _content(part: Any) -> dict[str, Any]:
 
 
 def _digest(turns: Sequence[dict[str, Any]], limit: int) -> str:
-    """What a question is made of. Files count by name, size and time of change."""
+    """The content of a question. Files count by name, size and modification time."""
     digest = hashlib.blake2b(f"{limit}".encode(), digest_size=12)
     for part in (part for turn in turns for part in turn["content"]):
         digest.update(f"\0{part['type']}\0".encode())

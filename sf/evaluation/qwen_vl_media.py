@@ -1,4 +1,4 @@
-"""qwen-vl-utils and decord on one conversation: what a worker process of `sf.isolation` does.
+"""qwen-vl-utils and decord on one conversation, run in a worker process of `sf.isolation`.
 
 The module loads both when it is imported, which a worker does once.
 """

@@ -1,4 +1,4 @@
-"""What is kept of an answered sample."""
+"""The record of an answered sample."""
 
 from __future__ import annotations
 

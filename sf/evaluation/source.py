@@ -1,4 +1,4 @@
-"""What the `benchmarks` stage hands to `evaluate`: where the data lie, how much of them counts."""
+"""The source of the benchmark data, passed from the `benchmarks` stage to `evaluate`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _STAND_IN_TOKENS = 8
 
 @dataclass(frozen=True)
 class Source:
-    """Where the benchmarks' data lie.
+    """The location of the benchmark data.
 
     Attributes:
         kind: "synthetic", "hub" or "folder".
@@ -71,10 +71,10 @@ class Source:
 
 
 def read_source(folder: Path) -> Source:
-    """What the `benchmarks` stage left in its result folder.
+    """Read the source from the result folder of the `benchmarks` stage.
 
     Raises:
-        DataError: it is not there.
+        DataError: it is missing.
     """
     path = folder / _FILE
     if not path.is_file():
@@ -95,7 +95,7 @@ def prepare_source(
     scratch: Path,
     fetched: Path | None = None,
 ) -> tuple[Source, dict[str, int]]:
-    """Write stand-ins, or make sure that real data are complete and open all of their media.
+    """Write synthetic data, or check that real data are complete and open all of their media.
 
     Args:
         source: "synthetic", "hub" or a local benchmark home.
@@ -104,7 +104,7 @@ def prepare_source(
         suites: what will be evaluated.
         vision: pixel and frame bounds of the evaluation.
         folder: the stage's result folder; stand-ins go to `home` in it.
-        scratch: for Arrow files, and for what is known of videos when the call is killed.
+        scratch: for Arrow files, and for facts about videos that survive a kill.
         fetched: result of the stage `fetch`; None: what the hub's cache lacks is fetched now.
 
     Returns:
@@ -167,7 +167,7 @@ def _opened(
 ) -> tuple[Source, dict[str, int]]:
     """The source with the rows that cannot be read, and the rows of each task.
 
-    The names of the tasks' media are written beside, for the leakage check of `prepare`.
+    The names of the tasks' media are written too, for the leakage check of `prepare`.
     """
     rows: dict[str, int] = {}
     bad: dict[str, dict[int, str]] = {}

@@ -1,4 +1,4 @@
-"""Reads a parquet file to its end: what a worker process of `sf.isolation` does."""
+"""Reads a parquet file to its end, in a worker process of `sf.isolation`."""
 
 from __future__ import annotations
 

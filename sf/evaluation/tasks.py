@@ -30,7 +30,7 @@ _FILES_ONLY = ("submission",)  # metrics that write a file for a server and carr
 
 
 def repository_folder(home: Path, task: Task) -> Path:
-    """Where a task's dataset repository lies in a benchmark home."""
+    """The folder of a task's dataset repository in a benchmark home."""
     return home / "hub" / task.repository
 
 
@@ -137,7 +137,7 @@ def build_task(
     except KeyError as error:
         rule = f"its rows cannot be read: there is no split {error}"
         raise DataError(task.name, str(config["dataset_path"]), rule, "check the data") from error
-    except RetryError as error:  # lmms-eval tries five times, whatever it was
+    except RetryError as error:  # lmms-eval tries five times on any error
         failure = error.last_attempt.exception()
         reason = str((failure and failure.__cause__) or failure).splitlines()[0]
         rule, remedy = f"its rows cannot be read: {reason}", "check the data, or the connection"
@@ -153,7 +153,7 @@ def build_task(
 
 @cache
 def _task_class() -> type:
-    """lmms-eval's class; its constructor passes over what is wrong with the first row."""
+    """lmms-eval's class, with a constructor that ignores faults of the first row."""
     from lmms_eval.api.task import ConfigurableMessagesTask
 
     class Built(ConfigurableMessagesTask):

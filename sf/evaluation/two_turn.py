@@ -96,7 +96,7 @@ def _talk(pair: Pair, template: Template) -> list[dict[str, Any]]:
     ]
 
 
-_Read = tuple[list[int], Any, More | None]  # pairs' indices, prompt, what continues it
+_Read = tuple[list[int], Any, More | None]  # pairs' indices, prompt, its continuation
 
 
 def _read(

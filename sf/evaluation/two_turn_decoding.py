@@ -26,7 +26,7 @@ __all__ = ["More", "greedy", "more_of", "positions_of"]
 
 @dataclass(frozen=True)
 class More:
-    """What follows a prompt: `ids` and `valid`, long [B, M], padded on the left."""
+    """The continuation of a prompt: `ids` and `valid`, long [B, M], padded on the left."""
 
     ids: Tensor
     valid: Tensor
@@ -35,7 +35,7 @@ class More:
 def more_of(
     processor: Any, talks: Sequence[list[dict[str, Any]]], replies: Sequence[str], device: str
 ) -> More:
-    """What a first turn's cache is continued with: its reply, and the second question.
+    """The continuation of a first turn's cache: its reply, and the second question.
 
     Args:
         processor: of the model.

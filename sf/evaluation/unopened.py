@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["empty_replies", "media_in_workers", "screened"]
 
 _DECODERS = {kind: kind.decode_example for kind in (Image, LoadedImage)}
-_collecting: list[list[str]] = []  # of the contexts that are open, in whatever order they close
+_collecting: list[list[str]] = []  # of the open contexts, which may close in any order
 
 
 @contextmanager

@@ -21,7 +21,7 @@ __all__ = ["IsolatedCapture", "isolate_captures"]
 
 
 class IsolatedCapture:
-    """In the place of `cv2.VideoCapture`; what is asked beyond `get` opens the file here.
+    """Replaces `cv2.VideoCapture`; any call other than `get` opens the file in this process.
 
     Args:
         path: of the video.

@@ -30,7 +30,7 @@ transformers runs dense attention.
 
 
 def usage_of(record: TrainedAttention) -> str:
-    """How to run a checkpoint with this record."""
+    """Instructions for running a checkpoint with this record."""
     value = "" if record.value is None else f" at {record.value:g}"
     return USAGE.format(method=record.method, value=value)
 

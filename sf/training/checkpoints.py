@@ -55,7 +55,7 @@ def seal(folder: Path) -> None:
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """The fault of a checkpoint, or None."""
     try:
         digests = read_json(folder / SEAL)
     except (OSError, ValueError):

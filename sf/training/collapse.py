@@ -62,7 +62,7 @@ class CollapseWatch(TrainerCallback):
         self._warned: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """The state for a resumed run."""
         return {
             "first": self.first,
             "recent": {name: list(values) for name, values in self.recent.items()},

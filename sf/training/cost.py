@@ -80,7 +80,7 @@ class CostEstimate(TrainerCallback):
         p: the parameters.
         checkpoint_gib: size of one checkpoint.
         copies: checkpoints kept.
-        unit: what a question is answered by, in the plural.
+        unit: name of the answers, in the plural.
         memory: of a rank.
         clock: seconds.
 

@@ -24,7 +24,7 @@ _STREAM = 0x73686F7274
 
 
 def question_order(num_rows: int, count: int, seed: int) -> list[int]:
-    """Indices of `count` questions: seeded permutations of all rows, one after the other.
+    """Indices of `count` questions: concatenated seeded permutations of all rows.
 
     Args:
         num_rows: rows to draw from.
@@ -54,7 +54,7 @@ def templates_of(rows: int, template: Template, short_share: float, seed: int) -
 def training_set(
     rows: Sequence[Row], count: int, seed: int, templates: Sequence[Template]
 ) -> Dataset:
-    """One entry per question of the run, so that a run is one epoch whatever its length.
+    """One entry per question of the run, so that a run of any length is one epoch.
 
     Resuming in a later epoch would otherwise shuffle again from the first epoch's state.
 

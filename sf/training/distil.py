@@ -46,9 +46,9 @@ class DistilForward(AnswerForward):
     """Gives each token's distance from the teacher.
 
     Attributes:
-        teacher: what is learnt from.
-        hidden: (R, C, H), what the teacher makes of the answers.
-        hidden_weight: of the hidden states' distance beside the KL divergence.
+        teacher: the teacher model.
+        hidden: (R, C, H), the teacher's hidden states of the answers.
+        hidden_weight: of the hidden states' distance relative to the KL divergence.
     """
 
     teacher: Teacher

@@ -61,7 +61,7 @@ class Question:
         grid_thw: (1, 3) long, the medium's patch grid.
         pixels: (patches, channels * patch volume), the processor's output; None when `features`
             stand for it.
-        features: (V, H), what the frozen tower made of the pixels; None when the tower is trained.
+        features: (V, H), the frozen tower's output; None if the tower is trained.
     """
 
     input_ids: torch.Tensor
@@ -169,7 +169,7 @@ class Encoder:
     Args:
         model: gives the rope index, and the tower while it is frozen.
         processor: of the model.
-        rows: the training rows; questions are asked for by their index here.
+        rows: the training rows; questions are identified by their index.
         vision: pixel and frame bounds.
         templates: prompt template of each row.
         frozen_tower: keep features instead of pixels.

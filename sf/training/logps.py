@@ -162,7 +162,7 @@ class PolicyForward:
     def _attention(
         self, policy: Policy, prompt_width: int, skip_dropped: bool
     ) -> AbstractContextManager[Trace]:
-        """What the model's attention is during a forward."""
+        """The model's attention during a forward pass."""
         return sparsify(self.bare, policy, prompt_width=prompt_width, skip_dropped=skip_dropped)
 
     def _head(

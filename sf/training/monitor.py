@@ -50,7 +50,7 @@ class Monitor(TrainerCallback):
 
     Args:
         tracker: `log(step, values)`.
-        counter: `sf.progress.Progress`, advanced once a step.
+        counter: `sf.progress.Progress`, advanced once per step.
         cost: its figures are logged too.
         patience: steps for which a metric must be bad before a warning.
         max_logp_gap: bound on |logp(train) - logp(rollout)|.
@@ -72,7 +72,7 @@ class Monitor(TrainerCallback):
 
     @staticmethod
     def figures(logs: dict[str, Any]) -> dict[str, float]:
-        """TRL's logs under this project's names, what is missing left out."""
+        """TRL's logs under this project's names, without missing ones."""
         known = {new: logs[old] for old, new in FIGURES.items() if logs.get(old) is not None}
         known |= {key: v for key, v in logs.items() if key.startswith("token_ratio_layer/")}
         return {name: float(value) for name, value in known.items()}

@@ -51,7 +51,7 @@ def write_state(state: State, folder: Path) -> None:
 
 
 def read_state(state: State, folder: Path) -> None:
-    """Set a state to what `write_state` wrote, whatever the number of ranks was.
+    """Restore a state written by `write_state`, with any number of ranks.
 
     Args:
         state: of `get_optimizer_state_dict`; changed in place.
@@ -96,7 +96,7 @@ def _require_rows(name: str, tensor: DTensor) -> None:
 
 
 def _first_row(tensor: DTensor) -> int:
-    """Where this rank's rows begin: all ranks but the last ones hold ⌈rows / ranks⌉."""
+    """The first row of this rank: all ranks except the last ones have ⌈rows / ranks⌉ rows."""
     rows = int(tensor.shape[0])
     return min(rank() * -(-rows // world_size()), rows)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 __all__ = ["length_buckets"]
 
 SLACK = 1.15
-"""How much longer than its shortest prompt a bucket's longest may be."""
+"""Largest ratio of a bucket's longest to its shortest prompt."""
 
 
 def length_buckets(lengths: Sequence[int], slack: float = SLACK) -> list[list[int]]:

@@ -46,7 +46,7 @@ def probe_rows(
     scaling: float,
     reduce: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `reduce` makes of the probes' attention rows, one KV head at a time.
+    """The result of `reduce` on the probes' attention rows, one KV head at a time.
 
     Long prompts' rows are computed again in the backward pass instead of stored.
 

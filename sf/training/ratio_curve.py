@@ -153,6 +153,6 @@ def _ratios(model: Any, inputs: Any, retention_p: float) -> list[float]:
 
 
 def measure_ratio_curve(checkpoint: Path, request: CurveRequest) -> Curve:
-    """`add_ratio_curve` without a place for what a killed call has measured."""
+    """`add_ratio_curve` without storage for the measurements of a killed call."""
     with TemporaryDirectory() as folder:
         return add_ratio_curve(checkpoint, request, Path(folder))

@@ -31,7 +31,7 @@ def reference_logps(
 
     Args:
         model: the reference.
-        rollout: the rollouts, of which `rows` are asked for.
+        rollout: the rollouts, from which `rows` are used.
         rows: (R,) long, indices into `rollout.owner`.
         input_ids: (R, P + C) long.
         attention_mask: (R, P + C) long.

@@ -17,7 +17,7 @@ from sf.errors import DataError, EnvironmentFault
 __all__ = ["clear_faults"]
 
 FULL_DISK = ("No space left", "inline_container.cc")
-"""What errors of a full disk say that carry no number: safetensors', and torch.save's writer's."""
+"""Texts of full-disk errors without an error number, from safetensors and torch.save."""
 AGAIN = "the last whole checkpoint is intact, and the same command goes on from it"
 
 

@@ -88,7 +88,7 @@ class ResumableTrainer(Trainer):
             torch.save(schedule, Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """What `_save_optimizer_and_scheduler` wrote."""
+        """Load the files of `_save_optimizer_and_scheduler`."""
         if checkpoint is None or not self.sharded:
             super()._load_optimizer_and_scheduler(checkpoint)
             return

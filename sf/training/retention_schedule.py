@@ -35,7 +35,7 @@ class RetentionSchedule:
             tokens) or "threshold" (least mean attention weight).
         grid: the values that the rollouts of a group take in turn; empty with `span`.
         span: lowest and highest value of a uniform draw; None with `grid`.
-        group_size: rollouts of a question.
+        group_size: rollouts per question.
         seed: of the draws.
     """
 

@@ -147,7 +147,7 @@ class ScoredRollouts:
         self.texts: list[str] = []
 
     def correctness(self, **columns: Any) -> list[float]:
-        """How right each local rollout is, in [0, 1]."""
+        """The correctness of each local rollout, in [0, 1]."""
         self.texts = [completion[-1]["content"] for completion in columns["completions"]]
         self.correct = self.reward.accuracy(**columns)
         columns["log_metric"]("accuracy", sum(self.correct) / len(self.correct))

@@ -91,7 +91,7 @@ def assemble(
         p: parameters.
         base: the initial model, which is also the reference.
         rows: the train manifest.
-        checkpoints: folder for checkpoints, on a disk with room for them.
+        checkpoints: folder for checkpoints, on a disk with enough space.
         tracker: `log(step, values)`.
         counter: progress counter.
         samples: takes sample answers.
@@ -102,7 +102,7 @@ def assemble(
     """
     check_sharding(p, world_size())
     checkpoints.mkdir(parents=True, exist_ok=True)
-    # The weights stay float32, whatever the computation runs in: steps of 1e-6 vanish in bfloat16.
+    # The weights stay float32 for any dtype of the computation: steps of 1e-6 vanish in bfloat16.
     model = load_model(base, device=p.runtime.device)
     processor = load_processor(base)
     model, replacement = prepare_model(p, model)
@@ -309,7 +309,7 @@ def train(
         JobInterrupted: the job is about to end; a checkpoint of the last step is written.
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
-    # One rank looks: it also removes what is broken.
+    # One rank checks, since it also removes damaged checkpoints.
     resumed = agreed(last_sealed(checkpoints) if rank() == 0 else None)
     done = int(resumed.name.rpartition("-")[2]) if resumed else 0
     with progress("train", p.train.steps, done) as counter:
@@ -362,7 +362,7 @@ def save(
 
 
 def _record(p: RunParameters) -> TrainedAttention:
-    """What the trained model runs under."""
+    """The attention of the trained model."""
     attention = block_attention(p.objective)
     if attention is not None:
         return TrainedAttention.of(attention)

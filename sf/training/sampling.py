@@ -1,4 +1,4 @@
-"""What may be sampled in a rollout, and with which seed."""
+"""The sampling rules and seeds of rollouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How flat attention rows are: regularisers of the "sharpness" row of the paper's comparison.
+"""Flatness of attention rows: regularisers of the "sharpness" row of the paper's comparison.
 
 Neither the paper (arXiv 2504.18579) nor its first version gives the form; these two are ours. Both
 look at the probe queries' rows (the same rows as selection's: 128 of a long prompt, all of a short

@@ -71,7 +71,7 @@ class PathwiseWeight:
     def of_step(
         self, step: int, rollouts: Mapping[str, Tensor], densest: float | None
     ) -> tuple[float, float, Tensor]:
-        """The weight of a step; called once a step.
+        """The weight of a step; called once per step.
 
         Args:
             step: steps finished before.
@@ -128,7 +128,7 @@ class PathwiseWeight:
         return parts / parts.sum()
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed run needs."""
+        """The state for a resumed run."""
         return {"dual": self.dual}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
@@ -143,7 +143,7 @@ class LaggedWeight:
     The first step has no previous one and uses the initial weight.
 
     Attributes:
-        weight: with a target; moved once a step.
+        weight: with a target; updated once per step.
         current: the weight of the latest step.
         total, rows: sum of the ratios observed since then, and their number; saved with each
             checkpoint, as `current` is.
@@ -197,7 +197,7 @@ class LaggedWeight:
         return ratios
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """The state for a resumed run."""
         kept = {"current": self.current, "total": self.total, "rows": self.rows}
         return {**self.weight.state_dict(), **kept}
 

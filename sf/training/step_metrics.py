@@ -1,4 +1,4 @@
-"""The figures of a step, gathered over ranks, and the rollouts shown beside them."""
+"""The metrics of a step, gathered over ranks, and its sample rollouts."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class Distance(NamedTuple):
 
     @classmethod
     def of(cls, output: Any) -> Distance:
-        """From what a student's forward returned under `compared`."""
+        """Computed from the output of a student's forward pass under `compared`."""
         return cls(*output.logits.unbind(-1))
 
 

@@ -44,7 +44,7 @@ class TokenScores(NamedTuple):
 
     @classmethod
     def of(cls, output: Any) -> TokenScores:
-        """From what a model's forward returned under `scored`."""
+        """Computed from the output of a model's forward pass under `scored`."""
         return cls(*output.logits.unbind(-1))
 
 
