@@ -115,8 +115,8 @@ def batches(rows: Sequence[Question], batch: int) -> list[tuple[Question, ...]]:
     """Rows in batches of one media type, images first; the order within a type is preserved.
 
     Args:
-        rows: manifest rows, or what else has a `data_type`.
-        batch: rows in a batch at most.
+        rows: manifest rows, or other objects with a `data_type`.
+        batch: maximum batch size.
 
     Raises:
         ConfigError: `batch` is below 1.
@@ -145,11 +145,11 @@ def answer_missing(
     An incomplete batch is answered as a whole: replies do not depend on when a run was killed.
 
     Args:
-        questions: rows, or what else has an id and a media type.
+        questions: rows, or other objects with an id and a media type.
         settings: the model's attention settings, applied in order to each batch.
         log: answers of an earlier run of the same call, to which this one appends.
-        begin: encodes a batch, once for all settings; gives what answers it under a setting.
-        batch: questions in a batch at most.
+        begin: encodes a batch, once for all settings, and returns a function that answers it.
+        batch: maximum batch size.
         title: of the progress.
 
     Yields:
@@ -201,7 +201,7 @@ def answers_under(
         processor: its processor.
         rows: manifest rows.
         vision: pixel and frame bounds.
-        attentions: by setting, with `apply(model)` as the context to answer under.
+        attentions: by setting; `apply(model)` gives the context for answering.
         log: answers of an earlier run of the same call, to which this one appends.
         title: of the progress.
         batch, max_new_tokens, template, cutoff: see `Limits`.
@@ -248,7 +248,7 @@ def encode_rows(
         processor: of the model.
         rows: the batch.
         vision: pixel and frame bounds.
-        device: where the tensors go.
+        device: of the tensors.
         template: prompt template of `sf.data.prompts`.
     """
     talks = [messages(row, template) for row in rows]
@@ -274,10 +274,10 @@ def answer_encoded(
         model: a transformers model for image/video and text.
         processor: its processor.
         encoded: rows and inputs, on the model's device.
-        context: what the model runs under: `sparsify(...)`, a method's `apply`, or `nullcontext()`.
+        context: the attention context: `sparsify(...)`, a method's `apply`, or `nullcontext()`.
         decodes_densely: of the method (`sf.baselines.method.Method`).
         max_new_tokens: generation limit.
-        cutoff: share from which a fractional score counts as correct.
+        cutoff: fractional score from which an answer counts as correct.
         judge: 1.0 or 0.0 for a row and its reply; by default `sf.data.rewards.correctness`, which
             reads the content of answer tags.
 
@@ -340,10 +340,10 @@ def answer_rows(
         rows: manifest rows.
         vision: pixel and frame bounds.
         policy: sparse policy, or None for the dense model.
-        batch: rows in a batch at most.
+        batch: maximum batch size.
         max_new_tokens: generation limit.
         template: prompt template of `sf.data.prompts`.
-        cutoff: share from which a fractional score counts as correct.
+        cutoff: fractional score from which an answer counts as correct.
 
     Returns:
         One answer per row, in the order of `rows`.

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Match", "find_value", "match_method", "match_table"]
 
 MOST = 14  # measurements of one search
-_STEP = 4.0  # how far an open end is approached at a time
-_APART = 16.0  # values further apart than this are divided geometrically
-_EDGE = 0.1  # an interpolated value keeps this share of the bracket from its ends
+_STEP = 4.0  # factor of a step towards an open end
+_APART = 16.0  # brackets with a larger ratio are divided geometrically
+_EDGE = 0.1  # minimum distance of an interpolated value from the ends, as a share of the bracket
 _NEAR = 1e-6
 
 
@@ -133,7 +133,7 @@ def _inside(
     asked: float,
     halve: bool,
 ) -> float | None:
-    """A value between two that enclose the asked ratio: interpolated, or the middle."""
+    """A value between two that bracket the target ratio: interpolated, or the middle."""
     a, b = low[0], high[0]
     share = 0.5 if halve else (asked - low[1]) / (high[1] - low[1])
     share = min(max(share, _EDGE), 1 - _EDGE)
@@ -170,14 +170,14 @@ def match_method(
         asked: target token ratio, mean over rows and layers.
         log: answers of an earlier run of the same call, to which this one appends.
         tolerance: of the ratio.
-        **limits: how rows are answered.
+        **limits: decoding and scoring settings.
 
     Returns:
         The match, and a line per measurement: method, hyperparameter, value, token_ratio, accuracy,
         rows.
 
     Raises:
-        ConfigError: a method without a hyperparameter, an asked ratio out of range, no rows.
+        ConfigError: a method without a hyperparameter, a target ratio out of range, or no rows.
     """
     hyperparameter = resolve(model, method).hyperparameter
     if hyperparameter is None:

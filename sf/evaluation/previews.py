@@ -26,21 +26,21 @@ from sf.sections import Vision
 __all__ = ["preview_table"]
 
 SIDE = 128
-"""Pixels of a picture's longer side."""
+"""Longer side of a picture in pixels."""
 MOST_PICTURES = 4
-"""Images of a question, or frames of its video, that are shown at most."""
+"""Maximum number of displayed images of a question, or frames of its video."""
 QUALITY = 70  # of JPEG
 MIN_PIXELS = 784
 
 
 class _Picture(NamedTuple):
-    """A small picture, and what it shows.
+    """A thumbnail and its origin.
 
     Attributes:
         image: the picture.
-        medium: number of the image or video in the question, from 0.
-        frame: number of the frame among those that a model is given, from 0; 0 for an image.
-        frames: how many those are; 1 for an image.
+        medium: index of the image or video in the question.
+        frame: index of the frame among those given to a model; 0 for an image.
+        frames: number of frames given to a model; 1 for an image.
     """
 
     image: PIL.Image.Image
@@ -52,10 +52,10 @@ class _Picture(NamedTuple):
 def preview_table(
     benchmarks: Sequence[Benchmark], source: Source, folder: Path, vision: Vision, scratch: Path
 ) -> pd.DataFrame:
-    """A line a row of the benchmarks that is evaluated.
+    """One line per evaluated row of the benchmarks.
 
     Args:
-        benchmarks: which.
+        benchmarks: the benchmarks.
         source: their data.
         folder: result of the stage `benchmarks`.
         vision: of the evaluation, whose rule determines the sampled frames.
@@ -99,7 +99,7 @@ def _preview(turns: Sequence[dict[str, Any]], vision: Vision) -> dict[str, Any]:
 
 
 def _pictures(part: dict[str, Any], medium: int, vision: Vision) -> Sequence[_Picture]:
-    """Small pictures of an image or of a video's frames."""
+    """Thumbnails of an image or of a video's frames."""
     if part["type"] == "image":
         image = load_rgb(part)
         image.thumbnail((SIDE, SIDE))
@@ -111,7 +111,7 @@ def _pictures(part: dict[str, Any], medium: int, vision: Vision) -> Sequence[_Pi
 
 @lru_cache(maxsize=4)  # neighbouring rows ask about one video
 def _frames(path: str, vision: Vision) -> tuple[dict[int, PIL.Image.Image], int]:
-    """Evenly spaced ones of the frames that a model is given, by number, and how many it is."""
+    """Evenly spaced indices among the frames given to a model, and the number of those frames."""
     frames = load_video(path, vision)[0]
     most = min(MOST_PICTURES, len(frames))
     shown = [round(at) for at in np.linspace(0, len(frames) - 1, most)]

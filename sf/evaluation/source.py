@@ -38,11 +38,12 @@ class Source:
 
     Attributes:
         kind: "synthetic", "hub" or "folder".
-        home: benchmark home; relative to the stage's result for stand-ins, '' for the hub.
-        limit: rows a task at most, 0 for all.
-        most_new_tokens: upper bound of the tasks' generation limits, 0 for none. Stand-ins are
-            answered in few tokens, and a model that has not learnt to stop would babble 1024.
-        unreadable: rows of each task that are left out, by number, with the reason.
+        home: benchmark home; relative to the stage's result for synthetic data, '' for the hub.
+        limit: most rows per task, 0 for all.
+        most_new_tokens: upper bound of the tasks' generation limits, 0 for none. Synthetic
+            questions have short answers, but a model that has not learnt to stop would generate
+            1024 tokens.
+        unreadable: excluded rows of each task, by number, with the reason.
         commits: of each repository of the hub.
     """
 
@@ -62,10 +63,10 @@ class Source:
 
         Args:
             folder: the stage's result folder.
-            scratch: of the job that reads, for links to what was fetched from the hub.
+            scratch: of the reading job, for links to fetched hub files.
 
         Raises:
-            DataError: what was fetched is not on this machine.
+            DataError: the fetched files are not on this machine.
         """
         return folder / self.home if self.home else hub_home(self.commits, scratch)
 
@@ -80,7 +81,7 @@ def read_source(folder: Path) -> Source:
     if not path.is_file():
         raise DataError("benchmarks", str(folder), f"has no {_FILE}", "run the benchmarks stage")
     fields = read_json(path)
-    bad = fields.pop("unreadable", {})  # JSON has text for the numbers
+    bad = fields.pop("unreadable", {})  # JSON stores the numbers as text
     numbered = {task: {int(row): why for row, why in rows.items()} for task, rows in bad.items()}
     return Source(**fields, unreadable=numbered)
 
@@ -99,20 +100,19 @@ def prepare_source(
 
     Args:
         source: "synthetic", "hub" or a local benchmark home.
-        samples: rows a task; 0 for all (real data only).
-        seed: of the stand-ins.
-        suites: what will be evaluated.
+        samples: rows per task; 0 for all (real data only).
+        seed: of the synthetic data.
+        suites: the suites to evaluate.
         vision: pixel and frame bounds of the evaluation.
-        folder: the stage's result folder; stand-ins go to `home` in it.
+        folder: the stage's result folder; synthetic data are written to its `home`.
         scratch: for Arrow files, and for facts about videos that survive a kill.
-        fetched: result of the stage `fetch`; None: what the hub's cache lacks is fetched now.
+        fetched: result of the stage `fetch`; None to download data missing from the hub cache now.
 
     Returns:
-        Where the data lie, and the rows of each task. Rows that cannot be read are named in a
-        warning.
+        The source, and the rows of each task. Unreadable rows are named in a warning.
 
     Raises:
-        ConfigError: an unknown suite, no such folder, or stand-ins without a number.
+        ConfigError: an unknown suite, no such folder, or synthetic data without a number of rows.
         DataError: real data are incomplete.
     """
     benchmarks = benchmarks_of(suites)
@@ -147,7 +147,7 @@ def prepare_source(
 
 
 def _media_names(documents: Dataset) -> list[str]:
-    """Names that a task's table gives to media (`sf.data.leakage`); images are not decoded."""
+    """Media names in a task's table (`sf.data.leakage`); images are not decoded."""
     texts = ("string", "large_string")
     columns = [
         name
@@ -165,7 +165,7 @@ def _opened(
     folder: Path,
     scratch: Path,
 ) -> tuple[Source, dict[str, int]]:
-    """The source with the rows that cannot be read, and the rows of each task.
+    """The source with its unreadable rows, and the rows of each task.
 
     The names of the tasks' media are written too, for the leakage check of `prepare`.
     """
@@ -182,7 +182,7 @@ def _opened(
             unreadable = unreadable_rows(lmms_task, task, vision, log, source.limit)
             if unreadable:
                 bad[task.name] = unreadable
-                leave_out(lmms_task, task, unreadable, source.limit)  # refuses a task without a row
+                leave_out(lmms_task, task, unreadable, source.limit)  # rejects a task without rows
                 warnings.warn(_named(task.name, unreadable), stacklevel=3)
     write_csv(pd.DataFrame(named, columns=["task", "name"]), folder / NAMES_FILE)
     return replace(source, unreadable=bad), rows
@@ -198,7 +198,7 @@ def source_table(source: Source, rows: Mapping[str, int]) -> pd.DataFrame:
     """One line per task: benchmark, task, rows, unreadable and evaluated rows, generation limit.
 
     Args:
-        source: where the data lie.
+        source: of the data.
         rows: of each task.
     """
     lines = []

@@ -1,14 +1,14 @@
-"""lmms-eval's own tasks, built from its packaged YAMLs over hub data or a local folder.
+"""lmms-eval's tasks, built from its packaged YAMLs over hub data or a local folder.
 
-Only the YAMLs that a run needs are read: lmms-eval's TaskManager indexes some 1,500 of them first,
-which takes seconds. The task objects are lmms-eval's, names, prompts, parsers and aggregations
-included; what is overridden is where the rows come from, the generation limit, and the metrics that
-only write submission files.
+Only the YAMLs that a run needs are read, because lmms-eval's TaskManager takes seconds to index all
+1,500 or so. The task objects, with names, prompts, parsers and aggregations, are lmms-eval's. Only
+the source of the rows, the generation limit, and metrics that write submission files are
+overridden.
 
-A local folder ("benchmark home") looks like an HF_HOME:
+A local folder ("benchmark home") has the layout of an HF_HOME:
 
-    hub/OWNER/NAME/...     a dataset repository's files as they lie on the hub
-    videomme/data/*.mp4    videos where lmms-eval looks for them under HF_HOME, one folder a task
+    hub/OWNER/NAME/...     a dataset repository's files, as on the hub
+    videomme/data/*.mp4    videos at lmms-eval's paths under HF_HOME, one folder per task
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sf.extras import extra
 
 __all__ = ["benchmark_home", "build_task", "documents", "repository_folder"]
 
-_FILES_ONLY = ("submission",)  # metrics that write a file for a server and carry no score
+_FILES_ONLY = ("submission",)  # metrics that write a file for a server and have no score
 
 
 def repository_folder(home: Path, task: Task) -> Path:
@@ -36,22 +36,22 @@ def repository_folder(home: Path, task: Task) -> Path:
 
 @contextmanager
 def benchmark_home(home: Path | None, cache: Path) -> Iterator[None]:
-    """Make lmms-eval look for media in `home` and keep its Arrow files in `cache`.
+    """Make lmms-eval read media from `home` and keep its Arrow files in `cache`.
 
-    The task modules read HF_HOME when they are executed, which happens with every YAML that is
-    loaded: build tasks inside this context. Models that are already on the hub cache's path are
-    not affected: huggingface_hub has read HF_HOME at its own import.
+    The task modules read HF_HOME when they are executed, which happens for every loaded YAML, so
+    build tasks inside this context. Models in the hub cache are not affected, because
+    huggingface_hub has read HF_HOME at its import.
 
     Args:
-        home: a benchmark home; None leaves HF_HOME alone (hub data).
-        cache: a folder for Arrow files; nothing is ever written into `home`.
+        home: a benchmark home; None leaves HF_HOME unchanged (hub data).
+        cache: a folder for Arrow files; `home` is never written to.
     """
     values = {"LMMS_EVAL_DATASETS_CACHE": str(cache.resolve())}
     if home is not None:
         values["HF_HOME"] = str(home.resolve())
     else:
         default = os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface"))
-        values["HF_HOME"] = default  # two task modules demand that it is set
+        values["HF_HOME"] = default  # two task modules require it
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     from lmms_eval.api import task as module
@@ -77,25 +77,24 @@ def build_task(
     revision: str = "main",
     model_name: str = "sf_sparse",
 ) -> Any:
-    """lmms-eval's own object of a task, a `ConfigurableMessagesTask`.
+    """lmms-eval's task object, a `ConfigurableMessagesTask`.
 
     Call it inside `benchmark_home`.
 
     Args:
-        task: which task.
+        task: the task.
         home: a benchmark home, or None for the hub, from which the task's videos are unpacked.
-        most_new_tokens: upper bound of the generation limit (0: none), for stand-ins whose replies
-            are known to be short.
-        judge: let a task ask its configured judge about replies that it cannot parse. Without, such
-            a reply counts as wrong at once, which is what an unreachable judge gives after eleven
-            tries.
+        most_new_tokens: upper bound of the generation limit (0 for none), for synthetic data with
+            short replies.
+        judge: let a task call its configured judge for replies that it cannot parse. Otherwise such
+            a reply counts as wrong immediately, which is also the outcome of an unreachable judge
+            after eleven tries.
         revision: of the repository on the hub.
         model_name: lmms-eval's key for model-specific prompts; no packaged task knows ours, so it
             gets every task's default prompt.
 
     Raises:
-        DataError: the folder lacks the repository, its rows cannot be read, or there is none of
-            the split.
+        DataError: the folder lacks the repository, its rows cannot be read, or the split is empty.
     """
     with extra("eval"):
         import lmms_eval
@@ -128,7 +127,7 @@ def build_task(
             for key, value in (config.get("dataset_kwargs") or {}).items()
             if key in ("video", "cache_dir")
         }
-    else:  # lmms-eval's `token: True` refuses public repositories where no token is set
+    else:  # lmms-eval's `token: True` rejects public repositories if no token is set
         given = {k: v for k, v in (config.get("dataset_kwargs") or {}).items() if k != "token"}
         config["dataset_kwargs"] = {**given, "revision": revision}
     try:
@@ -181,16 +180,16 @@ def _task_class() -> type:
 
 
 def _without_judge(process_results: Any) -> None:
-    """TempCompass asks a GPT about unmatched replies: answer for it.
+    """Replace the GPT that TempCompass calls for unmatched replies.
 
-    The function's module was executed for this one YAML alone (lmms-eval's `!function`), so no
-    other task object is touched.
+    The function's module was executed only for this YAML (lmms-eval's `!function`), so no other
+    task object is affected.
     """
     if "get_eval_result" in process_results.__globals__:
         process_results.__globals__["get_eval_result"] = lambda *_, **__: (None, 0)
 
 
 def documents(lmms_task: Any) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """A task's rows, each with the chat messages that lmms-eval makes of it."""
+    """A task's rows, each with lmms-eval's chat messages."""
     for document in lmms_task.eval_docs:
         yield document, lmms_task.doc_to_messages(document)

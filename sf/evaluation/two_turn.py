@@ -73,7 +73,7 @@ def pairs_of(rows: Sequence[Row], most: int) -> list[Pair]:
 
     Args:
         rows: of a manifest.
-        most: pairs at most.
+        most: maximum number of pairs.
     """
     by_media: dict[str, list[Row]] = {}
     for row in rows:
@@ -169,14 +169,14 @@ def two_turn_answers(
     Args:
         model: the checkpoint, on its device.
         processor: its processor.
-        pairs: of `pairs_of`.
+        pairs: from `pairs_of`.
         vision: pixel and frame bounds.
         grid: points of the checkpoint's curve (`sf.baselines.resolve_point`).
         log: answers of an earlier run of the same call, to which this one appends.
-        batch: pairs in a batch at most.
+        batch: maximum batch size, in pairs.
         max_new_tokens: generation limit.
         template: prompt template.
-        cutoff: share from which a fractional score counts as correct.
+        cutoff: fractional score from which an answer counts as correct.
 
     Returns:
         One row per arm, retention_p and pair: columns arm, retention_p (1 for dense), media (path),
@@ -231,7 +231,7 @@ def two_turn_table(answers: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Accuracy of the second question per retention_p and arm, and the cost of pruning.
 
     Args:
-        answers: of `two_turn_answers`.
+        answers: from `two_turn_answers`.
         seed: of the bootstrap.
 
     Returns:

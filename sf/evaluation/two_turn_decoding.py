@@ -40,8 +40,8 @@ def more_of(
     Args:
         processor: of the model.
         talks: conversations of three turns: user, assistant, user.
-        replies: the assistant's texts, which follow the first prompt as generation leaves them.
-        device: where the tensors go.
+        replies: the assistant's texts, appended to the first prompt as in generation.
+        device: of the tensors.
 
     Raises:
         UnsupportedModelError: the chat template rewrites an earlier turn.
@@ -66,7 +66,7 @@ def more_of(
 
 
 def positions_of(model: Any, inputs: Any, ids_BL: Tensor, valid_BL: Tensor) -> Tensor:
-    """Rope positions of prompt and continuation: [3, B, L] for the Qwen families, else [B, L]."""
+    """RoPE positions of prompt and continuation: [3, B, L] for the Qwen families, else [B, L]."""
     inner = model.model
     if not hasattr(inner, "get_rope_index"):
         return (valid_BL.cumsum(-1) - 1).clamp(min=0)
@@ -86,14 +86,14 @@ def positions_of(model: Any, inputs: Any, ids_BL: Tensor, valid_BL: Tensor) -> T
 def greedy(
     model: Any, inputs: Any, more: More | None, policy: Policy | None, limit: int
 ) -> tuple[list[list[int]], Tensor]:
-    """Greedy replies to a prompt and what follows it.
+    """Greedy replies to a prompt and its continuation.
 
     Args:
         model: in evaluation mode.
-        inputs: of `sf.data.vision.encode`, the prompt: selection is among its tokens.
+        inputs: the prompt, from `sf.data.vision.encode`; only its tokens are selected from.
         more: tokens that continue on the prompt's cache; None for none.
-        policy: how the prompt is read; None is dense.
-        limit: tokens at most.
+        policy: selection of the prefill; None is dense.
+        limit: maximum number of tokens.
 
     Returns:
         The tokens of each reply, with its end token, and token ratios at the prompt, float

@@ -1,8 +1,8 @@
-"""Questions about media that no stage has opened: those of lmms-eval's own command line.
+"""Questions about media that no stage has opened, from lmms-eval's own command line.
 
 The stages open all media before a model is loaded (`sf.evaluation.readable`). lmms-eval does not,
-and cannot leave a row out: here each image and video is decoded in a worker process first, and a
-row that cannot be read is named and gets an empty reply.
+and cannot exclude a row. Here each image and video is first decoded in a worker process, and an
+unreadable row is named and gets an empty reply.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _collecting: list[list[str]] = []  # of the open contexts, which may close in an
 
 @contextmanager
 def media_in_workers() -> Iterator[list[str]]:
-    """Within it `datasets` decodes images by our loader, and OpenCV opens videos, in workers.
+    """A context in which `datasets` (with our loader) and OpenCV decode media in workers.
 
     Yields:
-        Gets the reason of every image that cannot be read; such an image is a blank one.
+        A list that receives the reason for every unreadable image, which is replaced by a blank.
     """
     faults: list[str] = []
     _collecting.append(faults)
@@ -68,7 +68,7 @@ def _note(fault: str) -> None:
 
 
 class _Capture(IsolatedCapture):
-    """Of a video that cannot be opened nothing is known, and its fault is noted."""
+    """Reports no properties of a video that cannot be opened, and records its fault."""
 
     def get(self, field: int) -> float:
         try:
@@ -91,7 +91,7 @@ def _decode_in_worker(feature: Image, value: Any, token_per_repo_id: Any = None)
 
 
 def _read(value: dict[str, Any]) -> PIL.Image.Image | str:
-    """The image of a table's cell; or why it cannot be read."""
+    """The image of a table's cell, or the reason why it cannot be read."""
     name = value["path"] or "an image of a table"
     try:
         content = picture_content(value)
@@ -109,20 +109,20 @@ def screened(
     vision: Vision,
     media: str,
 ) -> tuple[dict[int, Question], dict[int, str]]:
-    """The questions that can be asked.
+    """The usable questions.
 
     Args:
         requests: of type `generate_until`.
         datasets: each task's splits.
         processor: of the model.
         vision: pixel and frame bounds.
-        media: "training" or "lmms_eval", the way in which they will be encoded.
+        media: "training" or "lmms_eval", the processing of media.
 
     Returns:
-        Questions, and the reasons against the other requests, both by index.
+        Questions, and the faults of the other requests, both by index.
 
     Raises:
-        ConfigError: as `question_of`.
+        ConfigError: as in `question_of`.
     """
     questions: dict[int, Question] = {}
     refused: dict[int, str] = {}
@@ -145,7 +145,7 @@ def screened(
 
 
 def empty_replies(requests: Sequence[Instance], refused: Mapping[int, str]) -> str:
-    """The warning about requests that cannot be answered, with their reasons by index."""
+    """The warning about requests that cannot be answered, with the reasons by index."""
     head = f"{len(refused)} rows cannot be read; their replies are empty and are scored so:"
     rows = [
         f"  {requests[index].args[4]} row {requests[index].args[3]}: {reason}"
@@ -155,7 +155,7 @@ def empty_replies(requests: Sequence[Instance], refused: Mapping[int, str]) -> s
 
 
 def _faults(processor: Any, questions: Sequence[Question], vision: Vision, media: str) -> list[str]:
-    """Why questions cannot be encoded, "" for those that can."""
+    """The reason why each question cannot be encoded, or ""."""
     faults = [_text_or_size(processor, question, vision) for question in questions]
     if media == "lmms_eval":
         reasons = decord_faults([question.turns for question in questions], vision)

@@ -1,7 +1,7 @@
-"""OpenCV's view of a video, for task code that asks it: rate and number of frames.
+"""Frame rate and number of frames from OpenCV, for task code that needs them.
 
-VideoMME's task with subtitles opens each video with OpenCV when it makes the prompt. Here that
-happens in a worker process, since OpenCV's FFmpeg can crash or hang as any decoder can.
+VideoMME's task with subtitles opens each video with OpenCV for the prompt. Here that happens in a
+worker process, since OpenCV's FFmpeg can crash or hang like any decoder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class IsolatedCapture:
         self._given = path, *rest
 
     def get(self, field: int) -> float:
-        """A property of the video; 0 where OpenCV knows none.
+        """A property of the video; 0 if OpenCV does not provide it.
 
         Raises:
             DataError: opening the file crashes OpenCV or keeps it busy.
@@ -41,7 +41,7 @@ class IsolatedCapture:
         try:
             changed_ns = os.stat(path).st_mtime_ns
         except OSError:
-            return 0.0  # as OpenCV says of a file that is not there
+            return 0.0  # as OpenCV does for a missing file
         properties = _properties(path, changed_ns)
         if isinstance(properties, Lost):
             rule = f"OpenCV cannot open it: {properties.reason}"
@@ -71,7 +71,7 @@ def _properties(path: str, changed_ns: int) -> Mapping[int, float] | Lost:
 def isolate_captures(functions: Mapping[str, Any]) -> None:
     """Make the functions of a task's configuration open videos in worker processes.
 
-    Their modules were executed for this task alone (lmms-eval's `!function`).
+    Their modules were executed only for this task (lmms-eval's `!function`).
     """
     for function in functions.values():
         names: dict[str, Any] = getattr(function, "__globals__", {})
