@@ -1,8 +1,8 @@
-"""What a process knows of the Slurm job it runs in.
+"""A process's information on its Slurm job.
 
 Snakemake's executor plugin removes most of Slurm's variables before it starts a job, and older
-versions of Slurm set no end time. A job would then not notice its time limit, nor how often it was
-requeued, nor its nodes.
+versions of Slurm set no end time. A job would then not know its time limit, its number of requeues
+or its nodes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ RESTARTS = "SLURM_RESTART_COUNT"
 NODES = "SLURM_JOB_NUM_NODES"
 NODE_LIST = "SLURM_JOB_NODELIST"
 _FIELDS = {END: "EndTime", RESTARTS: "Restarts", NODES: "NumNodes", NODE_LIST: "NodeList"}
-"""The fields of `scontrol show job` that hold their values."""
+"""The fields of `scontrol show job` with their values."""
 
 
 def complete_environment() -> None:
-    """Set the variables of this module from Slurm's record of the job; nothing outside Slurm.
+    """Set the variables of this module from Slurm's record of the job; no effect outside Slurm.
 
     If Slurm does not answer, the process keeps the variables it has, and a warning is printed.
     """

@@ -1,8 +1,8 @@
-"""How much of a study is done, and about how long the rest takes: a line at a job's start.
+"""Progress and estimated remaining time of a study, printed at the start of a job.
 
-A finished job's time is known. A job to come is expected to take as long as in a whole study that
-was measured elsewhere (`MEASURED`), times the slowness of this machine in the jobs that it has
-finished; without such a measurement, as long as the finished jobs of its rule.
+A remaining job's time is estimated from a complete study measured elsewhere (`MEASURED`), scaled by
+the speed of this machine in its finished jobs; without such a measurement, from the finished jobs
+of its rule.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MEASURED = Path(__file__).parents[1] / "reports/measured/cpu-epyc-2-cores/study_
 def expected_seconds(
     specs: Sequence[JobSpec], spent: Mapping[str, float], measured: Mapping[str, float]
 ) -> dict[str, float | None]:
-    """How long each job takes, by name; None where nothing is known.
+    """The expected time of each job, by name; None if unknown.
 
     Args:
         specs: jobs of the study.
@@ -54,9 +54,9 @@ def expected_seconds(
 
 
 def sentence(params: Params, specs: Sequence[JobSpec]) -> str:
-    """Jobs done, and the time left: of the study on this machine, or of its jobs under Slurm.
+    """The finished jobs and the time left, for the study on this machine or its jobs under Slurm.
 
-    A running job counts as one to come. Files are read, not verified.
+    A running job counts as remaining. Files are read, not verified.
 
     Args:
         params: of the study.

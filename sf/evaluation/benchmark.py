@@ -21,14 +21,14 @@ class Task:
         repository: the dataset's repository on the Hugging Face hub.
         subset: the dataset configuration ('' for the only one).
         split: the evaluated split.
-        max_new_tokens: pinned generation limit; where the task sets one it is the task's own.
-            Without a limit the model class decides, and the classes differ (128 or 32768).
-        media: the folder under HF_HOME where lmms-eval looks for videos ('' for image tasks,
-            whose pixels lie in the parquet files).
+        max_new_tokens: pinned generation limit, equal to the task's if it sets one. Without a
+            limit the model class decides, and the classes differ (128 or 32768).
+        media: the folder under HF_HOME where lmms-eval expects videos ('' for image tasks, whose
+            images are in the parquet files).
         media_folders: folders in it without which lmms-eval would continue with other prompts.
         even: documents come in pairs that are scored together (MME).
-        total: the aggregate divides by this number of samples, whatever was evaluated (0: by the
-            number evaluated); the paper's scale is out of this many.
+        total: the fixed number of samples that the aggregate divides by (0 for the number
+            evaluated); the paper's scale refers to it.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Benchmark:
         kind: table 1 (image) or table 2 (video).
         tasks: several are averaged with equal weight.
         factor: from lmms-eval's scale to the paper's.
-        scale: the best possible figure in the paper's scale.
-        download_gib: how much the hub's files take, media included: a guess that was never
-            checked against the hub, good for an order of magnitude.
+        scale: the best possible score in the paper's scale.
+        download_gib: size of the hub's files, including media: an order-of-magnitude estimate, not
+            checked against the hub.
         judge: the effect of a configured OpenAI-compatible judge; '' for none.
-        parser_changed: between the paper and lmms-eval 0.7.3.
+        parser_changed: whether its parser changed between the paper and lmms-eval 0.7.3.
         text_heavy: its questions are about text in the images (OCR).
     """
 

@@ -32,7 +32,7 @@ class Paired:
     """Second minus first, on the paper's scale.
 
     Attributes:
-        difference: of the two figures.
+        difference: of the two scores.
         low, high: paired bootstrap 95 % interval.
         p_value: two-sided, of a sign-flip permutation test over units: how often a difference at
             least as large appears when each unit's two results are swapped at random.
@@ -124,7 +124,7 @@ def paired_table(first: Path, second: Path, seed: int) -> pd.DataFrame:
     """Compare two finished evaluations, benchmark by benchmark.
 
     Args:
-        first: result of the `evaluate` stage, say of method full.
+        first: result of the `evaluate` stage, for example of method full.
         second: the same of another row.
         seed: of resampling and swapping.
 

@@ -18,7 +18,7 @@ _COMMITS = "commits.json"
 
 
 def read_commits(folder: Path) -> dict[str, str]:
-    """The commit of each repository, as `fetch_benchmarks` left it in a folder; {} without one."""
+    """The commit of each repository, written by `fetch_benchmarks` to a folder; {} if missing."""
     path = folder / _COMMITS
     return dict(read_json(path)) if path.is_file() else {}
 
@@ -26,11 +26,11 @@ def read_commits(folder: Path) -> dict[str, str]:
 def fetch_benchmarks(
     benchmarks: Sequence[Benchmark], out: Path, earlier: Path, scratch: Path
 ) -> dict[str, str]:
-    """Have the benchmarks' repositories in the hub's cache and their videos unpacked in HF_HOME.
+    """Fetch the benchmarks' repositories to the hub cache and unpack their videos in HF_HOME.
 
     Args:
-        benchmarks: which.
-        out: `commits.json` is written there.
+        benchmarks: the benchmarks to fetch.
+        out: folder for `commits.json`.
         earlier: an earlier result, whose recorded commits are used again even if the repositories'
             main branches have moved.
         scratch: for Arrow files.
@@ -57,11 +57,11 @@ def fetch_benchmarks(
 
 
 def hub_home(commits: Mapping[str, str], scratch: Path) -> Path:
-    """A benchmark home (`sf.evaluation.tasks`) of links to what was fetched.
+    """A benchmark home (`sf.evaluation.tasks`) with links to the fetched data.
 
     Args:
         commits: of the repositories.
-        scratch: the home is made there, one for each process of torchrun.
+        scratch: folder for the home, one for each process of torchrun.
 
     Raises:
         DataError: a repository is not in this machine's cache at its commit.

@@ -46,7 +46,7 @@ def resamples(count: int, seed: int, draws: int = DRAWS) -> NDArray[np.int64]:
 
 
 def interval(draws: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap replicates (draws,); NaN where one of them is."""
+    """Percentile interval of bootstrap replicates (draws,); NaN if any of them is NaN."""
     tail = (1 - level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
@@ -61,7 +61,7 @@ def bootstrap_mean(values: ArrayLike, seed: int, level: float = 0.95) -> tuple[f
         level: coverage.
 
     Returns:
-        (low, high); (nan, nan) for fewer than two samples, from which nothing follows.
+        (low, high); (nan, nan) for fewer than two samples.
     """
     data = np.asarray(values, dtype=np.float64)
     if data.size < 2:
@@ -72,7 +72,7 @@ def bootstrap_mean(values: ArrayLike, seed: int, level: float = 0.95) -> tuple[f
 def bootstrap_clusters(
     values: ArrayLike, clusters: Sequence[object] | NDArray[np.str_], seed: int, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean whose values come in clusters, drawn as a whole.
+    """Percentile bootstrap interval of the mean of clustered values; clusters are resampled.
 
     Args:
         values: (samples,) finite numbers.

@@ -1,4 +1,4 @@
-"""Which cells of a prompt's images and videos the layers kept, as short text beside a reply.
+"""The cells of a prompt's images and videos that the layers kept, as short text for a record.
 
 Shape suffixes: G groups of layers, B rows of the batch, L columns; T time steps, H rows and W
 columns of cells.

@@ -1,4 +1,4 @@
-"""Groups of neighbouring layers, as tables and pictures of kept tokens show them."""
+"""Groups of neighbouring layers, for tables and drawings of kept tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAJORITY = 0.5
 
 
 def layer_groups(layers: int, count: int = 3) -> list[range]:
-    """Neighbouring layers in `count` groups of nearly equal size; fewer where layers are few."""
+    """Neighbouring layers in up to `count` groups of nearly equal size."""
     edges = [round(at * layers / count) for at in range(count + 1)]
     return [range(low, high) for low, high in pairwise(edges) if high > low]
 

@@ -28,23 +28,21 @@ def encode_as_lmms_eval(
     vision: Vision,
     device: str = "cpu",
 ) -> BatchFeature:
-    """Left-padded model inputs of a batch of conversations, made by qwen-vl-utils.
+    """Left-padded model inputs of a batch of conversations, from qwen-vl-utils.
 
-    As the built-in class (`lmms_eval/models/chat/qwen2_5_vl.py`) does without `fps`: an even
-    number of frames, at most `video_max_frames`, spread from a video's first to its last frame; the
-    pixel bounds are given with videos only, and the processor's own bounds hold for images. The
-    built-in class takes the number from the batch's first video for all; here each video has its
-    own.
+    As in the built-in class (`lmms_eval/models/chat/qwen2_5_vl.py`) without `fps`: an even number
+    of frames, at most `video_max_frames`, spread from a video's first to its last frame; the pixel
+    bounds apply only to videos, and the processor's bounds to images. The built-in class uses the
+    frame number of the batch's first video for all; here each video has its own.
 
     Args:
         processor: of Qwen2-VL or Qwen2.5-VL.
-        conversations: as `sf.data.vision.encode` takes them.
+        conversations: as in `sf.data.vision.encode`.
         vision: `video_*` bounds are used, except `video_fps`.
-        device: where the tensors go.
+        device: of the tensors.
 
     Raises:
-        DataError: media that decord or Pillow cannot read, or that keep them busy; a text with a
-            control token.
+        DataError: media that decord or Pillow cannot read in time, or text with a control token.
     """
     check_turns(processor, conversations)
     loaded = _loaded(conversations, vision)
@@ -79,7 +77,7 @@ def _loaded(conversations: Sequence[Conversation], vision: Vision) -> list[tuple
 
 
 def decord_faults(conversations: Sequence[Conversation], vision: Vision) -> list[str]:
-    """Why the media of conversations cannot be read in this way; "" where they can."""
+    """The reason why the media of each conversation cannot be read this way, or ""."""
     faults = [""] * len(conversations)
     for index, media in _load_isolated(conversations, vision):
         if isinstance(media, str):
@@ -95,7 +93,7 @@ def _paths(conversation: Conversation) -> list[str]:
 def _load_isolated(
     conversations: Sequence[Conversation], vision: Vision
 ) -> Iterator[tuple[int, tuple[Any, Any] | str]]:
-    """Media by index, or why there are none; decord may hang on damaged files, or crash."""
+    """Media by index, or the fault; decord may hang or crash on damaged files."""
     from sf.evaluation import qwen_vl_media
 
     seconds = [

@@ -36,7 +36,7 @@ class AttentionSetting(Section):
 
     method: str = Field(description="a key of sf.baselines.METHODS, or trained")
     value: float | None = Field(
-        None, description="of the method's hyperparameter; absent: its default"
+        None, description="of the method's hyperparameter; by default the method's own"
     )
 
     @property
@@ -52,9 +52,9 @@ def settings_of(
 
     Args:
         source: a checkpoint's folder, or its configuration.
-        methods: names, or NAME=VALUE; none: what the checkpoint was trained with, ZipVL for a base
-            model.
-        retention_p: none: the methods' own values.
+        methods: names, or NAME=VALUE; if empty, the method that the checkpoint was trained with,
+            or ZipVL for a base model.
+        retention_p: if empty, the methods' own values.
 
     Raises:
         ConfigError: an unknown method, or a value out of range.
@@ -125,9 +125,9 @@ def answer_table(
         processor: its processor.
         rows: the questions.
         vision: pixel and frame bounds.
-        settings: of `settings_of`.
+        settings: from `settings_of`.
         log: answers of an earlier run of the same call, to which this one appends.
-        **limits: how rows are answered; `cutoff` is that of `sf.evaluation.replies.judged`.
+        **limits: decoding and scoring settings; `cutoff` is that of `sf.evaluation.replies.judged`.
 
     Returns:
         One line per setting and row: setting, method, value, question, answer, media, and the
@@ -168,7 +168,7 @@ def summary(answers: pd.DataFrame, seed: int) -> pd.DataFrame:
     """One line per setting, full attention first.
 
     Args:
-        answers: of `answer_table`.
+        answers: from `answer_table`.
         seed: of the bootstrap.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Cells of an image or video as short text: which of them each group of layers kept.
+"""Short text for the cells of an image or video that each group of layers kept.
 
 Shape suffixes: G groups of layers; T time steps, H rows and W columns of cells.
 """
@@ -17,7 +17,7 @@ __all__ = ["packed", "unpacked"]
 
 
 def packed(cells_GTHW: NDArray[np.bool_]) -> str:
-    """ "TxHxW:BITS": the bits of all cells, group by group, eight a byte (first bit highest)."""
+    """ "TxHxW:BITS": the bits of all cells, group by group, eight per byte, first bit highest."""
     shape = "x".join(str(length) for length in cells_GTHW.shape[1:])
     return f"{shape}:{base64.b64encode(np.packbits(cells_GTHW).tobytes()).decode()}"
 
@@ -26,11 +26,11 @@ def unpacked(text: str, groups: int) -> NDArray[np.bool_]:
     """The cells (G, T, H, W) of `packed`.
 
     Args:
-        text: of `packed`.
-        groups: G, which the text does not hold.
+        text: from `packed`.
+        groups: G, which the text does not contain.
 
     Raises:
-        DataError: the text does not hold the cells of that many groups.
+        DataError: the text does not contain the cells of that many groups.
     """
     lengths, _, bits = text.partition(":")
     try:

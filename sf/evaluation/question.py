@@ -72,7 +72,7 @@ def limit_of(request: Instance) -> int:
     """The request's generation limit.
 
     Raises:
-        ConfigError: the task asks for sampling or beams, or sets no limit.
+        ConfigError: the task requests sampling or beams, or sets no limit.
     """
     options = request.args[2]
     asked = {name: options.get(name) for name in _SAMPLING}

@@ -1,6 +1,6 @@
 """qwen-vl-utils and decord on one conversation, run in a worker process of `sf.isolation`.
 
-The module loads both when it is imported, which a worker does once.
+Importing the module loads both, which a worker does once.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def load(talk: Sequence[dict[str, Any]], vision: Vision) -> tuple[Any, Any] | st
     """The media of a conversation.
 
     Args:
-        talk: turns as `sf.data.vision.encode` takes them.
+        talk: turns, as in `sf.data.vision.encode`.
         vision: `video_*` bounds are used, except `video_fps`.
 
     Returns:
-        Images, and videos with their metadata, as `process_vision_info` gives them (None for none
-        of a kind); or why they cannot be read.
+        Images, and videos with their metadata, as from `process_vision_info` (None if there are
+        none); or the reason why they cannot be read.
     """
     turns = [
         {**turn, "content": [_part(part, vision) for part in turn["content"]]} for turn in talk
@@ -50,7 +50,7 @@ def load(talk: Sequence[dict[str, Any]], vision: Vision) -> tuple[Any, Any] | st
 
 @contextmanager
 def _decord_alone() -> Iterator[None]:
-    """Within it decord's error is not hidden by torchvision's reader, which is gone since 0.26."""
+    """A context in which torchvision's reader, removed in 0.26, does not hide decord's error."""
     readers = vision_process.VIDEO_READER_BACKENDS
     other = readers["torchvision"]
     readers["torchvision"] = readers["decord"]
@@ -74,5 +74,5 @@ def _part(part: dict[str, Any], vision: Vision) -> dict[str, Any]:
 
 
 def _frames(path: str, most: int) -> int:
-    """An even number of frames, at least 2, at most `most` and what the file holds."""
+    """An even number of frames, at least 2, limited by `most` and the file's frames."""
     return max(2, min(most, len(decord.VideoReader(path))) // 2 * 2)

@@ -1,7 +1,7 @@
 """Steps that succeed on every process of a data-parallel evaluation, or fail on all.
 
 A process that fails alone would leave the others waiting in lmms-eval's collectives. Here all
-processes are told of the failure and continue with the next benchmark.
+processes learn of the failure and continue with the next benchmark.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def together(task: str, step: Callable[[], Value]) -> Value:
     """Run a step on every process and return its result here, if it fails on none.
 
     Args:
-        task: whose step it is.
-        step: what to do; no collective in it.
+        task: of the step.
+        step: the function to call, without collectives.
 
     Raises:
         AllFailed: it failed, on this process or on another one.
@@ -42,7 +42,7 @@ def together(task: str, step: Callable[[], Value]) -> Value:
     failure: Exception | None = None
     try:
         value = step()
-    except SystemExit as error:  # how task modules say that a video is missing
+    except SystemExit as error:  # raised by task modules for a missing video
         failure = DataError(task, None, str(error), "complete the benchmark's files")
         failure.__cause__ = error
     except Exception as error:  # noqa: BLE001 - raised as soon as all know
@@ -58,9 +58,9 @@ def together(task: str, step: Callable[[], Value]) -> Value:
 
 @contextmanager
 def answering_together(lm: SparseChatModel, task: str) -> Iterator[None]:
-    """Within it no process leaves `lm.generate_until` before the last one is done.
+    """A context in which no process leaves `lm.generate_until` before all have finished.
 
-    lmms-eval's own waiting, which is given up after minutes, then begins on all at once.
+    lmms-eval's own synchronisation, with a timeout of minutes, then starts on all at once.
     """
     answer = lm.generate_until
 

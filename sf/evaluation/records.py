@@ -12,24 +12,23 @@ __all__ = ["Record", "record_log"]
 
 @dataclass(frozen=True)
 class Record:
-    """One reply and what it cost.
+    """One reply and its cost.
 
     Attributes:
         task: lmms-eval's task name.
         doc_id: the row's number in the evaluated split.
         source: digest of the prompt, the media and the generation limit; a record answers only
-            the very same question.
+            exactly this question.
         reply: decoded completion without special tokens.
         token_ratio: kept / prompt tokens, mean over layers, in (0, 1]; 1 for dense attention.
         layer_ratios: the same per layer.
         prompt_tokens: valid prompt tokens, visual ones included.
-        new_tokens: generated tokens, the end token included.
-        kv_bytes: keys and values of the prompt that stay in the cache, all layers.
+        new_tokens: generated tokens, including the end token.
+        kv_bytes: keys and values of the prompt that remain in the cache, over all layers.
         seconds: this sample's share of its batch's wall time (encoding, prefill, decoding).
         batch: samples in the batch.
         kept_cells: of each image and video, the cells that each group of layers kept
-            (`sf.evaluation.kept_cells`); nothing where every token was kept or no tokens are
-            dropped.
+            (`sf.evaluation.kept_cells`); empty if every token was kept or no tokens are dropped.
     """
 
     task: str
@@ -50,7 +49,7 @@ def record_log(folder: Path | None, rank: int = 0) -> ResumableLog[Record]:
     """The records of an evaluation, by task, number of the row and digest of the question.
 
     Args:
-        folder: holds a file of each process; None keeps the records in memory.
+        folder: contains a file per process; None keeps the records in memory.
         rank: number of this process.
     """
     if folder is None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["MODEL_NAME", "manifest"]
 
 MODEL_NAME = "sf_sparse"
-"""lmms-eval's `--model`. It must not be a name with prompts of its own (such as qwen3_vl)."""
+"""lmms-eval's `--model`. It must not be a name with its own prompts (such as qwen3_vl)."""
 
 
 def manifest() -> ModelManifest:

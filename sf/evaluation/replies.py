@@ -53,7 +53,7 @@ def judged(row: Row, reply: str, cutoff: float = 0.5) -> float:
     Args:
         row: the question.
         reply: the model's whole reply.
-        cutoff: as `sf.data.rewards.correctness`, for OCR, free-form and regression.
+        cutoff: as in `sf.data.rewards.correctness`, for OCR, free-form and regression.
     """
     answer = f"<answer>{read_reply(row, reply)}</answer>"
     return correctness(row.problem_type, answer, row.solution, cutoff)

@@ -27,7 +27,7 @@ class ResumableLog(Generic[Reply]):
         others: files of other processes.
 
     Raises:
-        DataError: a line other than a file's last one is damaged or holds another kind of reply.
+        DataError: a line other than a file's last one is damaged or contains another kind of reply.
     """
 
     def __init__(

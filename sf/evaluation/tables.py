@@ -35,7 +35,7 @@ def scores_table(results: Sequence[BenchmarkResult], seed: int) -> pd.DataFrame:
     Columns: benchmark, title, kind, score, low, high (bootstrap 95 %, in the paper's scale), scale
     (the best possible score), samples, token_ratio, token_ratio_low, token_ratio_high (mean over
     samples, each the mean over layers), prompt_tokens, new_tokens, kv_bytes (means per sample),
-    unmatched (replies that a judge would have been asked about), judge.
+    unmatched (replies for which a judge would have been called), judge.
     """
     lines = []
     for result in results:
