@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,10 +99,13 @@ def code_of(start: Path) -> Code:
     """The code of the module in the file `start` and of its imports."""
     reader = _reader()
     runner = RUNNER if start.name == "report.py" else RUNNER | LOOKS
+    # A name is looked up once a call: modules may come and go between two calls.
+    find = functools.cache(module_file)
     modules: dict[str, str] = {}
     packages: set[str] = set()
     around = _shown(start).split("/")[:-1]
-    waiting, visited = [start, *module_files(".".join(around), ())], set[Path]()
+    waiting, visited = [start, *_module_files(".".join(around), (), find)], set[Path]()
+    followed: set[str] = set()
     while waiting:
         file = waiting.pop()
         if file in visited:
@@ -113,7 +116,10 @@ def code_of(start: Path) -> Code:
         packages.update(module.packages)
         for data in _data_files(file, module.files):
             modules[_shown(data)] = _digest(data.read_bytes())
-        waiting += [imported for name in module.names for imported in module_files(name, runner)]
+        for name in module.names:
+            if name not in followed:
+                followed.add(name)
+                waiting += _module_files(name, runner, find)
     reader.save()
     versions = counted_versions(packages)
     return Code(dict(sorted(modules.items())), versions, frozenset(packages))
@@ -132,13 +138,15 @@ def module_file(name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def module_files(name: str, runner: Collection[str]) -> list[Path]:
+def _module_files(
+    name: str, runner: Collection[str], find: Callable[[str], Path | None]
+) -> list[Path]:
     """The files that importing `name` runs: its own and its parents', without the runner's."""
     parts = name.split(".")
     names = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-    if set(names) & set(runner):
+    if any(inner in runner for inner in names):
         return [PACKAGE / "__init__.py"]
-    return [file for inner in names if (file := module_file(inner)) is not None]
+    return [file for inner in names if (file := find(inner)) is not None]
 
 
 def _shown(file: Path) -> str:
