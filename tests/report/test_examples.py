@@ -54,7 +54,7 @@ DENSE = [
     sample("pope", 0, 1.0),
 ]  # fmt: skip
 SPARSE = [
-    sample("chartqa", 2, 0.4), sample("chartqa", 10, 0.0), sample("chartqa", 1, 0.5),
+    sample("chartqa", 10, 0.0), sample("chartqa", 2, 0.4), sample("chartqa", 1, 0.5),
     sample("mme", 0, 0.0), sample("mmmu_pro", 3, 0.0), sample("mmstar", 5, 0.0, source="other"),
     sample("pope", 0, 0.0),
 ]  # fmt: skip
