@@ -123,7 +123,7 @@ def test_table_1_has_averages_of_text_heavy_and_other_images(
     assert re.match(r"\d of 9 published values", content["sentence"])
     for suffix in ("html", "md", "tex"):
         file = tmp_path / ("index.html" if suffix == "html" else f"table1.{suffix}")
-        assert f"Not in the paper: {text} and {other}; published" in file.read_text()
+        assert f"Not in the paper: {text} and {other}; their published" in file.read_text()
     frame = pd.read_csv(tmp_path / "table1.csv")
     assert set(frame[frame["column"] == text]["published"]) == {83.8, 82.8}
     figures = write_table_page("table1", published, ROWS[:1], tmp_path, "")
