@@ -50,20 +50,27 @@ def copy_checkout(folder: Path) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """PYTHONPATH: the copy's code is run, not the checkout's that the tests are installed from."""
-    dropped = ("MLFLOW_", "SNAKEMAKE_", "SLURM_", "HF_HUB_OFFLINE", "PYTEST_")
+    """PYTHONPATH: the copy's code is run, not the checkout's that the tests are installed from.
+
+    Python may keep bytecode, as it does for users: else every job compiles `sf` anew.
+    """
+    dropped = (
+        *("MLFLOW_", "SNAKEMAKE_", "SLURM_", "HF_HUB_OFFLINE", "PYTEST_"),
+        "PYTHONDONTWRITEBYTECODE",
+    )
     kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped) and k != "CI"}
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     return {**kept, "PATH": path, "PYTHONPATH": ".:imported", "OMP_NUM_THREADS": "1"}
 
 
-def begun(folder: Path, output: str) -> float:
-    """When the last attempt at a job began; 0 before any."""
+def last_attempt(folder: Path, output: str) -> tuple[float, bool]:
+    """When the last attempt at a job began, 0 before any, and whether it has ended by itself."""
     path = folder / Path(output).parent / f".{Path(output).name}.work" / "attempt.json"
     try:
-        return float(json.loads(path.read_text())["began"])
+        attempt = json.loads(path.read_text())
+        return float(attempt["began"]), attempt["ended"] is not None
     except (OSError, ValueError):
-        return 0.0
+        return 0.0, True
 
 
 def kill_all(process: subprocess.Popen[bytes], slurm: bool) -> int:
@@ -87,6 +94,8 @@ def run_with_kills(
 ) -> list[str]:
     """Run a study to its end, killed once in each of some jobs, in the order in which they begin.
 
+    A kill ends every running job: all chosen ones among them have had theirs.
+
     Args:
         folder: the checkout.
         command: of the engine.
@@ -95,12 +104,12 @@ def run_with_kills(
         rng: of the moments.
 
     Returns:
-        a line a kill; a job that ends while another one's kill is due has none.
+        a line a killed job; one that ends while another one's kill is due has none.
     """
     lines = []
     left = list(outputs)
     while left:
-        before = {output: begun(folder, output) for output in left}
+        before = {output: last_attempt(folder, output)[0] for output in left}
         with (folder / "engine.log").open("ab") as log:
             process = subprocess.Popen(
                 [BIN / command[0], *command[1:]],
@@ -117,8 +126,11 @@ def run_with_kills(
         if process.poll() is not None:
             break
         count = kill_all(process, "--profile" in command)
-        left.remove(chosen)
-        lines.append(f"{chosen}: {count} processes after {delay:.2f} s")
+        for output in before:
+            began, ended = last_attempt(folder, output)
+            if output == chosen or (began != before[output] and not ended):
+                left.remove(output)
+                lines.append(f"{output}: {count} processes after {delay:.2f} s")
     last = [str(BIN / command[0]), *command[1:]]
     done = subprocess.run(last, cwd=folder, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
@@ -132,7 +144,7 @@ def _first_begun(
     deadline = time.monotonic() + LONGEST_WAIT
     while process.poll() is None:
         for output, moment in before.items():
-            if begun(folder, output) != moment:
+            if last_attempt(folder, output)[0] != moment:
                 return output
         assert time.monotonic() < deadline, f"none of {', '.join(before)} was begun"
         time.sleep(0.05)

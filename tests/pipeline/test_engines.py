@@ -85,9 +85,9 @@ def run(folder: Path, *words: str) -> str:
     return output
 
 
-def planned(folder: Path) -> set[str]:
-    """The jobs that Snakemake would run now."""
-    output = run(folder, "snakemake", "-n", "--cores", "2")
+def planned(folder: Path, output: str | None = None) -> set[str]:
+    """The jobs that Snakemake would run now, or by the output of a dry run."""
+    output = output or run(folder, "snakemake", "-n", "--cores", "2")
     names = {job.name for job in jobs(load_params(folder / "params.yaml"))}
     return {name for name in names if f"rule {name}:" in output}
 
@@ -134,11 +134,13 @@ def test_a_stage_imports_only_what_its_key_holds(checkout: Path) -> None:
     names = {path.name.split(".")[0] for path in (checkout / "imported").glob("*.*")}
     runs = {job.stage.run for job in jobs(load_params(checkout / "params.yaml"))}
     assert runs == names - {"sitecustomize", "__pycache__"}
+    # With what these import: names are checked with the registry, which decides no result.
+    start = f"import sys, {', '.join([*RUNNER, 'sf.cli'])}"
+    of_runner = run(checkout, "python", "-c", f"{start}; print(*sys.modules)").split()
+    code = f"{start}, {', '.join(LOOKS)}; print(*sys.modules)"
+    of_looks = run(checkout, "python", "-c", code).split()
     for run_name in runs:
-        runner = [*RUNNER, "sf.cli"] if run_name == "report" else [*RUNNER, *LOOKS, "sf.cli"]
-        # With what these import: names are checked with the registry, which decides no result.
-        code = f"import sys, {', '.join(runner)}; print(*sys.modules)"
-        beside = run(checkout, "python", "-c", code).split()
+        beside = of_runner if run_name == "report" else of_looks
         for path in (checkout / "imported").glob(f"{run_name}.*"):
             loaded = {
                 file.relative_to(ROOT).as_posix()
@@ -176,23 +178,25 @@ def test_dvc_adopts_what_snakemake_made(checkout: Path) -> None:
 
 
 def test_a_parameter_reruns_exactly_the_stages_that_use_it(checkout: Path) -> None:
-    expected: dict[tuple[str, object], set[str]] = {
-        ("nsa.window", 4): set(),  # of an objective that the study does not train
-        ("evaluate.retention_p", 0.9): {"evaluate_base", "evaluate_trained"},
-        ("grpo.beta", 1.0): {"train"},
-        ("profile.token_ratio", 0.5): {"profile"},
-        ("resources.default.cpus", 2): set(),
-    }
-    for (name, value), stages in expected.items():
-        before = set_value(checkout, name, value)
+    expected: list[tuple[dict[str, object], set[str]]] = [
+        # Of an objective that the study does not train, and of how a job is run.
+        ({"nsa.window": 4, "resources.default.cpus": 2}, set()),
+        ({"evaluate.retention_p": 0.9}, {"evaluate_base", "evaluate_trained"}),
+        ({"grpo.beta": 1.0}, {"train"}),
+        ({"profile.token_ratio": 0.5}, {"profile"}),
+    ]
+    before = (checkout / "params.yaml").read_text()
+    for values, stages in expected:
+        for name, value in values.items():
+            set_value(checkout, name, value)
         in_dvc = {name for name in changed_in_dvc(checkout) if name != "report"}
         in_snakemake = {name.split("__")[0] for name in planned(checkout)}
         (checkout / "params.yaml").write_text(before)
         downstream = set()
         for stage in stages:
             downstream |= DOWNSTREAM[stage]
-        assert in_dvc == stages, name
-        assert in_snakemake == stages | downstream, name
+        assert in_dvc == stages, values
+        assert in_snakemake == stages | downstream, values
 
 
 def test_snakemake_notices_what_its_records_do_not_say(checkout: Path) -> None:
@@ -200,7 +204,7 @@ def test_snakemake_notices_what_its_records_do_not_say(checkout: Path) -> None:
     assert planned(checkout) == set()
     before = set_value(checkout, "profile.token_ratio", 0.5)
     output = run(checkout, "snakemake", "-n", "--cores", "2")
-    names = {name.split("__")[0] for name in planned(checkout)}
+    names = {name.split("__")[0] for name in planned(checkout, output)}
     other = run(checkout, "snakemake", "-n", "--cores", "2", "table1")
     (checkout / "params.yaml").write_text(before)
     assert names == {"profile", *DOWNSTREAM["profile"]}
