@@ -132,6 +132,9 @@ def test_what_a_cluster_wants_is_uncommented_in_one_place() -> None:
 AS_THE_PLUGIN = r"unset $(env | sed -n 's/^\(SLURM_[A-Z_]*\)=.*/\1/p' | grep -v '^SLURM_JOB_ID$')"
 """Removes what Snakemake's executor plugin removes from the environment of an MPI job."""
 
+AT_ONCE = "StartTime=now+3"
+"""A job that starts in the second of its requeue fails: its credential is revoked."""
+
 LIMITED = """# A stage that its first job has no time for.
 import os, sys, time
 from pathlib import Path
@@ -252,7 +255,7 @@ def test_a_study_survives_what_happens_on_a_cluster(checkout: Path) -> None:
     assert (checkout / "results/smoke/benchmarks/stage.json").is_file()
 
     wait_until(lambda: "Slurm starts it again" in read(checkout / "limited.log"))
-    subprocess.run(["scontrol", "update", f"JobId={told}", "StartTime=now"], check=False)
+    subprocess.run(["scontrol", "update", f"JobId={told}", AT_ONCE], check=False)
     result = checkout / "results/own/limited/calls"
     wait_until(result.is_file)
     assert set(result.read_text().split()) == {told}
@@ -294,7 +297,7 @@ def test_a_training_over_two_nodes_survives_a_rank_and_a_node(
         process.kill()
     wait_until(lambda: state(second) == "PENDING")  # its node is down: back into the queue
     slurm_cluster.start_node("n2")
-    subprocess.run(["scontrol", "update", f"JobId={second}", "StartTime=now"], check=False)
+    subprocess.run(["scontrol", "update", f"JobId={second}", AT_ONCE], check=False)
     ended(second, "COMPLETED", killed)
     assert weights(killed, spec) == weights(whole, spec)
 
