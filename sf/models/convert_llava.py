@@ -265,5 +265,5 @@ def _write(partial: Path, plan: _Plan) -> None:
 def _publish(partial: Path, target: Path) -> None:
     if target.exists():
         target.rmdir()  # checked to be empty
-        os.sync()  # flush the small files too, before the name marks them as complete
+    os.sync()  # flush the small files too, before the name marks them as complete
     os.replace(partial, target)

@@ -263,3 +263,23 @@ def test_the_command(source: Path, tmp_path: Path) -> None:
     for word in ("converted", "was converted already"):
         result = CliRunner().invoke(app, [*command, "--vision-tower", str(tower)])
         assert result.output.splitlines()[-1].startswith(f"{word}: ")
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_every_file_is_on_disk_before_the_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: bool
+) -> None:
+    llava_next.write(tmp_path / "source", 1)
+    target = tmp_path / "target"
+    if empty:
+        target.mkdir()
+    order = []
+
+    def sync() -> None:
+        (partial,) = tmp_path.glob("*.partial")
+        order.append({path.name for path in partial.iterdir()})
+
+    monkeypatch.setattr(conversion.os, "sync", sync)
+    convert_llava(str(tmp_path / "source"), target)
+    (flushed,) = order
+    assert flushed == {path.name for path in target.iterdir()}
