@@ -11,6 +11,7 @@ from torch import nn
 
 from sf.attention import Trace, sparsify
 from sf.baselines.method import Hyperparameter, Method
+from sf.published import INFERENCE_RETENTION_P
 from sf.selection import Policy, Threshold, TopK, TopP
 
 __all__ = ["Selection", "ThresholdTokens", "TopKTokens", "ZipVL"]
@@ -44,9 +45,11 @@ class ZipVL(Selection):
     name: ClassVar[str] = "zipvl"
     text: ClassVar[str] = "per layer, the tokens that hold a share p of the attention"
     paper: ClassVar[str] = "2410.08584; 2504.18579 eq. (3)"
-    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("retention_p", 0.975, dense=1.0)
+    hyperparameter: ClassVar[Hyperparameter] = Hyperparameter(
+        "retention_p", INFERENCE_RETENTION_P, dense=1.0
+    )
 
-    retention_p: float = 0.975
+    retention_p: float = INFERENCE_RETENTION_P
 
     def policy(self, *, whole_kv: bool = False) -> Policy:
         return TopP(p=self.retention_p, whole_kv=whole_kv)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from sf.attention import Trace, sparsify
 from sf.baselines.method import Hyperparameter, Method
 from sf.errors import ConfigError, UnsupportedModelError
+from sf.published import INFERENCE_RETENTION_P
 from sf.selection import TopP
 
 __all__ = ["Temperature"]
@@ -29,7 +30,9 @@ class Temperature(Method):
     """
 
     name: ClassVar[str] = "temperature"
-    text: ClassVar[str] = "attention logits divided by T < 1, then ZipVL at p = 0.975"
+    text: ClassVar[str] = (
+        f"attention logits divided by T < 1, then ZipVL at p = {INFERENCE_RETENTION_P}"
+    )
     paper: ClassVar[str] = "2504.18579 table 8 (T: ours)"
     counts: ClassVar[str] = (
         "tokens that take part in a layer's prefill attention and stay in its KV"
@@ -37,12 +40,14 @@ class Temperature(Method):
     hyperparameter: ClassVar[Hyperparameter] = Hyperparameter("temperature", 0.5)
 
     temperature: float = 0.5
-    retention_p: float = 0.975
+    retention_p: float = INFERENCE_RETENTION_P
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.retention_p <= 1:
-            raise ConfigError("retention_p", self.retention_p, "must be in (0, 1]", "use 0.975")
+            raise ConfigError(
+                "retention_p", self.retention_p, "must be in (0, 1]", f"use {INFERENCE_RETENTION_P}"
+            )
 
     @contextmanager
     def apply(self, model: Any) -> Iterator[Trace]:

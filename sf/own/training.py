@@ -16,6 +16,7 @@ from sf.jobs import run_stage
 from sf.own.asked import Asked, Comparison, Recipe
 from sf.own.evaluation import question_values
 from sf.own.stages import FOLDER, STUDY, base_of, check_values, runtime_of, vision_of
+from sf.published import INFERENCE_RETENTION_P
 from sf.result_key.contents import digest_of
 
 __all__ = ["Trained", "train"]
@@ -48,8 +49,6 @@ def objective_with(token_ratio: float) -> dict[str, Any]:
     if not 0.0 < token_ratio < 1.0:
         rule, remedy = "must be a share of the tokens in (0, 1)", "use 0.25"
         raise ConfigError("target-token-ratio", token_ratio, rule, remedy)
-    from sf.training.retention_schedule import INFERENCE_RETENTION_P
-
     return {
         "objective": "distil",
         "group_size": 1,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from sf.plotting import save
+from sf.published import INFERENCE_RETENTION_P
 from sf.report.benchmark_tables import NOT_MEASURED, Cell
 from sf.report.curves import curve_picture
 from sf.report.matched import Difference, at_matched_ratio, at_retention_p, points_above
@@ -20,7 +21,6 @@ from sf.tables import write_csv
 __all__ = ["BeforeAfter", "before_after"]
 
 DENSE = 1.0
-PUBLISHED_RETENTION_P = 0.975
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _evaluated_retention_p(study: Study) -> float:
     for result in study.everything():
         if result.kind == "evaluate":
             return float(result.parameters["evaluate.retention_p"])
-    return PUBLISHED_RETENTION_P
+    return INFERENCE_RETENTION_P
 
 
 def _compare(

@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from sf.published import INFERENCE_RETENTION_P
 from sf.selection import Policy, Threshold, TopK, TopP
 from sf.training.parameters import RunParameters
 from sf.training.trainer_config import Uniform
 
-__all__ = ["INFERENCE_RETENTION_P", "RetentionSchedule"]
-
-INFERENCE_RETENTION_P = 0.975
-"""The paper's p at inference, for ZipVL and for the trained model."""
+__all__ = ["RetentionSchedule"]
 
 _STREAM = 0x6C6576656C73
 """Separates these draws from those of sampling, which have the same seed, step and place."""
