@@ -81,7 +81,8 @@ def sentence(params: Params, specs: Sequence[JobSpec]) -> str:
         ]
         text += f", {_duration(sum(shares) / cores)} left"
     unknown = len(left) - len(known)
-    return f"{text}, {unknown} jobs of unknown length not counted" if unknown else text
+    jobs = "1 job" if unknown == 1 else f"{unknown} jobs"
+    return f"{text}, {jobs} of unknown length not counted" if unknown else text
 
 
 def _duration(seconds: float) -> str:
