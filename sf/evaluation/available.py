@@ -16,6 +16,7 @@ from sf.data.hub_cache import missing_files, note_whole, whole_folder
 from sf.data.media import num_decoders
 from sf.disk import require_room
 from sf.errors import DataError
+from sf.escaping import printable
 from sf.evaluation.benchmarks import Benchmark, Task
 from sf.evaluation.table_check import table_fault
 from sf.evaluation.tasks import benchmark_home, build_task, repository_folder
@@ -125,7 +126,8 @@ def _absent_videos(task: Task, lmms_task: Any) -> str:
             lmms_task.doc_to_visual(row)
         except SystemExit as error:  # raised by task modules for a missing video
             path = str(error).removeprefix("video path:").split(" does not exist")[0]
-            absent.append(os.path.realpath(path))
+            # A NUL is in no file name, and functions for paths raise on it.
+            absent.append(printable(path if "\0" in path else os.path.realpath(path)))
         except Exception:  # noqa: BLE001 - a bad row: `readable.unreadable_rows` names it
             continue
     if not absent:

@@ -79,6 +79,21 @@ def test_folders_videos_and_rows_are_named(copy: Path, tmp_path: Path) -> None:
     assert rows == {"mme": 56, "mlvu_dev": 7}
 
 
+def test_a_video_whose_name_no_file_can_have_is_named(copy: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in (copy / "hub" / "lmms-eval" / "TempCompass").rglob("*.parquet"):
+        table = pq.read_table(path)
+        at = table.column_names.index("video_id")
+        names = ["\0", *table.column("video_id").to_pylist()[1:]]
+        pq.write_table(table.set_column(at, "video_id", pa.array(names)), path)
+    text = _refused(str(copy), ["tempcompass"], tmp_path)
+    assert "1 videos of tempcompass" in text
+    assert "\0" not in text
+    assert "\\x00.mp4" in text
+
+
 def test_an_empty_benchmark_is_refused(copy: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
