@@ -19,6 +19,7 @@ from sf.errors import DataError
 from sf.escaping import printable
 from sf.evaluation.benchmarks import Benchmark, Task
 from sf.evaluation.table_check import table_fault
+from sf.evaluation.table_rows import each_row
 from sf.evaluation.tasks import benchmark_home, build_task, repository_folder
 from sf.isolation import Lost, run_isolated
 from sf.redaction import without_credentials
@@ -121,7 +122,9 @@ def _bad_parquet(folder: Path) -> str:
 
 def _absent_videos(task: Task, lmms_task: Any) -> str:
     absent = []
-    for row in lmms_task.eval_docs_no_media:
+    for _, row in each_row(lmms_task.eval_docs_no_media):
+        if isinstance(row, str):  # `readable.unreadable_rows` names it
+            continue
         try:
             lmms_task.doc_to_visual(row)
         except SystemExit as error:  # raised by task modules for a missing video

@@ -22,6 +22,7 @@ from sf.data.images import as_rgb, decode_image
 from sf.data.media import num_decoders, open_media
 from sf.errors import DataError
 from sf.evaluation.benchmarks import Task
+from sf.evaluation.table_rows import each_row
 from sf.extras import extra
 from sf.isolation import Lost, run_isolated
 
@@ -150,7 +151,10 @@ def unreadable_rows(
     bad = dict(_bad_pictures(rows, vision))
     videos: dict[int, list[str]] = {}
     scores: dict[int, dict[str, Any]] = {}
-    for number, row in enumerate(_cast(rows, BlankImage)[0]):
+    for number, row in each_row(_cast(rows, BlankImage)[0]):
+        if isinstance(row, str):
+            bad.setdefault(number, row[:_SAID])
+            continue
         try:
             text, visuals, scores[number] = _used(lmms_task, row)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - lmms-eval expects good rows
@@ -215,8 +219,12 @@ def _bad_pictures(dataset: Dataset, vision: Vision) -> Iterator[tuple[int, str]]
     raw = raw.select_columns(names)
     for start in range(0, len(raw) if names else 0, _ROWS):
         numbers, calls = [], []
-        for number in range(start, min(start + _ROWS, len(raw))):
-            for name, value in raw[number].items():
+        for at, row in each_row(raw.select(range(start, min(start + _ROWS, len(raw))))):
+            number = start + at
+            if isinstance(row, str):
+                yield number, row[:_SAID]
+                continue
+            for name, value in row.items():
                 for picture in value if isinstance(value, list) else [value]:
                     if picture is None:
                         continue

@@ -18,6 +18,7 @@ from sf.evaluation.available import missing_in, refuse
 from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, Benchmark, benchmarks_of
 from sf.evaluation.hub_home import fetch_benchmarks, hub_home, read_commits
 from sf.evaluation.readable import evaluated_rows, leave_out, unreadable_rows
+from sf.evaluation.table_rows import each_row
 from sf.evaluation.tasks import benchmark_home, build_task
 from sf.tables import write_csv
 
@@ -154,7 +155,8 @@ def _media_names(documents: Dataset) -> list[str]:
         for name in MEDIA_COLUMNS
         if getattr(documents.features.get(name), "dtype", None) in texts
     ]
-    return sorted({media_name(text) for name in columns for text in documents[name] if text})
+    rows = (row for _, row in each_row(documents.select_columns(columns)) if isinstance(row, dict))
+    return sorted({media_name(row[name]) for row in rows for name in columns if row[name]})
 
 
 def _opened(

@@ -22,6 +22,7 @@ from typing import Any
 
 from sf.errors import DataError
 from sf.evaluation.benchmarks import Task
+from sf.evaluation.table_rows import each_row
 from sf.extras import extra
 
 __all__ = ["benchmark_home", "build_task", "documents", "repository_folder"]
@@ -169,6 +170,23 @@ def _task_class() -> type:
                 if self.constructed:
                     raise
                 return ""
+
+        def _from_readable(self, rows: Any) -> Any:
+            """The rows; during construction without those before the first readable one."""
+            if self.constructed or rows is None or len(rows) == 0:
+                return rows
+            readable = (number for number, row in each_row(rows) if isinstance(row, dict))
+            first = next(readable, None)
+            if first is None:
+                rule = "none of its rows can be read"
+                raise DataError("task", str(self.config.task), rule, "fetch the data again")
+            return rows.select(range(first, len(rows))) if first else rows
+
+        def test_docs(self) -> Any:
+            return self._from_readable(super().test_docs())
+
+        def validation_docs(self) -> Any:
+            return self._from_readable(super().validation_docs())
 
         def doc_to_text(self, *args: Any, **options: Any) -> Any:
             return self._or_nothing(super().doc_to_text, *args, **options)

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from damaged_home import change_column, damage
+from damaged_home import REPOSITORIES, change_column, damage
 from scripted import VISION, Scripted
 
 from sf.errors import DataError
@@ -52,6 +54,25 @@ def test_one_damaged_image_costs_one_row(copy, stand_ins, tmp_path, number) -> N
     assert table.loc["mmstar", ["rows", "unreadable", "evaluated"]].tolist() == [4, 0, 4]
     assert [len(result.samples[result.benchmark.tasks[0].name]) for result in results] == [3, 4]
     assert results[0].metrics["chartqa"]["relaxed_overall"] == 1.0
+
+
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize(("name", "column"), [("chartqa", "question"), ("egoschema", "question")])
+def test_text_that_is_not_utf8_costs_one_row(
+    copy, stand_ins, tmp_path, name, column, number
+) -> None:
+    (file,) = (copy / "hub" / REPOSITORIES[name]).rglob("*.parquet")
+    table = pq.read_table(file)
+    texts = [text.encode() for text in table.column(column).to_pylist()]
+    texts[number] = b"a\xff" + texts[number]
+    place = table.column_names.index(column)
+    undecodable = pa.array(texts, pa.binary()).view(pa.string())
+    pq.write_table(table.set_column(place, column, undecodable), file)
+    source, counts, _ = evaluated(copy, [name], stand_ins[1], tmp_path)
+    ((task, bad),) = source.unreadable.items()
+    assert bad.keys() == {number}, task
+    assert "UnicodeDecodeError" in bad[number]
+    assert counts.loc[name, "evaluated"] == len(texts) - 1
 
 
 def test_a_damaged_image_of_a_pair_costs_the_pair(copy, stand_ins, tmp_path) -> None:
