@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from sf.offline import unasked
 from sf.redaction import redact
 from sf.result_key.contents import digest_of, file_digests
 from sf.result_key.key import Key, input_paths, key_of
-from sf.slurm_job import END, complete_environment
+from sf.slurm_job import complete_environment
 from sf.tracking import SilentTracker, Tracker, log_pending
 
 STAGES = (
@@ -114,8 +113,7 @@ def run_stage(
     parameters = validated(module.Parameters, values)
     output: Path = parameters.output
     work = work_folder(output)
-    if ranks.world_size() == 1 or END not in os.environ:  # else the launcher has done it
-        complete_environment()
+    complete_environment()
     if ranks.world_size() > 1:
         if not getattr(module, "RANKS", False):
             rule = f"cannot run in {ranks.world_size()} processes"

@@ -10,8 +10,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 
-__all__ = ["END", "JOB", "NODES", "NODE_LIST", "RESTARTS", "complete_environment"]
+from sf.errors import EnvironmentFault
+
+__all__ = ["END", "JOB", "NODES", "NODE_LIST", "RESTARTS", "ask", "complete_environment"]
 
 JOB = "SLURM_JOB_ID"
 END = "SLURM_JOB_END_TIME"
@@ -22,6 +25,32 @@ _FIELDS = {END: "EndTime", RESTARTS: "Restarts", NODES: "NumNodes", NODE_LIST: "
 """The fields of `scontrol show job` with their values."""
 
 
+def ask(words: Sequence[str], **variables: str) -> str:
+    """The output of one of Slurm's commands.
+
+    Args:
+        words: the command.
+        **variables: added to its environment.
+
+    Raises:
+        EnvironmentFault: the command is missing, fails or takes longer than a minute.
+    """
+    environment = os.environ | variables
+    try:
+        done = subprocess.run(
+            words, check=True, capture_output=True, text=True, timeout=60, env=environment
+        )
+    except FileNotFoundError:
+        rule, remedy = "is not on PATH", "submit from a login node of the cluster"
+        raise EnvironmentFault("Slurm", words[0], rule, remedy) from None
+    except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        reason = str(getattr(error, "stderr", "") or error).strip()
+        raise EnvironmentFault(
+            "Slurm", words[0], f"does not answer: {reason}", "try again when Slurm responds"
+        ) from None
+    return done.stdout
+
+
 def complete_environment() -> None:
     """Set the variables of this module from Slurm's record of the job; no effect outside Slurm.
 
@@ -30,16 +59,10 @@ def complete_environment() -> None:
     job = os.environ.get(JOB)
     if job is None:
         return
-    words = ["scontrol", "--oneliner", "show", "job", job]
-    environment = os.environ | {"SLURM_TIME_FORMAT": "%s"}
     try:
-        done = subprocess.run(
-            words, check=True, capture_output=True, text=True, timeout=60, env=environment
-        )
-    except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        reason = str(getattr(error, "stderr", "") or error).strip()
-        text = f"the time limit of Slurm job {job} is unknown: `{' '.join(words)}`: {reason}"
-        print(text, file=sys.stderr, flush=True)
+        record = ask(["scontrol", "--oneliner", "show", "job", job], SLURM_TIME_FORMAT="%s")
+    except EnvironmentFault as error:
+        print(f"the time limit of this job is unknown: {error}", file=sys.stderr, flush=True)
         return
-    fields = dict(word.partition("=")[::2] for word in done.stdout.split())
+    fields = dict(word.partition("=")[::2] for word in record.split())
     os.environ |= {name: fields[field] for name, field in _FIELDS.items() if field in fields}

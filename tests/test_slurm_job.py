@@ -37,4 +37,4 @@ def test_a_job_learns_of_its_slurm_job_what_the_plugin_hides(
 
     monkeypatch.setenv("PATH", "")
     complete_environment()
-    assert "the time limit of Slurm job 7 is unknown" in capsys.readouterr().err
+    assert "the time limit of this job is unknown" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sf.errors import SparsityForcingError
 from sf.jobs import read_config
-from sf.slurm_job import JOB, complete_environment
+from sf.slurm_job import JOB
 from workflow import devices, slurm, time_left
 from workflow.jobs import jobs, launcher, load_params, resources_of
 
@@ -33,10 +33,8 @@ def main(words: list[str]) -> None:
     if params.runtime.device == "cuda" and given.gpus and JOB not in os.environ:
         devices.claim(given.gpus, f"resources.{name}.gpus")
     here = slurm.node_of_step()
-    if here is None:
-        complete_environment()
-        if "--study" in words:  # a job of a study, not a stage that somebody tries
-            print(time_left.sentence(params, jobs(params)), flush=True)
+    if here is None and "--study" in words:  # a job of a study, not a stage that somebody tries
+        print(time_left.sentence(params, jobs(params)), flush=True)
     if given.nodes > 1:
         if here is None:  # once on each node
             call = [sys.executable, "-m", "workflow.launch", *words]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import getpass
 import math
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 
 from sf.config import Resources
 from sf.errors import ConfigError, EnvironmentFault
-from sf.slurm_job import JOB, NODE_LIST, NODES
+from sf.slurm_job import JOB, NODE_LIST, NODES, ask, complete_environment
 
 __all__ = [
     *("Node", "QueuedJob", "check", "end_of", "grow", "jobs_of", "minutes", "node_of_step"),
@@ -97,13 +96,14 @@ def on_every_node(given: Resources, field: str) -> list[str]:
     Raises:
         ConfigError: this is not a Slurm job with that number of nodes.
     """
+    complete_environment()
     has = int(os.environ.get(NODES, "0"))
     if has != given.nodes:
         what = f"a Slurm job with {has}" if has else "not a Slurm job"
         remedy = "start it with `snakemake --profile slurm`, or set it to 1"
         raise ConfigError(field, given.nodes, f"needs that many nodes, but this is {what}", remedy)
-    hosts = _output(["scontrol", "show", "hostnames", os.environ[NODE_LIST]])
-    node = _output(["scontrol", "--oneliner", "show", "node", hosts.split()[0]])
+    hosts = ask(["scontrol", "show", "hostnames", os.environ[NODE_LIST]])
+    node = ask(["scontrol", "--oneliner", "show", "node", hosts.split()[0]])
     first = node.partition("NodeAddr=")[2].split()[0]
     return [
         *("srun", f"--nodes={has}", f"--ntasks={has}", "--ntasks-per-node=1"),
@@ -135,20 +135,6 @@ def grow(first: int) -> Callable[..., int]:
     return amount
 
 
-def _output(words: Sequence[str]) -> str:
-    try:
-        done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=60)
-    except FileNotFoundError:
-        rule, remedy = "is not on PATH", "submit from a login node of the cluster"
-        raise EnvironmentFault("Slurm", words[0], rule, remedy) from None
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        reason = str(getattr(error, "stderr", "") or error).strip()
-        raise EnvironmentFault(
-            "Slurm", words[0], f"does not answer: {reason}", "try again when Slurm responds"
-        ) from None
-    return done.stdout
-
-
 def check(arguments: Sequence[str]) -> None:
     """Refuse to submit if the plugin could never detect the end of a job.
 
@@ -165,7 +151,7 @@ def check(arguments: Sequence[str]) -> None:
     settings = {
         name.strip(): value.strip()
         for name, _, value in (
-            line.partition("=") for line in _output(["scontrol", "show", "config"]).splitlines()
+            line.partition("=") for line in ask(["scontrol", "show", "config"]).splitlines()
         )
     }
     age = settings.get("MinJobAge", "").split()
@@ -204,7 +190,7 @@ def jobs_of(folder: Path) -> list[QueuedJob]:
     columns = "%i|%T|%k|%Z"  # id, state, comment, working directory
     words = ["squeue", "--noheader", "--user", getpass.getuser(), "--format", columns]
     queued = []
-    for line in _output(words).splitlines():
+    for line in ask(words).splitlines():
         number, state, comment, place = line.split("|", 3)
         rule = comment.removeprefix("rule_")
         if rule != comment and Path(place) == folder:
@@ -219,7 +205,7 @@ def end_of(job: str) -> str | None:
         ["sacct", "--noheader", "--allocations", "--parsable2", "--jobs", job, "--format", "State"],
     ):
         try:
-            lines = _output(words).splitlines()
+            lines = ask(words).splitlines()
         except EnvironmentFault:  # the job is too old, or there are no accounts
             continue
         if lines and lines[-1].strip():

@@ -39,7 +39,7 @@ SETTINGS = "MinJobAge = {age} sec\nAccountingStorageType = accounting_storage/{s
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr(slurm, "_output", lambda words: text)
+    monkeypatch.setattr(slurm, "ask", lambda words: text)
 
 
 def test_time_limits_are_rounded_up_and_never_absent() -> None:
