@@ -31,7 +31,7 @@ def expected_seconds(
 
     Args:
         specs: jobs of the study.
-        spent: seconds of its finished jobs, by name.
+        spent: seconds of its finished jobs, by name, where known.
         measured: seconds of jobs of the same scale elsewhere, by name.
     """
     ratios = [spent[name] / measured[name] for name in spent if measured.get(name)]
@@ -63,13 +63,14 @@ def sentence(params: Params, specs: Sequence[JobSpec]) -> str:
         specs: its jobs.
     """
     stamps = {job.name: read_stamp(Path(job.stamp)) for job in specs if Path(job.stamp).is_file()}
-    spent = {name: float(stamp.get("seconds") or 0) for name, stamp in stamps.items() if stamp}
+    done = {name: stamp.get("seconds") for name, stamp in stamps.items() if stamp}
+    spent = {name: float(seconds) for name, seconds in done.items() if seconds}
     measured = json.loads(MEASURED.read_text()).get(params.scale, {}) if MEASURED.is_file() else {}
     expected = expected_seconds(specs, spent, measured)
-    left = [job for job in specs if job.name not in spent]
+    left = [job for job in specs if job.name not in done]
     known = [(job, seconds) for job in left if (seconds := expected[job.name]) is not None]
     cores = len(os.sched_getaffinity(0))
-    text = f"study {params.scale}: {len(spent)} of {len(specs)} jobs done"
+    text = f"study {params.scale}: {len(done)} of {len(specs)} jobs done"
     if not known:
         return f"{text}, time left unknown" if left else text
     if JOB in os.environ:

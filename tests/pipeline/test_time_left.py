@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,48 +15,69 @@ PARAMS = load_scale("mini")
 SPECS = jobs(PARAMS)
 
 
-def finish(name: str, seconds: float) -> None:
+BASE = "base__tiny-qwen2.5-vl"
+
+
+def finish(name: str, seconds: float | None) -> None:
+    """Write a finished job's stamp; without seconds, as an older stamp has none."""
     stamp = Path(next(job for job in SPECS if job.name == name).stamp)
     stamp.parent.mkdir(parents=True)
     stamp.write_text(json.dumps({"key": "", "files": {}, "seconds": seconds}))
 
 
+def write_measured(seconds: dict[str, float]) -> None:
+    Path("measured.json").write_text(json.dumps({"mini": seconds}))
+
+
 @pytest.fixture(autouse=True)
-def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, float]:
     """A study measured elsewhere: 10 s a job, but for `base` of 1,000 s; two cores here."""
-    seconds = {job.name: 10.0 for job in SPECS} | {"base__tiny-qwen2.5-vl": 1000.0}
-    (tmp_path / "measured.json").write_text(json.dumps({"mini": seconds}))
+    seconds = {job.name: 10.0 for job in SPECS} | {BASE: 1000.0}
     monkeypatch.setattr(time_left, "MEASURED", tmp_path / "measured.json")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.chdir(tmp_path)
+    write_measured(seconds)
     return seconds
 
 
-def shares(done: set[str]) -> float:
-    """Minutes of the jobs to come: those of two CPUs fill the machine, two of the others do."""
-    both = {"base__tiny-qwen2.5-vl", "profile__tiny-qwen2.5-vl"}
-    minutes = 0.0
+def finish_all_but(*names: str, seconds: float = 10.0) -> None:
     for job in SPECS:
-        if job.name not in done:
-            seconds = 1000 if job.stage.name == "base" else 10
-            whole = job.name in both or job.stage.run == "train"
-            minutes += seconds / (60 if whole else 120)
-    return minutes
+        if job.name not in names:
+            finish(job.name, 100 * seconds if job.name == BASE else seconds)
 
 
-def test_before_any_job_the_time_left_is_that_of_a_study_elsewhere() -> None:
-    text = time_left.sentence(PARAMS, SPECS)
-    assert text == (
-        f"study mini: 0 of {len(SPECS)} jobs done, about {round(shares(set()))} min left"
-    )
+def test_before_any_job_all_of_the_study_elsewhere_is_left() -> None:
+    assert f"study mini: 0 of {len(SPECS)} jobs done, about " in time_left.sentence(PARAMS, SPECS)
+
+
+def test_a_job_on_all_cores_takes_its_whole_time() -> None:
+    finish_all_but(BASE)
+    assert time_left.sentence(PARAMS, SPECS).endswith(" jobs done, about 17 min left")
+
+
+def test_two_jobs_of_one_core_run_side_by_side(elsewhere: dict[str, float]) -> None:
+    names = [job.name for job in SPECS if job.stage.run == "evaluate"][:2]
+    write_measured(elsewhere | dict.fromkeys(names, 600.0))
+    finish_all_but(*names)
+    assert time_left.sentence(PARAMS, SPECS).endswith(" jobs done, about 10 min left")
 
 
 def test_a_slower_machine_takes_longer_for_the_rest() -> None:
-    finish("benchmarks", 30.0)
-    finish("prepare", 50.0)
-    left = round(4 * shares({"benchmarks", "prepare"}))
-    assert f"2 of {len(SPECS)} jobs done, about {left} min left" in time_left.sentence(
+    """Three times slower in the median job: 3,000 s of `base`; one odd job changes nothing."""
+    finish_all_but(BASE, "prepare", seconds=30.0)
+    finish("prepare", 9000.0)
+    count = len(SPECS) - 1
+    assert f"{count} of {len(SPECS)} jobs done, about 50 min left" in time_left.sentence(
+        PARAMS, SPECS
+    )
+
+
+def test_a_finished_job_of_unknown_time_is_done_and_says_nothing_of_the_speed() -> None:
+    finish_all_but(BASE, "prepare", "benchmarks", seconds=20.0)
+    for name in ("prepare", "benchmarks"):
+        finish(name, None)
+    assert f"{len(SPECS) - 1} of {len(SPECS)} jobs done, about 33 min left" in time_left.sentence(
         PARAMS, SPECS
     )
 
