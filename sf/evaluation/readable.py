@@ -22,7 +22,7 @@ from sf.data.images import as_rgb, decode_image
 from sf.data.media import num_decoders, open_media
 from sf.errors import DataError
 from sf.evaluation.benchmarks import Task
-from sf.evaluation.table_rows import each_row
+from sf.evaluation.table_rows import MOST, each_row
 from sf.extras import extra
 from sf.isolation import Lost, run_isolated
 
@@ -46,7 +46,6 @@ __all__ = [
 ]
 
 _ROWS = 64  # rows whose images are in memory at once
-_SAID = 200  # characters shown of a task's error, which can quote a row
 
 
 class LoadedImage(Image):
@@ -153,12 +152,12 @@ def unreadable_rows(
     scores: dict[int, dict[str, Any]] = {}
     for number, row in each_row(_cast(rows, BlankImage)[0]):
         if isinstance(row, str):
-            bad.setdefault(number, row[:_SAID])
+            bad.setdefault(number, row)
             continue
         try:
             text, visuals, scores[number] = _used(lmms_task, row)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - lmms-eval expects good rows
-            reason = f"its task cannot use it ({type(error).__name__}: {str(error)[:_SAID]})"
+            reason = f"its task cannot use it ({type(error).__name__}: {str(error)[:MOST]})"
             bad.setdefault(number, reason)
             continue
         if control := QWEN.search(text):
@@ -204,7 +203,7 @@ def _unknown(aggregate: Callable[..., Any], values: list[Any]) -> str:
             wants = "args" in inspect.signature(aggregate).parameters  # to write a report
             aggregate(values, **({"args": Namespace(output_path=folder)} if wants else {}))
     except KeyError as error:
-        return str(error)[:_SAID]
+        return str(error)[:MOST]
     except Exception:  # noqa: BLE001 - of some rows only, without the tools of a whole evaluation
         return ""
     finally:
@@ -222,7 +221,7 @@ def _bad_pictures(dataset: Dataset, vision: Vision) -> Iterator[tuple[int, str]]
         for at, row in each_row(raw.select(range(start, min(start + _ROWS, len(raw))))):
             number = start + at
             if isinstance(row, str):
-                yield number, row[:_SAID]
+                yield number, row
                 continue
             for name, value in row.items():
                 for picture in value if isinstance(value, list) else [value]:

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 __all__ = ["each_row"]
 
+MOST = 200
+"""Characters of an error in a reason; a longer one can contain the whole row."""
+
 
 def each_row(dataset: Dataset) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """The number of each row, and the row or the reason why it cannot be read.
@@ -21,4 +24,4 @@ def each_row(dataset: Dataset) -> Iterator[tuple[int, dict[str, Any] | str]]:
         try:
             yield number, dataset[number]
         except Exception as error:  # noqa: BLE001 - damaged tables raise errors of any class
-            yield number, f"its row cannot be read ({type(error).__name__}: {error})"
+            yield number, f"it cannot be read ({type(error).__name__}: {str(error)[:MOST]})"
