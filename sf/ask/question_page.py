@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pandas as pd
 from matplotlib.figure import Figure
 
+from sf.evaluation.benchmarks import RIGHT
 from sf.evaluation.own_questions import FULL, AttentionSetting, attentions_of
 from sf.plotting import figure, in_style, look, marks, note, percent, save, write_figure
 from sf.report.benchmark_tables import Cell
@@ -165,7 +166,7 @@ def examples(answers: pd.DataFrame, setting: str, count: int) -> list[tuple[str,
         count: of pictures.
     """
     right = {
-        name: dict(zip(group["id"].astype(str), group["correct"] >= 0.5, strict=True))
+        name: dict(zip(group["id"].astype(str), group["correct"] >= RIGHT, strict=True))
         for name, group in answers.groupby("setting", sort=False)
         if name in (FULL, setting)
     }

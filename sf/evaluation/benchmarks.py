@@ -24,12 +24,13 @@ __all__ = [
     "BENCHMARKS",
     "EXTRA",
     "FAMILIES",
-    "SPLIT",
+    "RIGHT",
     "SUITES",
     "Benchmark",
     "Task",
     "benchmark_named",
     "benchmarks_of",
+    "parts_of",
     "suite",
 ]
 
@@ -50,7 +51,7 @@ FAMILIES: Mapping[str, tuple[Benchmark, ...]] = {
 }
 """The benchmarks of the tables by what their questions are about."""
 
-SPLIT: Mapping[str, str] = {
+_PARTS: Mapping[str, str] = {
     "image_text_average": "text-heavy images",
     "image_other_average": "other images",
 }
@@ -58,10 +59,26 @@ SPLIT: Mapping[str, str] = {
 
 AVERAGES: Mapping[str, tuple[Benchmark, ...]] = {
     "image_average": IMAGE,
-    **{name: FAMILIES[family] for name, family in SPLIT.items()},
+    **{name: FAMILIES[family] for name, family in _PARTS.items()},
     "video_average": VIDEO,
 }
 """The benchmarks of each average, by its name in results, published values and MLflow."""
+
+RIGHT = 0.5
+"""A sample's score (0 to 1) from which its reply counts as correct."""
+
+
+def parts_of(kind: str) -> dict[str, str]:
+    """The averages over a part of a table, which the paper does not have: name to column title.
+
+    Args:
+        kind: of the benchmarks, "image" or "video"; there is no part of both.
+    """
+    return {
+        name: f"{family} average (ours)"
+        for name, family in _PARTS.items()
+        if kind and name.startswith(kind)
+    }
 
 
 def benchmark_named(name: str) -> Benchmark:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sf.evaluation.benchmarks import SPLIT
+from sf.evaluation.benchmarks import parts_of
 from sf.plotting import save
 from sf.report.benchmark_tables import (
     AVERAGE,
@@ -88,7 +88,7 @@ def _metrics(kind: str) -> dict[str, str]:
 def _table(kind: str, number: int, rows: Sequence[Line]) -> Table:
     benchmarks = benchmarks_of_kind(kind)
     names = [RATIO, *(benchmark.name for benchmark in benchmarks), *averages_of(kind)]
-    ours = [f"{SPLIT[name]} average (ours)" for name in names if name in SPLIT]
+    ours = parts_of(kind).values()
     titles = [benchmark.title for benchmark in benchmarks]
     return Table(
         name=f"table{number}_{kind}",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from sf.evaluation.benchmarks import AVERAGES, BENCHMARKS, EXTRA, SPLIT, Benchmark
+from sf.evaluation.benchmarks import AVERAGES, BENCHMARKS, EXTRA, Benchmark, parts_of
 from sf.report import published
 from sf.report.published import NOT_PUBLISHED
 from sf.report.results import Result, Study
@@ -129,8 +129,8 @@ def around_mean(mean: float, halves: Sequence[float]) -> tuple[float, float]:
 
 def averages_of(kind: str) -> dict[str, Sequence[Benchmark]]:
     """The benchmarks of each average of table 1 ("image") or 2 ("video"), the paper's first."""
-    split = {name: AVERAGES[name] for name in SPLIT if name.startswith(kind)}
-    return {AVERAGE: benchmarks_of_kind(kind), **split}
+    parts = {name: AVERAGES[name] for name in parts_of(kind)}
+    return {AVERAGE: benchmarks_of_kind(kind), **parts}
 
 
 def mean_score(

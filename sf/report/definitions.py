@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sf.evaluation.benchmarks import BENCHMARKS, SPLIT, Benchmark, suite
+from sf.evaluation.benchmarks import BENCHMARKS, Benchmark, suite
 from sf.fields import Section
 from sf.layout import STAMP
 from sf.report.results import Study
@@ -42,7 +42,6 @@ class Definition:
         names: of the benchmarks; empty for all of the kind.
         average: name of the published average.
         metric: of the profile, for figures 4c and 4d.
-        split: names of averages over some of the benchmarks, which the paper does not have.
     """
 
     title: str
@@ -53,7 +52,6 @@ class Definition:
     names: tuple[str, ...] = ()
     average: str = "average"
     metric: str = ""
-    split: tuple[str, ...] = ()
 
     @property
     def results(self) -> tuple[str, ...]:
@@ -85,7 +83,6 @@ DEFINITIONS: Mapping[str, Definition] = {
         "table1_image",
         (),
         "image_average",
-        split=tuple(SPLIT),
     ),
     "table2": Definition(
         "Table 2", "video benchmarks", "benchmarks", "video", "table2_video", (), "video_average"

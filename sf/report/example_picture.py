@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageColor
 import PIL.ImageFilter
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from sf.evaluation.layer_groups import group_names, layer_groups
 from sf.evaluation.packed_cells import unpacked
 from sf.plotting import SETTINGS, in_style
+from sf.report.overlay import LINE as YELLOW
 from sf.report.overlay import cell_pixels, veiled
 
 __all__ = ["Kept", "Shown", "example_picture", "kept_of", "shown_of", "time_step"]
@@ -30,7 +32,6 @@ GAP, TITLE, LINE = 12, 34, 27  # pixels between panels, above them, and per line
 LEAST = 900  # smallest width in pixels, for the text below a single panel
 DPI = int(SETTINGS["savefig.dpi"])
 EDGE = 3
-YELLOW = (240, 228, 66)  # Okabe and Ito's, next to black: visible on any picture
 KEY = "Grey: dropped by more than half of the group's layers. The line surrounds the kept cells."
 NO_RECORD = "This row has no record of kept tokens."
 OLDER = "Evaluate this row again: it predates the record of kept tokens."
@@ -176,8 +177,8 @@ def _marked(frame: NDArray[np.uint8], kept_HW: NDArray[np.bool_]) -> NDArray[np.
     marked = veiled(frame, kept_HW.astype(float))
     inside = np.pad(cell_pixels(kept_HW, *frame.shape[:2]), EDGE)
     edge = np.asarray(PIL.Image.fromarray(inside).convert("L"))
-    for width, colour in ((EDGE, (0, 0, 0)), (EDGE - 1, YELLOW)):
+    for width, colour in ((EDGE, "black"), (EDGE - 1, YELLOW)):
         narrowed = PIL.Image.fromarray(edge).filter(PIL.ImageFilter.MinFilter(2 * width + 1))
         line = (inside & (np.asarray(narrowed) == 0))[EDGE:-EDGE, EDGE:-EDGE]
-        marked[line] = colour
+        marked[line] = PIL.ImageColor.getrgb(colour)
     return marked

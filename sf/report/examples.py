@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from sf.evaluation.benchmarks import BENCHMARKS, FAMILIES, Benchmark
+from sf.evaluation.benchmarks import BENCHMARKS, FAMILIES, RIGHT, Benchmark
 from sf.json_lines import read_json_lines
 from sf.report.gate import DENSE
 from sf.report.results import Result, Study
-from sf.report.samples import RIGHT
 
 __all__ = ["FAILURE", "OUTCOMES", "RULE", "SUCCESS", "Examples", "Pair", "Place"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure as Drawing
 
-from sf.evaluation.benchmarks import AVERAGES, SPLIT
+from sf.evaluation.benchmarks import AVERAGES, parts_of
 from sf.report import published
 from sf.report.benchmark_tables import RATIO, around_mean, mean_score, scored, shown, span
 from sf.report.cells import NOT_PUBLISHED, Figure, verdict
@@ -35,7 +35,7 @@ def table(request: Request) -> PaperTable:
         line = scores.setdefault((result.axes["model"], result.axes["row"]), {})
         line[benchmark.name] = score, result
     titles = (benchmark.title for benchmark in request.definition.benchmarks)
-    ours = {f"{SPLIT[name]} average (ours)": name for name in request.definition.split}
+    ours = {title: name for name, title in parts_of(request.definition.kind).items()}
     return PaperTable(
         ("model", "method"),
         (RATIO_TITLE, *titles, AVERAGE_TITLE, *ours),
@@ -82,7 +82,7 @@ def _line(request: Request, model: str, row: Row, scores: Scores) -> Line:
     if known and average is None:
         kept = replace(kept, note=f"of {len(known)} of {len(definition.benchmarks)} benchmarks")
         mean = replace(mean, note="no average: some benchmarks were not run")
-    parts = (_part(cell, name, definition, lines, cells) for name in definition.split)
+    parts = (_part(cell, name, definition, lines, cells) for name in parts_of(definition.kind))
     return Line((model, row.name), (kept, *cells, mean, *parts))
 
 

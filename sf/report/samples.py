@@ -15,7 +15,7 @@ from typing import Any
 
 from sf.atomic_files import write_text
 from sf.escaping import printable
-from sf.evaluation.benchmarks import BENCHMARKS, EXTRA
+from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, RIGHT
 from sf.evaluation.layer_groups import group_names, layer_groups
 from sf.json_lines import read_json_lines
 from sf.report.benchmark_tables import Cell
@@ -26,8 +26,6 @@ from sf.report.results import Result, Study
 __all__ = ["PAGE", "samples_sections"]
 
 PAGE = "samples/samples.html"
-RIGHT = 0.5
-"""A sample's score (0 to 1) from which its reply counts as correct."""
 HEADER = ("benchmark", "questions")
 _TEXT = (
     "Each link opens the questions that the full row answers correctly and another row does not. "
