@@ -86,7 +86,7 @@ def measure(shape: str, home: Path, work: Path, arguments: argparse.Namespace) -
     path = work / shape
     checkpoint(shape, path)
     first = SparseChatModel(str(path), media="lmms_eval", opened=True, **BOUNDS)
-    theirs = Builtin(
+    builtin = Builtin(
         str(path),
         device="cpu",
         device_map="cpu",
@@ -95,8 +95,8 @@ def measure(shape: str, home: Path, work: Path, arguments: argparse.Namespace) -
         max_pixels=50176,
         max_num_frames=4,
     )
-    theirs._model.float().load_state_dict(first.model.state_dict())
-    theirs.asked = first
+    builtin._model.float().load_state_dict(first.model.state_dict())
+    builtin.asked = first
     benchmarks = [benchmark_named(name) for name in BENCHMARKS]
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     times: dict[str, list[float]] = {"built-in": [], "ours": [], "again": []}
@@ -109,10 +109,10 @@ def measure(shape: str, home: Path, work: Path, arguments: argparse.Namespace) -
     run(first)  # warm, and the replies that the built-in's must equal
     for repeat in range(arguments.repeats + 1):
         records = work / "records" / f"{shape}{repeat}"
-        ours = SparseChatModel(
+        sparse_model = SparseChatModel(
             str(path), media="lmms_eval", records=str(records), opened=True, **BOUNDS
         )
-        order = [("built-in", theirs), ("ours", ours), ("again", theirs)]
+        order = [("built-in", builtin), ("ours", sparse_model), ("again", builtin)]
         random.shuffle(order)
         for name, lm in order:
             spent = run(lm)

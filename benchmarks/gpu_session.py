@@ -174,10 +174,10 @@ def folder_of(scale: Scale) -> Path:
     """
     if scale.rehearsal:
         return MEASURED / "local" / "rehearsal"
-    here, there = get_context("fork").Pipe(duplex=False)
-    process = get_context("fork").Process(target=device_name, args=(there,))
+    receiver, sender = get_context("fork").Pipe(duplex=False)
+    process = get_context("fork").Process(target=device_name, args=(sender,))
     process.start()
-    name = here.recv()
+    name = receiver.recv()
     process.join()
     if name is None:
         sys.exit("gpu_session.py: no CUDA device is visible to PyTorch; run it on a GPU machine")

@@ -101,8 +101,8 @@ def measure(arguments: argparse.Namespace, report: Report) -> list[Row]:
                 rows.append(
                     Row(f"{stage} {name}", mean, *bootstrap_mean(shares, 0), X, None, "lower")
                 )
-    found = [exact(f"token ratio {name}", ratios[name], "random weights") for name in names]
-    return [*rows, *found]
+    ratio_rows = [exact(f"token ratio {name}", ratios[name], "random weights") for name in names]
+    return [*rows, *ratio_rows]
 
 
 def main() -> None:

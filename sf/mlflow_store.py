@@ -235,15 +235,15 @@ def _follow_the_checkout(experiment: Any) -> None:
     if os.environ.get("MLFLOW_TRACKING_URI"):
         return
     stored = str(experiment.artifact_location).removeprefix("file://")
-    here = str(Path(_ARTIFACTS).absolute())
+    artifacts = str(Path(_ARTIFACTS).absolute())
     before = stored.rpartition("/")[0]
-    if before == here or Path(before).name != _ARTIFACTS:
+    if before == artifacts or Path(before).name != _ARTIFACTS:
         return
     with sqlite3.connect(_DEFAULT, timeout=30) as store:
         for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
             store.execute(
                 f"update {table} set {column} = replace({column}, ?, ?) where {column} like ?",
-                (f"{before}/", f"{here}/", f"%{before}/%"),
+                (f"{before}/", f"{artifacts}/", f"%{before}/%"),
             )
     store.close()
 

@@ -49,8 +49,8 @@ def run(module: Any, words: list[str], file: Path, monkeypatch: pytest.MonkeyPat
 def test_what_a_benchmark_imports_is_there(name: str) -> None:
     """They are no part of the package: nothing else fails when something they use moves."""
     tree = ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text())
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    for node in found:
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    for node in imports:
         if (node.module or "").split(".")[0] == "sf":
             module = importlib.import_module(str(node.module))
             for alias in node.names:
@@ -148,11 +148,11 @@ def test_the_readmes_ratios_are_those_of_a_file() -> None:
     assert len(claims) >= 4
     for ratio, rest in claims:
         span = re.search(r"\((?:95 % interval )?([\d.]+) to ([\d.]+)", rest)
-        found = [row for row in rows if row["unit"] == "x" and written(row["value"], ratio)]
+        matching = [row for row in rows if row["unit"] == "x" and written(row["value"], ratio)]
         if span is not None:
             low, high = span.groups()
-            found = [r for r in found if written(r["low"], low) and written(r["high"], high)]
-        assert found, f"{ratio}{rest}"
+            matching = [r for r in matching if written(r["low"], low) and written(r["high"], high)]
+        assert matching, f"{ratio}{rest}"
 
 
 def test_training_is_assembled_by_one_process(load: Any, tmp_path: Path) -> None:

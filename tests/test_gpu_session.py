@@ -281,10 +281,10 @@ def test_counts_of_a_cut_test_run(sections: Any) -> None:
         "tests/attention/kernels/test_decode.py::test_a[masked-True] PASSED [ 1%]\n"
         "tests/attention/backends/test_cuda.py::test_b[x PASSED] FAILED [ 2%]\n"
     )
-    found = {each.name: each.value for each in counts(words, True)}
-    assert found["tests kernels, passed"] == 1
-    assert found["tests backends, failed"] == 1
-    assert found["tests not reached, out of time"] == 79
+    values = {each.name: each.value for each in counts(words, True)}
+    assert values["tests kernels, passed"] == 1
+    assert values["tests backends, failed"] == 1
+    assert values["tests not reached, out of time"] == 79
     with pytest.raises(RuntimeError, match="collected no test"):
         counts("ERROR tests/conftest.py - ModuleNotFoundError", False)
 
@@ -355,11 +355,11 @@ def test_a_rehearsal_is_never_carried(sections: Any, copy: Path) -> None:
 def test_what_is_carried_is_what_was_measured(sections: Any) -> None:
     """README's table and the report's data are those of `reports/measured`, cell by cell."""
     figures = sections("figures")
-    found = figures.measured(ROOT / "reports" / "measured")
+    measured = figures.measured(ROOT / "reports" / "measured")
     text = (ROOT / "README.md").read_text()
     between = text.split(figures.BEGIN)[1].split(figures.END)[0]
-    assert between.strip() == figures.readme_table(found)
-    assert (ROOT / "sf" / "report" / "gpu.csv").read_text() == figures.csv_text(found)
+    assert between.strip() == figures.readme_table(measured)
+    assert (ROOT / "sf" / "report" / "gpu.csv").read_text() == figures.csv_text(measured)
 
 
 def test_the_report_says_not_measured_or_draws(sections: Any, copy: Path) -> None:

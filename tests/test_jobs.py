@@ -271,8 +271,8 @@ def test_a_locked_store_loses_nothing(stage: Path, monkeypatch: pytest.MonkeyPat
     assert log_all(Path("results")) == 1
     client = MlflowClient(f"sqlite:///{store}")
     experiment = client.get_experiment_by_name("sparsity-forcing")
-    found = client.search_runs([experiment.experiment_id], "params.times = '2'")
-    assert [len(client.get_metric_history(one.info.run_id, "value")) for one in found] == [2]
+    logged = client.search_runs([experiment.experiment_id], "params.times = '2'")
+    assert [len(client.get_metric_history(one.info.run_id, "value")) for one in logged] == [2]
 
 
 def test_results_are_logged_while_other_stages_delete_their_work(stage: Path) -> None:

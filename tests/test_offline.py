@@ -100,7 +100,7 @@ def test_mlflow_sends_no_usage_statistics() -> None:
     kept = ("PATH", "HOME", "PYTHONPATH")
     bare = {name: os.environ[name] for name in kept if name in os.environ}
     root = Path(__file__).parent.parent
-    said = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code], env=bare, cwd=root, capture_output=True, text=True, check=True
     )
-    assert said.stdout.split() == ["True"]
+    assert done.stdout.split() == ["True"]

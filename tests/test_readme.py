@@ -29,12 +29,12 @@ LINKS = [
 
 
 def _commands() -> list[list[str]]:
-    found = []
+    commands = []
     for text in PAGES.values():
-        found += re.findall(r"`((?:sf|make|snakemake|dvc|python) [^`\n]+)`", text)
+        commands += re.findall(r"`((?:sf|make|snakemake|dvc|python) [^`\n]+)`", text)
         for block in re.findall(r"```(?:bash|text)?\n(.*?)```", text, flags=re.S):
-            found += block.replace("\\\n", " ").splitlines()
-    words = [command.split("#")[0].split() for command in dict.fromkeys(found)]
+            commands += block.replace("\\\n", " ").splitlines()
+    words = [command.split("#")[0].split() for command in dict.fromkeys(commands)]
     return [line for line in words if line and line[0] in ("sf", "make", "python")]
 
 

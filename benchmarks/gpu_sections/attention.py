@@ -82,17 +82,17 @@ def dense_calls(
     scale: Scale, parts: tuple[Tensor, ...], cudnn: bool = True
 ) -> dict[str, Callable[[], Any]]:
     """Dense attention by each kernel that takes this shape; PyTorch's choice where none does."""
-    found: dict[str, Callable[[], Any]] = {}
+    calls: dict[str, Callable[[], Any]] = {}
     for path in [*candidates(), OWN]:
-        if (path == OWN and found) or (path.name == CUDNN and not cudnn):
+        if (path == OWN and calls) or (path.name == CUDNN and not cudnn):
             continue
         layer = Layer(scale.heads // scale.groups)
         layer.config = SimpleNamespace(_attn_implementation=path.implementation)
         attend = AttentionInterface()[path.implementation]
         call = partial(attend, layer, *parts, None, scaling=scale.head_dim**-0.5)
         if accepted(call, scale.at):
-            found[f"dense {path.name}"] = call
-    return found
+            calls[f"dense {path.name}"] = call
+    return calls
 
 
 def contenders(
@@ -136,10 +136,10 @@ def prefill(scale: Scale, length: int, cudnn: bool = True) -> list[Row]:
     with using_backend(BACKENDS["sparse"]):
         kept = plan(policy).choose(query, key, scaling, 0, BACKENDS["sparse"])
     probes = Probes().columns(valid)
-    ours = {n: b for n, b in BACKENDS.items() if cudnn or b.uniform != "cudnn"}
+    backends = {n: b for n, b in BACKENDS.items() if cudnn or b.uniform != "cudnn"}
     variants: dict[str, Callable[[], Any]] = {
         **contenders(scale, dense_calls(scale, (query, key, value), cudnn)),
-        **{name: partial(sparse, backend, policy) for name, backend in ours.items()},
+        **{name: partial(sparse, backend, policy) for name, backend in backends.items()},
         "sparse, chosen beforehand": partial(sparse, BACKENDS["sparse"], FixedMask([kept])),
         "selection": select,
         "probe scores": lambda: BACKENDS["sparse"].probe_mass(query, key, *probes, valid, scaling),
@@ -147,11 +147,11 @@ def prefill(scale: Scale, length: int, cudnn: bool = True) -> list[Row]:
     times = timed(variants, scale)
     label = f"prefill {length}" if cudnn else f"prefill {length} without cuDNN"
     base, target = quickest(times), PREFILL_TARGETS.get(length)
-    best = min(ours, key=lambda name: median(times[name]))
+    best = min(backends, key=lambda name: median(times[name]))
     share = [a / b for a, b in zip(times["selection"], times[best], strict=True)]
     return [
         *rows_of(times, label),
-        *(gain(times, label, name, base, target if name == best else None) for name in ours),
+        *(gain(times, label, name, base, target if name == best else None) for name in backends),
         Row(f"{label} selection's share", *interval(share), "of sparse", SELECTION_SHARE, "lower"),
         exact(f"{label} token ratio", float(kept.float().mean()), "kept / length"),
     ]
@@ -203,8 +203,10 @@ def decode(scale: Scale) -> list[Row]:
         "sparse": ours(pruned, None),
         "sparse, padded row": ours(pruned, mask),
     }
-    found = timed(variants, scale)
-    times = {name: [taken / scale.caches for taken in spent] for name, spent in found.items()}
+    spent_by_name = timed(variants, scale)
+    times = {
+        name: [taken / scale.caches for taken in spent] for name, spent in spent_by_name.items()
+    }
     label = f"decode {scale.decode}"
     read = 2 * count * scale.groups * scale.head_dim * scale.dtype.itemsize
     rate = [read / taken / 1e9 for taken in times["sparse"]]

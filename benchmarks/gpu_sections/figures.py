@@ -59,24 +59,24 @@ def carry(root: Path) -> None:
     Raises:
         ValueError: the marks are not in README.
     """
-    found = measured(root / "reports" / "measured")
+    figures = measured(root / "reports" / "measured")
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{readme}: one {BEGIN} and one {END} are needed")
     before, rest = text.split(BEGIN)
-    write_text(readme, f"{before}{BEGIN}\n{readme_table(found)}\n{END}{rest.split(END)[1]}")
-    write_text(root / "sf" / "report" / "gpu.csv", csv_text(found))
+    write_text(readme, f"{before}{BEGIN}\n{readme_table(figures)}\n{END}{rest.split(END)[1]}")
+    write_text(root / "sf" / "report" / "gpu.csv", csv_text(figures))
 
 
 def measured(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Rows of each device, by its name; rehearsals are left out."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    rows_by_device: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(folder.glob(f"*/{ROWS}")):
         for row in json.loads(file.read_text(encoding="utf-8")):
             if not row["rehearsal"]:
-                found.setdefault(row["device"], []).append(row)
-    return found
+                rows_by_device.setdefault(row["device"], []).append(row)
+    return rows_by_device
 
 
 def readme_table(found: Mapping[str, list[dict[str, Any]]]) -> str:

@@ -64,18 +64,18 @@ def counts(words: str, cut: bool) -> list[Row]:
     Raises:
         RuntimeError: see `run`.
     """
-    found = Counter(_LINE.findall(words))
+    counted = Counter(_LINE.findall(words))
     selected = re.search(r"/ (\d+) selected", words) or re.search(r"collected (\d+) items", words)
-    if not found or "errors during collection" in words or selected is None:
+    if not counted or "errors during collection" in words or selected is None:
         raise RuntimeError(f"pytest collected no test, or not all: {words[-500:]}")
     rows = []
     for name in FOLDERS:
-        bad = float(found[name, "FAILED"] + found[name, "ERROR"])
+        bad = float(counted[name, "FAILED"] + counted[name, "ERROR"])
         rows += [
-            exact(f"tests {name}, passed", float(found[name, "PASSED"]), "tests"),
+            exact(f"tests {name}, passed", float(counted[name, "PASSED"]), "tests"),
             Row(f"tests {name}, failed", bad, bad, bad, "tests", 0.0, "lower"),
-            exact(f"tests {name}, skipped", float(found[name, "SKIPPED"]), "tests"),
+            exact(f"tests {name}, skipped", float(counted[name, "SKIPPED"]), "tests"),
         ]
-    missing = float(int(selected[1]) - sum(found.values()))
+    missing = float(int(selected[1]) - sum(counted.values()))
     why = ", out of time" if cut else ""
     return [*rows, Row(f"tests not reached{why}", missing, missing, missing, "tests", 0.0, "lower")]

@@ -194,43 +194,43 @@ def rates(scale: Scale, length: int, rows: int) -> tuple[dict[str, list[float]],
 
     Each loop is built and timed in turn, twice: the second round shows what drifted.
     """
-    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    per_second: dict[str, list[float]] = {side: [] for side in SIDES}
     held = {}
     for side in ("dense", "sparse", "sparse", "dense"):
         loop = loop_of(scale, length, side, rows)
         taken = token_ms(loop, scale.tokens, scale.repeats)
-        found[side] += [1e3 * rows / ms for ms in taken]
+        per_second[side] += [1e3 * rows / ms for ms in taken]
         held[side] = loop.step.cache.nbytes
         del loop
         free(scale.at)
-    return found, held
+    return per_second, held
 
 
-def rate_rows(label: str, found: dict[str, list[float]], target: float | None) -> list[Row]:
+def rate_rows(label: str, measured: dict[str, list[float]], target: float | None) -> list[Row]:
     """Both sides and their quotient."""
-    pairs = zip(found["sparse"], found["dense"], strict=True)
+    pairs = zip(measured["sparse"], measured["dense"], strict=True)
     gains = interval([sparse / dense for sparse, dense in pairs])
     return [
-        *(Row(f"{label} {side}", *interval(each), "tokens/s") for side, each in found.items()),
+        *(Row(f"{label} {side}", *interval(each), "tokens/s") for side, each in measured.items()),
         Row(f"{label} sparse over dense", *gains, "x", target, "higher"),
     ]
 
 
 def rollouts(scale: Scale, rows: int) -> list[Row]:
     """Rows of one rollout batch after a prompt of a training step's length."""
-    found, _ = rates(scale, scale.rollout_prompt, rows)
-    return rate_rows(f"rollouts after {scale.rollout_prompt}, batch {rows},", found, None)
+    measured, _ = rates(scale, scale.rollout_prompt, rows)
+    return rate_rows(f"rollouts after {scale.rollout_prompt}, batch {rows},", measured, None)
 
 
 def throughput(scale: Scale) -> list[Row]:
     """Both sides at the largest batch that fits dense."""
     length = scale.throughput
     rows = largest_batch(scale, length, "dense")
-    found, held = rates(scale, length, rows)
+    measured, held = rates(scale, length, rows)
     share = held["sparse"] / held["dense"]
     return [
         exact(f"throughput {length}, batch", float(rows), "rows"),
-        *rate_rows(f"throughput {length}", found, THROUGHPUT_TARGET),
+        *rate_rows(f"throughput {length}", measured, THROUGHPUT_TARGET),
         Row(f"throughput {length} KV", share, share, share, "x", KV_TARGET, "lower"),
     ]
 
@@ -247,7 +247,7 @@ def kernels(scale: Scale, length: int) -> list[Row]:
     with profile(activities=[activity]) as record:
         loop.advance(counted)
         Clock(scale.at).synchronize()
-    found = [
+    events = [
         (
             (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3 / counted,
             event.count / counted,
@@ -255,15 +255,15 @@ def kernels(scale: Scale, length: int) -> list[Row]:
         )
         for event in record.key_averages()
     ]
-    found = sorted((each for each in found if each[0] > 0), reverse=True)
-    if not found:
+    events = sorted((each for each in events if each[0] > 0), reverse=True)
+    if not events:
         raise Skipped("the profiler saw no kernel on this device")
     label = f"token {length} sparse, kernel"
     rows = [
         Row(f"{label} {name[:80]}", ms, None, None, f"ms a token in {launches:g} launches")
-        for ms, launches, name in found[:SHOWN_KERNELS]
+        for ms, launches, name in events[:SHOWN_KERNELS]
     ]
-    total, launches = sum(each[0] for each in found), sum(each[1] for each in found)
+    total, launches = sum(each[0] for each in events), sum(each[1] for each in events)
     rows.append(exact(f"token {length} sparse, all kernels", total, "ms a token"))
     rows.append(exact(f"token {length} sparse, launches", launches, "a token"))
     return rows

@@ -107,9 +107,9 @@ def _spans(
         )
     spans, at = [], 0
     for shape in shapes:
-        mine = places[at : at + shape[0] * shape[1] * shape[2]]
-        at += len(mine)
-        rows = mine[:, 0].unique().tolist()
+        cells = places[at : at + shape[0] * shape[1] * shape[2]]
+        at += len(cells)
+        rows = cells[:, 0].unique().tolist()
         if len(rows) != 1:
             raise DataError(
                 f"{kind} placeholders",
@@ -117,7 +117,7 @@ def _spans(
                 f"those of one {kind} of {shape} cells lie in the rows {rows} of the batch",
                 "encode the prompt and its media together",
             )
-        spans.append(VisualSpan(kind, rows[0], shape, mine[:, 1]))
+        spans.append(VisualSpan(kind, rows[0], shape, cells[:, 1]))
     return spans
 
 
@@ -139,8 +139,8 @@ def _llava_spans(
     cells = shape[0] * shape[1] * shape[2]
     count = cells + line_ends
     spans = []
-    for row, here in enumerate(ids_BL == token):
-        columns = here.nonzero()[:, 0]
+    for row, is_token in enumerate(ids_BL == token):
+        columns = is_token.nonzero()[:, 0]
         breaks = (columns.diff() > 1).nonzero()[:, 0] + 1
         for run in columns.tensor_split(breaks):
             if len(run) == 0:

@@ -189,9 +189,9 @@ class Patterns:
         distance_QL = rows_Q[:, None] - column
         mask = torch.empty(len(kinds_H), *distance_QL.shape, dtype=torch.bool, device=rows_Q.device)
         for kind, name in enumerate(PATTERNS):
-            mine = (kinds_H == kind).nonzero()[:, 0]
-            if len(mine):
-                mask[mine] = getattr(self, f"_{name}")(mine, rows_Q, distance_QL)
+            heads = (kinds_H == kind).nonzero()[:, 0]
+            if len(heads):
+                mask[heads] = getattr(self, f"_{name}")(heads, rows_Q, distance_QL)
         return mask & (distance_QL >= 0)
 
     def _vertical_slash(self, heads: Tensor, rows_Q: Tensor, distance_QL: Tensor) -> Tensor:

@@ -44,8 +44,8 @@ def _pairs(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if not isinstance(turns, list) or len(turns) < 2 or len(turns) % 2:
         raise RowError("bad conversation", "conversations", None, "they must be pairs of turns")
     for question, reply in zip(turns[::2], turns[1::2], strict=True):
-        ours = isinstance(question, dict) and isinstance(reply, dict)
-        if not ours or question.get("from") != "human" or reply.get("from") != "gpt":
+        are_objects = isinstance(question, dict) and isinstance(reply, dict)
+        if not are_objects or question.get("from") != "human" or reply.get("from") != "gpt":
             raise RowError(
                 "bad conversation", "conversations", None, "human and gpt must take turns"
             )

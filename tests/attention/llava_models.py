@@ -61,20 +61,20 @@ def next_video():
 def row(model, media, text, seed):
     """A prompt with as many placeholders as the model makes features."""
     generator = torch.Generator().manual_seed(seed)
-    found = {}
+    inputs = {}
     if media == "image":
-        found["pixel_values"] = torch.randn(1, 2, 3, SIZE, SIZE, generator=generator)
-        found["image_sizes"] = torch.tensor([[SIZE, SIZE]])
-        features = model.get_image_features(**found, return_dict=True)
+        inputs["pixel_values"] = torch.randn(1, 2, 3, SIZE, SIZE, generator=generator)
+        inputs["image_sizes"] = torch.tensor([[SIZE, SIZE]])
+        features = model.get_image_features(**inputs, return_dict=True)
     else:
-        found["pixel_values_videos"] = torch.randn(1, 4, 3, SIZE, SIZE, generator=generator)
-        features = model.get_video_features(found["pixel_values_videos"], return_dict=True)
+        inputs["pixel_values_videos"] = torch.randn(1, 4, 3, SIZE, SIZE, generator=generator)
+        features = model.get_video_features(inputs["pixel_values_videos"], return_dict=True)
     count = sum(part.numel() for part in features.pooler_output) // TEXT["hidden_size"]
     words = torch.randint(3, 89, (text,), generator=generator)
     token = torch.full((count,), IMAGE if media == "image" else VIDEO)
-    found["input_ids"] = torch.cat([words[:3], token, words[3:]])[None]
-    found["attention_mask"] = torch.ones_like(found["input_ids"])
-    return found
+    inputs["input_ids"] = torch.cat([words[:3], token, words[3:]])[None]
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    return inputs
 
 
 def padded(rows):

@@ -37,14 +37,14 @@ def test_beams_equal_those_found_without_a_cache(model, inputs):
 
 
 def test_sampling_draws_from_the_same_distribution_with_and_without_a_cache(model, inputs):
-    found = []
+    sampled = []
     for cached in (True, False):
         torch.manual_seed(7)
         with sparsify(model, SPARSE):
             drawn = generate(model, inputs, do_sample=True, temperature=2.0, use_cache=cached)
-        found.append(drawn.sequences)
-    assert torch.equal(*found)
-    assert not torch.equal(found[0], generate(model, inputs).sequences)
+        sampled.append(drawn.sequences)
+    assert torch.equal(*sampled)
+    assert not torch.equal(sampled[0], generate(model, inputs).sequences)
 
 
 def test_from_embeddings(rows):

@@ -184,9 +184,9 @@ def test_a_cache_that_was_read_dense_inside_goes_on_under_a_selection(model, row
     with sparsify(model, DENSE):
         cache = model(**row).past_key_values
     with sparsify(model, POLICY), torch.no_grad():
-        found = model(torch.tensor([[7]]), past_key_values=cache).logits
+        logits = model(torch.tensor([[7]]), past_key_values=cache).logits
     whole = torch.cat([row["input_ids"], torch.tensor([[7]])], dim=1)
-    assert torch.allclose(found[:, -1], model(whole).logits[:, -1], atol=1e-5)
+    assert torch.allclose(logits[:, -1], model(whole).logits[:, -1], atol=1e-5)
 
 
 def test_a_forward_around_the_hooks_says_what_to_do():

@@ -13,64 +13,64 @@ from sf.errors import ConfigError
 
 
 def layer(kept=5, appended=0, rows=2, prompt_width=9, valid=None):
-    found = PrunedLayer()
-    found.active = True
+    cache = PrunedLayer()
+    cache.active = True
     key = torch.arange(rows * kept, dtype=torch.float32).view(rows, 1, kept, 1)
-    found.update(torch.zeros(rows, 1, prompt_width, 1), torch.zeros(rows, 1, prompt_width, 1))
-    found.commit(key, -key, prompt_width, appended, valid)
-    return found
+    cache.update(torch.zeros(rows, 1, prompt_width, 1), torch.zeros(rows, 1, prompt_width, 1))
+    cache.commit(key, -key, prompt_width, appended, valid)
+    return cache
 
 
 def test_lengths_are_logical_and_tensors_physical():
-    found = layer(kept=5, prompt_width=9)
-    assert found.get_seq_length() == 9
-    found.update(torch.ones(2, 1, 1, 1), torch.ones(2, 1, 1, 1))
-    assert found.get_seq_length() == 10
-    assert found.get_mask_sizes(1) == (11, 0)
-    assert found.keys.shape == found.values.shape == (2, 1, 6, 1)
-    assert found.nbytes == 2 * 2 * 6 * 4
-    assert found.keys[0, 0, :, 0].tolist() == [0, 1, 2, 3, 4, 1]
+    cache = layer(kept=5, prompt_width=9)
+    assert cache.get_seq_length() == 9
+    cache.update(torch.ones(2, 1, 1, 1), torch.ones(2, 1, 1, 1))
+    assert cache.get_seq_length() == 10
+    assert cache.get_mask_sizes(1) == (11, 0)
+    assert cache.keys.shape == cache.values.shape == (2, 1, 6, 1)
+    assert cache.nbytes == 2 * 2 * 6 * 4
+    assert cache.keys[0, 0, :, 0].tolist() == [0, 1, 2, 3, 4, 1]
 
 
 def test_decoding_writes_in_place_and_copies_the_cache_a_few_times_only():
-    found = layer()
+    cache = layer()
     one = torch.ones(2, 1, 1, 1)
     addresses = []
     for step in range(600):
-        found.update(one * step, one * step)
-        addresses.append(found.keys.data_ptr())
+        cache.update(one * step, one * step)
+        addresses.append(cache.keys.data_ptr())
     assert len(set(addresses)) <= 5  # 64, 128, 256, 512, 1024 entries after the prompt
-    assert found.keys[1, 0, 5:, 0].tolist() == list(range(600))
-    assert found.keys[1, 0, :5, 0].tolist() == [5, 6, 7, 8, 9]
+    assert cache.keys[1, 0, 5:, 0].tolist() == list(range(600))
+    assert cache.keys[1, 0, :5, 0].tolist() == [5, 6, 7, 8, 9]
 
 
 def test_what_follows_the_prompt_can_be_cropped_the_prompt_cannot():
-    found = layer()
-    found.update(torch.ones(2, 1, 3, 1), torch.ones(2, 1, 3, 1))
-    found.crop(-2)
-    assert found.get_seq_length() == 10
-    found.update(torch.full((2, 1, 1, 1), 7.0), torch.full((2, 1, 1, 1), 7.0))
-    assert found.keys[0, 0, 5:, 0].tolist() == [1, 7]
+    cache = layer()
+    cache.update(torch.ones(2, 1, 3, 1), torch.ones(2, 1, 3, 1))
+    cache.crop(-2)
+    assert cache.get_seq_length() == 10
+    cache.update(torch.full((2, 1, 1, 1), 7.0), torch.full((2, 1, 1, 1), 7.0))
+    assert cache.keys[0, 0, 5:, 0].tolist() == [1, 7]
     for count in (-3, 1):
         with pytest.raises(ConfigError, match="its last 2 entries"):
-            found.crop(count)
+            cache.crop(count)
 
 
 def test_rows_are_moved_repeated_and_selected():
     valid = torch.tensor([[False, True], [True, True]])
-    found = layer(kept=2, valid=valid)
-    found.update(torch.tensor([5.0, 6.0]).view(2, 1, 1, 1), torch.zeros(2, 1, 1, 1))
-    found.reorder_cache(torch.tensor([1, 1]))
-    assert found.keys[:, 0, :, 0].tolist() == [[2, 3, 6]] * 2
-    assert found.prompt_valid.all()
-    found.batch_repeat_interleave(2)
-    assert found.keys.shape[0] == 4
-    found.batch_select_indices(torch.tensor([0, 3, 3]))
-    assert found.keys.shape[0] == found.prompt_valid.shape[0] == 3
-    found.update(torch.ones(3, 1, 1, 1), torch.ones(3, 1, 1, 1))
-    assert found.keys[2, 0, :, 0].tolist() == [2, 3, 6, 1]
-    found.reset()
-    assert found.get_seq_length() == 0
+    cache = layer(kept=2, valid=valid)
+    cache.update(torch.tensor([5.0, 6.0]).view(2, 1, 1, 1), torch.zeros(2, 1, 1, 1))
+    cache.reorder_cache(torch.tensor([1, 1]))
+    assert cache.keys[:, 0, :, 0].tolist() == [[2, 3, 6]] * 2
+    assert cache.prompt_valid.all()
+    cache.batch_repeat_interleave(2)
+    assert cache.keys.shape[0] == 4
+    cache.batch_select_indices(torch.tensor([0, 3, 3]))
+    assert cache.keys.shape[0] == cache.prompt_valid.shape[0] == 3
+    cache.update(torch.ones(3, 1, 1, 1), torch.ones(3, 1, 1, 1))
+    assert cache.keys[2, 0, :, 0].tolist() == [2, 3, 6, 1]
+    cache.reset()
+    assert cache.get_seq_length() == 0
 
 
 def test_a_cache_with_other_layers_is_refused():

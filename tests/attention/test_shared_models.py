@@ -143,10 +143,10 @@ def test_requests_of_several_threads_give_what_they_give_alone(name):
         del given["mm_token_type_ids"]
     with applied(model, name) as trace:
         alone = [tokens(model, given, use_cache=at % 2 == 0) for at, given in enumerate(requests)]
-        found: dict[int, torch.Tensor] = {}
+        answers: dict[int, torch.Tensor] = {}
 
         def ask(at):
-            found[at] = tokens(model, requests[at], use_cache=at % 2 == 0)
+            answers[at] = tokens(model, requests[at], use_cache=at % 2 == 0)
 
         for _ in range(2):
             threads = [threading.Thread(target=ask, args=(at,)) for at in range(4)]
@@ -154,7 +154,7 @@ def test_requests_of_several_threads_give_what_they_give_alone(name):
                 thread.start()
             for thread in threads:
                 thread.join()
-            assert all(torch.equal(found[at], alone[at]) for at in range(4))
+            assert all(torch.equal(answers[at], alone[at]) for at in range(4))
         widths = {given["input_ids"].shape[1] for given in requests}
         assert trace.valid.shape[1] in widths
         assert {kept.shape for kept in trace.kept} == {trace.valid.shape}

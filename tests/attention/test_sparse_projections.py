@@ -62,20 +62,20 @@ def test_the_result_is_the_same_and_the_work_is_less(model, which):
 
 def test_gradients_are_the_same(model):
     given = batch(rows())
-    found = []
+    by_form = []
     for skip in (False, True):
         model.zero_grad()
         with sparsify(model, TopP(p=[0.3, 0.6]), prompt_width=190, skip_dropped=skip):
             output = model(**given, labels=given["input_ids"], use_cache=False)
         output.loss.backward()
-        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    assert found[0].keys() == found[1].keys()
-    for name, grad in found[0].items():
-        assert (grad - found[1][name]).abs().max() <= 1e-5 * max(1, grad.abs().max()), name
+        by_form.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert by_form[0].keys() == by_form[1].keys()
+    for name, grad in by_form[0].items():
+        assert (grad - by_form[1][name]).abs().max() <= 1e-5 * max(1, grad.abs().max()), name
 
 
 def test_a_recompute_after_the_context_runs_what_the_forward_ran(model):
-    given, found = rows()[0], []
+    given, by_form = rows()[0], []
     for recomputed in (False, True):
         model.zero_grad()
         model.train()
@@ -89,10 +89,10 @@ def test_a_recompute_after_the_context_runs_what_the_forward_ran(model):
             model.activation_checkpointing_disable()
             model.eval()
         assert trace.token_ratio.max() < 1
-        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    assert found[0].keys() == found[1].keys()
-    for name, grad in found[0].items():
-        assert (grad - found[1][name]).abs().max() <= 1e-5 * max(1, grad.abs().max()), name
+        by_form.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert by_form[0].keys() == by_form[1].keys()
+    for name, grad in by_form[0].items():
+        assert (grad - by_form[1][name]).abs().max() <= 1e-5 * max(1, grad.abs().max()), name
 
 
 @torch.no_grad()

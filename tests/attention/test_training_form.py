@@ -38,8 +38,8 @@ def log_probabilities(model, full, width):
 
 def rollout_log_probabilities(output):
     tokens = output.sequences[:, -len(output.logits) :]
-    found = torch.stack(output.logits, 1).float().log_softmax(-1)
-    return found.gather(-1, tokens[..., None])[..., 0]
+    logps = torch.stack(output.logits, 1).float().log_softmax(-1)
+    return logps.gather(-1, tokens[..., None])[..., 0]
 
 
 def gradients(model):
@@ -98,9 +98,9 @@ def oracle_run(model, full, width, loss):
     decoder.set_attn_implementation("mask_form")
     try:
         model.zero_grad()
-        found = log_probabilities(model, full, width)
-        loss(found).backward()
-        return found.detach(), gradients(model), form.kept
+        logps = log_probabilities(model, full, width)
+        loss(logps).backward()
+        return logps.detach(), gradients(model), form.kept
     finally:
         decoder.set_attn_implementation(before)
 
@@ -110,20 +110,20 @@ def test_values_and_gradients_agree_with_the_mask_form(model, inputs):
     full["attention_mask"][2, -3:] = 0
     real = full["attention_mask"][:, width:].bool()
 
-    def loss(found):
-        return found[real].mean()
+    def loss(logps):
+        return logps[real].mean()
 
     expected, wanted, kept = oracle_run(model, full, width, loss)
     model.zero_grad()
     with sparsify(model, TopP(p=THRESHOLDS), prompt_width=width) as trace:
-        found = log_probabilities(model, full, width)
-        loss(found).backward()
+        logps = log_probabilities(model, full, width)
+        loss(logps).backward()
     assert all(torch.equal(trace.kept[i], kept[i]) for i in range(3))
-    assert (found - expected)[real].abs().max() <= 1e-5
-    ours = gradients(model)
-    assert ours.keys() == wanted.keys()
+    assert (logps - expected)[real].abs().max() <= 1e-5
+    trained = gradients(model)
+    assert trained.keys() == wanted.keys()
     for name, grad in wanted.items():
-        assert (ours[name] - grad).abs().max() <= 1e-5 * max(1, grad.abs().max()), name
+        assert (trained[name] - grad).abs().max() <= 1e-5 * max(1, grad.abs().max()), name
     assert max(grad.abs().max() for grad in wanted.values()) > 0.1
 
 
@@ -207,9 +207,9 @@ def test_peft_models_and_their_adapters(inputs):
     kept = trace.kept
     full, width = with_completion(inputs, output.sequences)
     with sparsify(model, FixedMask(kept), prompt_width=width):
-        found = log_probabilities(model, full, width)
-        found.sum().backward()
-    assert (found - rollout_log_probabilities(output)).abs().max() <= 1e-5
+        logps = log_probabilities(model, full, width)
+        logps.sum().backward()
+    assert (logps - rollout_log_probabilities(output)).abs().max() <= 1e-5
     trained = gradients(model)
     assert trained
     assert all("lora" in name for name in trained)

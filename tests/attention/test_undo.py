@@ -19,13 +19,13 @@ def model(request):
 
 def state(model):
     """Everything `sparsify` could have touched."""
-    found = []
+    states = []
     for name, module in model.named_modules():
         hooks = [len(module._forward_hooks), len(module._forward_pre_hooks)]
         function = getattr(module, "_gradient_checkpointing_func", None)
-        found.append((name, hooks, sorted(vars(module)), type(module), function))
+        states.append((name, hooks, sorted(vars(module)), type(module), function))
     decoder = model.get_decoder()
-    return found, decoder.config._attn_implementation, model.config._attn_implementation
+    return states, decoder.config._attn_implementation, model.config._attn_implementation
 
 
 def run_and_fail(model, inputs):

@@ -50,9 +50,9 @@ def nsa(q, k, v, gates, phi, top_n, block, stride, size, window, scaling):
         )
         for t in range(length):
             ended = [c for c, s in enumerate(starts) if s + block - 1 <= t]
-            mine = range(g * share, (g + 1) * share)
+            group_heads = range(g * share, (g + 1) * share)
             mass = np.zeros(len(starts))
-            for h in mine:
+            for h in group_heads:
                 if ended:
                     weight = softmax_over(q[h, t], keys[ended], scaling)
                     mass[ended] += weight
@@ -73,7 +73,7 @@ def nsa(q, k, v, gates, phi, top_n, block, stride, size, window, scaling):
                 clear[t] &= last == first_out == 0 or last - first_out > 1e-9
             selected = [s for s in range(t + 1) if s // size in chosen]
             near = [s for s in range(t + 1) if s > t - window]
-            for h in mine:
+            for h in group_heads:
                 out[h, t] += gates[1, h, t] * (
                     softmax_over(q[h, t], k[g, selected], scaling) @ v[g, selected]
                 )

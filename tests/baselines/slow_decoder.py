@@ -96,8 +96,8 @@ def decode(
         name = f"layers.{layer}."
 
         def linear(part, which, name=name):
-            found = part @ state[f"{name}{which}.weight"].T
-            return found + state.get(f"{name}{which}.bias", 0.0)
+            product = part @ state[f"{name}{which}.weight"].T
+            return product + state.get(f"{name}{which}.bias", 0.0)
 
         normed = norm(hidden, state[f"{name}input_layernorm.weight"], config.rms_norm_eps)
         q, k, v = (

@@ -139,13 +139,13 @@ def test_both_forms_have_the_same_gradients(choosers, window):
     chosen = torch.rand(2, choosers, 33, count, generator=generator) < 0.3
     own = (place.position // 4)[:, None, :, None].expand(-1, choosers, -1, -1)
     chosen = chosen.scatter(3, own, True)
-    found = []
+    by_form = []
     for form in (blocks._masked, blocks._gathered):
         leaves = [part.clone().requires_grad_() for part in (q, k, v)]
         out = form(*leaves, place.position, chosen, 4, SCALING, window)
         (out * torch.linspace(0, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
-        found.append([out.detach(), *(leaf.grad for leaf in leaves)])
-    for one, other in zip(*found, strict=True):
+        by_form.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    for one, other in zip(*by_form, strict=True):
         assert (one - other).abs().max() < 1e-12
 
 
@@ -165,9 +165,9 @@ def test_low_precision_is_as_exact_as_dense_attention_in_it():
     )
     position = Place.of(valid, 64).position
     chosen = torch.ones(1, 4, 64, 8, dtype=torch.bool)
-    ours = blocks._gathered(*low, position, chosen, 8, SCALING, None)
+    gathered = blocks._gathered(*low, position, chosen, 8, SCALING, None)
     bound = 2 * (plain.double() - exact).abs().max()
-    assert (ours.double() - exact).abs().max() <= bound
+    assert (gathered.double() - exact).abs().max() <= bound
 
 
 def test_unknown_stand_ins_are_refused():

@@ -140,7 +140,7 @@ def test_the_expected_token_ratio_is_the_measured_one(settings, most_below, floo
 
 
 def test_gradient_checkpointing_changes_nothing(method, rows):
-    model, found = equipped(build("qwen2_5_vl")).train(), []
+    model, outcomes = equipped(build("qwen2_5_vl")).train(), []
     for checkpointing in (False, True):
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -148,8 +148,8 @@ def test_gradient_checkpointing_changes_nothing(method, rows):
         with Replacement(model, method):
             loss = model(**rows[0], labels=rows[0]["input_ids"], use_cache=False).loss
             loss.backward()
-        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
+        outcomes.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*outcomes, strict=True))
     trained = [n for n, p in model.named_parameters() if ".nsa." in n and p.grad is not None]
     assert bool(trained) == isinstance(method, NsaAttention)
 

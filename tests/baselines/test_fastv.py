@@ -41,8 +41,8 @@ def test_equals_removing_the_tokens(model, media, ratio, after):
 
     logits, columns = decode(model, given, survivors=survivors)
     expected = reply_logits(logits, columns, given)
-    found = torch.stack(given.output.logits)[:, 0]
-    assert (found - expected).abs().max() <= 1e-4
+    reply = torch.stack(given.output.logits)[:, 0]
+    assert (reply - expected).abs().max() <= 1e-4
     # The ratio: K dense layers, then text and the kept visual tokens.
     left = columns[columns < given.prompt]
     assert set(np.flatnonzero(trace.kept[2][0].numpy())) == set(left)

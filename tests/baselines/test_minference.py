@@ -67,13 +67,13 @@ def test_patterns_of_every_head(share, length):
     # Heads of each kind: a common direction, nearness, a block.
     key[:2, 5] += 4
     query[:2] += key[:2, 5:6] / 4
-    found = Patterns(query, key, 8**-0.5, share, block=16)
-    kinds = found.best()
+    patterns = Patterns(query, key, 8**-0.5, share, block=16)
+    kinds = patterns.best()
     for head in range(6):
         q, k = query[head].double().numpy(), key[head].double().numpy()
         masks, weights, asked = head_masks(q, k, share, 64, 16)
         for kind, name in enumerate(PATTERNS):
-            mask = found.mask(torch.arange(length), torch.full((6,), kind))[head]
+            mask = patterns.mask(torch.arange(length), torch.full((6,), kind))[head]
             assert np.array_equal(mask.numpy(), masks[name]), name
         assert PATTERNS[kinds[head]] == best(masks, weights, asked)
 

@@ -42,8 +42,8 @@ def test_equals_removing_the_tokens(model, media, ratio):
     columns = np.concatenate([left, np.arange(given.prompt, len(given.embeds))])
     without = Inputs(given.embeds[columns], given.positions[:, columns], len(left), given.output)
     logits, places = decode(model, without)
-    found = torch.stack(given.output.logits)[:, 0]
-    assert (found - reply_logits(logits, places, without)).abs().max() <= 1e-4
+    reply = torch.stack(given.output.logits)[:, 0]
+    assert (reply - reply_logits(logits, places, without)).abs().max() <= 1e-4
     assert trace.layer_ratios[:, 0].tolist() == pytest.approx([len(left) / given.prompt] * 3)
     assert trace.prompt_kv[:, 0].tolist() == [len(left)] * 3
 

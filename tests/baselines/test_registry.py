@@ -34,7 +34,7 @@ WITH_HYPERPARAMETER = [name for name in METHODS if method_class(name).hyperparam
 
 def state(model):
     """Everything a method could have touched."""
-    found = [
+    states = [
         (
             name,
             [len(module._forward_hooks), len(module._forward_pre_hooks)],
@@ -44,7 +44,7 @@ def state(model):
         for name, module in model.named_modules()
     ]
     decoder = model.get_decoder()
-    return found, decoder.config._attn_implementation, model.config._attn_implementation
+    return states, decoder.config._attn_implementation, model.config._attn_implementation
 
 
 def run_and_fail(model, inputs):
@@ -127,8 +127,8 @@ def test_what_is_known_without_the_classes_is_true_of_them() -> None:
     ],
 )
 def test_a_method_says_on_which_models_it_runs(name, family, trained_with, words) -> None:
-    found = misfit(name, family, trained_with)
-    assert found is None if words is None else words in found
+    reason = misfit(name, family, trained_with)
+    assert reason is None if words is None else words in reason
 
 
 @pytest.mark.parametrize("name", WITH_HYPERPARAMETER)
@@ -225,8 +225,8 @@ def test_a_temperature_of_one_is_zipvl(model, inputs) -> None:
     with sparsify(model, TopP(p=0.975)) as zipvl:
         expected = generate(model, inputs)
     with apply_method(model, "temperature", 1.0) as trace:
-        found = generate(model, inputs)
-    assert torch.equal(logits(found), logits(expected))
+        output = generate(model, inputs)
+    assert torch.equal(logits(output), logits(expected))
     assert torch.equal(trace.layer_ratios, zipvl.layer_ratios)
     with apply_method(model, "temperature", 0.3) as trace:
         sharper = generate(model, inputs)
@@ -245,6 +245,6 @@ def test_temperature_is_a_model_with_sharper_queries(model, inputs) -> None:
     with sparsify(sharp, TopP(p=0.975)) as expected_trace:
         expected = generate(sharp, inputs)
     with apply_method(model, "temperature", 0.5) as trace:
-        found = generate(model, inputs)
-    assert (logits(found) - logits(expected)).abs().max() <= 1e-5
+        output = generate(model, inputs)
+    assert (logits(output) - logits(expected)).abs().max() <= 1e-5
     assert torch.equal(trace.layer_ratios, expected_trace.layer_ratios)

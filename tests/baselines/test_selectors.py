@@ -53,15 +53,15 @@ def test_equals_the_steps_in_float64(model, media, text, name, value, choose):
 
     def mask(layer, query, key):
         """Kept prompt tokens and the reply attend to each other; a dropped query to nothing."""
-        found = select(query[:, : given.prompt], key[:, : given.prompt], value)
-        kept.append(found.kept if choose is None else choose(found.normalised, value))
+        scores = select(query[:, : given.prompt], key[:, : given.prompt], value)
+        kept.append(scores.kept if choose is None else choose(scores.normalised, value))
         kept[-1][-1] = True  # it predicts the first token of the reply
         active = np.concatenate([kept[-1], np.ones(query.shape[1] - given.prompt, dtype=bool)])
         return np.broadcast_to(active[:, None] & active[None], (len(query), *2 * active.shape))
 
     logits, columns = decode(model, given, mask_of=mask)
-    found = torch.stack(given.output.logits)[:, 0]
-    assert (found - reply_logits(logits, columns, given)).abs().max() <= 2e-4
+    reply = torch.stack(given.output.logits)[:, 0]
+    assert (reply - reply_logits(logits, columns, given)).abs().max() <= 2e-4
     for layer, expected in enumerate(kept):
         assert np.array_equal(trace.kept[layer][0].numpy(), expected)
     ratios = [expected.mean() for expected in kept]

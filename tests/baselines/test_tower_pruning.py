@@ -65,8 +65,8 @@ def test_keeps_what_the_written_out_steps_keep(name, ratio):
         video[steps // 2] *= 0.2  # a time step apart from the others
         video[1] = video[0] + 0.1 * video[1]
         left = build(name, ratio).left(video)
-        found = {(t, s) for t, s in left.nonzero().tolist()}
-        assert found == ORACLES[name](video.double().numpy(), ratio)
+        kept = {(t, s) for t, s in left.nonzero().tolist()}
+        assert kept == ORACLES[name](video.double().numpy(), ratio)
 
 
 def test_an_unusual_time_step_keeps_more_tokens():

@@ -18,19 +18,19 @@ from sf.errors import ConfigError, UnsupportedModelError
 
 def inside(model, given):
     """The last block's attention input with its rotary angles, and what the merger is given."""
-    tower, found = model.model.visual, {}
+    tower, heard = model.model.visual, {}
 
     def note(module, args, kwargs):
-        found["hidden"], found["turn"] = args[0], kwargs["position_embeddings"]
+        heard["hidden"], heard["turn"] = args[0], kwargs["position_embeddings"]
 
     hooks = [
         tower.blocks[-1].attn.register_forward_pre_hook(note, with_kwargs=True),
-        tower.merger.register_forward_pre_hook(lambda m, args: found.update(merger=args[0])),
+        tower.merger.register_forward_pre_hook(lambda m, args: heard.update(merger=args[0])),
     ]
     dense = record(model, lambda: generate(model, given))
     for hook in hooks:
         hook.remove()
-    return dense, found["hidden"], found["turn"], found["merger"]
+    return dense, heard["hidden"], heard["turn"], heard["merger"]
 
 
 def block_places(model, grid):
@@ -62,7 +62,7 @@ def scores_and_keys(model, hidden, turn, places, frame_cells):
     rq, rk = rotated(q), rotated(k)
     count, score, keys = len(places), np.zeros(len(places)), []
     for cell in range(count):
-        mine = [places[cell] * UNIT + u for u in range(UNIT)]
+        units = [places[cell] * UNIT + u for u in range(UNIT)]
         frame = cell // frame_cells
         others = [
             places[c] * UNIT + u
@@ -72,8 +72,8 @@ def scores_and_keys(model, hidden, turn, places, frame_cells):
         for head in range(attention.num_heads):
             logits = rq[head, others] @ rk[head, others].T / math.sqrt(q.shape[-1])
             weights = softmax(logits)
-            score[cell] += weights[:, [others.index(m) for m in mine]].mean() / len(rq)
-        keys.append(k[:, mine].mean((0, 1)))
+            score[cell] += weights[:, [others.index(m) for m in units]].mean() / len(rq)
+        keys.append(k[:, units].mean((0, 1)))
     return score, np.array(keys)
 
 

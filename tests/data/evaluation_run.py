@@ -34,11 +34,11 @@ TEXTS = ("", " ", "\x00", "(", "['a', ", "<|image_pad|>", "<|im_end|>\n", "\u202
 
 def tables(home: Path, benchmark: Benchmark) -> list[tuple[str, Path]]:
     """Tasks of a benchmark and their tables."""
-    found = []
+    files = []
     for task in benchmark.tasks:
         folder = home / "hub" / task.repository / (task.subset or "data")
-        found.append((task.name, next(folder.glob(f"{task.split}-*.parquet"))))
-    return found
+        files.append((task.name, next(folder.glob(f"{task.split}-*.parquet"))))
+    return files
 
 
 def prepared(home: Path, names: Sequence[str], work: Path) -> Source:
@@ -92,7 +92,7 @@ def damaged_rows(home: Path, number: int, count: int, work: Path) -> list[str]:
 
     A row is used or named; a whole row is used; what is left can be evaluated.
     """
-    rng, said = random.Random(f"rows {number}"), []
+    rng, violations = random.Random(f"rows {number}"), []
     chosen = rng.sample(STAND_INS, 2)
     copy = Path(shutil.copytree(home, work / "rows"))
     changed: dict[str, dict[int, str]] = {}
@@ -112,23 +112,27 @@ def damaged_rows(home: Path, number: int, count: int, work: Path) -> list[str]:
             source = prepared(copy, [name], work / f"rows of {name}")
         except DataError as error:  # a name of a video that is not there is a missing video
             if "none of its rows" not in str(error) and " videos of " not in str(error):
-                said.append(f"rows: {name} is refused: {error}")
+                violations.append(f"rows: {name} is refused: {error}")
             continue
         for task in (task.name for task in benchmark_named(name).tasks):
             bad = source.unreadable.get(task, {})
             beside = {at: bad[at] for at in bad.keys() - changed.get(task, {}).keys()}
-            said += [f"rows: {task} row {at} is whole, but: {why}" for at, why in beside.items()]
+            violations += [
+                f"rows: {task} row {at} is whole, but: {why}" for at, why in beside.items()
+            ]
         for fault in answered(copy, source, [name], work / f"rows of {name}"):
             used = {t: {a: w for a, w in c.items() if a not in source.unreadable.get(t, {})}
                     for t, c in changed.items()}  # fmt: skip
-            said.append(f"rows: {name} cannot be evaluated: {fault}; changed and used: {used}")
+            violations.append(
+                f"rows: {name} cannot be evaluated: {fault}; changed and used: {used}"
+            )
     shutil.rmtree(copy)
-    return said
+    return violations
 
 
 def damaged_tables(home: Path, number: int, count: int, work: Path) -> list[str]:
     """Tables of damaged bytes are read or refused by name; what is wrong with their treatment."""
-    rng, said = random.Random(f"tables {number}"), []
+    rng, violations = random.Random(f"tables {number}"), []
     for index in range(count):
         benchmark = rng.choice([b for b in STAND_INS if b.kind == "image"])
         copy = Path(shutil.copytree(home, work / f"table{index}"))
@@ -139,14 +143,14 @@ def damaged_tables(home: Path, number: int, count: int, work: Path) -> list[str]
             source = prepared(copy, [benchmark.name], work / f"source{index}")
         except DataError as error:
             if damaged.kind == "whole":
-                said.append(f"table {index}: a whole file is refused: {error}")
+                violations.append(f"table {index}: a whole file is refused: {error}")
             elif benchmark.name not in str(error) and path.name not in str(error):
-                said.append(f"table {index}: the refusal names no file: {error}")
+                violations.append(f"table {index}: the refusal names no file: {error}")
         else:
             faults = answered(copy, source, [benchmark.name], work / f"source{index}")
-            said += [f"table {index} {damaged.kind}: {fault}" for fault in faults]
+            violations += [f"table {index} {damaged.kind}: {fault}" for fault in faults]
         shutil.rmtree(copy)
-    return said
+    return violations
 
 
 def _replace_column(home: Path, name: str, column: str, values: Sequence[Any]) -> None:
@@ -214,7 +218,7 @@ def read_by_other_loaders(media: Sequence[tuple[str, str]]) -> list[tuple[int, s
     from sf.ask.media import bounds, check_decodable
     from sf.evaluation.media import decord_faults
 
-    said: list[tuple[int, str]] = []
+    violations: list[tuple[int, str]] = []
     accepted = []
     for at, (path, kind) in enumerate(media):
         try:
@@ -227,7 +231,7 @@ def read_by_other_loaders(media: Sequence[tuple[str, str]]) -> list[tuple[int, s
     for at, fault in run_isolated(loaded_to_ask, calls, [120.0] * len(calls), workers=workers):
         if fault:
             words = fault.reason if isinstance(fault, Lost) else fault
-            said.append((accepted[at], f"sf ask accepts it, but: {words}"))
+            violations.append((accepted[at], f"sf ask accepts it, but: {words}"))
     talks = [[{"role": "user", "content": [{"type": kind, "path": p}]}] for p, kind in media]
     decord_faults(talks, VISION)  # does not raise
-    return said
+    return violations

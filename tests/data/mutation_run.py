@@ -233,10 +233,10 @@ def check_evaluation(batch: Batch, refused: dict[str, str], folder: Path, work: 
         batch.violated(what, batch.path(some[at]))
     batch.counts["loader"] += len(some)
     rows, tables = batch.sizes["row"], batch.sizes["table"]
-    said = damaged_rows(home, batch.number, rows, work) if rows else []
-    said += damaged_tables(home, batch.number, tables, work)
+    violations = damaged_rows(home, batch.number, rows, work) if rows else []
+    violations += damaged_tables(home, batch.number, tables, work)
     batch.counts.update(row=rows, table=tables)
-    batch.violations += [(what, batch.root) for what in said]
+    batch.violations += [(what, batch.root) for what in violations]
 
 
 def run_batch(number: int, folder: Path, sizes: dict[str, int]) -> Batch:
@@ -284,12 +284,15 @@ def run(count: int, folder: Path, sizes: dict[str, int] | None = None) -> Counte
             continue
         began = time.monotonic()
         batch = run_batch(number, folder, sizes)
-        said = [f"{path.name}: {what}" for what, path in batch.violations]
-        done[number] = {"batch": number, "counts": dict(batch.counts), "violations": said}
+        violations = [f"{path.name}: {what}" for what, path in batch.violations]
+        done[number] = {"batch": number, "counts": dict(batch.counts), "violations": violations}
         append_json_lines(log, [done[number]])
         seconds = time.monotonic() - began
-        print(f"batch {number}: {size} files, {seconds:.0f} s, {len(said)} violations", flush=True)
-        for line in said:
+        print(
+            f"batch {number}: {size} files, {seconds:.0f} s, {len(violations)} violations",
+            flush=True,
+        )
+        for line in violations:
             print(f"  {line}", flush=True)
     total: Counter[str] = Counter()
     for line in done.values():

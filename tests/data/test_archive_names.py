@@ -82,11 +82,11 @@ def test_a_name_marked_as_utf8_is_taken_as_such(tmp_path):
 def test_a_tar_member_is_there_under_every_name(tmp_path, wanted, raw):
     tar_with(tmp_path / "x.tar", (raw.decode("utf-8", "surrogateescape"), CONTENT))
     for _ in range(2):  # the second time from the record
-        found, refused = ArchiveIndex(tmp_path).unpack_tars([wanted])
+        unpacked, refused = ArchiveIndex(tmp_path).unpack_tars([wanted])
         assert refused == {}
-        found[wanted].encode("utf-8")
-        assert (tmp_path / found[wanted]).read_bytes() == CONTENT
-        assert (tmp_path / found[wanted]).resolve().is_relative_to(tmp_path / "x.tar.unpacked")
+        unpacked[wanted].encode("utf-8")
+        assert (tmp_path / unpacked[wanted]).read_bytes() == CONTENT
+        assert (tmp_path / unpacked[wanted]).resolve().is_relative_to(tmp_path / "x.tar.unpacked")
 
 
 def test_rows_over_oddly_named_members_are_all_used(tmp_path):
@@ -151,14 +151,14 @@ def test_links_in_the_folder_lead_nowhere(root, outside, planted):
     target = outside if planted == "d" else outside / "secret.png"
     (root / "a.tar.unpacked").mkdir()
     (root / "a.tar.unpacked" / planted).symlink_to(target)
-    found, refused = ArchiveIndex(root).unpack_tars(["d/x.png", "y.png"])
+    unpacked, refused = ArchiveIndex(root).unpack_tars(["d/x.png", "y.png"])
     assert content_of(outside) == {"secret.png": b"secret"}
-    assert (root / found["y.png"]).read_bytes() == CONTENT
-    assert not (root / found["y.png"]).is_symlink()
+    assert (root / unpacked["y.png"]).read_bytes() == CONTENT
+    assert not (root / unpacked["y.png"]).is_symlink()
     if planted == "d":
         assert "link" in refused["d/x.png"]
     else:
-        assert (root / found["d/x.png"]).read_bytes() == CONTENT
+        assert (root / unpacked["d/x.png"]).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("planted", ["d", "y.png"])
@@ -171,33 +171,33 @@ def test_a_planted_record_makes_no_link_a_member(root, outside, planted):
     (folder / "index.json").write_text(
         json.dumps({"stamp": stamp, "members": ["d/secret.png", "y.png"]})
     )
-    found, _ = ArchiveIndex(root).unpack_tars(["d/secret.png", "y.png"])
-    assert "d/secret.png" not in found
-    assert (root / found["y.png"]).read_bytes() == CONTENT
+    unpacked, _ = ArchiveIndex(root).unpack_tars(["d/secret.png", "y.png"])
+    assert "d/secret.png" not in unpacked
+    assert (root / unpacked["y.png"]).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"stamp": 1}', '{"stamp": [1], "members": 3}'])
 def test_a_damaged_record_is_written_again(root, text):
     (root / "a.tar.unpacked").mkdir()
     (root / "a.tar.unpacked/index.json").write_text(text)
-    found, _ = ArchiveIndex(root).unpack_tars(["y.png"])
-    assert (root / found["y.png"]).read_bytes() == CONTENT
+    unpacked, _ = ArchiveIndex(root).unpack_tars(["y.png"])
+    assert (root / unpacked["y.png"]).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("name", ["../up.png", "a/../../up.png", "..\\up.png"])
 def test_a_member_that_leads_out_is_not_written(tmp_path, name):
     (tmp_path / "root").mkdir()
     tar_with(tmp_path / "root/a.tar", (name, CONTENT), ("ok.png", CONTENT))
-    found, refused = ArchiveIndex(tmp_path / "root").unpack_tars(["up.png", "ok.png"])
-    assert list(found) == ["ok.png"]
+    unpacked, refused = ArchiveIndex(tmp_path / "root").unpack_tars(["up.png", "ok.png"])
+    assert list(unpacked) == ["ok.png"]
     assert not list(tmp_path.rglob("up.png"))
     assert "leads out" in refused.get("up.png", "leads out")
 
 
 def test_a_link_among_the_members_has_its_reason(tmp_path):
     tar_with(tmp_path / "a.tar", ("x.png", CONTENT), link=("l.png", "/etc/passwd"))
-    found, refused = ArchiveIndex(tmp_path).unpack_tars(["x.png", "l.png"])
-    assert list(found) == ["x.png"]
+    unpacked, refused = ArchiveIndex(tmp_path).unpack_tars(["x.png", "l.png"])
+    assert list(unpacked) == ["x.png"]
     assert "links are not followed" in refused["l.png"]
 
 
@@ -205,8 +205,8 @@ def test_members_with_impossible_names_cost_only_themselves(tmp_path):
     long = "n" * 300 + ".png"
     members = (("f", CONTENT), ("f/x.png", CONTENT), (long, CONTENT), ("ok.png", CONTENT))
     tar_with(tmp_path / "a.tar", *members)
-    found, refused = ArchiveIndex(tmp_path).unpack_tars(["f", "f/x.png", long, "ok.png"])
-    assert set(found) == {"f", "ok.png"}
+    unpacked, refused = ArchiveIndex(tmp_path).unpack_tars(["f", "f/x.png", long, "ok.png"])
+    assert set(unpacked) == {"f", "ok.png"}
     assert set(refused) == {"f/x.png", long}
 
 

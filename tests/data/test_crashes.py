@@ -29,11 +29,11 @@ def test_a_crash_costs_one_row(tmp_path, monkeypatch, suffix):
     rows = [record(n, path=f"./media/{x}.{suffix}", data_type=kind) for n, x in enumerate(names)]
     out, _ = prepared(write_source(root, rows), tmp_path)
     assert used(out).keys() == {"2", "3", "4", "5", "6", "7"}
-    said = reasons(out)
-    assert said.keys() == {"0", "1"}
+    rejected = reasons(out)
+    assert rejected.keys() == {"0", "1"}
     for number, why in enumerate(KINDS.values()):
-        assert said[str(number)].startswith("unreadable media")
-        assert why in said[str(number)]
+        assert rejected[str(number)].startswith("unreadable media")
+        assert why in rejected[str(number)]
 
 
 def test_a_decoder_that_takes_too_much_memory_costs_one_row(tmp_path, monkeypatch, vision):

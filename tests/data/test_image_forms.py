@@ -224,8 +224,8 @@ UPRIGHT = {
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", [*UPRIGHT, 0, 9, 300])
 def test_exif_orientation(tmp_path, kind, orientation):
-    found = loaded(turned(kind, orientation), tmp_path)
-    assert np.abs(np.array(found) - UPRIGHT.get(orientation, QUARTERS)).max() <= LOSSY
+    image = loaded(turned(kind, orientation), tmp_path)
+    assert np.abs(np.array(image) - UPRIGHT.get(orientation, QUARTERS)).max() <= LOSSY
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

@@ -46,9 +46,9 @@ def write(path: Path, records: list[dict]) -> Path:
 
 
 def rows_of(path: Path) -> list[Row]:
-    found = collect([path], path.parent)
-    assert not found.rejects, found.rejects
-    return found.rows
+    collected = collect([path], path.parent)
+    assert not collected.rejects, collected.rejects
+    return collected.rows
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
@@ -112,9 +112,9 @@ def test_what_cannot_be_used_is_said(fields: dict, named: str) -> None:
 def test_a_broken_line_of_a_csv_is_one_reject(tmp_path: Path) -> None:
     lines = ["question,answer,image", "What, now?,x,a.png", '"What"?,x,a.png', "What?,x,a.png"]
     (tmp_path / "q.csv").write_text("\n".join(lines))
-    found = collect([tmp_path / "q.csv"], tmp_path)
-    assert [row.id for row in found.rows] == ["3"]
-    assert [reject.reason.partition(":")[0] for reject in found.rejects] == [
+    collected = collect([tmp_path / "q.csv"], tmp_path)
+    assert [row.id for row in collected.rows] == ["3"]
+    assert [reject.reason.partition(":")[0] for reject in collected.rejects] == [
         *("line 2 does not have the 3 columns of the first line; quote values that contain the "
           "separator", "line 3")
     ]  # fmt: skip

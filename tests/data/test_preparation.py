@@ -149,9 +149,9 @@ def test_llava_video_layout(tmp_path):
     assert choice.options == ("A. a car", "B. a dog")
     assert (text.problem_type, text.answer) == ("free-form", "To the left.")
     assert choice.media == "0_30_s_academic_v0_1/academic_source/x.mp4"
-    said = reasons(out)
-    assert said["x-2"].startswith("bad conversation")
-    (refused,) = (reason for name, reason in said.items() if name.startswith("x-3#"))
+    rejected = reasons(out)
+    assert rejected["x-2"].startswith("bad conversation")
+    (refused,) = (reason for name, reason in rejected.items() if name.startswith("x-3#"))
     assert refused.startswith("path traversal")
 
 
@@ -207,15 +207,15 @@ def test_names_that_the_benchmarks_stage_found_are_looked_for(tmp_path):
     write_source(root, [record(0, path="./pictures/video_2564.png")])
     (result / "tables").mkdir(parents=True)
     names = result / "tables" / "media_names.csv"
-    for content, rejected, said in (
+    for content, rejected, words in (
         ("perceptiontest_val,video_2564\nmme,\n", True, "name no media: mme."),
         ("mme,\nchartqa,\n", False, "Leakage was not checked: the benchmarks' tables name no"),
     ):
         names.write_text("task,name\n" + content)
-        found = collect(annotation_files(root), root)
-        leaks, sentence = drop_leaks(found, result)
-        assert said in sentence
-        assert [row.id for row in found.rows] == [] if rejected else ["0"]
+        collected = collect(annotation_files(root), root)
+        leaks, sentence = drop_leaks(collected, result)
+        assert words in sentence
+        assert [row.id for row in collected.rows] == [] if rejected else ["0"]
         assert [leak.benchmark for leak in leaks] == ["perceptiontest_val"] * rejected
 
 
@@ -263,10 +263,10 @@ def sides(out: Path) -> dict[int, str]:
 
 def test_copies_under_another_name_stay_on_one_side(copied_source, tmp_path):
     out, figures = prepared(copied_source, tmp_path / "checked")
-    found = sides(out)
-    assert len(found) == 60
-    assert len(set(found.values())) == 3
-    assert all(found[2 * pair] == found[2 * pair + 1] for pair in range(30))
+    splits = sides(out)
+    assert len(splits) == 60
+    assert len(set(splits.values())) == 3
+    assert all(splits[2 * pair] == splits[2 * pair + 1] for pair in range(30))
     assert figures["media_copies"] == 30
 
 

@@ -91,11 +91,11 @@ def test_each_bad_row_has_its_reason_and_nothing_else_is_lost(tmp_path):
     out, figures = prepared(root, tmp_path)
     assert set(used(out)) == {"1000", "1001"}
     table = pd.read_parquet(out / "rejects.parquet")
-    said = (table["kind"] + ": " + table["reason"]).groupby(table["id"]).first()
+    recorded = (table["kind"] + ": " + table["reason"]).groupby(table["id"]).first()
     for number, (changes, pattern) in enumerate(faults):
-        assert re.search(pattern, said[str(number)]), (changes, said[str(number)])
-    assert said["1000"].startswith("duplicate id: ")
-    assert said["1002"].startswith("duplicate question: ")
+        assert re.search(pattern, recorded[str(number)]), (changes, recorded[str(number)])
+    assert recorded["1000"].startswith("duplicate id: ")
+    assert recorded["1002"].startswith("duplicate question: ")
     kinds = set(table["kind"])
     assert {"not an object", "truncated JSON"} <= kinds
     assert figures["rows_read"] == len(table) + 2

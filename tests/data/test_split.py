@@ -91,8 +91,8 @@ def test_rows_about_the_same_media_stay_on_one_side(groups):
 
 def test_every_row_is_somewhere_once():
     rows = [row(n) for n in range(500)]
-    found = [member.id for members in split_rows(rows, plan()).values() for member in members]
-    assert sorted(found) == sorted(member.id for member in rows)
+    identities = [member.id for members in split_rows(rows, plan()).values() for member in members]
+    assert sorted(identities) == sorted(member.id for member in rows)
 
 
 def test_shares_and_limits_hold():
@@ -150,7 +150,7 @@ def test_the_hash_is_fixed():
 def test_groups_keep_rows_together_whatever_their_media_are_called():
     rows = [row(n) for n in range(200)]
     groups = {member.id: f"digest {int(member.id) % 7}" for member in rows}
-    found = sides(split_rows(rows, plan(calibration_rows=999, heldout_rows=999), groups))
-    assert len(set(found.values())) > 1
-    for identity, split in found.items():
+    splits = sides(split_rows(rows, plan(calibration_rows=999, heldout_rows=999), groups))
+    assert len(set(splits.values())) > 1
+    for identity, split in splits.items():
         assert split == side_of(groups[identity], plan())

@@ -45,16 +45,16 @@ def test_resized_size_is_transformers_rule(size, bounds):
 @pytest.mark.parametrize("fps", [1.0, 8.0, 24.0, 29.97])
 def test_frame_rule_is_the_processors(processor, vision, num_frames, fps):
     video = processor.video_processor
-    theirs = video.sample_frames(
+    expected = video.sample_frames(
         VideoMetadata(total_num_frames=num_frames, fps=fps),
         fps=vision.video_fps,
         max_frames=vision.video_max_frames,
     )
-    ours = frame_indices(num_frames, fps, vision)
-    assert len(ours) == len(theirs)
-    assert np.abs(np.array(ours) - theirs.numpy()).max() <= 1  # theirs accumulate in float32
-    assert ours[0] == 0
-    assert ours[-1] < num_frames
+    indices = frame_indices(num_frames, fps, vision)
+    assert len(indices) == len(expected)
+    assert np.abs(np.array(indices) - expected.numpy()).max() <= 1  # theirs accumulate in float32
+    assert indices[0] == 0
+    assert indices[-1] < num_frames
 
 
 def test_one_frame_is_one_frame(vision):
@@ -107,7 +107,7 @@ def test_seconds_are_those_of_the_processors_own_sampling(
     """The processor is given all frames and samples them itself."""
     path = write_clip(tmp_path / "a.mp4", num_frames, rate)
     talk = turn("video", path)
-    ours = encode(processor_2_5, [talk], vision)
+    inputs = encode(processor_2_5, [talk], vision)
     native, _ = decode_frames(path, range(num_frames))
     size = {"shortest_edge": vision.video_min_pixels, "longest_edge": vision.video_max_pixels}
     own = processor_2_5(
@@ -124,9 +124,9 @@ def test_seconds_are_those_of_the_processors_own_sampling(
         },
         return_tensors="pt",
     )
-    assert torch.equal(ours["video_grid_thw"], own["video_grid_thw"])
-    assert torch.equal(ours["input_ids"], own["input_ids"])
-    (one,), (other,) = (given["second_per_grid_ts"] for given in (ours, own))
+    assert torch.equal(inputs["video_grid_thw"], own["video_grid_thw"])
+    assert torch.equal(inputs["input_ids"], own["input_ids"])
+    (one,), (other,) = (given["second_per_grid_ts"] for given in (inputs, own))
     assert float(one) == pytest.approx(float(other), rel=1e-3)
 
 

@@ -69,8 +69,8 @@ def test_answers_come_in_the_order_of_the_rows_and_hold_their_facts(
 
 def test_a_right_reply_counts_as_correct(model: tuple[Any, Any], rows: list[Row]) -> None:
     network, processor = model
-    said = "<answer>ring</answer><|im_end|>"
-    tokens = processor.tokenizer(said, add_special_tokens=False)["input_ids"]
+    reply = "<answer>ring</answer><|im_end|>"
+    tokens = processor.tokenizer(reply, add_special_tokens=False)["input_ids"]
     bias = [[tokens[: end + 1], 1000.0 * (end + 1)] for end in range(len(tokens))]
     right = replace(rows[0], solution="<answer>ring</answer>")
     wrong = replace(rows[0], id="wrong", solution="<answer>star</answer>")

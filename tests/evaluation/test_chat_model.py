@@ -30,8 +30,8 @@ def _records(
 ) -> dict[tuple[str, int], Any]:
     benchmarks = [benchmark_named(name) for name in names]
     results = evaluate_benchmarks(lm, benchmarks, home, work, most_new_tokens=6)
-    found = [s.record for r in results for samples in r.samples.values() for s in samples]
-    return {(record.task, record.doc_id): record for record in found}
+    records = [s.record for r in results for samples in r.samples.values() for s in samples]
+    return {(record.task, record.doc_id): record for record in records}
 
 
 def test_entry_point_resolves_to_the_chat_class() -> None:
@@ -52,10 +52,10 @@ def test_full_equals_lmms_evals_own_class(
         def clean(self) -> None: ...
 
         def answered(self, task: str) -> list[Any]:
-            return ours.answered(task)
+            return sparse_model.answered(task)
 
-    ours = _model(checkpoints["qwen2_5_vl"], media="lmms_eval", video_max_frames=4)
-    theirs = Builtin(
+    sparse_model = _model(checkpoints["qwen2_5_vl"], media="lmms_eval", video_max_frames=4)
+    builtin_model = Builtin(
         str(checkpoints["qwen2_5_vl"]),
         device="cpu",
         device_map="cpu",
@@ -64,24 +64,26 @@ def test_full_equals_lmms_evals_own_class(
         max_pixels=50176,
         max_num_frames=4,
     )
-    theirs._model.float().load_state_dict(ours.model.state_dict())
+    builtin_model._model.float().load_state_dict(sparse_model.model.state_dict())
     benchmarks = [benchmark_named(name) for name in MIXED]
-    own = evaluate_benchmarks(ours, benchmarks, home, tmp_path / "own", most_new_tokens=6)
+    own = evaluate_benchmarks(sparse_model, benchmarks, home, tmp_path / "own", most_new_tokens=6)
     replies = {
         task: [sample.record.reply for sample in samples]
         for result in own
         for task, samples in result.samples.items()
     }
     heard: dict[str, list[str]] = {}
-    generate = theirs.generate_until
+    generate = builtin_model.generate_until
 
     def listen(requests: list[Any]) -> list[Any]:
-        found = generate(requests)
-        heard[requests[0].args[4]] = [result.text for result in found]
-        return found
+        results = generate(requests)
+        heard[requests[0].args[4]] = [result.text for result in results]
+        return results
 
-    theirs.generate_until = listen  # type: ignore[method-assign]
-    builtin = evaluate_benchmarks(theirs, benchmarks, home, tmp_path / "theirs", most_new_tokens=6)  # type: ignore[arg-type]
+    builtin_model.generate_until = listen  # type: ignore[method-assign]
+    builtin = evaluate_benchmarks(
+        builtin_model, benchmarks, home, tmp_path / "theirs", most_new_tokens=6
+    )  # type: ignore[arg-type]
     assert heard == replies
     assert len({reply for some in heard.values() for reply in some}) > 3  # not all alike
     assert [result.metrics for result in builtin] == [result.metrics for result in own]

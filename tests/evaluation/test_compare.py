@@ -35,12 +35,12 @@ def test_sign_flips_agree_with_mcnemars_exact_test() -> None:
     """30 questions that both get right; 11 that only the second does, 3 that only the first."""
     first = [1.0] * 30 + [0.0] * 11 + [1.0] * 3
     second = [1.0] * 30 + [1.0] * 11 + [0.0] * 3
-    found = paired(
+    comparison = paired(
         benchmark_named("chartqa"), _scores(first), _scores(second), seed=0, draws=20_000
     )
-    assert found.difference == pytest.approx(100 * 8 / 44)
-    assert found.p_value == pytest.approx(binomtest(3, 14).pvalue, abs=0.006)
-    assert found.low < found.difference < found.high
+    assert comparison.difference == pytest.approx(100 * 8 / 44)
+    assert comparison.p_value == pytest.approx(binomtest(3, 14).pvalue, abs=0.006)
+    assert comparison.low < comparison.difference < comparison.high
 
 
 def test_no_difference_is_impossible_by_chance() -> None:
@@ -63,16 +63,21 @@ def test_pairing_narrows_the_interval() -> None:
     first = (rng.random(200) < 0.5).astype(float)
     second = first.copy()
     second[:6] = 1.0
-    found = paired(
+    comparison = paired(
         benchmark_named("chartqa"), _scores(first.tolist()), _scores(second.tolist()), seed=0
     )
-    assert found.high - found.low < 5  # unpaired: about 20
+    assert comparison.high - comparison.low < 5  # unpaired: about 20
 
 
 def test_a_system_does_not_differ_from_itself() -> None:
     scores = _scores([0.0, 1.0, 1.0])
-    found = paired(benchmark_named("chartqa"), scores, scores, seed=0)
-    assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+    comparison = paired(benchmark_named("chartqa"), scores, scores, seed=0)
+    assert (comparison.difference, comparison.low, comparison.high, comparison.p_value) == (
+        0,
+        0,
+        0,
+        1,
+    )
 
 
 def test_a_sample_that_one_side_leaves_out_stays_paired() -> None:

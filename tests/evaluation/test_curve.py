@@ -186,7 +186,7 @@ def test_a_curve_of_another_method_with_a_threshold(
         load_processor(checkpoints["qwen2_5_vl"]),
     )
     given: tuple[Any, ...] = (model, processor, rows[:2], VISION)
-    found = {
+    tables = {
         name: answers_at(
             *given,
             [0.9, 1.0],
@@ -198,7 +198,7 @@ def test_a_curve_of_another_method_with_a_threshold(
         for name in ("zipvl", "temperature")
     }
     ratios = {
-        name: table.groupby("retention_p")["token_ratio"].mean() for name, table in found.items()
+        name: table.groupby("retention_p")["token_ratio"].mean() for name, table in tables.items()
     }
     assert ratios["temperature"][1.0] == ratios["zipvl"][1.0] == 1.0
     assert ratios["temperature"][0.9] < ratios["zipvl"][0.9]  # sharper rows

@@ -63,9 +63,9 @@ def _start(checkpoint: Path, source: Path, folder: Path, *launch: str) -> subpro
 
 
 def _finish(process: subprocess.Popen[str]) -> str:
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
 
 
 def _content(folder: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
@@ -95,8 +95,8 @@ def alone(
 def test_two_processes_give_the_same_tables_and_samples(
     checkpoints: dict[str, Path], source: Path, alone: Path, tmp_path: Path
 ) -> None:
-    said = _finish(_start(checkpoints["qwen2_5_vl"], source, tmp_path, *TWO))
-    assert said.count("evaluate: done") == 1
+    output = _finish(_start(checkpoints["qwen2_5_vl"], source, tmp_path, *TWO))
+    assert output.count("evaluate: done") == 1
     assert _content(tmp_path) == _content(alone)
     rows = [len(_content(alone)[1]), len({line["doc_id"] for line in _content(alone)[1]})]
     assert rows[0] % 2 or rows[1] % 2  # one process has to answer a row twice
@@ -144,10 +144,10 @@ def test_a_failure_on_one_process_does_not_take_the_other_benchmarks_with_it(
     whole = video.read_bytes()
     video.write_bytes(whole[:300])
     process = _start(checkpoints["qwen2_5_vl"], damaged, tmp_path, *TWO)
-    said, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode
-    assert "1 of 7 benchmarks failed" in said
-    assert f"in benchmark egoschema: video = '{video}'" in said.replace("\n", "")
+    assert "1 of 7 benchmarks failed" in output
+    assert f"in benchmark egoschema: video = '{video}'" in output.replace("\n", "")
     assert not (tmp_path / "result").exists()
     answered = {json.loads(line)["task"] for f in _records(tmp_path).values() for line in f}
     assert {"mlvu_dev", "tempcompass_caption_matching"} <= answered  # before it and after it

@@ -88,10 +88,10 @@ def test_records_hold_what_attention_kept(
                 while len(columns):
                     time, high, wide = (int(size) for size in next(grids[kind]))
                     shape = (time, high // MERGE, wide // MERGE)
-                    mine, columns = columns.split(
+                    own_columns, columns = columns.split(
                         [int(np.prod(shape)), len(columns) - int(np.prod(shape))]
                     )
-                    kept = [layer[at, mine].tolist() for layer in traces[-1].kept]
+                    kept = [layer[at, own_columns].tolist() for layer in traces[-1].kept]
                     media.append((shape, kept))
             expected[record.source] = media
         return records
@@ -114,11 +114,11 @@ def test_records_hold_what_attention_kept(
         media = expected[record.source]
         assert len(record.kept_cells) == len(media) > 0
         for text, (shape, cells) in zip(record.kept_cells, media, strict=True):
-            mine = unpacked(text, 3)
-            assert mine.shape[1:] == shape
-            assert mine.reshape(3, -1).tolist() == cells
+            recorded = unpacked(text, 3)
+            assert recorded.shape[1:] == shape
+            assert recorded.reshape(3, -1).tolist() == cells
             times.add(shape[0])
-            dropped += int((~mine).sum())
+            dropped += int((~recorded).sum())
     assert dropped
     assert max(times) > 1
     log = record_log(tmp_path / "records")

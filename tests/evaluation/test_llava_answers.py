@@ -73,28 +73,28 @@ def test_full_on_images_equals_lmms_evals_own_class(
     from lmms_eval.models.chat.llava_hf import LlavaHf
 
     names, path = ("mmstar", "ocrbench"), str(saved["llava_onevision"])
-    ours = SparseChatModel(path, batch_size=4, **BOUNDS)  # type: ignore[arg-type]
-    own = _evaluated(ours, home, tmp_path / "own", names)
+    sparse_model = SparseChatModel(path, batch_size=4, **BOUNDS)  # type: ignore[arg-type]
+    own = _evaluated(sparse_model, home, tmp_path / "own", names)
 
     class Builtin(LlavaHf):
         def clean(self) -> None: ...
 
         def answered(self, task: str) -> list[Any]:
-            return ours.answered(task)
+            return sparse_model.answered(task)
 
-    theirs = Builtin(
+    builtin_model = Builtin(
         path, device="cpu", device_map="cpu", dtype="float32", attn_implementation="sdpa"
     )
     heard: dict[str, list[str]] = {}
-    generate = theirs.generate_until
+    generate = builtin_model.generate_until
 
     def listen(requests: list[Any]) -> list[Any]:
-        found = generate(requests)
-        heard[requests[0].args[4]] = [result.text for result in found]
-        return found
+        results = generate(requests)
+        heard[requests[0].args[4]] = [result.text for result in results]
+        return results
 
-    theirs.generate_until = listen  # type: ignore[method-assign]
-    builtin = _evaluated(theirs, home, tmp_path / "theirs", names)
+    builtin_model.generate_until = listen  # type: ignore[method-assign]
+    builtin = _evaluated(builtin_model, home, tmp_path / "theirs", names)
     assert heard == _replies(own)
     assert len({reply for some in heard.values() for reply in some}) > 4
     assert [result.metrics for result in builtin] == [result.metrics for result in own]
@@ -120,17 +120,19 @@ def test_full_on_videos_equals_transformers_own_path(
             "role": "user",
             "content": [{"type": "video", "path": path}, {"type": "text", "text": QUESTION}],
         }
-        ours = encode(processor, [[turn]], VISION)
+        inputs = encode(processor, [[turn]], VISION)
         every = _every_frame(path)
         count = min(4, frames) // 2 * 2
         chosen = every[[index * frames // count for index in range(count)]]
         text = processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
-        theirs = processor(text=[text], videos=[chosen], return_tensors="pt")
-        for name in theirs:
-            assert torch.equal(torch.as_tensor(ours[name]), torch.as_tensor(theirs[name])), name
-        output = model.generate(**theirs, max_new_tokens=6, do_sample=False)
+        reference = processor(text=[text], videos=[chosen], return_tensors="pt")
+        for name in reference:
+            assert torch.equal(torch.as_tensor(inputs[name]), torch.as_tensor(reference[name])), (
+                name
+            )
+        output = model.generate(**reference, max_new_tokens=6, do_sample=False)
         expected = processor.decode(
-            output[0, theirs["input_ids"].shape[1] :], skip_special_tokens=True
+            output[0, reference["input_ids"].shape[1] :], skip_special_tokens=True
         )
         media = load_media("video", path, VISION, llava=True)
         result = answer(model, processor, media, QUESTION, TopP(p=1.0), max_new_tokens=6)

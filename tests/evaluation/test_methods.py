@@ -36,8 +36,8 @@ def _records(checkpoint: Path, home: Path, work: Path, name: str, size: int) -> 
     )
     benchmarks = [benchmark_named(task) for task in ("mmstar", "videomme")]
     results = evaluate_benchmarks(lm, benchmarks, home, work, most_new_tokens=4)
-    found = [s.record for r in results for samples in r.samples.values() for s in samples]
-    return {(record.task, record.doc_id): record for record in found}
+    records = [s.record for r in results for samples in r.samples.values() for s in samples]
+    return {(record.task, record.doc_id): record for record in records}
 
 
 @pytest.mark.parametrize("name", TRAINING_FREE)
@@ -104,7 +104,7 @@ def test_a_stage_runs_a_method_at_its_default_or_at_a_value(
         ),
         source,
     )
-    found = {}
+    values = {}
     for name, value in (("twilight", None), ("fastv", None), ("fastv", 0.25), ("zipvl", None)):
         target = job(f"{name}{value}")
         evaluate.run(
@@ -128,11 +128,11 @@ def test_a_stage_runs_a_method_at_its_default_or_at_a_value(
         )
         results = json.loads((target.out / "results.json").read_text())
         assert results["method"] == name
-        found[name, value] = results["value"]
+        values[name, value] = results["value"]
     # The study's retention_p is zipvl's alone: Twilight's is a share of estimated attention.
     hyperparameter = method_class("twilight").hyperparameter
     assert hyperparameter is not None
-    assert found == {
+    assert values == {
         ("twilight", None): hyperparameter.default,
         ("fastv", None): 0.5,
         ("fastv", 0.25): 0.25,

@@ -74,8 +74,8 @@ def test_folders_videos_and_rows_are_named(copy: Path, tmp_path: Path) -> None:
         f"  mmstar: {file} cannot be read (",
     ):
         assert words in text
-    found, rows = prepare_source(str(copy), 2, 0, ["mme", "mlvu_dev"], VISION, tmp_path, tmp_path)
-    assert (found.kind, found.limit) == ("folder", 2)
+    source, rows = prepare_source(str(copy), 2, 0, ["mme", "mlvu_dev"], VISION, tmp_path, tmp_path)
+    assert (source.kind, source.limit) == ("folder", 2)
     assert rows == {"mme": 56, "mlvu_dev": 7}
 
 
@@ -176,9 +176,9 @@ def test_what_the_hub_has_is_said_with_its_own_sizes_before_it_is_fetched(
     repositories = ["MMMU/MMMU_Pro", "lmms-eval/egoschema", "lmms-lab-encoder/ChartQA"]
     assert commits == dict.fromkeys(repositories, COMMIT)
     assert done == [*repositories[:2], "egoschema_subset", repositories[2]]  # it unpacks videos
-    said = capsys.readouterr().err
-    assert "to be downloaded, 0.8 GiB:" in said
-    assert "  MMMU/MMMU_Pro: 0.2 GiB" in said
+    output = capsys.readouterr().err
+    assert "to be downloaded, 0.8 GiB:" in output
+    assert "  MMMU/MMMU_Pro: 0.2 GiB" in output
     done.clear()
     _reachable(monkeypatch, home, tmp_path / "other", 1e6)
     with pytest.raises(
@@ -371,8 +371,8 @@ def test_a_suite_that_does_not_exist_is_refused_first(tmp_path: Path) -> None:
 
 
 def test_a_source_says_where_the_data_lie(home: Path, tmp_path: Path) -> None:
-    found, _ = prepare_source(str(home), 3, 0, ["mmstar"], VISION, tmp_path, tmp_path)
-    found.write(tmp_path)
+    source, _ = prepare_source(str(home), 3, 0, ["mmstar"], VISION, tmp_path, tmp_path)
+    source.write(tmp_path)
     written = json.loads((tmp_path / "benchmarks.json").read_text())
     assert written == {
         "kind": "folder",

@@ -15,9 +15,9 @@ from sf.evaluation.rank_sync import AllFailed, answering_together, together
 @pytest.fixture
 def others(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
     """What ranks 1, 2, ... say after this process, rank 0; fill it before a step."""
-    said: list[str | None] = []
-    monkeypatch.setattr(module, "gathered", lambda own: [own, *said])
-    return said
+    other_ranks: list[str | None] = []
+    monkeypatch.setattr(module, "gathered", lambda own: [own, *other_ranks])
+    return other_ranks
 
 
 def _fail() -> None:

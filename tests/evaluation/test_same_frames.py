@@ -66,8 +66,8 @@ def video_positions(
     positions: torch.Tensor, tokens: torch.Tensor, video_token: int
 ) -> torch.Tensor:
     """Rope positions [3, V] of the video's tokens, counted from its first."""
-    found = positions[:, tokens == video_token]
-    return found - found[:, :1]
+    media_positions = positions[:, tokens == video_token]
+    return media_positions - media_positions[:, :1]
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
@@ -89,12 +89,12 @@ def test_all_paths_see_the_same_video(
     assert len(indices) == 4
     assert indices[-1] < NUM_FRAMES - 1  # not spread to the last frame, as lmms-eval's own class
     video_token = lm.processor.video_token_id
-    theirs = calibrated.inputs
+    expected = calibrated.inputs
     for inputs in heard:
         for name in VISUAL:
-            assert (name in inputs) == (name in theirs)
+            assert (name in inputs) == (name in expected)
             if name in inputs:
-                assert torch.equal(torch.as_tensor(inputs[name]), torch.as_tensor(theirs[name]))
+                assert torch.equal(torch.as_tensor(inputs[name]), torch.as_tensor(expected[name]))
         assert torch.equal(trained.pixels, inputs["pixel_values_videos"])
         assert torch.equal(trained.grid_thw, inputs["video_grid_thw"])
         positions, _ = backbone(lm.model).get_rope_index(
@@ -109,7 +109,7 @@ def test_all_paths_see_the_same_video(
             video_positions(trained.positions, trained.input_ids, video_token),
         )
     if family == "qwen2_5_vl":
-        seconds = float(torch.as_tensor(theirs["second_per_grid_ts"])[0])
+        seconds = float(torch.as_tensor(expected["second_per_grid_ts"])[0])
         assert seconds == pytest.approx(2 * NUM_FRAMES / RATE / len(indices), rel=1e-3)
 
 

@@ -24,8 +24,8 @@ Evaluated = Callable[[Replies], dict[str, BenchmarkResult]]
 def evaluated(home: Path, tmp_path: Path) -> Evaluated:
     def evaluate(replies: Replies) -> dict[str, BenchmarkResult]:
         benchmarks = [c for c in ALL if all(task.name in replies for task in c.tasks)]
-        found = evaluate_benchmarks(Scripted(replies), benchmarks, home, tmp_path)  # type: ignore[arg-type]
-        return {result.benchmark.name: result for result in found}
+        results = evaluate_benchmarks(Scripted(replies), benchmarks, home, tmp_path)  # type: ignore[arg-type]
+        return {result.benchmark.name: result for result in results}
 
     return evaluate
 

@@ -88,8 +88,8 @@ def test_files_say_what_answered_and_each_sample(tmp_path: Path) -> None:
     seconds = [0.5, 1.5, 2.5, 0.5, *(0.5 + at for at in range(40))]
     assert figures["seconds_per_sample"] == pytest.approx(np.mean(seconds))
     facts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    said = [facts[name] for name in ("method", "value", "checkpoint", "batch", "dtype", "model")]
-    assert said == ["zipvl", 0.9, "digest", 4, "bfloat16", "m"]
+    values = [facts[name] for name in ("method", "value", "checkpoint", "batch", "dtype", "model")]
+    assert values == ["zipvl", 0.9, "digest", 4, "bfloat16", "m"]
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [line["source"] for line in lines[:4]] == [
         *("mmmu_pro_standard0", "mmmu_pro_standard1", "mmmu_pro_standard2", "mmmu_pro_vision0"),

@@ -55,25 +55,25 @@ def tasks(home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 
 def test_prompts(tasks: dict[str, Any]) -> None:
     """Prompts of frozen rows (`rows.json`, without pictures), and the generation options."""
-    found = {}
+    prompts = {}
     for name, row in _read("rows.json").items():
         options = dict(tasks[name].config.generation_kwargs)
-        found[name] = {"prompt": tasks[name].doc_to_text(row["columns"]), "options": options}
-    assert set(found) == set(tasks)
-    assert found == _read("prompts.json", found)
+        prompts[name] = {"prompt": tasks[name].doc_to_text(row["columns"]), "options": options}
+    assert set(prompts) == set(tasks)
+    assert prompts == _read("prompts.json", prompts)
 
 
 def test_parsers(tasks: dict[str, Any]) -> None:
     """The score of each form of the right reply to a frozen row."""
-    found = {}
+    scores_by_task = {}
     for name, row in _read("rows.json").items():
         scores = {}
         for form in _forms(row["reply"]):
             random.seed(0)  # some parsers guess
             metrics = tasks[name].process_results(dict(row["columns"]), [form])
             scores[form] = sample_score(tasks[name], row["columns"], metrics).value
-        found[name] = scores
-    assert found == _read("parsers.json", found)
+        scores_by_task[name] = scores
+    assert scores_by_task == _read("parsers.json", scores_by_task)
 
 
 def test_media_come_before_the_text(tasks: dict[str, Any]) -> None:

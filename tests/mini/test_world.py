@@ -49,12 +49,12 @@ SCENE = Scene(
     ],
 )
 def test_answers_are_what_the_scene_holds(kind, answers, rng):
-    found = {}
+    answer_of = {}
     for _ in range(30):
         question = ask(SCENE, kind, rng)
-        found[question.text] = question.answer
+        answer_of[question.text] = question.answer
         assert question.answer not in question.distractors
-    assert found == answers
+    assert answer_of == answers
 
 
 def test_presence_is_yes_for_shapes_that_are_there_only(rng):
@@ -141,11 +141,11 @@ def test_a_clip_needs_two_frames(rng):
 
 def test_cell_words_say_what_the_items_are(rng):
     scene = sample_crowded_scene(rng, 3)
-    said = cell_words(cell_facts(scene)).reshape(3, 3, len(WORDS))
+    targets = cell_words(cell_facts(scene)).reshape(3, 3, len(WORDS))
     truth = {(i.row, i.col): {i.shape, i.colour} for i in scene.items}
     for row in range(3):
         for col in range(3):
-            words = {WORDS[k] for k in np.flatnonzero(said[row, col])}
+            words = {WORDS[k] for k in np.flatnonzero(targets[row, col])}
             assert words == truth.get((row, col), set())
 
 

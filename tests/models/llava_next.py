@@ -147,9 +147,9 @@ def write_weights(folder: Path, weights: dict[str, Tensor], parts: int) -> None:
     places = {}
     for part in range(parts):
         file = f"model-{part + 1:05d}-of-{parts:05d}.safetensors"
-        mine = {name: weights[name] for name in names[part::parts]}
-        save_file(mine, folder / file, {"format": "pt"})
-        places |= dict.fromkeys(mine, file)
+        part_weights = {name: weights[name] for name in names[part::parts]}
+        save_file(part_weights, folder / file, {"format": "pt"})
+        places |= dict.fromkeys(part_weights, file)
     index = {"metadata": {}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 

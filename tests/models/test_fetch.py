@@ -181,8 +181,8 @@ def test_sizes_are_said_and_the_disk_is_checked_before_the_first_byte(
 ):
     hub_folder(HubSource("someone/model", "main"))
     size = sum(file.stat().st_size for file in checkpoint_files(checkpoint)) / 2**30
-    said = capsys.readouterr().err
-    assert f"of someone/model, {size:.2f} GiB, to {tmp_path / 'hub/cache'}" in said
+    output = capsys.readouterr().err
+    assert f"of someone/model, {size:.2f} GiB, to {tmp_path / 'hub/cache'}" in output
     hub.state.sizes["more.safetensors"] = 2**60
     with pytest.raises(EnvironmentFault, match=r"free disk space.*of someone/other.*HF_HOME"):
         hub_folder(HubSource("someone/other", "main"))

@@ -140,18 +140,18 @@ def test_bad_input_is_one_error_before_work(
 
 def test_unusable_questions_are_refused_or_left_out(files: Path, tmp_path: Path) -> None:
     bad = json.dumps({"question": "Where?", "answer": "there", "image": "none.png"})
-    mine = tmp_path / "bad.jsonl"
-    mine.write_text("\n".join([(files / "q.jsonl").read_text(), bad]))
+    with_bad_row = tmp_path / "bad.jsonl"
+    with_bad_row.write_text("\n".join([(files / "q.jsonl").read_text(), bad]))
     job = Job(tmp_path / "out", tmp_path / "state", SilentTracker(tmp_path))
     for folder in ("out/tables", "state"):
         (tmp_path / folder).mkdir(parents=True)
-    asked = Asked(str(files), mine, files / "photos")
+    asked = Asked(str(files), with_bad_row, files / "photos")
     values = {
         **{"model": "m", "settings": [{"method": "full"}, {"method": "zipvl"}], "seed": 0},
         **{"batch": 1, "max_new_tokens": 1, "prompt_template": "short", "pictures": 0},
         **{"correctness_cutoff": 0.5, "max_reject_share": 0.0, "vision": stages.vision_of(asked)},
         **{"runtime": {"device": "cpu", "dtype": "float32"}, "checkpoint": files / "ckpt"},
-        **{"questions": mine, "media": files / "photos", "output": tmp_path / "result"},
+        **{"questions": with_bad_row, "media": files / "photos", "output": tmp_path / "result"},
     }
     with pytest.raises(DataError, match=r"1 of 7.*missing media.*--max-reject-share"):
         questions.usable_rows(questions.Parameters(**values), job)

@@ -308,7 +308,7 @@ def test_a_failed_job_leaves_a_report_that_says_what_is_missing(tmp_path: Path) 
     )  # fmt: skip
     assert done.returncode != 0
     report = (folder / "reports/smoke/report.md").read_text()
-    said = next(line for line in report.splitlines() if line.startswith("Missing when this"))
-    assert "benchmarks, " in said
-    assert "evaluate/" in said
-    assert "train/" in said
+    missing = next(line for line in report.splitlines() if line.startswith("Missing when this"))
+    assert "benchmarks, " in missing
+    assert "evaluate/" in missing
+    assert "train/" in missing

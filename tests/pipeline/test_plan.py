@@ -186,10 +186,10 @@ def test_a_plan_names_downloads_and_counts_gpus() -> None:
     assert any(name.startswith("Qwen/Qwen2-VL-7B-Instruct@") for name in made.downloads)
     assert "benchmark ChartQA" in made.downloads
     assert len(set(made.downloads)) == len(made.downloads)
-    said = "\n".join(sentences(made))
-    assert "datasets/lmms-eval/VideoMMMU and set HF_TOKEN; " in said
-    assert "licence of Qwen/Qwen2.5-VL-3B-Instruct: Qwen Research License" in said
-    assert "Video-R1-data@main names no commit: fetch_rows uses the newest" in said
+    text = "\n".join(sentences(made))
+    assert "datasets/lmms-eval/VideoMMMU and set HF_TOKEN; " in text
+    assert "licence of Qwen/Qwen2.5-VL-3B-Instruct: Qwen Research License" in text
+    assert "Video-R1-data@main names no commit: fetch_rows uses the newest" in text
     train = next(job for job in made.jobs if job.entry.job.stage.run == "train")
     assert (train.gpus, train.hours, train.basis) == (8, 168, "limit")
     gpu_hours = sum(job.gpus * job.hours for job in made.jobs)

@@ -98,8 +98,8 @@ def test_jobs_are_listed_after_what_they_read_and_write_apart(scale: str) -> Non
 def test_a_study_without_training_has_all_other_jobs() -> None:
     params = scale_values("mini", ROOT / "params")
     params["objectives"] = {}
-    found = jobs(validated(Params, params))
-    assert {job.stage.name for job in found} == {
+    listed = jobs(validated(Params, params))
+    assert {job.stage.name for job in listed} == {
         stage.name for stage in STAGES if "objective" not in stage.axes and stage.run != "fetch"
     } - {"accuracy_curve_method"}  # mini has no curve methods
 
@@ -122,8 +122,8 @@ def test_both_engines_run_the_same_commands(tmp_path: Path) -> None:
             dvc_commands = sorted(stage.cmd for stage in repo.index.stages)
             dvc_names = {stage.name for stage in repo.index.stages}
             read = {dep.def_path for stage in repo.index.stages for dep in stage.deps}
-        ours = [f"{job.stage.launch} {job.command}".strip() for job in specs(scale)]
-        assert dvc_commands == sorted([*ours, "python -m workflow.resolve", CODE["cmd"]])
+        commands = [f"{job.stage.launch} {job.command}".strip() for job in specs(scale)]
+        assert dvc_commands == sorted([*commands, "python -m workflow.resolve", CODE["cmd"]])
         assert {job.config for job in specs(scale)} <= read
         assert dvc_names == {*map(dvc_yaml.stage_name, specs(scale)), "resolve", "code"}
 
@@ -135,15 +135,15 @@ def test_a_study_may_leave_out_the_benchmarks(tmp_path: Path) -> None:
     assert "suites: [all]" in text
     file.write_text(text.replace("suites: [all]", "suites: []"))
     params = load_params(file)
-    found = jobs(params)
-    assert {"prepare", "train", "calibrate", "report"} <= {job.stage.run for job in found}
-    assert not {"benchmarks", "evaluate"} & {job.stage.run for job in found}
-    stamps = {job.stamp for job in found}
-    assert all(stamps.issuperset(job.inputs) for job in found)
+    listed = jobs(params)
+    assert {"prepare", "train", "calibrate", "report"} <= {job.stage.run for job in listed}
+    assert not {"benchmarks", "evaluate"} & {job.stage.run for job in listed}
+    stamps = {job.stamp for job in listed}
+    assert all(stamps.issuperset(job.inputs) for job in listed)
     dvc_yaml.write_dvc_yaml(params, tmp_path)
     with Repo(str(tmp_path)) as repo:
         names = {stage.name for stage in repo.index.stages}
-    assert names == {*map(dvc_yaml.stage_name, found), "resolve", "code"}
+    assert names == {*map(dvc_yaml.stage_name, listed), "resolve", "code"}
 
 
 @pytest.mark.parametrize("scale", ["tables", "compare"])
@@ -172,9 +172,11 @@ def test_both_engines_make_the_asked_tables_alone(scale: str, tables: str, tmp_p
         stages = repo.index.stages
         made = [out.def_path for stage in stages for out in stage.outs]
         read = {dep.def_path for stage in stages for dep in stage.deps}
-    ours = {dvc_yaml.stage_name(job): f"{job.stage.launch} {job.command}".strip() for job in asked}
-    theirs = {stage.name: stage.cmd for stage in stages if stage.name not in ("resolve", "code")}
-    assert theirs == ours
+    expected = {
+        dvc_yaml.stage_name(job): f"{job.stage.launch} {job.command}".strip() for job in asked
+    }
+    commands = {stage.name: stage.cmd for stage in stages if stage.name not in ("resolve", "code")}
+    assert commands == expected
     for path in (path for path in read if path.startswith("results/")):
         assert any(f"{path}/".startswith(f"{out}/") or out.startswith(path) for out in made), path
 

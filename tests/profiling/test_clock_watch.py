@@ -23,8 +23,8 @@ def state(sm: float | None, throttled: list[str]) -> dict[str, Any]:
 
 
 def test_least_median_and_most_with_every_reason() -> None:
-    found = summary([state(1980.0, []), state(1200.0, ["power cap"]), state(None, [])])
-    assert found == {
+    summarised = summary([state(1980.0, []), state(1200.0, ["power cap"]), state(None, [])])
+    assert summarised == {
         "sm_mhz": [1200.0, 1590.0, 1980.0],
         "memory_mhz": [3201.0, 3201.0, 3201.0],
         "celsius": [60.0, 60.0, 60.0],

@@ -63,9 +63,9 @@ def test_the_fastest_path_is_found_by_timing(model: Any, two: list[str]) -> None
 def test_every_line_says_which_path_it_was(model: Any, two: list[str]) -> None:
     settings = Settings((64,), TopK(ratio=0.25), "top-k", 3, 2)
     subject = Subject("made", model, "random", "")
-    found = point(subject, 64, settings, Ceilings(1e10, 1e10))
-    assert {line["dense"] for line in found["lines"] + found["speedups"]} == {"quick"}
-    table = pd.DataFrame(found["dense"], columns=list(DENSE)).set_index("path")
+    measured = point(subject, 64, settings, Ceilings(1e10, 1e10))
+    assert {line["dense"] for line in measured["lines"] + measured["speedups"]} == {"quick"}
+    table = pd.DataFrame(measured["dense"], columns=list(DENSE)).set_index("path")
     assert table["chosen"].to_dict() == {"slow": False, "quick": True}
     assert table.loc["slow", "layer_ms"] >= 20.0
 

@@ -66,11 +66,11 @@ def test_a_busy_gpu_is_noted(
         monkeypatch.setattr(torch.cuda, name, lambda *given, value=value: value)
     line = LINE.replace(" 97,", f" {percent},")
     monkeypatch.setattr(hardware, "gpu_state", lambda device: read_state(line))
-    found = describe(CUDA)
-    assert found["gpu"]["state"]["driver_version"] == "570.86.15"
-    assert len(found["notes"]) == len(words)
-    assert all(word in note for word, note in zip(words, found["notes"], strict=True))
-    json.dumps(found)
+    described = describe(CUDA)
+    assert described["gpu"]["state"]["driver_version"] == "570.86.15"
+    assert len(described["notes"]) == len(words)
+    assert all(word in note for word, note in zip(words, described["notes"], strict=True))
+    json.dumps(described)
 
 
 def test_nvidia_smi_is_read() -> None:

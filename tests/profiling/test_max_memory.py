@@ -28,20 +28,20 @@ def test_it_finds_the_limit(limit: int, start: int) -> None:
         asked.append(value)
         return value <= limit
 
-    found = largest(fit, start, 64)
-    assert found.value == min(limit, 64)
-    assert found.bounded == (limit >= 64)
-    assert found.tries == len(asked) == len(set(asked))
+    result = largest(fit, start, 64)
+    assert result.value == min(limit, 64)
+    assert result.bounded == (limit >= 64)
+    assert result.tries == len(asked) == len(set(asked))
     assert max(asked) <= 64
     assert min(asked) >= 1
 
 
 def test_it_ends_within_a_share_of_the_limit() -> None:
     exact = largest(lambda value: value <= 77_777, 100, 10**6, step=100)
-    found = largest(lambda value: value <= 77_777, 100, 10**6, step=100, within=0.05)
+    coarse = largest(lambda value: value <= 77_777, 100, 10**6, step=100, within=0.05)
     assert exact.value == 77_700
-    assert 0.95 * 77_777 <= found.value <= 77_777
-    assert found.tries < exact.tries
+    assert 0.95 * 77_777 <= coarse.value <= 77_777
+    assert coarse.tries < exact.tries
 
 
 def test_it_keeps_to_its_steps() -> None:
@@ -51,8 +51,8 @@ def test_it_keeps_to_its_steps() -> None:
         asked.append(value)
         return value <= 777
 
-    found = largest(fit, 100, 10_000, step=100)
-    assert found.value == 700
+    result = largest(fit, 100, 10_000, step=100)
+    assert result.value == 700
     assert all(value % 100 == 0 for value in asked)
 
 

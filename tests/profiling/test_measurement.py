@@ -122,8 +122,8 @@ def test_the_dense_side_gives_the_tokens_of_plain_generate(subject: Subject) -> 
     given = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "do_sample": False}
     plain = subject.model.generate(ids, **given)
     with sparsify(subject.model, KeepAll()):
-        ours = subject.model.generate(ids, **given)
-    assert torch.equal(plain, ours)
+        dense = subject.model.generate(ids, **given)
+    assert torch.equal(plain, dense)
 
 
 @dataclass(frozen=True)
@@ -154,10 +154,10 @@ def test_a_side_that_does_not_fit_does_not_take_the_other_with_it(subject: Subje
 def test_a_length_that_does_not_fit_says_so(subject: Subject, settings: Any) -> None:
     length = 10**12
     assert least_bytes(subject.model, 1, length) > 2**40
-    found = point(subject, length, settings, LIMITS)
-    assert {line["status"] for line in found["lines"]} == {"does not fit"}
-    assert {line["side"] for line in found["lines"]} == {"full", "sparse"}
-    assert found["speedups"] == []
+    measured = point(subject, length, settings, LIMITS)
+    assert {line["status"] for line in measured["lines"]} == {"does not fit"}
+    assert {line["side"] for line in measured["lines"]} == {"full", "sparse"}
+    assert measured["speedups"] == []
 
 
 def test_prompts_hold_no_special_token(subject: Subject) -> None:

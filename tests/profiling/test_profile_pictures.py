@@ -44,27 +44,27 @@ def test_latency_and_memory_name_side_unit_and_gap(
     tables: tuple[pd.DataFrame, pd.DataFrame],
 ) -> None:
     table, ratios = tables
-    said = words(latency_picture(table, ratios, "a device"))
+    text_of_picture = words(latency_picture(table, ratios, "a device"))
     for text in (
         *("shape (random weights, sparse keeps 25 % of the tokens)", "(flash-attn 2)"),
         *("prefill (ms)", "prompt length (tokens)", "full attention: does not fit", "a device"),
         *("prefill: faster from 2,004", "sparse is slower", "full / sparse (times)"),
     ):
-        assert text in said, text
-    said = words(memory_picture(table, "a device"))
+        assert text in text_of_picture, text
+    text_of_picture = words(memory_picture(table, "a device"))
     for text in ("keys and values (MiB)", "above the weights (MiB)", "does not fit"):
-        assert text in said, text
+        assert text in text_of_picture, text
 
 
 def test_parts_stand_in_order_with_their_time(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     fig = parts_picture(tables[0], "a device")
     assert fig is not None
-    said = words(fig)
+    text_of_picture = words(fig)
     for text in ("processor", "attention", "mlp", "left: full", "right: sparse", "2,004"):
-        assert text in said, text
-    assert "13 ms" in said  # full: processor and prefill
-    assert "8 ms" in said
-    assert "vision" not in said  # it took no time
-    assert "full: does not fit" in said
+        assert text in text_of_picture, text
+    assert "13 ms" in text_of_picture  # full: processor and prefill
+    assert "8 ms" in text_of_picture
+    assert "vision" not in text_of_picture  # it took no time
+    assert "full: does not fit" in text_of_picture
     (axes,) = fig.axes
     assert axes.get_ylim()[1] >= 100

@@ -167,6 +167,6 @@ def test_a_point_has_both_phases(subject: Subject) -> None:
 
 
 def test_ceilings_are_measured() -> None:
-    found = ceilings(torch.device("cpu"), torch.float32, seconds=0.05)
-    assert 1e8 < found.flops < 1e14
-    assert 1e8 < found.bytes < 1e12
+    measured = ceilings(torch.device("cpu"), torch.float32, seconds=0.05)
+    assert 1e8 < measured.flops < 1e14
+    assert 1e8 < measured.bytes < 1e12

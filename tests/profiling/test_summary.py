@@ -25,17 +25,17 @@ from sf.profiling.timing import Run
 def test_the_interval_is_made_of_order_statistics(
     count: int, low: float, high: float, coverage: float
 ) -> None:
-    found = median(list(range(count, 0, -1)))
-    assert (found.low, found.high) == (low, high)
-    assert found.coverage == pytest.approx(coverage, abs=1e-4)
-    assert found.value == (count + 1) / 2
+    middle = median(list(range(count, 0, -1)))
+    assert (middle.low, middle.high) == (low, high)
+    assert middle.coverage == pytest.approx(coverage, abs=1e-4)
+    assert middle.value == (count + 1) / 2
 
 
 def test_one_repeat_has_no_interval() -> None:
-    found = median([3.0])
-    assert found.value == 3.0
-    assert math.isnan(found.low)
-    assert found.coverage == 0.0
+    middle = median([3.0])
+    assert middle.value == 3.0
+    assert math.isnan(middle.low)
+    assert middle.coverage == 0.0
 
 
 def test_the_interval_covers_the_median_as_often_as_it_says() -> None:
@@ -91,9 +91,9 @@ def test_a_tidy_table_has_a_line_per_side_and_metric() -> None:
 
 def test_tokens_per_second_count_every_row_of_the_batch() -> None:
     """Four rows, a token each in 8 ms: 500 tokens a second."""
-    found = runs([10.0] * 6, [5.0] * 6)
-    found["full"].step_ms = [8.0, 8.0, 4.0]
-    lines = {line["metric"]: line for line in tidy("s", 64, 4, found) if line["side"] == "full"}
+    both_runs = runs([10.0] * 6, [5.0] * 6)
+    both_runs["full"].step_ms = [8.0, 8.0, 4.0]
+    lines = {line["metric"]: line for line in tidy("s", 64, 4, both_runs) if line["side"] == "full"}
     assert lines["tokens_per_s"]["value"] == 500
     assert (lines["tokens_per_s"]["low"], lines["tokens_per_s"]["high"]) == (500, 1000)
     assert lines["tokens_per_s"]["unit"] == "tokens/s"
@@ -101,9 +101,9 @@ def test_tokens_per_second_count_every_row_of_the_batch() -> None:
 
 
 def test_a_size_of_nothing_is_a_figure_and_one_that_is_not_counted_has_no_line() -> None:
-    found = runs([10.0] * 6, [5.0] * 6)
-    found["full"].peak_decode_bytes = 0
-    lines = {line["metric"]: line for line in tidy("s", 64, 1, found) if line["side"] == "full"}
+    both_runs = runs([10.0] * 6, [5.0] * 6)
+    both_runs["full"].peak_decode_bytes = 0
+    lines = {line["metric"]: line for line in tidy("s", 64, 1, both_runs) if line["side"] == "full"}
     assert lines["peak_decode_bytes"]["value"] == 0
     assert not {"held_decode_bytes", "reserved_bytes"} & lines.keys()
 

@@ -54,13 +54,13 @@ def test_a_point_times_the_vision_tower(subject: Subject) -> None:
 
 def test_the_processors_time_is_a_row_of_its_own(subject: Subject) -> None:
     settings = Settings((300,), TopK(ratio=0.25), "top-k", 3, 2, prompts="video")
-    found = point(subject, 300, settings, Ceilings(1e10, 1e10))
-    lines = pd.DataFrame(found["lines"]).set_index(["side", "metric"])["value"]
+    measured = point(subject, 300, settings, Ceilings(1e10, 1e10))
+    lines = pd.DataFrame(measured["lines"]).set_index(["side", "metric"])["value"]
     assert lines["full", "processor_ms"] == lines["sparse", "processor_ms"] > 0
     for side in ("full", "sparse"):
         first = lines[side, "first_token_ms"]
         assert first > max(lines[side, "processor_ms"], lines[side, "prefill_ms"])
-    ratios = {line["metric"] for line in found["speedups"]}
+    ratios = {line["metric"] for line in measured["speedups"]}
     assert {"prefill_ms", "first_token_ms"} <= ratios  # both: the processor dilutes the gain
     assert "processor_ms" not in ratios
 

@@ -38,11 +38,11 @@ def test_accuracy_is_read_off_both_curves_at_one_ratio() -> None:
     points = at_each_retention_p({"x": [AFTER], "base": [BEFORE]}).sort_values("token_ratio")
     after, before = (points[points["row"] == name] for name in ("x", "base"))
     for at, ratio in ((2, 0.6), (3, 0.8)):
-        there = np.interp(ratio, after["token_ratio"], after["accuracy"])
-        here = np.interp(ratio, before["token_ratio"], before["accuracy"])
-        assert own.loc[at, "accuracy"] == pytest.approx(there)
-        assert own.loc[at, "difference"] == pytest.approx(there - here)
-        assert own.loc[at, "low"] < there - here < own.loc[at, "high"]
+        trained = np.interp(ratio, after["token_ratio"], after["accuracy"])
+        base = np.interp(ratio, before["token_ratio"], before["accuracy"])
+        assert own.loc[at, "accuracy"] == pytest.approx(trained)
+        assert own.loc[at, "difference"] == pytest.approx(trained - base)
+        assert own.loc[at, "low"] < trained - base < own.loc[at, "high"]
     assert own.loc[:1, ["accuracy", "difference"]].isna().all(axis=None)  # below its curve
     reverse = lines(across_seeds(AFTER, {"x": [BEFORE]}, 0, (0.25,)), "x")
     assert reverse["accuracy"].notna().all()

@@ -26,12 +26,12 @@ def test_the_average_reproduces_the_published_one(row: str, average: float) -> N
         for benchmark in benchmarks
     }
     assert None not in scores.values()
-    there = {name: value for name, value in scores.items() if value is not None}
-    found = published.average(there, benchmarks)
-    assert found == pytest.approx(average, abs=0.06)  # FastV: 69.848
+    known = {name: value for name, value in scores.items() if value is not None}
+    formed = published.average(known, benchmarks)
+    assert formed == pytest.approx(average, abs=0.06)  # FastV: 69.848
     assert published.figure("image", "qwen2.5-vl-7b", row, "image_average", "final") == average
-    del there["mme"]
-    assert published.average(there, benchmarks) is None
+    del known["mme"]
+    assert published.average(known, benchmarks) is None
 
 
 def test_the_final_version_is_asked_first() -> None:

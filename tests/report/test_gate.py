@@ -40,12 +40,12 @@ def write(root: Path, shift: dict[str, float], *, rows: int = 0, **zipvl: object
         stamp["versions"]["lmms_eval"] = "0.7.3"
         (folder / "stage.json").write_text(json.dumps(stamp))
         table = measured(study)
-        there = table[(table["row"] == "full") & (table["published"] != "n/p")]
+        published_rows = table[(table["row"] == "full") & (table["published"] != "n/p")]
         scores = pd.read_csv(
             folder / "tables/scores.csv", dtype=dict.fromkeys(["score", "low", "high"], float)
         )
         scores = scores.set_index("benchmark")
-        for line in there.to_dict("records"):
+        for line in published_rows.to_dict("records"):
             moved = shift.get(line["benchmark"], 0.0) * line["scale"] / 100
             score, half = float(line["published"]) + moved, line["scale"] / 20
             scores.loc[line["benchmark"], ["score", "low", "high"]] = (

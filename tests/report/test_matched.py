@@ -76,11 +76,11 @@ def test_other_rows_are_refused() -> None:
 
 
 def test_a_fixed_threshold_before_and_after() -> None:
-    found = at_retention_p(made_study.BEFORE, made_study.AFTER, 0.975, seed=0)
-    assert found is not None
-    assert found["token_ratio"].change == pytest.approx(-0.1)
-    assert found["token_ratio"].low == pytest.approx(-0.1)  # the same shift in every row
-    assert found["accuracy"].before == found["accuracy"].after == pytest.approx(0.9)
+    differences = at_retention_p(made_study.BEFORE, made_study.AFTER, 0.975, seed=0)
+    assert differences is not None
+    assert differences["token_ratio"].change == pytest.approx(-0.1)
+    assert differences["token_ratio"].low == pytest.approx(-0.1)  # the same shift in every row
+    assert differences["accuracy"].before == differences["accuracy"].after == pytest.approx(0.9)
     assert at_retention_p(made_study.BEFORE, made_study.AFTER, 0.7, seed=0) is None
 
 

@@ -124,7 +124,7 @@ def test_a_video_shows_its_kept_cell_at_its_time_step_only(steps):
     step = steps - 1
     kept = one_cell(3, (steps, 2, 3), (step, 1, 0))
     fig = kept_picture(frames, kept, seconds=[0.5 * at for at in range(steps)])
-    found = 0
+    count = 0
     for panel in fig.axes:
         if not panel.images or len(panel.images) > 1:
             continue
@@ -135,8 +135,8 @@ def test_a_video_shows_its_kept_cell_at_its_time_step_only(steps):
         if any(part.any() for part in clear):
             assert clear[step][SIDE:, :SIDE].all()
             assert clear[step].sum() == SIDE * SIDE
-            found += 1
-    assert found == 3
+            count += 1
+    assert count == 3
     fig.savefig(io.BytesIO(), format="png", dpi=30)
 
 

@@ -55,20 +55,20 @@ def study(tmp_path: Path):
 
 
 def test_systems_are_tested_against_dense_and_trained_against_untrained(study) -> None:
-    found, notes = paired_lines(study)
+    lines, notes = paired_lines(study)
     assert notes == []
-    pairs = list(dict.fromkeys(zip(found["first_system"], found["second_system"], strict=True)))
+    pairs = list(dict.fromkeys(zip(lines["first_system"], lines["second_system"], strict=True)))
     assert pairs == [
         ("full", "zipvl"),
         ("full", "sparsity_forcing"),
         ("zipvl", "sparsity_forcing"),
     ]
-    line = found[(found["second_system"] == "zipvl") & (found["benchmark"] == "chartqa")].iloc[0]
+    line = lines[(lines["second_system"] == "zipvl") & (lines["benchmark"] == "chartqa")].iloc[0]
     assert line["difference"] == pytest.approx(-100 * 20 / 60)
     assert line["low"] < line["difference"] < line["high"] < 0
     assert line["p_value"] < line["p_holm"] < 0.01
     assert line["p_holm"] == pytest.approx(2 * line["p_value"])
-    same = found[(found["second_system"] == "zipvl") & (found["benchmark"] == "textvqa_val")].iloc[
+    same = lines[(lines["second_system"] == "zipvl") & (lines["benchmark"] == "textvqa_val")].iloc[
         0
     ]
     assert same["p_holm"] == 1.0
@@ -91,8 +91,8 @@ def test_the_report_shows_them(study, tmp_path: Path) -> None:
 
 def test_other_questions_are_said_and_not_compared(study) -> None:
     write(study.root / "evaluate/tiny/zipvl/chartqa", {"chartqa": 30}, source="other")
-    found, notes = paired_lines(study)
-    assert len(found) == 4
+    lines, notes = paired_lines(study)
+    assert len(lines) == 4
     assert len(notes) == 2
     assert all("did not answer the same questions" in note for note in notes)
 
@@ -100,6 +100,6 @@ def test_other_questions_are_said_and_not_compared(study) -> None:
 def test_what_was_not_measured_is_left_out(study) -> None:
     for suite in SUITES:
         (study.root / f"evaluate/tiny/full/{suite}/stage.json").unlink()
-    found, notes = paired_lines(study)
+    lines, notes = paired_lines(study)
     assert notes == []
-    assert set(found["first_system"]) == {"zipvl"}
+    assert set(lines["first_system"]) == {"zipvl"}

@@ -26,19 +26,19 @@ def test_matrices_go_to_muon_and_the_rest_to_adamw():
 def test_it_is_torchs_step_but_for_its_bfloat16(shape):
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=generator) for _ in range(3)]
-    ours, theirs = ([torch.nn.Parameter(w.clone()) for w in start] for _ in range(2))
+    own_weights, reference = ([torch.nn.Parameter(w.clone()) for w in start] for _ in range(2))
     optimizers = (
-        Muon(ours, lr=0.1),
-        torch.optim.Muon(theirs, lr=0.1, weight_decay=0.01, adjust_lr_fn="original"),
+        Muon(own_weights, lr=0.1),
+        torch.optim.Muon(reference, lr=0.1, weight_decay=0.01, adjust_lr_fn="original"),
     )
     for _ in range(3):
-        for pair in zip(ours, theirs, strict=True):
+        for pair in zip(own_weights, reference, strict=True):
             gradient = torch.randn(shape, generator=generator)
             for weight in pair:
                 weight.grad = gradient.clone()
         for optimizer in optimizers:
             optimizer.step()
-    for mine, other, before in zip(ours, theirs, start, strict=True):
+    for mine, other, before in zip(own_weights, reference, start, strict=True):
         moved = (other - before).norm()
         assert moved > 0.1
         assert (mine - other).norm() < 0.05 * moved

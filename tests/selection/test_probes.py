@@ -18,10 +18,10 @@ def test_a_short_prompt_is_all_probes():
 
 
 def test_a_long_prompt_has_the_recent_and_evenly_spread_others():
-    found = columns(torch.ones(1, 1000, dtype=torch.bool), Probes())[0]
-    assert found[64:] == list(range(936, 1000))
-    gaps = torch.tensor(found[:64]).diff()
-    assert len(set(found)) == 128
+    probes = columns(torch.ones(1, 1000, dtype=torch.bool), Probes())[0]
+    assert probes[64:] == list(range(936, 1000))
+    gaps = torch.tensor(probes[:64]).diff()
+    assert len(set(probes)) == 128
     assert gaps.min() >= 14
     assert gaps.max() <= 15  # 936 / 64 = 14.6
 
@@ -48,8 +48,8 @@ def test_rows_of_different_length_have_their_own_probes():
     valid = torch.zeros(3, 50, dtype=torch.bool)
     valid[0, 47:] = True
     valid[1, 10:] = True
-    found = columns(valid, Probes(recent=4, spread=4))
-    assert found == [[47, 48, 49], [14, 23, 32, 41, 46, 47, 48, 49], []]
+    probes = columns(valid, Probes(recent=4, spread=4))
+    assert probes == [[47, 48, 49], [14, 23, 32, 41, 46, 47, 48, 49], []]
 
 
 def test_visible_probes_counts_those_at_or_after_a_key():

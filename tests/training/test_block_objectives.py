@@ -42,7 +42,7 @@ def test_loss_and_gradient_are_those_of_decoding_step_by_step(
     base: Path, rows: list[Row], tmp_path: Path, objective: str
 ) -> None:
     trainer, _ = trainer_of(base, rows, tmp_path, objective)
-    batch, loss, ours = first_loss(trainer)
+    batch, loss, step_gradients = first_loss(trainer)
     p = parameters(objective=objective)
     model, processor = equipped(base, p), load_processor(base)
     expected, ratios = torch.zeros(()), []
@@ -53,8 +53,8 @@ def test_loss_and_gradient_are_those_of_decoding_step_by_step(
             ratios.append(float(trace.token_ratio))
     expected.backward()
     assert torch.allclose(loss, expected, atol=1e-5)
-    same(ours, gradients(model), atol=2e-5)
-    assert any(".nsa." in name for name in ours) == (objective == "nsa")
+    same(step_gradients, gradients(model), atol=2e-5)
+    assert any(".nsa." in name for name in step_gradients) == (objective == "nsa")
     logged = trainer._figures._values["token_ratio"]
     assert logged[-1] == pytest.approx(sum(ratios) / len(ratios), abs=1e-5)
 

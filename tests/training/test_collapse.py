@@ -162,8 +162,8 @@ def test_estimate_is_the_steps_without_the_first(
     assert cost.figures["estimated_hours"] == pytest.approx(11_000 / 3600)
     assert cost.figures["estimated_tokens"] == 50_000
     assert cost.figures["estimated_disk_gib"] == 6.0
-    said = capsys.readouterr().err
-    assert "about 11 s a step: 3 h 3 min in all, 3 h 3 min left; 50,000 tokens" in said
+    output = capsys.readouterr().err
+    assert "about 11 s a step: 3 h 3 min in all, 3 h 3 min left; 50,000 tokens" in output
 
 
 @pytest.mark.parametrize(("reference", "expected"), [(False, 4 * 30 + 12 * 10), (True, 360)])

@@ -62,7 +62,7 @@ def test_loss_and_gradient_are_those_of_plain_forwards(
     """KL over the vocabulary and distance of hidden states, by autograd through whole logits."""
     trainer, _ = trainer_of(base, rows, tmp_path, sparsity_weight=1e-9)
     weights = perturbed(trainer)
-    batch, loss, ours = first_loss(trainer)
+    batch, loss, step_gradients = first_loss(trainer)
     student, teacher = frozen_tower(base), load_model(base)
     student.load_state_dict(weights)
     processor, p = load_processor(base), parameters()
@@ -82,16 +82,16 @@ def test_loss_and_gradient_are_those_of_plain_forwards(
     expected.backward()
     assert float(loss) > 1e-3
     assert torch.allclose(loss, expected, rtol=1e-4)
-    same(ours, gradients(student), atol=2e-5)
+    same(step_gradients, gradients(student), atol=2e-5)
 
 
 def test_a_student_that_keeps_everything_has_nothing_to_learn(
     base: Path, rows: list[Row], tmp_path: Path
 ) -> None:
     trainer, _ = trainer_of(base, rows, tmp_path, sparsity_weight=1e-9, retention_p=[ALMOST_ALL])
-    _, loss, found = first_loss(trainer)
+    _, loss, step_gradients = first_loss(trainer)
     assert float(loss) == pytest.approx(0.0, abs=1e-6)
-    assert max(float(gradient.abs().max()) for gradient in found.values()) < 1e-4
+    assert max(float(gradient.abs().max()) for gradient in step_gradients.values()) < 1e-4
 
 
 @pytest.mark.parametrize("measure", ["effective", "tail"])
@@ -107,7 +107,7 @@ def test_the_terms_gradient_is_that_of_whole_attention_matrices(
     model, processor, p = frozen_tower(base), load_processor(base), parameters()
     if measure == "tail":
         trainer.measure = lambda *given: tail_excess(*given, token_ratio=0.25, retention_p=0.9)
-    batch, _, ours = first_loss(trainer)
+    batch, _, step_gradients = first_loss(trainer)
     model.set_attn_implementation("eager")
     total = torch.zeros(())
     layers = len(model.model.language_model.layers)
@@ -124,9 +124,9 @@ def test_the_terms_gradient_is_that_of_whole_attention_matrices(
             total = total + value / layers / len(batch["row"])
     (3.0 * total).backward()
     assert trainer._figures.drain()["sparsity_term"] == pytest.approx(total.item(), abs=1e-5)
-    expected = {n: g for n, g in gradients(model).items() if n in ours}
+    expected = {n: g for n, g in gradients(model).items() if n in step_gradients}
     for name, gradient in expected.items():
-        assert torch.allclose(ours[name], gradient, atol=5e-5), name
+        assert torch.allclose(step_gradients[name], gradient, atol=5e-5), name
     assert max(float(gradient.abs().max()) for gradient in expected.values()) > 1e-2
 
 

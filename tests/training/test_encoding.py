@@ -34,18 +34,18 @@ def test_shared_features_give_the_logits_of_the_pixels(
     chosen = [0, 1, 2, 3]
     prompts = Prompts.collate([make_encoder(built, rows)(at) for at in chosen], PAD)
     owner = torch.arange(4)
-    ours = model(
+    logits = model(
         input_ids=prompts.input_ids,
         attention_mask=prompts.attention_mask,
         position_ids=prompts.positions,
         mm_encoder_outputs=encoder_outputs(prompts, prompts.features(model), owner),
     ).logits
     inputs = encode(processor, [messages(rows[at], "answer") for at in chosen], VISION)
-    theirs = model(**inputs).logits
+    expected = model(**inputs).logits
     valid = inputs["attention_mask"].bool()
     assert not valid.all(), "the batch should need padding"
     assert torch.equal(prompts.attention_mask.bool(), valid)
-    assert torch.allclose(ours[valid], theirs[valid], atol=1e-4)
+    assert torch.allclose(logits[valid], expected[valid], atol=1e-4)
 
 
 @torch.no_grad()
@@ -55,16 +55,16 @@ def test_positions_of_completions_are_the_models_own(
     model, processor = built
     prompts = Prompts.collate([make_encoder(built, rows)(at) for at in (0, 1)], PAD)
     owner = torch.tensor([1, 0, 1])
-    ours = prompts.positions_with(owner, 3)
+    positions = prompts.positions_with(owner, 3)
     inputs = encode(processor, [messages(rows[at], "answer") for at in (1, 0, 1)], VISION)
     grown = {
         name: torch.cat([inputs[name], inputs[name].new_full((3, 3), fill)], dim=1)
         for name, fill in (("input_ids", 9), ("attention_mask", 1), ("mm_token_type_ids", 0))
     }
     rest = {n: v for n, v in inputs.items() if n not in grown and not n.startswith("pixel")}
-    theirs, _ = backbone(model).get_rope_index(**grown, **rest)
+    expected, _ = backbone(model).get_rope_index(**grown, **rest)
     valid = grown["attention_mask"].bool()
-    assert torch.equal(ours[:, valid], theirs[:, valid])
+    assert torch.equal(positions[:, valid], expected[:, valid])
 
 
 def test_each_question_is_encoded_once(

@@ -48,9 +48,9 @@ def test_trouble_that_lasts_is_named(changes: dict[str, float], cause: str) -> N
     """Patience 4: said at step 5 and again four steps later, not before."""
     counter = Progress("t", 9)
     assert watch(Monitor(Log(), counter, patience=4), 4, **changes) == []
-    said = watch(Monitor(Log(), counter, patience=4), 9, **changes)
-    assert len(said) == 2
-    assert all(cause in line and "for 4 steps" in line for line in said)
+    warned = watch(Monitor(Log(), counter, patience=4), 9, **changes)
+    assert len(warned) == 2
+    assert all(cause in line and "for 4 steps" in line for line in warned)
 
 
 def test_a_healthy_run_is_quiet_and_logged_under_plain_names() -> None:

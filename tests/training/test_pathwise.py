@@ -39,8 +39,8 @@ def test_effective_ratio_is_the_oracles() -> None:
     torch.manual_seed(0)
     q, k = 3 * torch.randn(2, 4, 9, 5), torch.randn(2, 2, 9, 5)
     valid = torch.tensor([[True] * 9, [False] * 4 + [True] * 5])
-    ours = effective_ratio(q, k, valid, Probes(recent=3, spread=2), 0.5)
-    for row, ratio in enumerate(ours):
+    measured = effective_ratio(q, k, valid, Probes(recent=3, spread=2), 0.5)
+    for row, ratio in enumerate(measured):
         column, present = Probes(recent=3, spread=2).columns(valid[row : row + 1])
         assert ratio == pytest.approx(oracle(q[row], k[row], valid[row], column[present].tolist()))
 
@@ -153,15 +153,15 @@ def test_long_prompts_whose_projections_could_be_skipped_count_too(
     right_when_long: None,
 ) -> None:
     """Where sparse prefill stands in for a layer's whole forward, the term must not be lost."""
-    found = []
+    by_columns = []
     for columns in (sparse_projections.LEAST_COLUMNS, 1):
         monkeypatch.setattr(sparse_projections, "LEAST_COLUMNS", columns)
         trainer, inputs = one_step(base, rows, tmp_path / str(columns), pathwise={"weight": 2.0})
-        found.append(gradients(trainer, trainer.compute_loss(trainer.model, inputs)))
+        by_columns.append(gradients(trainer, trainer.compute_loss(trainer.model, inputs)))
         ratios = trainer._figures.drain()
         assert 0 < ratios["effective_ratio"] <= 1
-    assert found[0].keys() == found[1].keys()
-    assert all(torch.allclose(found[0][n], g, atol=1e-5) for n, g in found[1].items())
+    assert by_columns[0].keys() == by_columns[1].keys()
+    assert all(torch.allclose(by_columns[0][n], g, atol=1e-5) for n, g in by_columns[1].items())
 
 
 class Bytes(TorchDispatchMode):

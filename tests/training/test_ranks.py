@@ -74,15 +74,15 @@ def steps(base: Path, folder: Path, size: int) -> None:
     torch.set_num_threads(1)
     rows = write_rows(folder / f"rows-{size}-{rank()}")
     cases = DIVIDED[size] if size > 1 else {name: (name, {}) for name in ALONE}
-    found = {}
+    results = {}
     for name, (alone, changes) in cases.items():
         p = parameters(**{"steps": 2, "save_every": 99, "rollouts_per_forward": 99}
                        | ALONE[alone] | changes)  # fmt: skip
         log = Log()
         assemble(p, base, rows, folder / f"{name}-{size}", log, Progress("t", 2)).trainer.train()
-        found[name] = [values for _, values in log.history]
+        results[name] = [values for _, values in log.history]
     if rank() == 0:
-        (folder / f"{size}.json").write_text(json.dumps(found))
+        (folder / f"{size}.json").write_text(json.dumps(results))
 
 
 @pytest.fixture(scope="module")

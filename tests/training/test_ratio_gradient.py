@@ -43,14 +43,16 @@ def test_the_gradient_is_the_ratios(script: Any, trainer: Any) -> None:
 
 
 def test_figures_of_a_batch(script: Any, trainer: Any) -> None:
-    found = script.measure(trainer, 1)
-    assert {name for name in found if name.startswith("cosine")} == {
+    measured = script.measure(trainer, 1)
+    assert {name for name in measured if name.startswith("cosine")} == {
         "cosine with KL", "cosine without KL"
     }  # fmt: skip
-    assert all(-1 <= value <= 1 for values in found.values() for value in values)
+    assert all(-1 <= value <= 1 for values in measured.values() for value in values)
     # The reward is 1 - token ratio, as no answer of an untrained model is right.
-    assert found["correlation of advantage and token ratio"] == pytest.approx([-1.0] * 2, abs=1e-3)
-    assert found["cosine with KL"] != found["cosine without KL"]
+    assert measured["correlation of advantage and token ratio"] == pytest.approx(
+        [-1.0] * 2, abs=1e-3
+    )
+    assert measured["cosine with KL"] != measured["cosine without KL"]
 
 
 def test_groups_in_which_nothing_differs_are_left_out(script: Any) -> None:

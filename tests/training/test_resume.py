@@ -142,7 +142,7 @@ def test_drawn_levels_and_the_dual_variable_go_on(
     base: Path, rows: list[Row], tmp_path: Path, changes: dict
 ) -> None:
     """Interrupted behind its last checkpoint: the same figures and weights as in one go."""
-    found = []
+    outcomes = []
     for name in ("whole", "parts"):
         p, out, log = parameters(**changes), tmp_path / name / "out", Log()
         given = p, base, rows, tmp_path / name / "state", out
@@ -150,8 +150,8 @@ def test_drawn_levels_and_the_dual_variable_go_on(
             with pytest.raises(Interruption):
                 train(*given, FailingLog(), {"model": "tiny", "objective": "pathwise"})
         train(*given, log, {"model": "tiny", "objective": "pathwise"})
-        found.append((log.history[-1][1], load_model(out).state_dict()))
-    (whole, weights), (parts, again) = found
+        outcomes.append((log.history[-1][1], load_model(out).state_dict()))
+    (whole, weights), (parts, again) = outcomes
     for figure in ("retention_p", "token_ratio", "loss", "grad_norm", "pathwise_weight"):
         assert whole.get(figure) == parts.get(figure), figure
     assert all(torch.equal(weights[name], again[name]) for name in weights)
@@ -254,13 +254,13 @@ def test_training_set_is_one_epoch_of_paths(rows: list[Row]) -> None:
 
 
 def test_a_share_of_the_rows_is_asked_for_a_bare_answer() -> None:
-    found = templates_of(2000, "answer", 0.25, seed=1)
-    assert 0.2 < found.count("short") / 2000 < 0.3
-    assert set(found) == {"short", "answer"}
-    assert found == templates_of(2000, "answer", 0.25, seed=1)
-    assert found != templates_of(2000, "answer", 0.25, seed=2)
+    templates = templates_of(2000, "answer", 0.25, seed=1)
+    assert 0.2 < templates.count("short") / 2000 < 0.3
+    assert set(templates) == {"short", "answer"}
+    assert templates == templates_of(2000, "answer", 0.25, seed=1)
+    assert templates != templates_of(2000, "answer", 0.25, seed=2)
     more = templates_of(2000, "answer", 0.5, seed=1)
-    assert all(b == "short" for a, b in zip(found, more, strict=True) if a == "short")
+    assert all(b == "short" for a, b in zip(templates, more, strict=True) if a == "short")
     assert set(templates_of(50, "answer", 0.0, seed=1)) == {"answer"}
     assert set(templates_of(50, "think_answer", 1.0, seed=1)) == {"short"}
 

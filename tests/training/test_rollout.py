@@ -157,10 +157,10 @@ def test_reference_shares_prompts_and_is_dense(
 ) -> None:
     model, processor = built
     ids, mask, width = padded(rollout, processor.tokenizer.pad_token_id)
-    ours = reference_logps(
+    logps = reference_logps(
         model, rollout, torch.arange(8), ids, mask, width, temperature=0.8,
         rollouts_per_forward=limit,
     )  # fmt: skip
     plain = plain_logps(model, rollout, ids, mask, width)
     valid = mask[:, -width:].bool()
-    assert torch.allclose(ours[valid], plain[valid], atol=2e-5)
+    assert torch.allclose(logps[valid], plain[valid], atol=2e-5)

@@ -98,7 +98,7 @@ def test_loss_and_gradient_are_those_of_sparse_decoding(
     base: Path, rows: list[Row], tmp_path: Path
 ) -> None:
     trainer, _ = trainer_of(base, rows, tmp_path)
-    batch, loss, ours = first_loss(trainer)
+    batch, loss, step_gradients = first_loss(trainer)
     thresholds = trainer.schedule(0, batch["place"].tolist())
     assert thresholds == [0.5, 0.7, 0.9, 1.0] * 2
     model, processor, p = frozen_tower(base), load_processor(base), parameters()
@@ -109,7 +109,7 @@ def test_loss_and_gradient_are_those_of_sparse_decoding(
             expected = expected + step_by_step(model, inputs, reply) / 8
     expected.backward()
     assert torch.allclose(loss, expected, atol=1e-5)
-    same(ours, gradients(model), atol=2e-5)
+    same(step_gradients, gradients(model), atol=2e-5)
 
 
 @torch.no_grad()
@@ -146,7 +146,7 @@ def test_full_retention_is_plain_fine_tuning(base: Path, rows: list[Row], tmp_pa
         for at, row in enumerate(rows)
     ]
     trainer, _ = trainer_of(base, rows, tmp_path, retention_p=[1.0])
-    batch, loss, ours = first_loss(trainer)
+    batch, loss, step_gradients = first_loss(trainer)
     assert len(set(batch["row"].tolist())) > 1
     model, processor, p = frozen_tower(base), load_processor(base), parameters()
     expected = torch.zeros(())
@@ -162,7 +162,7 @@ def test_full_retention_is_plain_fine_tuning(base: Path, rows: list[Row], tmp_pa
         expected = expected + output.loss / len(batch["row"])
     expected.backward()
     assert torch.allclose(loss, expected, atol=1e-5)
-    same(ours, gradients(model), atol=2e-5)
+    same(step_gradients, gradients(model), atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["entropy", "linf"])
@@ -172,7 +172,7 @@ def test_sharpness_gradient_is_that_of_every_attention_row(
     """The attention matrices that eager attention returns; short prompts: all rows are probes."""
     weight = 3.0
     trainer, _ = trainer_of(base, rows, tmp_path, "sharpness", kind=kind, weight=weight)
-    batch, loss, ours = first_loss(trainer)
+    batch, loss, step_gradients = first_loss(trainer)
     assert trainer.schedule(0, batch["place"].tolist()) == [1.0, 1.0]
     processor, p = load_processor(base), parameters()
     model, plain = frozen_tower(base), frozen_tower(base)
@@ -200,7 +200,7 @@ def test_sharpness_gradient_is_that_of_every_attention_row(
         expected[name] = expected.get(name, torch.zeros(())) + gradient
     assert torch.allclose(loss, nll, atol=1e-5)
     assert trainer._figures.drain()["sharpness"] == pytest.approx(flatness.item(), abs=1e-5)
-    same(ours, expected, atol=2e-5)
+    same(step_gradients, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -284,8 +284,8 @@ def test_a_row_asked_for_a_bare_answer_is_taught_one(base: Path, rows: list[Row]
     templates: list[Template] = ["short", "answer"]
     encoder = Encoder(model, processor, rows[:2], VISION, templates=templates, frozen_tower=True)
     schedule = RetentionSchedule("top_p", (1.0,), None, 1, 0)
-    found = gather_answers(encoder, processor.tokenizer, [0, 1], [1.0, 1.0], schedule)
+    batch = gather_answers(encoder, processor.tokenizer, [0, 1], [1.0, 1.0], schedule)
     end = processor.tokenizer.eos_token
     for at, expected in enumerate((extract_answer(rows[0].solution), rows[1].solution)):
-        ids = found.input_ids[at, -found.width :][found.answer_mask[at].bool()]
+        ids = batch.input_ids[at, -batch.width :][batch.answer_mask[at].bool()]
         assert processor.tokenizer.decode(ids) == expected + end

@@ -66,15 +66,15 @@ def weigh(base: Path, folder: Path) -> None:
     p, rows = parameters(sharding="fsdp"), write_rows(folder / f"rows-{rank()}")
     made = assemble(p, base, rows, folder / "weighed", Log(), Progress("t", 1))
     trainer: Any = made.trainer
-    found = {
+    sizes = {
         "policy": held(trainer.model),
         "reference": held(trainer.ref_model),
         "trained": held(trainer.model, trained=True),
     }
     with gathered(trainer.model):
-        found["gathered"] = held(trainer.model, trained=True)
-    found["after"] = held(trainer.model)
-    (folder / f"bytes-{rank()}.json").write_text(json.dumps(found))
+        sizes["gathered"] = held(trainer.model, trained=True)
+    sizes["after"] = held(trainer.model)
+    (folder / f"bytes-{rank()}.json").write_text(json.dumps(sizes))
 
 
 def moments(filled: bool) -> dict[str, Any]:
@@ -100,12 +100,12 @@ def write_moments(folder: Path) -> None:
 def read_moments(folder: Path) -> None:
     """On one of the ranks: what another number of ranks wrote is there, tensor for tensor."""
     join()
-    ours, wanted = moments(filled=False), moments(filled=True)
-    read_state(ours, folder / "moments")
-    assert ours["param_groups"] == wanted["param_groups"]
+    state, wanted = moments(filled=False), moments(filled=True)
+    read_state(state, folder / "moments")
+    assert state["param_groups"] == wanted["param_groups"]
     for weight, values in wanted["state"].items():
         for name, tensor in values.items():
-            assert torch.equal(local(ours["state"][weight][name]), local(tensor)), (weight, name)
+            assert torch.equal(local(state["state"][weight][name]), local(tensor)), (weight, name)
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +147,10 @@ def test_sharded_training_ends_where_data_parallel_does(base: Path, folder: Path
     for name in ("loss", "grad_norm", "reward", "entropy"):
         wanted = pytest.approx(expected["log_history"][0][name], rel=1e-5, abs=1e-7)
         assert first["log_history"][0][name] == wanted, name
-    ours, other = (load_model(place / "out").state_dict() for place in places)
-    assert ours.keys() == other.keys() == start.keys()
+    sharded, other = (load_model(place / "out").state_dict() for place in places)
+    assert sharded.keys() == other.keys() == start.keys()
     change = torch.cat([(other[name] - start[name]).flatten() for name in start])
-    error = torch.cat([(ours[name] - other[name]).flatten() for name in start])
+    error = torch.cat([(sharded[name] - other[name]).flatten() for name in start])
     assert error.norm() < 0.02 * change.norm()
 
 
@@ -170,19 +170,19 @@ def test_result_and_checkpoints_are_plain_transformers(folder: Path, place: str)
 
 def test_each_rank_holds_its_part(base: Path, folder: Path) -> None:
     """As the estimate before a run says; gathered weights are given back."""
-    found = [json.loads((folder / f"bytes-{at}.json").read_text()) for at in (0, 1)]
+    measured = [json.loads((folder / f"bytes-{at}.json").read_text()) for at in (0, 1)]
     model = load_model(base)
     model.model.visual.requires_grad_(False)
     tower = sum(w.numel() * 4 for w in model.model.visual.parameters())
     decoder = sum(w.numel() * 4 for w in model.parameters()) - tower
-    said = RankMemory.of(parameters(sharding="fsdp"), model, 2, reference=True)
-    for own in found:
+    predicted = RankMemory.of(parameters(sharding="fsdp"), model, 2, reference=True)
+    for own in measured:
         assert own["policy"] == own["reference"] == own["after"] == own["trained"] + tower
-        assert own["gathered"] == said.gathered == decoder
+        assert own["gathered"] == predicted.gathered == decoder
         # Gradients and two moments are as large as the trained weights.
         needed = own["policy"] + own["reference"] - tower + 3 * own["trained"]
-        assert needed == pytest.approx(said.held, rel=0.01)
-    assert sum(own["trained"] for own in found) == decoder
+        assert needed == pytest.approx(predicted.held, rel=0.01)
+    assert sum(own["trained"] for own in measured) == decoder
     alone = RankMemory.of(parameters(), model, 2, reference=True)
     assert alone.held == 2 * (tower + decoder) + 3 * decoder
 

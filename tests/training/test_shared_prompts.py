@@ -124,15 +124,15 @@ def test_same_gradient_as_two_forwards(
 def test_gradient_under_autocast(built: tuple[Any, Any], rows: list[Row]) -> None:
     """bfloat16 with float32 weights, whose casts sampling without a gradient uses as well."""
     model = built[0]
-    found = []
+    outcomes = []
     for shared in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rollout = rollouts(built, rows, [0.4, 1.0], 5, shared=shared)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found.append(learnt(model, rollout)[2])
+            outcomes.append(learnt(model, rollout)[2])
     assert rollout.passes == []
-    for name, expected in found[0].items():
-        alike = torch.cosine_similarity(expected.flatten(), found[1][name].flatten(), dim=0)
+    for name, expected in outcomes[0].items():
+        alike = torch.cosine_similarity(expected.flatten(), outcomes[1][name].flatten(), dim=0)
         assert alike > 0.99, name
 
 
@@ -150,9 +150,9 @@ def test_same_in_blocks(
     for shared in (False, True):
         rollout = rollouts(built, rows, [0.4, 1.0], tokens, shared=shared)
         widths.clear()
-        ours, own_entropies, gradients = learnt(built[0], rollout)
+        own_logps, own_entropies, gradients = learnt(built[0], rollout)
         assert max(widths) <= 2 or tokens == 1
-        assert torch.allclose(ours, logps, atol=1e-6)
+        assert torch.allclose(own_logps, logps, atol=1e-6)
         assert torch.allclose(own_entropies, entropies, atol=1e-6)
         for name, expected in whole.items():
             assert torch.allclose(gradients[name], expected, atol=1e-5), name

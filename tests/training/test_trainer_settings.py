@@ -246,8 +246,8 @@ def test_reused_rollouts_resume_to_the_same_weights(
     whole, parts = build("whole", **settings), build("parts", **settings)
     whole.train()
     parts.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
-    ours, expected = parts.model.state_dict(), whole.model.state_dict()
-    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+    state, expected = parts.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
 # -- evaluation ---------------------------------------------------------------------------------

@@ -150,17 +150,17 @@ def _gathered(
         at = at[..., :most]
         real = torch.arange(most, device=at.device) < count_BCN[..., block, None]
         asked = query_BCLRD.gather(2, _wide(at, each, width)).flatten(2, 3)
-        here = slice(block * size, min((block + 1) * size, columns))
+        keys_of_block = slice(block * size, min((block + 1) * size, columns))
         k, v = (
-            part[:, :, here].repeat_interleave(choosers // part.shape[1], 1)
+            part[:, :, keys_of_block].repeat_interleave(choosers // part.shape[1], 1)
             for part in (key, value)
         )
         score = (asked @ k.transpose(2, 3)).to(exact).unflatten(2, (most, each)) * scaling
-        column = torch.arange(here.start, here.stop, device=key.device)
-        mine = position_BCL.gather(2, at)[..., None]
-        seen = (column <= mine) & real[..., None]
+        column = torch.arange(keys_of_block.start, keys_of_block.stop, device=key.device)
+        own_position = position_BCL.gather(2, at)[..., None]
+        seen = (column <= own_position) & real[..., None]
         if window is not None:
-            seen = seen & (column > mine - window)
+            seen = seen & (column > own_position - window)
         score = score.masked_fill(~seen[..., None, :], -torch.inf)
         top = score.detach().amax(-1)
         weight = (score - top.clamp(min=torch.finfo(exact).min)[..., None]).exp()

@@ -185,9 +185,9 @@ class NsaAttention(BlockAttention):
         exact = torch.promote_types(query_BHLD.dtype, torch.float32)
         outs, masses = [], []
         for at in range(0, query_BHLD.shape[2], QUERIES_AT_ONCE):
-            here = slice(at, at + QUERIES_AT_ONCE)
-            score = (query_BHLD[:, :, here] @ key.transpose(2, 3)).to(exact) * scaling
-            seen = end <= position_BL[:, None, here, None]
+            queries = slice(at, at + QUERIES_AT_ONCE)
+            score = (query_BHLD[:, :, queries] @ key.transpose(2, 3)).to(exact) * scaling
+            seen = end <= position_BL[:, None, queries, None]
             score = score.masked_fill(~seen, torch.finfo(exact).min)
             weight = score.softmax(-1) * seen
             outs.append(weight.to(value.dtype) @ value)

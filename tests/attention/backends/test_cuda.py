@@ -48,9 +48,9 @@ def compare(parts, index, lengths, dtype, backend, out_within, gradient_within):
         assert torch.equal(value[row, :, index.shape[1] - length :], parts[2][row][:, last])
     assert (out[~active] == 0).all()
     push = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(DEVICE)
-    found = torch.autograd.grad((out * push.to(dtype)).sum(), parts)
+    gradients = torch.autograd.grad((out * push.to(dtype)).sum(), parts)
     right = torch.autograd.grad((wanted * push.double()).sum(), exact)
-    for left, other in zip(found, right, strict=True):
+    for left, other in zip(gradients, right, strict=True):
         assert (left - other).abs().max() < gradient_within
 
 
@@ -91,9 +91,9 @@ def test_decode_is_split_for_long_caches_only(monkeypatch):
         key, value = (draw([0, 0], entries, 2, 16, torch.float32, seed) for seed in (2, 3))
         mask = left_padded([entries, 17], entries)[:, None, None]
         for seen in (None, mask):
-            found = CudaBackend().decode(query, key, value, seen, 0.25)
+            output = CudaBackend().decode(query, key, value, seen, 0.25)
             wanted = SdpaBackend().decode(query, key, value, seen, 0.25)
-            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-5)
     assert calls == [120, 120]
     # The kernels record no gradient, and take one new token.
     CudaBackend().decode(query.requires_grad_(), key, value, None, 0.25).sum().backward()
@@ -123,8 +123,8 @@ def test_a_model_generates_the_same():
         return tokens, trace
 
     wanted, plain = generate(SdpaBackend())
-    found, trace = generate(CudaBackend())
-    assert torch.equal(found, wanted)
+    output, trace = generate(CudaBackend())
+    assert torch.equal(output, wanted)
     assert plain.token_ratio.max() < 1
     for left, right in zip(trace.kept, plain.kept, strict=True):
         assert torch.equal(left, right)

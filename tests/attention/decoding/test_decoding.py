@@ -46,14 +46,14 @@ def made(loop, tokens):
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_tokens_equal_those_of_generate(model, inputs, policy):
     start = prefill(model, inputs, policy, forced=True, suppress_tokens=VISUAL)
-    found = decode(start, max_new_tokens=COUNT)
+    output = decode(start, max_new_tokens=COUNT)
     right = wanted(model, inputs, policy, min_new_tokens=COUNT)
-    assert torch.equal(found.sequences, right)
+    assert torch.equal(output.sequences, right)
     assert len({tuple(row) for row in right[:, -COUNT:].tolist()}) == 3  # rows that differ
     if policy is None:
-        assert found.trace is None
+        assert output.trace is None
     else:
-        assert (found.trace.token_ratio == 1).all() == ("p = 1" in str(policy) or policy.dense)
+        assert (output.trace.token_ratio == 1).all() == ("p = 1" in str(policy) or policy.dense)
 
 
 @pytest.mark.parametrize("media", ["image", "video", "text"])
@@ -69,8 +69,8 @@ def test_a_single_prompt(model, media):
 def test_a_language_model(rows):
     model = text_model()
     row = {key: rows[2][key] for key in ("input_ids", "attention_mask")}
-    found = decode(prefill(model, row, TopP(p=0.6)), max_new_tokens=COUNT)
-    assert torch.equal(found.sequences, wanted(model, row, TopP(p=0.6)))
+    output = decode(prefill(model, row, TopP(p=0.6)), max_new_tokens=COUNT)
+    assert torch.equal(output.sequences, wanted(model, row, TopP(p=0.6)))
 
 
 def test_rows_end_where_generate_ends_them(model, inputs):
@@ -81,13 +81,13 @@ def test_rows_end_where_generate_ends_them(model, inputs):
     model.generation_config.eos_token_id = ends
     try:
         right = wanted(model, inputs, TopP(p=0.6))
-        found = decode(
+        output = decode(
             prefill(model, inputs, TopP(p=0.6), suppress_tokens=VISUAL), max_new_tokens=COUNT
         )
     finally:
         model.generation_config.eos_token_id = before
     assert right.shape[1] < free.shape[1]
-    assert torch.equal(found.sequences, right)
+    assert torch.equal(output.sequences, right)
 
 
 def test_an_end_in_the_first_token(rows):
@@ -208,7 +208,7 @@ def test_a_recorded_graph_makes_the_tokens_of_plain_calls(model, inputs, policy,
     moved = build("qwen2_vl" if "Qwen2VL" in type(model).__name__ else "qwen2_5_vl")
     moved = moved.to(device, dtype)
     given = {name: value.to(device) for name, value in inputs.items()}
-    found = []
+    by_form = []
     for graph in (False, True):
         start = prefill(moved, given, policy, forced=True, suppress_tokens=VISUAL)
         loop = start.loop(COUNT, graph=graph)
@@ -217,8 +217,8 @@ def test_a_recorded_graph_makes_the_tokens_of_plain_calls(model, inputs, policy,
         tokens = made(loop, COUNT)
         loop.restart()
         assert torch.equal(made(loop, COUNT), tokens)
-        found.append(tokens)
-    assert torch.equal(*found)
+        by_form.append(tokens)
+    assert torch.equal(*by_form)
     if dtype == torch.float32:
         right = wanted(moved, given, policy, min_new_tokens=COUNT + 1, max_new_tokens=COUNT + 1)
-        assert torch.equal(found[1], right[:, -COUNT - 1 :])
+        assert torch.equal(by_form[1], right[:, -COUNT - 1 :])

@@ -153,20 +153,20 @@ def test_recording_warms_up_beside_the_stream_and_starts_anew(monkeypatch, model
     """The order of calls around a recording; stand-ins replace the CUDA device."""
     inputs = batch([prompt("image", 9, 1), prompt("text", 20, 3)])
     right = made(prefill(model, inputs, TopP(p=0.6), forced=True).loop(5), 5)
-    said = []
+    calls = []
 
     class Stream:
         def __init__(self, device=None, name="side"):
             self.name = name
 
         def wait_stream(self, other):
-            said.append(f"{self.name} waits for {other.name}")
+            calls.append(f"{self.name} waits for {other.name}")
 
     @contextmanager
     def inside(what):
-        said.append(f"into {what}")
+        calls.append(f"into {what}")
         yield
-        said.append(f"out of {what}")
+        calls.append(f"out of {what}")
 
     @contextmanager
     def recording(graph):
@@ -187,9 +187,9 @@ def test_recording_warms_up_beside_the_stream_and_starts_anew(monkeypatch, model
     loop = prefill(model, inputs, TopP(p=0.6), forced=True).loop(5)
     step, loop.device = loop.step, torch.device("cuda")
     make = step._token
-    step._token = lambda: (said.append("step"), make())
+    step._token = lambda: (calls.append("step"), make())
     loop._replay = loop._record()
-    assert said == [
+    assert calls == [
         *("side waits for current", "into side", "step", "step", "step", "out of side"),
         *("current waits for side", "into recording", "step", "out of recording"),
     ]

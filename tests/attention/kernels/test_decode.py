@@ -52,26 +52,26 @@ def inputs(batch, entries, heads, groups, size, dtype, seed):
 def test_output_equals_float64(heads, groups, size, dtype, within, masked):
     query, key, value = inputs(2, 150, heads, groups, size, dtype, seed=1)
     mask = left_padded([150, 41], 150) if masked else None
-    found = decode_attention(2 * query, key, value, mask, size**-0.5)
+    output = decode_attention(2 * query, key, value, mask, size**-0.5)
     wanted = reference(2 * query, key, value, mask, size**-0.5)
-    assert found.dtype == dtype
-    assert (found - wanted).abs().max() < within
+    assert output.dtype == dtype
+    assert (output - wanted).abs().max() < within
 
 
 def test_a_stretch_without_visible_entries_adds_nothing():
     """The second row sees nothing at all, the first only the last entry."""
     query, key, value = inputs(2, 130, 2, 1, 16, torch.float32, seed=4)
     mask = left_padded([1, 0], 130)
-    found = decode_attention(query, key, value, mask, 0.25)
-    torch.testing.assert_close(found[0], value[0, :, -1].expand(2, -1))
-    assert (found[1] == 0).all()
+    output = decode_attention(query, key, value, mask, 0.25)
+    torch.testing.assert_close(output[0], value[0, :, -1].expand(2, -1))
+    assert (output[1] == 0).all()
 
 
 def test_large_scores_do_not_overflow():
     query, key, value = inputs(1, 100, 2, 1, 16, torch.float32, seed=5)
-    found = decode_attention(40 * query, 40 * key, value, None, 0.25)
+    output = decode_attention(40 * query, 40 * key, value, None, 0.25)
     wanted = reference(40 * query, 40 * key, value, None, 0.25)
-    assert (found - wanted).abs().max() < 1e-3
+    assert (output - wanted).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_output_on_the_device(dtype, heads, groups, size, masked):
     query, key, value = inputs(2, 20_001, heads, groups, size, dtype, seed=7)
     mask = left_padded([20_001, 7_777], 20_001) if masked else None
     wanted = reference(query, key, value, mask, size**-0.5)
-    found = decode_attention(query, key, value, mask, size**-0.5)
+    output = decode_attention(query, key, value, mask, size**-0.5)
     plain = scaled_dot_product_attention(
         query[:, :, None],
         key.repeat_interleave(heads // groups, dim=1),
@@ -106,4 +106,4 @@ def test_output_on_the_device(dtype, heads, groups, size, masked):
         attn_mask=None if mask is None else mask[:, None, None],
     )[:, :, 0]
     allowed = 2 * (plain - wanted).abs().max() + 1e-6
-    assert (found - wanted).abs().max() <= allowed
+    assert (output - wanted).abs().max() <= allowed

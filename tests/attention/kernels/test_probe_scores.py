@@ -38,13 +38,13 @@ def test_mass_equals_float64(heads, groups, size, dtype):
     key = draw(lengths, 41, groups, size, dtype, seed=2)
     valid = left_padded(lengths, 41)
     column, present = PROBES.columns(valid)
-    found = probe_mass(query, key, column, present, valid, size**-0.5, SMALL)
+    mass = probe_mass(query, key, column, present, valid, size**-0.5, SMALL)
     wanted = reference(query, key, column, present, valid, size**-0.5)
-    assert found.dtype == torch.float32
+    assert mass.dtype == torch.float32
     # The inputs are rounded alike; products and sums are in float32 for every dtype.
-    assert (found - wanted).abs().max() < 2e-6
-    assert (found[~valid] == 0).all()
-    torch.testing.assert_close(found.sum(-1), present.sum(-1).float(), rtol=1e-5, atol=1e-5)
+    assert (mass - wanted).abs().max() < 2e-6
+    assert (mass[~valid] == 0).all()
+    torch.testing.assert_close(mass.sum(-1), present.sum(-1).float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 130])
@@ -54,9 +54,9 @@ def test_mass_equals_the_oracle(length):
     key = draw([length], length, 2, 16, torch.float32, seed=length + 1)
     valid = left_padded([length], length)
     column, present = Probes().columns(valid)
-    found = probe_mass(query, key, column, present, valid, 0.25, Tiles(32, 32, 2, 1))
+    mass = probe_mass(query, key, column, present, valid, 0.25, Tiles(32, 32, 2, 1))
     row = select(query[0].double().cpu().numpy(), key[0].double().cpu().numpy(), p=0.9)
-    assert found.cpu().numpy()[0] == pytest.approx(row.mass, abs=2e-6)
+    assert mass.cpu().numpy()[0] == pytest.approx(row.mass, abs=2e-6)
 
 
 def test_padding_inside_and_behind_is_ignored():
@@ -65,7 +65,7 @@ def test_padding_inside_and_behind_is_ignored():
     valid = torch.ones(1, 30, dtype=torch.bool, device=DEVICE)
     valid[0, [0, 7, 8, 20, 29]] = False
     column, present = PROBES.columns(valid)
-    found = probe_mass(query, key, column, present, valid, 0.25, SMALL)
+    mass = probe_mass(query, key, column, present, valid, 0.25, SMALL)
     alone = probe_mass(
         query[:, :, valid[0]],
         key[:, :, valid[0]],
@@ -74,8 +74,8 @@ def test_padding_inside_and_behind_is_ignored():
         0.25,
         SMALL,
     )
-    torch.testing.assert_close(found[valid], alone[0], rtol=1e-6, atol=1e-6)
-    assert (found[~valid] == 0).all()
+    torch.testing.assert_close(mass[valid], alone[0], rtol=1e-6, atol=1e-6)
+    assert (mass[~valid] == 0).all()
 
 
 def test_stretches_join(monkeypatch):
@@ -94,10 +94,10 @@ def test_large_scores_do_not_overflow():
     query, key = (30 * draw([40], 40, 2, 16, torch.float32, seed) for seed in (7, 8))
     valid = left_padded([40], 40)
     column, present = PROBES.columns(valid)
-    found = probe_mass(query, key, column, present, valid, 0.25, SMALL)
+    mass = probe_mass(query, key, column, present, valid, 0.25, SMALL)
     wanted = reference(query, key, column, present, valid, 0.25)
-    assert found.isfinite().all()
-    assert (found - wanted).abs().max() < 1e-3
+    assert mass.isfinite().all()
+    assert (mass - wanted).abs().max() < 1e-3
 
 
 def test_layout_and_repetition_do_not_matter():
@@ -156,10 +156,10 @@ def test_mass_on_the_device(dtype, heads, groups, size):
     key = draw(lengths, 5000, groups, size, dtype, seed=2)
     valid = left_padded(lengths, 5000)
     column, present = Probes().columns(valid)
-    found = probe_mass(query, key, column, present, valid, size**-0.5)
+    mass = probe_mass(query, key, column, present, valid, size**-0.5)
     wanted = reference(query, key, column, present, valid, size**-0.5)
-    assert (found - wanted).abs().max() < 1e-5
-    assert torch.equal(found, probe_mass(query, key, column, present, valid, size**-0.5))
+    assert (mass - wanted).abs().max() < 1e-5
+    assert torch.equal(mass, probe_mass(query, key, column, present, valid, size**-0.5))
     # Nothing of heads x probes x length is held: far less than one float32 number for each.
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
