@@ -1,14 +1,14 @@
-"""Sparse against dense attention at one layer of Qwen2.5-VL-3B's shape.
+"""Sparse against dense attention in one layer of Qwen2.5-VL-3B's shape.
 
-Every repeat runs all variants in a random order, so that they meet the same load; a speed-up is the
-median over repeats of dense time / sparse time within a repeat, with a 95 % bootstrap interval.
-"Dense" is the attention function that transformers runs for the model (SDPA). "Sparse" is what
-`sparsify` puts in its place: selection (probe scores, top-p), gathering, attention, scattering,
-storing the kept K and V. The inputs are random; p is set so that the asked ratio is kept.
+Each repeat runs all variants in random order under the same load. A speed-up is the median over
+repeats of dense time / sparse time within a repeat, with a 95 % bootstrap interval. "Dense" is the
+attention function that transformers uses for the model (SDPA). "Sparse" is what `sparsify`
+replaces it with: selection (probe scores, top-p), gathering, attention, scattering, and storing the
+kept K and V. The inputs are random; p is set so that the requested token ratio is kept.
 
     python benchmarks/attention.py [--lengths 8192 16384] [--repeats 7] [--json FILE]
 
-On a machine that others use, `--threads 1 --clock cpu` counts the process's own CPU time.
+On a shared machine, `--threads 1 --clock cpu` measures the CPU time of the process.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ Times = dict[str, list[float]]
 
 
 class Layer(nn.Module):
-    """What an attention function reads from a model's attention module."""
+    """The attributes that an attention function reads from a model's attention module."""
 
     layer_idx, is_causal, num_key_value_groups = 0, True, HEADS // KV_HEADS
     config = SimpleNamespace(_attn_implementation="sdpa")
 
 
 def inputs(queries: int, keys: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
-    """q, k, v with the strides that projections of (1, L, H x D) give."""
+    """Random q, k and v with the strides that projections of (1, L, H x D) produce."""
     counts = ((queries, HEADS), (keys, KV_HEADS), (keys, KV_HEADS))
     shapes = [(1, length, heads, SIZE) for length, heads in counts]
     return tuple(torch.randn(s, dtype=dtype, device=device).transpose(1, 2) for s in shapes)
 
 
 def interleaved(variants: dict[str, Callable[[], Any]], arguments: argparse.Namespace) -> Times:
-    """Seconds of each variant in each repeat; one repeat more comes first and is not counted."""
+    """Seconds of each variant in each repeat, after one warm-up repeat."""
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     device = arguments.device
     order, times = list(variants), {name: [] for name in variants}
@@ -75,7 +75,7 @@ def interleaved(variants: dict[str, Callable[[], Any]], arguments: argparse.Name
 
 
 def rows_of(times: Times, base: str, label: str, targets: dict[str, float | None]) -> list[Row]:
-    """Times of all variants, and speed-ups over `base` of those in `targets`."""
+    """Times of all variants, and speed-ups over `base` for those in `targets`."""
     table = [
         Row(f"{label} {name}", *interval([1e3 * t for t in spent]), "ms")
         for name, spent in times.items()
@@ -87,13 +87,13 @@ def rows_of(times: Times, base: str, label: str, targets: dict[str, float | None
 
 
 def retention_p_for(scores: Scores, count: int) -> float:
-    """The `retention_p` at which top-p counts `count` tokens."""
+    """The `retention_p` at which top-p keeps `count` tokens."""
     held = scores.mass[0].double().sort(descending=True).values.cumsum(0)
     return float((held[count - 1] + held[count - 2]) / 2 / scores.num_probes[0])
 
 
 def prefill(length: int, arguments: argparse.Namespace) -> list[Row]:
-    """Dense against sparse prefill, split into selection and attention."""
+    """Dense against sparse prefill, and the parts of the sparse one."""
     query, key, value = inputs(length, length, arguments.dtype, arguments.device)
     module, scaling = Layer(), SIZE**-0.5
     backend, dense = backend_for(query.device), AttentionInterface()["sdpa"]
@@ -133,7 +133,7 @@ def prefill(length: int, arguments: argparse.Namespace) -> list[Row]:
 
 
 def model_prefill(length: int, arguments: argparse.Namespace) -> list[Row]:
-    """A decoder layer of Qwen2.5-VL-3B's shape, MLP and projections included, on a fresh cache."""
+    """A decoder layer of Qwen2.5-VL-3B's shape, with MLP and projections, on an empty cache."""
     config = Qwen2Config(
         vocab_size=64,
         hidden_size=HEADS * SIZE,
@@ -164,7 +164,7 @@ def model_prefill(length: int, arguments: argparse.Namespace) -> list[Row]:
 
 
 def decode(length: int, arguments: argparse.Namespace) -> list[Row]:
-    """One new token over the whole against over the pruned cache, without and with its update."""
+    """One new token over the whole and the pruned cache, with and without the cache update."""
     query, _, _ = inputs(1, 1, arguments.dtype, arguments.device)
     _, key, value = inputs(1, length, arguments.dtype, arguments.device)
     module, scaling = Layer(), SIZE**-0.5
@@ -216,7 +216,7 @@ def decode(length: int, arguments: argparse.Namespace) -> list[Row]:
 
 
 def main() -> None:
-    """Measure, print a table, write it as JSON where asked."""
+    """Measure, print a table, and write it as JSON if requested."""
     parser = arguments_parser(__doc__)
     parser.add_argument("--lengths", type=int, nargs="*", default=[8192, 16384])
     parser.add_argument("--model-lengths", type=int, nargs="*", default=[2048])

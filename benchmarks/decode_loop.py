@@ -1,9 +1,10 @@
-"""What a token costs: `generate` with transformers' cache and with ours, and the decode loop.
+"""Time per token: `generate` with transformers' cache and with ours, and the decode loop.
 
-Two layers of a quarter of Qwen2.5-VL-3B's width, random weights, token ratio 0.25 by top-k. Every
-repeat runs all of them on the same prompt, in alternating order; ratios are taken within a repeat,
-with a 95 % bootstrap interval. On a CPU the loop saves what `generate` does in Python for each
-token; the graph that it replays on a GPU is measured by `gpu_session.py`.
+The model has two layers of a quarter of Qwen2.5-VL-3B's width and random weights; top-k sets the
+token ratio to 0.25. Each repeat runs all variants on the same prompt, in alternating order; ratios
+are taken within a repeat, with a 95 % bootstrap interval. On a CPU the loop saves the time that
+`generate` spends in Python for each token; `gpu_session.py` measures the graph that the loop
+replays on a GPU.
 
     python benchmarks/decode_loop.py [--lengths 512 4096] [--repeats 6] [--json FILE]
 """
@@ -30,7 +31,7 @@ SHAPE, RATIO = "qwen2.5-vl-3b-quarter", 0.25
 
 
 def rows(length: int, arguments: argparse.Namespace) -> list[Row]:
-    """Times per token at one length, and how many times less."""
+    """Times per token at one length, and speed-ups."""
     model = load_subject(SHAPE, Path(), "float32", "cpu", seed=0).model
     work = Workload(model, text_inputs(model, 1, length, length), arguments.tokens)
     sides = {"transformers": None, "dense": KeepAll(), "sparse": TopK(ratio=RATIO)}
@@ -54,7 +55,7 @@ def rows(length: int, arguments: argparse.Namespace) -> list[Row]:
 
 
 def main() -> None:
-    """Measure, print a table, write it as JSON where asked."""
+    """Measure, print a table, and write it as JSON if requested."""
     parser = arguments_parser(__doc__)
     parser.add_argument("--lengths", type=int, nargs="*", default=[512, 4096])
     parser.add_argument("--tokens", type=int, default=16)

@@ -1,15 +1,15 @@
-"""What our evaluation adds to lmms-eval's built-in `qwen2_5_vl` class: records, digests, traces.
+"""Overhead of our evaluation over lmms-eval's `qwen2_5_vl` class: records, digests, traces.
 
-Both answer the same stand-ins with the same weights, method full, batch 1 and lmms-eval's own media
-loading; replies are checked to be equal. A run is a whole benchmark: requests, replies, scoring.
-Within each repeat the variants run in a random order, so that they meet the same load; the overhead
-is the median over repeats of ours / built-in - 1 within a repeat, with a 95 % bootstrap interval.
-The models are random and far smaller than published ones, so the shares are upper bounds: what is
-added does not grow with the model.
+Both classes answer the same synthetic benchmarks with the same weights, method full, batch 1 and
+lmms-eval's own media loading; the replies are checked for equality. A run is a whole benchmark:
+requests, replies, scoring. Each repeat runs the variants in random order under the same load; the
+overhead is the median over repeats of ours / built-in - 1 within a repeat, with a 95 % bootstrap
+interval. The models are random and far smaller than published ones, so the shares are upper bounds:
+the overhead does not grow with the model.
 
     python benchmarks/evaluation_overhead.py [--samples 4] [--repeats 7] [--json FILE]
 
-On a machine that others use, `--clock cpu` counts the process's own CPU time.
+On a shared machine, `--clock cpu` measures the CPU time of the process.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ BOUNDS = {"video_min_pixels": 784, "video_max_pixels": 50176, "video_max_frames"
 
 
 class Builtin(Qwen2_5_VL):
-    """lmms-eval's class, kept alive between tasks and scored like ours."""
+    """lmms-eval's class, kept alive between tasks and scored as ours is."""
 
     asked: Any = None
 
@@ -54,7 +54,7 @@ class Builtin(Qwen2_5_VL):
         """Keep the model."""
 
     def answered(self, task: str) -> list[Any]:
-        """The other class's records: the replies must be the same, which scoring checks."""
+        """Our class's records: scoring checks that the replies are the same."""
         return self.asked.answered(task)
 
 
@@ -82,7 +82,7 @@ def checkpoint(shape: str, folder: Path) -> None:
 
 
 def measure(shape: str, home: Path, work: Path, arguments: argparse.Namespace) -> list[Row]:
-    """Seconds a run of each variant, and the overhead."""
+    """Seconds per run of each variant, and the overhead."""
     path = work / shape
     checkpoint(shape, path)
     first = SparseChatModel(str(path), media="lmms_eval", opened=True, **BOUNDS)
@@ -132,7 +132,7 @@ def measure(shape: str, home: Path, work: Path, arguments: argparse.Namespace) -
 
 
 def main() -> None:
-    """Measure, print a table, write it as JSON where asked."""
+    """Measure, print a table, and write it as JSON if requested."""
     parser = arguments_parser(__doc__)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--samples", type=int, default=4)

@@ -1,17 +1,18 @@
-"""All that a GPU machine is asked for, in order of worth, made for one that is there for minutes.
+"""All GPU measurements, the most important first, for a machine that is available only for minutes.
 
-    python benchmarks/gpu_session.py                   # or `make gpu`: about six minutes on an H100
+    python benchmarks/gpu_session.py                   # or `make gpu`: at most eight minutes
     python benchmarks/gpu_session.py --only attention --again
     python benchmarks/gpu_session.py --carry           # no device: figures into README and report
     python benchmarks/gpu_session.py --rehearse        # the same code on a CPU, tiny, in a minute
 
-Each section has a time limit of its own and runs in a process of its own; rows are on disk after
-each step. What is cut off loses the step that it was in. A second call goes on with what is left.
-Rows go to `reports/measured/DEVICE/gpu_session.json`, each with device, driver, clocks under load,
-versions and commit, and from there into README's table and the report's figures 4c and 4d.
+Each section has its own time limit and its own process; rows are on disk after each step. An
+interrupted section loses only the step that was running. A second call continues with the remaining
+steps. Rows go to `reports/measured/DEVICE/gpu_session.json`, each with device, driver, clocks under
+load, versions and commit, and from there into README's table and the report's figures 4c and 4d.
 
-It needs Python with PyTorch (CUDA and Triton), transformers and psutil, installs nothing, and runs
-without pydantic, TRL, datasets, flash-attn: what needs one of them is skipped, with the reason.
+It requires Python with PyTorch (CUDA and Triton), transformers and psutil, installs nothing, and
+runs without pydantic, TRL, datasets and flash-attn: steps that need one of them are skipped, with
+the reason.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 MEASURED = ROOT / "reports" / "measured"
 SECONDS = 480  # of a whole call
-LEAST_SECONDS = 5  # below which no section is begun
+LEAST_SECONDS = 5  # below which no section is started
 NEW_PROCESS = 3  # exit code: the device's context is lost, the next step needs another process
 TRIES = 4
 
@@ -43,7 +44,8 @@ class Section(NamedTuple):
     Attributes:
         name: for `--only`.
         seconds: its limit.
-        module: of `gpu_sections`. function: what gives its steps.
+        module: of `gpu_sections`.
+        function: returns its steps.
     """
 
     name: str
@@ -71,7 +73,7 @@ Steps = dict[str, Callable[[], list[Any]]]
 
 
 def steps_of(section: Section, scale: Scale, folder: Path) -> Steps:
-    """What a section measures, by name; nothing is measured yet."""
+    """The steps of a section by name, without running them."""
     from importlib import import_module
 
     function = getattr(import_module(f"gpu_sections.{section.module}"), section.function)
@@ -80,7 +82,7 @@ def steps_of(section: Section, scale: Scale, folder: Path) -> Steps:
 
 
 def work(section: Section, todo: list[str], scale: Scale, folder: Path, parent: int) -> None:
-    """A section's process: measure the steps, one by one."""
+    """The process of a section: measure the steps one by one."""
     from contextlib import nullcontext
 
     import torch
@@ -128,7 +130,7 @@ def work(section: Section, todo: list[str], scale: Scale, folder: Path, parent: 
 
 
 def constant(described: dict[str, Any], scale: Scale) -> dict[str, Any]:
-    """What every row of a process says of its device."""
+    """What every row of a process states about its device."""
     import torch
 
     gpu = described.get("gpu", {})
@@ -155,19 +157,19 @@ def constant(described: dict[str, Any], scale: Scale) -> dict[str, Any]:
 
 
 def say(words: str) -> None:
-    """Progress, on stderr."""
+    """Print progress on stderr."""
     print(f"[{time.strftime('%H:%M:%S')}] {words}", file=sys.stderr, flush=True)
 
 
 def device_name(pipe: Any) -> None:
-    """Sent through a pipe by a process of its own: this one must not touch the device."""
+    """Send the device's name through a pipe, from a child: the parent must not use the device."""
     import torch
 
     pipe.send(torch.cuda.get_device_name(0) if torch.cuda.is_available() else None)
 
 
 def folder_of(scale: Scale) -> Path:
-    """Where the rows of the device at hand go.
+    """The folder for the rows of this machine's device.
 
     Raises:
         SystemExit: there is none.
@@ -185,7 +187,7 @@ def folder_of(scale: Scale) -> Path:
 
 
 def run_section(section: Section, scale: Scale, folder: Path, seconds: float, again: bool) -> None:
-    """The steps that are left, in as many processes as lost contexts make needed."""
+    """Run the remaining steps, in a new process after each lost context."""
     from gpu_sections.journal import Journal
 
     journal, until = Journal(folder), time.monotonic() + seconds
@@ -222,7 +224,7 @@ def run_section(section: Section, scale: Scale, folder: Path, seconds: float, ag
 
 
 def session(scale: Scale, folder: Path, seconds: float, only: list[str], again: bool) -> None:
-    """Every section in turn, while there is time."""
+    """Run every section in turn until the time is up."""
     until = time.monotonic() + seconds * scale.patience
     for section in SECTIONS:
         if only and section.name not in only:
@@ -235,7 +237,7 @@ def session(scale: Scale, folder: Path, seconds: float, only: list[str], again: 
 
 
 def main() -> None:
-    """Measure what is left, then carry the figures on."""
+    """Measure what is left, then update README and the report's data."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     names = [section.name for section in SECTIONS]
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of this call")

@@ -1,8 +1,8 @@
-"""How fast `prepare` opens media, side by side with the threads of an earlier commit.
+"""Speed of `prepare`'s media check beside that of an earlier commit, which used threads.
 
-Writes photograph-like JPEG and PNG images and H.264 clips, then checks them with this tree (worker
-processes) and with the earlier one (threads of one process), in turn, each repeat in a fresh
-process with an empty log. Needs the git repository.
+Writes JPEG and PNG images like photographs and H.264 clips, then checks them with this tree (worker
+processes) and with the earlier one (threads of one process) in turn, each repeat in a new process
+with an empty log. Needs the git repository.
 
     python benchmarks/media_check.py [--images 600] [--videos 120] [--repeats 5] [--json FILE]
 """
@@ -53,7 +53,7 @@ print(json.dumps([len(pairs) / seconds, resource.getrusage(who).ru_maxrss / 2**1
 
 
 def write_media(root: Path, images: int, videos: int) -> None:
-    """Smooth noise: it compresses like photographs do."""
+    """Write smooth noise, which compresses like photographs."""
     rng = np.random.default_rng(0)
     for number in range(images):
         coarse = PIL.Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
@@ -73,7 +73,7 @@ def write_media(root: Path, images: int, videos: int) -> None:
 
 
 def checked(tree: Path, root: Path, log: Path) -> tuple[float, float]:
-    """Media a second and the largest process in MiB, in a fresh process on a source tree."""
+    """Media per second and MiB of the largest process, in a new process on a source tree."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(root), str(log)],
         env=os.environ | {"PYTHONPATH": str(tree)},
@@ -86,7 +86,7 @@ def checked(tree: Path, root: Path, log: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure, print a table, write it as JSON where asked."""
+    """Measure, print a table, and write it as JSON if requested."""
     parser = arguments_parser(__doc__)
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--videos", type=int, default=120)

@@ -1,13 +1,13 @@
-"""What each attention method costs in time, next to full attention on the same prompt.
+"""The time of each attention method relative to full attention on the same prompt.
 
-A prompt of text and one image goes through `generate` with random weights of a real shape. Every
-repeat runs all methods in a random order; a figure is the mean over repeats of method time / full
+A prompt of text and one image goes through `generate` with random weights of a real shape. Each
+repeat runs all methods in random order; a figure is the mean over repeats of method time / full
 time within a repeat, with a 95 % bootstrap interval. Prefill is `generate` of one token, vision
-tower included; decoding is what further tokens cost.
+tower included; decoding is the time of the further tokens.
 
     python benchmarks/methods.py [--visual 1600] [--text 200] [--repeats 6] [--json FILE]
 
-On a machine that others use, `--clock cpu` counts the process's own CPU time.
+On a shared machine, `--clock cpu` measures the CPU time of the process.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def prompt(model: Any, visual: int, text: int) -> dict[str, torch.Tensor]:
 
 
 def deeper(arguments: argparse.Namespace) -> Any:
-    """The subject with as many layers as asked: FastV's first two are dense."""
+    """The model with as many layers as requested: FastV's first two are dense."""
     model = load_subject(arguments.subject, Path(), arguments.dtype, arguments.device, 0).model
     text = model.config.get_text_config()
     text.num_hidden_layers = arguments.layers
@@ -74,7 +74,7 @@ def seconds(model: Any, inputs: dict[str, torch.Tensor], name: str, tokens: int,
 
 
 def measure(arguments: argparse.Namespace, report: Report) -> list[Row]:
-    """Shares of full attention's time, and each method's token ratio on this prompt."""
+    """Times relative to full attention, and each method's token ratio on this prompt."""
     torch.set_num_threads(arguments.threads)
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     model = deeper(arguments)
@@ -106,7 +106,7 @@ def measure(arguments: argparse.Namespace, report: Report) -> list[Row]:
 
 
 def main() -> None:
-    """Measure, print a table, write it as JSON where asked."""
+    """Measure, print a table, and write it as JSON if requested."""
     parser = arguments_parser(__doc__)
     parser.add_argument("--subject", default="qwen2.5-vl-3b-quarter")
     parser.add_argument("--visual", type=int, default=1600)

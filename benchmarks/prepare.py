@@ -1,9 +1,9 @@
-"""How long `prepare` takes at the real size, without opening media.
+"""Time of `prepare` at the real size, without opening media.
 
 Writes a synthetic Video-R1-260k.json with the real proportions of problem types and media (263,071
 rows; the media are one-byte files, in memory where /dev/shm allows it), then validates,
-deduplicates, locates, splits and writes it in a fresh process for each repeat. Held to two cores
-where the system allows it.
+deduplicates, locates, splits and writes it, in a new process for each repeat. Limited to two cores
+where the system supports it.
 
     python benchmarks/prepare.py [--rows 263071] [--repeats 3] [--json FILE]
 """
@@ -45,7 +45,7 @@ T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31,
 
 
 def records(num_rows: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Rows like the real ones, as long as the real ones."""
+    """Rows like the real ones, and as long."""
     rng = random.Random(seed)
     words = [f"{a}{b}" for a in ("scen", "obj", "mov", "pers", "gre", "tabl") for b in "aeiouyklmn"]
     kinds, weights = list(TYPES), list(TYPES.values())
@@ -93,7 +93,7 @@ def write_source(root: Path, num_rows: int) -> float:
 
 
 def described(root: Path, media: Any, *rest: Any) -> dict[tuple[str, str], Any]:
-    """In the place of the media pass: facts of files that are not opened."""
+    """Replaces the media pass: facts of files that are not opened."""
     from sf.data.media_facts import MediaFacts
 
     return {
@@ -105,7 +105,7 @@ def described(root: Path, media: Any, *rest: Any) -> dict[tuple[str, str], Any]:
 
 
 def prepare(root: Path, out: Path, results: Any) -> None:
-    """One repeat, in a process of its own: seconds, CPU seconds, peak GiB, rows."""
+    """One repeat in a process of its own: seconds, CPU seconds, peak GiB, rows."""
     from sf.data import preparation
     from sf.scales import load_scale
     from sf.stages.prepare import Parameters, write_manifests
@@ -131,7 +131,7 @@ def prepare(root: Path, out: Path, results: Any) -> None:
 
 
 def interval(values: list[float]) -> tuple[float, float | None, float | None]:
-    """Mean and 95 % t interval; the interval is empty for one value."""
+    """Mean and 95 % t interval; a single value has no interval."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None, None
@@ -185,7 +185,7 @@ def measure(num_rows: int, repeats: int, report: Report) -> list[Row]:
 
 
 def main() -> None:
-    """Measure, print a table, write it as JSON where asked."""
+    """Measure, print a table, and write it as JSON if requested."""
     parser = arguments_parser(__doc__)
     parser.add_argument("--rows", type=int, default=NUM_ROWS)
     parser.add_argument("--repeats", type=int, default=3)

@@ -1,14 +1,14 @@
-"""Whether the paper's objective has a gradient on the token ratio: measured, per batch of rollouts.
+"""Whether the paper's objective has a gradient on the token ratio, measured per batch of rollouts.
 
-The reward prefers rollouts with fewer tokens, but the kept set is not differentiated: what is
-learnt is the probability of the answer under the set that was kept. For each batch of a finished
-study's questions (`make study`, `results/mini`) three gradients are taken at the same weights: of
-the paper's loss with and without its KL term, and of the effective token ratio exp(H(m)) / l
-(`sf.training.pathwise`), which the number of kept tokens at a fixed p follows. The cosine between
-the first two and the third says whether a step on the loss lowers the ratio: below 0 it raises it.
-Chance is the cosine of vectors of independent signs, 1 / sqrt(number of weights).
+The reward prefers rollouts with fewer tokens, but the kept set is not differentiated: the model
+learns the probability of the answer under the set that was kept. For each batch of a finished
+study's questions (`make study`, `results/mini`) three gradients are computed at the same weights:
+that of the paper's loss with and without its KL term, and that of the effective token ratio
+exp(H(m)) / l (`sf.training.pathwise`), which the number of kept tokens at a fixed p follows. The
+cosine between the first two and the third says whether a step on the loss lowers the ratio: below 0
+it raises it. Chance is the cosine of vectors of independent signs, 1 / sqrt(number of weights).
 
-Within a group the advantage is also correlated with the rollout's p, token ratio and effective
+Within each group, the advantage is also correlated with the rollout's p, token ratio and effective
 ratio.
 
     python benchmarks/ratio_gradient.py [--batches 20] [--base FOLDER] [--data FOLDER]
@@ -44,7 +44,7 @@ RANGES = {
 
 
 class Silent:
-    """Neither progress nor figures."""
+    """A tracker that discards progress and figures."""
 
     def log(self, step: int, values: dict[str, float]) -> None: ...
 
@@ -54,11 +54,11 @@ class Silent:
 def trainer_of(
     base: Path, data: Path, folder: Path, grid: list[float], size: dict[str, int]
 ) -> Any:
-    """The trainer of the paper's objective at the scale `mini`, a batch a step.
+    """The trainer of the paper's objective at the scale `mini`, one batch per step.
 
     Args:
         base, data: of a finished study.
-        folder: for what the trainer writes.
+        folder: for the trainer's output.
         grid: thresholds of a group.
         size: `steps` and `questions_per_step`.
     """
@@ -76,7 +76,7 @@ def trainer_of(
 
 
 def gradient(trainer: Any, loss: torch.Tensor) -> torch.Tensor:
-    """All weights' gradient as one vector."""
+    """The gradient of all weights as one vector."""
     trainer.model.zero_grad()
     loss.backward()
     parts = [w.grad.flatten() for w in trainer.model.parameters() if w.grad is not None]
@@ -84,7 +84,7 @@ def gradient(trainer: Any, loss: torch.Tensor) -> torch.Tensor:
 
 
 def of_effective_ratio(trainer: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient of the rollouts' mean effective ratio, and (R,) the ratios."""
+    """Gradient of the rollouts' mean effective ratio, and the ratios (R,)."""
     rollout, layers = trainer.rollout, trainer.model.config.get_text_config().num_hidden_layers
     count = len(rollout.owner)
     forward = PolicyForward(
@@ -107,7 +107,7 @@ def of_effective_ratio(trainer: Any, inputs: dict[str, Any]) -> tuple[torch.Tens
 
 
 def within_groups(advantages: torch.Tensor, values: torch.Tensor, size: int) -> list[float]:
-    """Correlation in each group in which both differ."""
+    """Correlation in each group in which both quantities vary."""
     correlations = []
     for a, v in zip(advantages.view(-1, size), values.view(-1, size), strict=True):
         if float(a.std()) > 1e-6 and float(v.std()) > 1e-6:

@@ -1,10 +1,11 @@
-"""Answers of very different lengths: our decode loop beside transformers' generate and batching.
+"""Answers of very different lengths: our decode loop, transformers' generate and its batching.
 
 A model of a quarter of Qwen2.5-VL-3B's width with random weights samples answers to text prompts.
-Each answer's length is drawn beforehand (log-uniform), so that all sides make the same number of
-tokens, and every side reads its prompts itself. `generate` goes on until its longest row has ended;
-transformers' continuous batching and our loop let rows leave and others enter. Every repeat runs
-all sides in alternating order; ratios are taken within a repeat, with a 95 % bootstrap interval.
+The length of each answer is drawn beforehand (log-uniform), so that all variants generate the same
+number of tokens, and every variant prefills its own prompts. `generate` continues until its longest
+row has ended; transformers' continuous batching and our loop let rows leave and others enter. Each
+repeat runs all variants in alternating order; ratios are taken within a repeat, with a 95 %
+bootstrap interval.
 
     python benchmarks/rollouts.py [--prompts 512 4096] [--rollouts 64] [--repeats 4] [--json FILE]
 """
@@ -44,7 +45,7 @@ def lengths(count: int, least: int, most: int) -> list[int]:
 
 
 class _Lengths:
-    """A stopping criterion: each row at its own length."""
+    """A stopping criterion: each row ends at its own length."""
 
     def __init__(self, prompt: int, tokens: list[int]) -> None:
         self.width = prompt + torch.tensor(tokens)
@@ -54,7 +55,7 @@ class _Lengths:
 
 
 def by_generate(model: Any, ids: Tensor, tokens: list[int], batch: int) -> int:
-    """transformers' generate, `batch` rows at a time; tokens that were made."""
+    """transformers' generate, `batch` rows at a time; returns the number of generated tokens."""
     made = 0
     for start in range(0, len(ids), batch):
         part, own = ids[start : start + batch], tokens[start : start + batch]
@@ -72,7 +73,7 @@ def by_generate(model: Any, ids: Tensor, tokens: list[int], batch: int) -> int:
 
 
 def by_loop(model: Any, ids: Tensor, tokens: list[int], batch: int, policy: Any) -> int:
-    """Our decode loop with `batch` slots; a prompt is read when a slot is free."""
+    """Our decode loop with `batch` slots; a prompt is prefilled when a slot is free."""
 
     def read(row: int) -> Prompts:
         inputs = {"input_ids": ids[row : row + 1], "attention_mask": torch.ones_like(ids[:1])}
@@ -103,7 +104,7 @@ def by_batching(model: Any, ids: Tensor, tokens: list[int], batch: int) -> int:
 
 
 def main() -> None:
-    """Measure, print a table, write it as JSON where asked."""
+    """Measure, print a table, and write it as JSON if requested."""
     parser = arguments_parser(__doc__)
     parser.add_argument("--prompts", type=int, nargs="*", default=[512, 4096])
     parser.add_argument("--rollouts", type=int, default=64)

@@ -1,8 +1,8 @@
-"""Throughput of the server's engine against concurrency, sparse beside full attention.
+"""Throughput of the server's engine against concurrency, for sparse and full attention.
 
 A model of a quarter of Qwen2.5-VL-3B's width, random weights, prompts of random text, token ratio
-0.25 by top-k. At each concurrency as many clients as that ask one after the other; every repeat
-runs both sides in alternating order, ratios are taken within a repeat, with a 95 % bootstrap
+0.25 by top-k. At each concurrency, that many clients send one request after the other; each repeat
+runs both sides in alternating order, and ratios are taken within a repeat, with a 95 % bootstrap
 interval.
 
     python benchmarks/serving.py [--concurrency 1 2 4 8 16] [--length 4096] [--json FILE]
@@ -33,7 +33,7 @@ SHAPE, RATIO = "qwen2.5-vl-3b-quarter", 0.25
 
 
 def throughput(engine: Engine, prompts: list[Any], clients: int, tokens: int) -> float:
-    """Generated tokens a second, prompts included in the time."""
+    """Generated tokens per second; the time includes the prompts."""
     waiting, lock = list(prompts), threading.Lock()
     made, failures = [0], list[Exception]()
 
@@ -71,7 +71,7 @@ def throughput(engine: Engine, prompts: list[Any], clients: int, tokens: int) ->
 
 
 def rows(clients: int, arguments: argparse.Namespace, model: Any) -> list[Row]:
-    """Tokens a second of both sides at one concurrency, and their ratio."""
+    """Tokens per second of both sides at one concurrency, and their ratio."""
     count = clients * arguments.rounds
     prompts = [text_inputs(model, 1, arguments.length, seed) for seed in range(count)]
     sides = {"full": build("full"), "sparse": build("top_k", RATIO)}
@@ -96,7 +96,7 @@ def rows(clients: int, arguments: argparse.Namespace, model: Any) -> list[Row]:
 
 
 def main() -> None:
-    """Measure, print a table, write it as JSON where asked."""
+    """Measure, print a table, and write it as JSON if requested."""
     parser = arguments_parser(__doc__)
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 2, 4, 8, 16])
     parser.add_argument("--length", type=int, default=4096)

@@ -1,4 +1,4 @@
-"""What every benchmark prints and writes: rows, as soon as they are there."""
+"""The table that every benchmark prints and writes, row by row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAD = "| what | {} | 95 % interval | unit | target |\n|---|---:|---|---|---|"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; None where there is nothing to say."""
+    """One line of the table; None for what does not apply."""
 
     name: str
     value: float
@@ -44,7 +44,7 @@ class Row:
 
 
 def exact(name: str, value: float, unit: str) -> Row:
-    """A row of something that was counted, not timed."""
+    """A row of a quantity that was counted, not timed."""
     return Row(name, value, value, value, unit)
 
 
@@ -56,18 +56,18 @@ def interval(values: Sequence[float], draws: int = 2000) -> tuple[float, float, 
 
 
 def write_rows(file: Path, rows: Sequence[Row]) -> None:
-    """Rows as JSON; the file is whole at any time."""
+    """Write rows as JSON; the file is complete at any time."""
     write_text(file, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 class Report:
-    """Prints rows while they come; the JSON file is whole after each of them.
+    """Prints rows as they come; the JSON file is complete after each of them.
 
-    A run that is killed or runs out of memory therefore loses what was not measured yet, no more.
+    A run that is killed or runs out of memory therefore loses only what it had not yet measured.
 
     Args:
         head: one line above the table: device, threads, repeats.
-        file: for the rows; None: none.
+        file: for the rows; None for none.
         middle: what the value of a row is.
     """
 
@@ -77,11 +77,11 @@ class Report:
         print(f"{head}, load {os.getloadavg()[0]:.1f}\n\n{HEAD.format(middle)}", flush=True)
 
     def begin(self, what: str) -> None:
-        """Say on stderr what is measured next."""
+        """Print on stderr what is measured next."""
         print(f"[{time.monotonic() - self._began:5.0f} s] {what}", file=sys.stderr, flush=True)
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Print rows and write them with those before."""
+        """Print rows and write them with the earlier ones."""
         self.rows += rows
         for row in rows:
             print(row, flush=True)
@@ -89,12 +89,12 @@ class Report:
             write_rows(self.file, self.rows)
 
     def end(self) -> None:
-        """Say how long it took."""
+        """Print the elapsed time."""
         self.begin(f"done: {len(self.rows)} rows")
 
 
 def arguments_parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser with what all benchmarks take."""
+    """A parser with the options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=str(doc).splitlines()[0])
     parser.add_argument("--json", type=Path, help="rows: name, value, low, high, unit, target")
     return parser

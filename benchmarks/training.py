@@ -1,18 +1,18 @@
 """A training step of Sparsity Forcing against one of stock TRL's GRPOTrainer.
 
-Both train the same model on the same images, group and number of answer tokens, with a frozen
-vision tower and a KL term. Each runs TRL's own `train()` in a process of its own; the two take
-turns step by step, so that they meet the same load, and a ratio is the median over pairs of
-neighbouring steps with a 95 % bootstrap interval. CPU time is that of all of a process's threads,
-which other programs disturb less. Memory is a process's peak above what it held after its imports.
+Both train the same model on the same images, group size and number of answer tokens, with a frozen
+vision tower and a KL term. Each runs TRL's own `train()` in a process of its own; the two alternate
+step by step under the same load, and a ratio is the median over pairs of neighbouring steps with a
+95 % bootstrap interval. CPU time is that of all threads of a process, which other programs disturb
+less. Memory is a process's peak above its memory after the imports.
 
 The model is random: four layers of a quarter of Qwen2.5-VL-3B's width (heads of 128). In the 3B
 model a visual token costs 0.92 times as much in the tower as in the language model (four patches
 through 630 M parameters, one through a merger of 37 M, against 2.77 G); here it is 0.89. 144 of
-some 200 tokens are visual, as 512 of some 750 are with the pixel bounds of the scale `paper`.
-Stock TRL attends to everything; ours runs each rollout at its published threshold, from 0.94 to
-0.975. A random model's attention is nearly even, so most tokens are kept: what is saved here is
-work done twice, not attention.
+some 200 tokens are visual, as 512 of some 750 are with the pixel bounds of the scale `paper`. Stock
+TRL uses full attention; ours runs each rollout at its published threshold, from 0.94 to 0.975. The
+attention of a random model is nearly even, so most tokens are kept: the time saved here is that of
+repeated work, not of attention.
 
     python benchmarks/training.py [--repeats 6] [--json FILE]
 """
@@ -43,13 +43,13 @@ LEVELS = [0.94, 0.945, 0.95, 0.955, 0.96, 0.965, 0.97, 0.975]
 
 
 def held() -> float:
-    """MiB that this process holds."""
+    """MiB that this process holds now."""
     text = Path("/proc/self/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+)", text).group(1)) / 1024  # type: ignore[union-attr]
 
 
 def peak() -> float:
-    """MiB that this process held at most."""
+    """MiB that this process held at its peak."""
     text = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+)", text).group(1)) / 1024  # type: ignore[union-attr]
 
@@ -127,7 +127,7 @@ def base_model(
 
 
 def settings(arguments: argparse.Namespace, steps: int) -> Any:
-    """The paper's settings, at this size."""
+    """The paper's settings at this size."""
     from sf.config import Runtime, Vision
     from sf.scales import load_scale
     from sf.training.parameters import RunParameters
@@ -154,7 +154,7 @@ def settings(arguments: argparse.Namespace, steps: int) -> Any:
 
 
 class Turns:
-    """A transformers callback that waits for its turn before a step and tells its time after it."""
+    """A transformers callback that waits for its turn before a step and then reports its time."""
 
     def __init__(self) -> None:
         from transformers import TrainerCallback
@@ -181,7 +181,7 @@ class Turns:
 
 
 def stock_trainer(base: Path, rows: list[Any], p: Any, folder: Path) -> Any:
-    """TRL's own trainer with images, as its documentation shows it."""
+    """TRL's own trainer with images, set up as in its documentation."""
     from datasets import Dataset, Image
     from trl import GRPOTrainer
 
@@ -232,7 +232,7 @@ def our_trainer(base: Path, rows: list[Any], p: Any, folder: Path) -> Any:
 
 
 def child(arguments: argparse.Namespace) -> None:
-    """Train under the parent's command."""
+    """Train at the parent's command."""
     import sf  # noqa: F401  (before transformers: it lets torchvision import beside a CPU-only torch)
 
     # isort: split
@@ -257,7 +257,7 @@ def child(arguments: argparse.Namespace) -> None:
 
 
 def compare(arguments: argparse.Namespace, report: Report) -> list[Row]:
-    """Start both, let them take turns, and set their steps beside each other."""
+    """Start both, let them alternate, and compare their steps."""
     names = ("stock", "ours")
     running = {}
     for name in names:
@@ -303,7 +303,7 @@ def compare(arguments: argparse.Namespace, report: Report) -> list[Row]:
 
 
 def main() -> None:
-    """Measure, print a table, write it as JSON where asked."""
+    """Measure, print a table, and write it as JSON if requested."""
     parser = arguments_parser(__doc__)
     parser.add_argument("--questions", type=int, default=1, help="of a step")
     parser.add_argument("--completion", type=int, default=16, help="answer tokens")

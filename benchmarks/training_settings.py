@@ -1,18 +1,18 @@
-"""What training settings do: one changed at a time, all else as in the scale `compare`.
+"""The effect of training settings, changed one at a time from the scale `compare`.
 
-Each setting is trained from one base model over training seeds, measured on held-out questions at
-equal token ratios and, since training may cost the answers' form, on the benchmarks' stand-ins. The
-base model and the rows are those of a finished study (`make study`, `results/mini`); results lie in
-`results/settings`. The picture shows the paper's objective against the steps of training, with the
-published range of p and a wide one: each length is a run of its own with its own learning rate
-schedule, up to ten times the default's.
+Each setting is trained from one base model over training seeds and measured on held-out questions
+at equal token ratios and on the synthetic benchmarks, because training may damage the format of the
+answers. The base model and the rows are those of a finished study (`make study`, `results/mini`);
+results are written to `results/settings`. The picture shows the paper's objective against the
+number of training steps, with the published range of p and a wide one: each number of steps is a
+run of its own with its own learning rate schedule, up to ten times the default's.
 
     python benchmarks/training_settings.py [--only NAME …] [--seeds 0 1 2] [--json FILE]
-    python benchmarks/training_settings.py --finished    # what is there, no run
+    python benchmarks/training_settings.py --finished    # finished results only, no run
 
 Every run is a call of `sf run` with a folder of its own: finished runs are adopted, a killed one
-goes on, and a setting that is added or given more seeds leaves the others alone. A run that the
-trainer's own early stop ended is named. Not part of `make bench`, which it would outlast.
+continues, and adding a setting or seeds leaves the others alone. The table names runs that the
+trainer's early stopping ended. Not part of `make bench`, because it takes hours.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def target(token_ratio: float) -> dict[str, Any]:
 
 
 def distilled(measure: str, weight: float) -> dict[str, Any]:
-    """The row of the objective distil, as the scale mini has it but for the sparsity term."""
+    """The row of the objective distil, as at the scale mini except for the sparsity term."""
     term = {"sparsity_measure": measure, "sparsity_weight": weight, "target_token_ratio": 0.245}
     train = {"steps": 400, "questions_per_step": 48, "learning_rate": 7e-4, "short_share": 0.25}
     common = {"group_size": 1, "retention_p": [0.975], "train": train}
@@ -132,8 +132,8 @@ class Sweep:
 
     Attributes:
         params: of the scale `compare`, with a row for each setting.
-        samples: of each benchmark's stand-in.
-        only_finished: read what is there and run nothing.
+        samples: of each synthetic benchmark.
+        only_finished: read finished results and run nothing.
     """
 
     def __init__(self, study: str, samples: int, only_finished: bool) -> None:
@@ -149,7 +149,7 @@ class Sweep:
         self.samples, self.only_finished = samples, only_finished
 
     def sections(self, *names: str, **changes: Any) -> dict[str, Any]:
-        """Parameter sections; with one name, some of its values changed."""
+        """Parameter sections; if `name` is given, with some of its values changed."""
         values = {name: getattr(self.params, name).model_dump(mode="json") for name in names}
         return merged(values, {names[0]: changes})
 
@@ -160,7 +160,7 @@ class Sweep:
         return output
 
     def stand_ins(self) -> None:
-        """The benchmarks' stand-ins, the same for all runs."""
+        """The synthetic benchmarks, the same for all runs."""
         values = self.sections("benchmarks", suites=["all"], samples=self.samples)
         self.stage("benchmarks", self.home, **values, seed=self.params.seed)
 
@@ -182,7 +182,7 @@ class Sweep:
         return self.measured("base", "zipvl", self.base, RESULTS / "none")
 
     def trained(self, name: str, seed: int) -> Measured | None:
-        """One run; None if the trainer stopped it, or if it is not there and nothing is run."""
+        """One run; None if the trainer stopped it, or if it is missing and nothing is to be run."""
         setting, into = SETTINGS[name], RESULTS / name / f"seed{seed}"
         if self.only_finished and not (into / "evaluate" / STAMP).is_file():
             return None
@@ -201,12 +201,12 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of one checkpoint.
+    """The measurements of one checkpoint.
 
     Attributes:
         answers: to the held-out questions, a line per p and question.
-        image, video: averages of the benchmarks' stand-ins in percent.
-        stray: share of the replies to them that hold a piece of an answer tag, in percent.
+        image, video: averages of the synthetic benchmarks in percent.
+        stray: share of their replies that contain a piece of an answer tag, in percent.
     """
 
     answers: pd.DataFrame
@@ -250,14 +250,14 @@ class Measured:
 
 
 def cell(row: Row) -> str:
-    """A figure in the table: mean over training seeds, least and most of them."""
+    """A cell of the table: mean over training seeds, smallest and largest value."""
     if row.low == row.high:
         return f"{row.value:.1f}"
     return f"{row.value:.1f} ({row.low:.1f} to {row.high:.1f})"
 
 
 def rows_of(name: str, base: Measured, runs: Sequence[Measured]) -> list[Row]:
-    """A setting's figures; what lies outside its curve is left out."""
+    """A setting's figures, without those outside its curve."""
     curves = across_seeds(base.answers, {name: [run.answers for run in runs]}, 0, RATIOS)
     rows = [
         Row(f"{name}: at {100 * line['token_ratio']:g} %",

@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, no network, sf (and its shim) before torchvision."""
+"""Shared by all tests: one thread per process, no network, sf and its shim before torchvision."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave the modules, which are no garbage, out of every later collection.
+    """Exclude the loaded modules, which are not garbage, from every later collection.
 
-    With all packages imported one collection takes half a second, and profiling collects before
+    With all packages imported, one collection takes half a second, and profiling collects before
     each measurement.
     """
     gc.collect()

@@ -1,4 +1,4 @@
-"""A stage made for the tests of the runner: it counts, and stops where it is told to."""
+"""A stage for the tests of the runner: it counts, and stops where it is told to."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ _seen: list[str] = []
 
 
 def misbehave(what: str, number: int) -> tuple[int, int]:
-    """Do what is asked; else return the number and the process's id."""
+    """Misbehave as requested; otherwise return the number and the process's id."""
     _seen.append(what)
     if what == "abort":
         os.abort()
@@ -30,7 +30,7 @@ def misbehave(what: str, number: int) -> tuple[int, int]:
 
 
 def hang_forever(marker: str) -> None:
-    """Say which process this is, then hang."""
+    """Report this process, then hang."""
     Path(marker).write_text(str(os.getpid()))
     time.sleep(1000)
 

@@ -1,4 +1,4 @@
-"""Finished results for the tests of MLflow, and what a store holds of them."""
+"""Finished results for the tests of MLflow, and what a store contains of them."""
 
 from __future__ import annotations
 

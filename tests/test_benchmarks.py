@@ -1,4 +1,4 @@
-"""The benchmarks run, and what the README says of speed is what they wrote."""
+"""The benchmarks run, and README's speed figures are those that they wrote."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIELDS = {"name", "value", "low", "high", "unit", "target", "better"}
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a script as `python benchmarks/NAME.py` finds it."""
+    """Imports a script as `python benchmarks/NAME.py` does."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.setitem(SHAPES, "tiny", Shape(64, 2, 4, 2, 96, 256, True, "a test's"))
     return importlib.import_module
@@ -47,7 +47,7 @@ def run(module: Any, words: list[str], file: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_what_a_benchmark_imports_is_there(name: str) -> None:
-    """They are no part of the package: nothing else fails when something they use moves."""
+    """Benchmarks are not part of the package: nothing else fails when something they use moves."""
     tree = ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     for node in imports:
@@ -130,13 +130,13 @@ def test_the_methods_benchmark_runs(
 
 
 def written(value: float | None, text: str) -> bool:
-    """Whether a number is the one in the text, at the text's decimals."""
+    """Whether a number rounds to the one in the text, at the text's decimals."""
     decimals = len(text.partition(".")[2])
     return value is not None and f"{value:.{decimals}f}" == text
 
 
 def test_the_readmes_ratios_are_those_of_a_file() -> None:
-    """Every "N ×" of the section, with the interval that follows it, is a row of one script."""
+    """Every "N ×" of the section, with the interval after it, is a row of one script."""
     rows = [
         row
         for file in (ROOT / "reports" / "measured").glob("*/*.json")

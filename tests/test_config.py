@@ -1,4 +1,4 @@
-"""Parameters: errors that say field, value, rule and remedy; rows; differences."""
+"""Parameters: errors state field, value, rule and remedy; rows; differences."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ PUBLISHED = {
 def test_attention_over_blocks_keeps_a_quarter_and_is_refused_where_it_is_dense(
     scale: str, objective: str
 ) -> None:
-    """The methods' own sizes are for far longer prompts."""
+    """The methods' own sizes are for much longer prompts."""
     values = scale_values(scale, ROOT / "params")
     values["objectives"] = {"row": {"objective": objective}}
     params = validated(Params, values)

@@ -1,4 +1,4 @@
-"""Errors keep what they say on their way through another process."""
+"""Errors keep their content when they cross processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The core alone imports and answers; what an extra brings is named where it is missing."""
+"""The core works alone; a missing extra is named where it is needed."""
 
 from __future__ import annotations
 

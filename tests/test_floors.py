@@ -1,4 +1,4 @@
-"""Imports lead downwards: the floors of docs/architecture.md, and no circle among modules."""
+"""Imports lead downwards: the floors of docs/architecture.md, and no cycle among modules."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODULES = {
 
 
 def imported(path: Path, modules: Mapping[str, Path]) -> Iterator[str]:
-    """Modules of the package that a file imports anywhere: at its head, for types or late."""
+    """The modules of the package that a file imports: at the top, for types or in functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in modules)
@@ -40,7 +40,7 @@ def imported(path: Path, modules: Mapping[str, Path]) -> Iterator[str]:
 
 
 def floor_of(module: str) -> int:
-    """The floor of the longest name that fits; the package itself is at the bottom."""
+    """The floor of the longest matching name; the package itself is at the bottom."""
     name = module.removeprefix("sf").removeprefix(".")
     while name and name not in FLOORS:
         name = name.rpartition(".")[0]

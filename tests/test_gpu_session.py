@@ -1,4 +1,4 @@
-"""`make gpu`: rehearsed without the packages that a GPU machine lacks, cut, resumed, carried on."""
+"""`make gpu` without the packages that a GPU machine lacks: rehearsed, interrupted, resumed."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ QUICK = ("device", "attention", "decode profile", "top-p", "training")
 
 
 def test_a_session_needs_little_and_writes_every_row(rehearse: Any, tmp_path: Path) -> None:
-    """Quick sections of every kind; the whole of it is `test_the_whole_session`."""
+    """Short sections of every kind; `test_the_whole_session` covers all."""
     done = rehearse("--rehearse", *(word for name in QUICK for word in ("--only", name)))
     assert done.returncode == 0, done.stderr
     steps = read(tmp_path / "out", "_steps")

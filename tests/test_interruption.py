@@ -1,4 +1,4 @@
-"""Signals and time limits stop a stage, and the job goes on in the next one."""
+"""Signals and time limits stop a stage, and the next job continues."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_job_without_a_limit_is_left_alone(monkeypatch: pytest.MonkeyPatch, en
 
 
 def scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> Path:
-    """A stand-in that notes its arguments."""
+    """A stand-in that records its arguments."""
     program = folder / "scontrol"
     program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\necho refused >&2\nexit {status}\n')
     program.chmod(0o755)
@@ -128,7 +128,7 @@ sf.cli.main()
 def test_only_a_time_limit_puts_a_job_back_into_the_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, asks: bool
 ) -> None:
-    """`scancel` sends SIGTERM: such a job must end."""
+    """`scancel` sends SIGTERM, after which a job must end."""
     calls = scontrol(tmp_path, monkeypatch, 0)
     environment = {**os.environ, "SLURM_JOB_ID": "17", "PYTHONPATH": os.pathsep.join(sys.path)}
     words = [sys.executable, "-c", STOPPED, "run", "report", "--config", "x", "--study", name]

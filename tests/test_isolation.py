@@ -1,4 +1,4 @@
-"""Calls that crash or hang cost themselves alone, and nothing is left running."""
+"""Calls that crash or hang cost only themselves, and no process is left."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_the_last_attempt_says_how_it_ended(stage: Path) -> None:
 
 
 def test_a_held_lock_names_its_holder_and_its_file(stage: Path) -> None:
-    """Also a dead one of another host, where the file system has no flock."""
+    """Also a dead holder on another host, where the file system has no flock."""
     work = stage / "results/test/.counting.work"
     work.mkdir(parents=True)
     holder = Attempt("node17", 4711, "99", 1.0)
@@ -257,7 +257,7 @@ def test_a_store_that_is_down_loses_nothing(stage: Path, monkeypatch: pytest.Mon
 
 
 def test_a_locked_store_loses_nothing(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The usual fault of sqlite under many writers; it lasts through the whole first call."""
+    """The usual fault of sqlite with many writers, throughout the whole first call."""
     from mlflow.tracking import MlflowClient
 
     store = stage / "mlflow.db"

@@ -1,4 +1,4 @@
-"""Line files: every text round-trips, a cut last line is dropped, other damage is named."""
+"""Line files: every text round-trips, a truncated last line is dropped, other damage is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stages ask no hub, but for those that fetch."""
+"""Only the stages that fetch may use the hub."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ print(constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE, is_offline_mode())
 
 @pytest.fixture
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As outside of tests, with a hub that nobody answers for."""
+    """The environment outside tests, with a hub at an address that does not answer."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -91,7 +91,7 @@ def test_only_a_stage_that_says_so_asks_the_hub(
 
 
 def test_mlflow_sends_no_usage_statistics() -> None:
-    """Asked as outside of tests, where nothing else switches them off."""
+    """Tested with the environment outside tests, where nothing else switches them off."""
     code = (
         "import sf.mlflow_store\n"
         "from mlflow.telemetry.utils import is_telemetry_disabled\n"

@@ -1,4 +1,4 @@
-"""What README and docs say can be typed, can be typed; their links lead somewhere."""
+"""Commands in README and docs can be typed, and their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ EXAMPLES = [
 def test_examples_run_as_they_stand(
     example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tiny checkpoint lies where an example names one of the hub."""
+    """A tiny checkpoint replaces the one that an example takes from the hub."""
     from sf import TopP
     from sf.baselines import apply_method
     from sf.models import build_tiny

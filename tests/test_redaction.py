@@ -1,4 +1,4 @@
-"""Planted secrets are found nowhere: not in messages, not in any file that a command leaves."""
+"""Planted secrets appear nowhere: not in messages, not in any file that a command leaves."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ sf.cli.main()
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_stage_that_prints_secrets_shows_and_stores_none(tmp_path: Path, fails: bool) -> None:
-    """Whatever a library prints, warns, logs or raises, and what the record of a result holds."""
+    """Secrets that a library prints, warns of, logs or raises, and those in a result's record."""
     script = tmp_path / ("--fail.py" if fails else "leaky.py")
     script.write_text(LEAKY)
     write_json(tmp_path / "config.json", {"output": "results/own/leaky"})

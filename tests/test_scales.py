@@ -1,4 +1,4 @@
-"""Named scales: differences to the defaults, each value once, and the whole file made of them."""
+"""Named scales: differences from the defaults, each value once, and the complete file."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_scale_is_rendered_whole_with_the_source_of_every_value(name: str) -> 
 
 
 def leaves(values: dict[str, Any]) -> dict[str, Any]:
-    """The values by dotted names; rows and resources, a line each, count whole."""
+    """The values by dotted name; rows and resources, one line each, count as one value."""
     lines = {
         f"{section}.{name}": value
         for section in ("objectives", "resources")

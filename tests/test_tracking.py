@@ -1,4 +1,4 @@
-"""MLflow: what a run says, nothing lost, nothing logged twice."""
+"""MLflow: what a run records; nothing is lost or logged twice."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_jobs_of_slurm_leave_a_sqlite_store_to_the_submitter(
 
 
 def test_figures_that_were_not_sent_are_sent_at_the_end(place: Path) -> None:
-    """A killed call loses what waited; the history holds it."""
+    """A killed call loses what was waiting; the history contains it."""
     work = finished()
     tracker = Tracker.start("calibrate", IDENTITY, work, "test")
     tracking.log_metrics(client_of_store(), tracker.run_id or "", [(1, {"loss": 0.5})])

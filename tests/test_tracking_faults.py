@@ -1,4 +1,4 @@
-"""A store of MLflow that is deleted, damaged, down or created by many: nothing is lost."""
+"""An MLflow store that is deleted, damaged, down or created by several processes loses nothing."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What `gpu_session.py` measures, a module a subject."""
+"""The sections of `gpu_session.py`, one module per subject."""

@@ -1,10 +1,10 @@
 """Sparse against dense attention, one layer of Qwen2.5-VL-7B's shape, token ratio 0.25.
 
-"Dense" is each kernel that PyTorch or flash-attn has, by name; a target compares with the quickest
-of them at that shape. "Sparse" is what `sparsify` puts in their place: selection with the whole
-layout, gathering, attention, scattering, storing the kept K and V. It runs with flash and with
-cuDNN at padded lengths. Decode is the replay of a recorded graph over several caches: one call is
-shorter than its launch, and would otherwise find its cache in the L2.
+"Dense" is each kernel of PyTorch or flash-attn, by name; targets compare with the fastest one at
+that shape. "Sparse" is what `sparsify` replaces it with: selection with the whole layout,
+gathering, attention, scattering, and storing the kept K and V. It runs with flash, and with cuDNN
+at padded lengths. Decode replays a recorded graph over several caches, because a single call takes
+less time than its launch and would find its cache in L2.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CUDNN = "SDPA cuDNN"
 
 
 class Layer(nn.Module):
-    """What an attention function reads from a model's attention module."""
+    """The attributes that an attention function reads from a model's attention module."""
 
     layer_idx, is_causal = 0, True
     config = SimpleNamespace(_attn_implementation="sdpa")
@@ -52,7 +52,7 @@ class Layer(nn.Module):
 
 
 def steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
-    """The targets, the shorter prompt first."""
+    """The prompts of the targets, the shorter one first."""
     plans = {f"prefill {length}": partial(prefill, scale, length) for length in scale.long}
     return {
         **plans,
@@ -62,14 +62,14 @@ def steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
 
 
 def without_plans(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
-    """The prefill again with cuDNN out of both sides."""
+    """The prefill again, without cuDNN on either side."""
     return {
         f"prefill {length}": partial(prefill, scale, length, cudnn=False) for length in scale.long
     }
 
 
 def quantities(scale: Scale, rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Random query, key and value (B, ., L, D) with the strides that projections give."""
+    """Random query, key and value (B, ., L, D) with the strides that projections produce."""
 
     def part(heads: int) -> Tensor:
         shape = (rows, length, heads, scale.head_dim)
@@ -81,7 +81,7 @@ def quantities(scale: Scale, rows: int, length: int) -> tuple[Tensor, Tensor, Te
 def dense_calls(
     scale: Scale, parts: tuple[Tensor, ...], cudnn: bool = True
 ) -> dict[str, Callable[[], Any]]:
-    """Dense attention by each kernel that takes this shape; PyTorch's choice where none does."""
+    """Dense attention by each kernel that supports this shape; PyTorch's choice if none does."""
     calls: dict[str, Callable[[], Any]] = {}
     for path in [*candidates(), OWN]:
         if (path == OWN and calls) or (path.name == CUDNN and not cudnn):
@@ -98,19 +98,19 @@ def dense_calls(
 def contenders(
     scale: Scale, calls: dict[str, Callable[[], Any]], within: float = 1.5
 ) -> dict[str, Callable[[], Any]]:
-    """The dense kernels that come near the quickest one: the others cost only time here."""
+    """The dense kernels that come near the fastest one; timing others would waste the session."""
     once = timed(calls, scale, repeats=1)
     best = min(taken[0] for taken in once.values())
     return {name: call for name, call in calls.items() if once[name][0] <= within * best}
 
 
 def quickest(times: Times) -> str:
-    """The dense kernel with the least median."""
+    """The dense kernel with the smallest median."""
     return min((n for n in times if n.startswith("dense")), key=lambda n: median(times[n]))
 
 
 def prefill(scale: Scale, length: int, cudnn: bool = True) -> list[Row]:
-    """One row: dense against sparse, and the parts of sparse."""
+    """One prompt: dense against sparse, and the parts of sparse."""
     query, key, value = quantities(scale, 1, length)
     valid = torch.ones(1, length, dtype=torch.bool, device=scale.at)
     policy, scaling, layer = TopK(ratio=RATIO), scale.head_dim**-0.5, Layer(1)
@@ -158,7 +158,7 @@ def prefill(scale: Scale, length: int, cudnn: bool = True) -> list[Row]:
 
 
 def ragged(scale: Scale) -> list[Row]:
-    """Rows that keep different shares: one packed call, a call per row, dense."""
+    """Prompts that keep different shares: one packed call, one call per prompt, dense."""
     parts, length = quantities(scale, len(RAGGED), scale.ragged), scale.ragged
     lengths = [round(share * length) for share in RAGGED]
     chance = torch.rand(len(RAGGED), length, device=scale.at)
@@ -182,7 +182,7 @@ def ragged(scale: Scale) -> list[Row]:
 
 
 def decode(scale: Scale) -> list[Row]:
-    """One new token over the whole cache, over the pruned one, and over a padded pruned one."""
+    """One new token over the whole cache, the pruned one and a padded pruned one."""
     backend, scaling = BACKENDS["sparse"], scale.head_dim**-0.5
     count = round(RATIO * scale.decode)
     query = quantities(scale, 1, 1)[0]

@@ -1,4 +1,4 @@
-"""The device itself: ceilings, the SDPA kernel that PyTorch chooses, what a new length costs."""
+"""The device itself: ceilings, the SDPA kernel that PyTorch chooses, the cost of a new length."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OWN = "PyTorch's choice"
 
 
 def steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
-    """Ceilings first: what they say of the device is read beside every other figure."""
+    """Ceilings first: every other figure is read beside them."""
     return {
         "ceilings": lambda: limits(scale),
         "kernel choice": lambda: choice(scale),
@@ -32,7 +32,7 @@ def steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
 
 
 def limits(scale: Scale) -> list[Row]:
-    """The fastest product and copy."""
+    """The rates of the fastest product and of the fastest copy."""
     best = ceilings(scale.at, scale.dtype, 0.05 if scale.rehearsal else 0.5)
     return [
         exact("ceiling, products", best.flops / 1e12, "TFLOP/s"),
@@ -41,7 +41,7 @@ def limits(scale: Scale) -> list[Row]:
 
 
 def choice(scale: Scale) -> list[Row]:
-    """Which kernel PyTorch would run for a dense prefill and for a token, and cuDNN's version."""
+    """The kernel that PyTorch would run for a dense prefill and for a token; cuDNN's version."""
     names = {kernel.value: name for name, kernel in KERNELS.items()}
     names[SDPBackend.MATH.value] = "SDPA math"
     rows = []
@@ -59,7 +59,7 @@ def choice(scale: Scale) -> list[Row]:
 
 
 def new_lengths(scale: Scale) -> list[Row]:
-    """First and second call of each kernel at lengths that it has not met."""
+    """The first and the second call of each kernel at new lengths."""
     count, first = scale.plans
     kernels: dict[str, Any] = {OWN: None, **KERNELS}
     rows = []

@@ -1,8 +1,8 @@
 """From measured rows to README's table and the report's figures 4c and 4d; needs no device.
 
-`reports/measured/DEVICE/gpu_session.json` is the source. README's table stands between two marks;
-`sf/report/gpu.csv` holds what the report draws. Both are rewritten whole: what was not measured is
-"not measured" there, and an own rehearsal is never carried.
+The source is `reports/measured/DEVICE/gpu_session.json`. README's table stands between two marks;
+`sf/report/gpu.csv` contains the data that the report draws. Both are rewritten completely: figures
+without a measurement become "not measured", and rehearsals are never copied.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def carry(root: Path) -> None:
         root: of the repository.
 
     Raises:
-        ValueError: the marks are not in README.
+        ValueError: README lacks the marks.
     """
     figures = measured(root / "reports" / "measured")
     readme = root / "README.md"
@@ -70,7 +70,7 @@ def carry(root: Path) -> None:
 
 
 def measured(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of each device, by its name; rehearsals are left out."""
+    """The rows of each device, by its name, without rehearsals."""
     rows_by_device: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(folder.glob(f"*/{ROWS}")):
         for row in json.loads(file.read_text(encoding="utf-8")):
@@ -91,7 +91,7 @@ def readme_table(found: Mapping[str, list[dict[str, Any]]]) -> str:
 
 
 def _cell(rows: list[dict[str, Any]], section: str, pattern: str, form: str) -> str:
-    """The figure with its interval; of several that fit, the one that has the target."""
+    """The figure with its interval; if several rows match, the one that has the target."""
     fitting = [
         row for row in rows if row["section"] == section and re.fullmatch(pattern, row["name"])
     ]
@@ -106,7 +106,7 @@ def _cell(rows: list[dict[str, Any]], section: str, pattern: str, form: str) -> 
 
 
 def csv_text(found: Mapping[str, list[dict[str, Any]]]) -> str:
-    """What the report draws, a line per device, metric, side and length."""
+    """The report's data: a line per device, metric, side and length."""
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)

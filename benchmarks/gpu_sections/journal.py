@@ -1,4 +1,4 @@
-"""Rows and finished steps of a session on disk, whole after each of them."""
+"""Rows and finished steps of a session on disk, complete after each step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DONE = "done"
 
 
 class Journal:
-    """Two files of a folder. One process writes at a time: the parent waits for its section.
+    """Two files in a folder. One process writes at a time: the parent waits for its section.
 
     Args:
         folder: of one device.
@@ -32,30 +32,30 @@ class Journal:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Every row of every call so far."""
+        """The rows of all calls so far."""
         return _read(self.folder / ROWS, [])
 
     @property
     def steps(self) -> dict[str, dict[str, Any]]:
-        """By "section: step": status, when it was noted, seconds or reason."""
+        """By "section: step": status, time of the entry, seconds or reason."""
         return _read(self.folder / STEPS, {})
 
     def is_done(self, section: str, step: str) -> bool:
-        """Whether a call has measured a step to its end."""
+        """Whether an earlier call has finished a step."""
         return self.steps.get(f"{section}: {step}", {}).get("status") == DONE
 
     def tried_since(self, section: str, step: str, began: float) -> bool:
-        """Whether a step was begun, skipped, cut or finished after a time of `time.time`."""
+        """Whether a step was started, skipped, interrupted or finished after a `time.time`."""
         return self.steps.get(f"{section}: {step}", {}).get("at", 0.0) >= began
 
     def begin(self, section: str, step: str) -> None:
-        """A step that is cut off stays marked as running."""
+        """Mark a step as running; it stays so if it is interrupted."""
         self._note(section, step, status="running")
 
     def add(
         self, section: str, step: str, rows: Sequence[Row], facts: dict[str, Any], seconds: float
     ) -> None:
-        """The rows of a finished step, in place of earlier ones of the same step."""
+        """Add the rows of a finished step, in place of its earlier rows."""
         old = [row for row in self.rows if (row["section"], row["step"]) != (section, step)]
         new = [{**asdict(row), "section": section, "step": step, **facts} for row in rows]
         lines = ",\n".join(json.dumps(row, sort_keys=True) for row in [*old, *new])
@@ -63,11 +63,11 @@ class Journal:
         self._note(section, step, status=DONE, seconds=round(seconds, 2))
 
     def note(self, section: str, step: str, status: str, reason: str) -> None:
-        """A step without rows: failed, skipped or cut."""
+        """Note a step without rows: failed, skipped or interrupted."""
         self._note(section, step, status=status, reason=reason)
 
     def cut(self, section: str, reason: str) -> list[str]:
-        """Mark the section's running steps; gives their names."""
+        """Mark the section's running steps as interrupted; returns their names."""
         running = [
             name.partition(": ")[2]
             for name, step in self.steps.items()

@@ -23,12 +23,12 @@ _LINE = re.compile(r"^tests/attention/(\w+)/\S.* (PASSED|FAILED|ERROR|SKIPPED)\b
 
 
 def steps(scale: Scale, folder: Path) -> dict[str, Callable[[], list[Row]]]:
-    """One step: the tests share the seconds that their imports take."""
+    """A single step, because all tests share the seconds of the imports."""
     return {"device tests": lambda: run(scale, folder)}
 
 
 def run(scale: Scale, folder: Path) -> list[Row]:
-    """Counts by folder of tests; pytest's words go to a log beside the rows as they come.
+    """Counts per folder of tests; pytest's output goes to a log beside the rows as it comes.
 
     Raises:
         RuntimeError: pytest collected nothing, or could not collect a file.
@@ -55,11 +55,11 @@ def run(scale: Scale, folder: Path) -> list[Row]:
 
 
 def counts(words: str, cut: bool) -> list[Row]:
-    """Rows from what `pytest -v` printed.
+    """Rows from the output of `pytest -v`.
 
     Args:
-        words: also of a run that was cut.
-        cut: it ran out of time.
+        words: the output, complete or not.
+        cut: whether the run ended at its time limit.
 
     Raises:
         RuntimeError: see `run`.

@@ -1,4 +1,4 @@
-"""Times of interleaved variants, and a section's way to say that a step cannot be measured."""
+"""Times of interleaved variants, and the exception of steps that cannot be measured."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Times = dict[str, list[float]]
 
 
 class Skipped(Exception):
-    """The machine lacks what a step needs; the text says what."""
+    """The machine lacks something that a step needs; the message names it."""
 
 
 def timed(
     variants: Mapping[str, Callable[[], Any]], scale: Scale, repeats: int | None = None
 ) -> Times:
-    """Milliseconds of each variant in each repeat, after rounds that warm up, in random order."""
+    """Milliseconds of each variant in each repeat, in random order, after warm-up rounds."""
     repeats = scale.repeats if repeats is None else repeats
     order, clock = list(variants), Clock(scale.at)
     times: Times = {name: [] for name in variants}
@@ -47,14 +47,14 @@ def rows_of(times: Times, label: str) -> list[Row]:
 
 
 def gain(times: Times, label: str, name: str, base: str, target: float | None = None) -> Row:
-    """How many times faster a variant is than another one of the same repeats."""
+    """The speed-up of a variant over another one within the same repeats."""
     pairs = zip(times[base], times[name], strict=True)
     speedup = interval([slow / fast for slow, fast in pairs])
     return Row(f"{label} {name} over {base}", *speedup, "x", target, "higher")
 
 
 def recorded(calls: list[Callable[[], Any]], device: torch.device) -> Callable[[], Any]:
-    """A replay of all calls as one graph; on a CPU the calls themselves."""
+    """A replay of all calls as one graph; on a CPU, the calls themselves."""
 
     def together() -> None:
         for call in calls:

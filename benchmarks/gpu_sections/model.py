@@ -1,8 +1,8 @@
-"""Decoding of a whole model with random weights: time per token, memory, batch, throughput.
+"""Decoding with a whole model of random weights: time per token, memory, batch, throughput.
 
-A token's floor is the bytes that it must read divided by the copy bandwidth of the same process.
-Caches hold random keys and values: what is read is the same as after a prefill, which has a section
-of its own. Dense is the same loop over whole caches.
+A token's floor is the number of bytes that it must read divided by the copy bandwidth of the same
+process. Caches contain random keys and values: the same amount is read as after a prefill, which
+another section measures. Dense is the same loop over whole caches.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ SIDES = {"dense": 1.0, "sparse": RATIO}
 
 @cache
 def built(scale: Scale) -> Any:
-    """The whole model with random weights; once a process."""
+    """The whole model with random weights, built once per process."""
     dtype = str(scale.dtype).removeprefix("torch.")
     return load_subject(scale.shape, Path(), dtype, scale.device, seed=0).model
 
 
 @cache
 def limits(scale: Scale) -> Ceilings:
-    """Of this process: what a token's floor is divided by."""
+    """The ceilings of this process, for the floor of a token."""
     return ceilings(scale.at, scale.dtype, 0.05 if scale.rehearsal else 0.5)
 
 
 def steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
-    """Time per token at the longest prompt, then what the memory holds."""
+    """Time per token at the longest prompt, then memory."""
     longest = scale.long[-1]
     return {
         f"token {longest}": lambda: token(scale, longest),
@@ -63,12 +63,12 @@ def profile_steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
 
 
 def engine_steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
-    """The decode loop at the batches of rollouts."""
+    """The decode loop at the batch sizes of rollouts."""
     return {f"rollouts, batch {rows}": partial(rollouts, scale, rows) for rows in scale.batches}
 
 
 def throughput_steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
-    """At the paper's length."""
+    """Throughput at the paper's length."""
     return {f"throughput {scale.throughput}": lambda: throughput(scale)}
 
 
@@ -86,7 +86,7 @@ def loop_of(scale: Scale, length: int, side: str, rows: int, compiled: bool = Fa
 
 
 def token_ms(loop: DecodeLoop, tokens: int, repeats: int) -> list[float]:
-    """Milliseconds per token of each repeat, after one that warms up."""
+    """Milliseconds per token of each repeat, after a warm-up."""
     clock, times = Clock(loop.device), []
     for repeat in range(repeats + 1):
         loop.restart()
@@ -101,7 +101,7 @@ def token_ms(loop: DecodeLoop, tokens: int, repeats: int) -> list[float]:
 
 
 def floor_ms(scale: Scale, loop: DecodeLoop) -> float:
-    """Milliseconds that reading a token's bytes takes, the middle token of the run."""
+    """Milliseconds that reading the bytes of a token takes, for the middle token of the run."""
     masks = loop.step.cache.masks
     seen = [int(mask[0].sum()) - scale.tokens + (scale.tokens + 1) / 2 for mask in masks]
     work = decode_work(Sizes.of(built(scale)), len(loop.step.cache.keys[0]), seen)
@@ -135,7 +135,7 @@ def compiled(scale: Scale) -> list[Row]:
     """`token` with torch.compile.
 
     Raises:
-        Skipped: on a CPU, whose compiler takes minutes for what says nothing of a GPU.
+        Skipped: on a CPU, whose compiler takes minutes and says nothing about a GPU.
     """
     if scale.rehearsal:
         raise Skipped("torch.compile of the step is measured on a GPU only")
@@ -143,7 +143,7 @@ def compiled(scale: Scale) -> list[Row]:
 
 
 def memory(scale: Scale, length: int) -> list[Row]:
-    """Keys and values of one row, and all that is held while decoding."""
+    """Keys and values of one row, and all memory held while decoding."""
     rows, held = [], {}
     for side in SIDES:
         try:
@@ -164,7 +164,7 @@ def memory(scale: Scale, length: int) -> list[Row]:
 
 
 def largest_batch(scale: Scale, length: int, side: str) -> int:
-    """Rows of the loop that fit, found downwards from what the bytes allow."""
+    """The largest number of rows that fits, searched downwards from what the bytes allow."""
     sizes = Sizes.of(built(scale))
     entries = SIDES[side] * length + scale.tokens
     row = 2 * sizes.layers * sizes.groups * sizes.head * entries * sizes.element
@@ -192,7 +192,7 @@ def batch_that_fits(scale: Scale, length: int) -> list[Row]:
 def rates(scale: Scale, length: int, rows: int) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Tokens per second and KV bytes of both sides.
 
-    Each loop is built and timed in turn, twice: the second round shows what drifted.
+    Each loop is built and timed in turn, twice: the second round shows drift.
     """
     per_second: dict[str, list[float]] = {side: [] for side in SIDES}
     held = {}
@@ -207,7 +207,7 @@ def rates(scale: Scale, length: int, rows: int) -> tuple[dict[str, list[float]],
 
 
 def rate_rows(label: str, measured: dict[str, list[float]], target: float | None) -> list[Row]:
-    """Both sides and their quotient."""
+    """Both sides and their ratio."""
     pairs = zip(measured["sparse"], measured["dense"], strict=True)
     gains = interval([sparse / dense for sparse, dense in pairs])
     return [
@@ -217,13 +217,13 @@ def rate_rows(label: str, measured: dict[str, list[float]], target: float | None
 
 
 def rollouts(scale: Scale, rows: int) -> list[Row]:
-    """Rows of one rollout batch after a prompt of a training step's length."""
+    """One batch of rollouts after a prompt of a training step's length."""
     measured, _ = rates(scale, scale.rollout_prompt, rows)
     return rate_rows(f"rollouts after {scale.rollout_prompt}, batch {rows},", measured, None)
 
 
 def throughput(scale: Scale) -> list[Row]:
-    """Both sides at the largest batch that fits dense."""
+    """Both sides at the largest batch that fits with dense caches."""
     length = scale.throughput
     rows = largest_batch(scale, length, "dense")
     measured, held = rates(scale, length, rows)
@@ -236,7 +236,7 @@ def throughput(scale: Scale) -> list[Row]:
 
 
 def kernels(scale: Scale, length: int) -> list[Row]:
-    """Time and launches of each kernel in a recorded sparse step; operators on a CPU."""
+    """Time and launches of each kernel in a recorded sparse step; on a CPU, of each operator."""
     from torch.profiler import ProfilerActivity, profile
 
     loop = loop_of(scale, length, "sparse", 1)

@@ -1,4 +1,4 @@
-"""Prefill of a whole model with random weights: top-p cold and again, time to the first token."""
+"""Prefill of a whole random model: first and second call under top-p, time to first token."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ COMPARED = 65536  # the longest prompt at which every dense kernel is tried
 
 
 def top_p_steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
-    """With each kernel of ours; a process meets each count once, so these are steps of one."""
+    """A step for each of our kernels, because a count is new only once in a process."""
     return {f"top-p {name}": partial(top_p, scale, name) for name in BACKENDS}
 
 
 def steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
-    """The targets' lengths first."""
+    """The lengths of the targets first."""
     return {f"prefill {length}": partial(whole, scale, length) for length in scale.prefills}
 
 
 def milliseconds(scale: Scale, length: int, seed: int, policy: Any) -> tuple[float, Any]:
-    """One prefill to its first token, and its trace."""
+    """The time of a prefill up to its first token, and its trace."""
     model, clock = built(scale), Clock(scale.at)
     inputs = text_inputs(model, 1, length, seed)
     clock.synchronize()
@@ -49,10 +49,10 @@ def milliseconds(scale: Scale, length: int, seed: int, policy: Any) -> tuple[flo
 
 
 def top_p(scale: Scale, name: str) -> list[Row]:
-    """Two prompts, each met for the first time and again: layers keep different counts.
+    """The first and the second call of two prompts whose layers keep different counts.
 
     Random weights spread attention nearly evenly, so a threshold of 0.25 keeps about a quarter of
-    the tokens; which count it is differs in every layer.
+    the tokens; the exact count differs in every layer.
     """
     policy, length = TopP(p=RATIO), scale.top_p
     rows = []
@@ -76,7 +76,7 @@ def top_p(scale: Scale, name: str) -> list[Row]:
 
 
 def whole(scale: Scale, length: int) -> list[Row]:
-    """Time to the first token and memory at the peak, dense by the fastest kernel and sparse."""
+    """Time to the first token and peak memory, sparse and dense by the fastest kernel."""
     model = built(scale)
     path, tried = fastest(model, 1, min(length, COMPARED), repeats=1)
     sides: dict[str, Any] = {"dense": KeepAll(), "sparse": TopK(ratio=RATIO)}

@@ -62,12 +62,12 @@ class Scale:
 
     @property
     def rehearsal(self) -> bool:
-        """Whether the figures mean nothing."""
+        """Whether the figures are meaningless."""
         return self.device == "cpu"
 
     @property
     def patience(self) -> float:
-        """Factor on every time limit: a rehearsal's machine may be slow and busy."""
+        """Factor on every time limit, because a rehearsal's machine may be slow and busy."""
         return 4.0 if self.rehearsal else 1.0
 
     @property

@@ -1,4 +1,4 @@
-"""Times of the probe kernels by tile; "in use" is what `tiles_for` gives."""
+"""Times of the probe kernels by tile size; "in use" is the result of `tiles_for`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["steps"]
 
 
 def steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
-    """The longest prompt: selection's share is largest where attention is short."""
+    """The longest prompt: selection takes the largest share where attention is short."""
     return {f"tiles {length}": partial(tune, scale, length) for length in scale.long[:1]}
 
 
 def choices(scale: Scale, in_use: Tiles) -> list[Tiles]:
-    """The tiles in use, then others from small to large."""
+    """The tiles in use, then others in ascending order."""
     if scale.rehearsal:
         return [in_use, Tiles(32, 32, 2, 1)]
     others = [

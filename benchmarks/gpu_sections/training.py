@@ -1,9 +1,9 @@
 """Sparsity Forcing's training step on a random Qwen2.5-VL of the 3B model's width.
 
-The whole trainer as the stage `train` assembles it: rollouts at the published thresholds, the dense
-reference, images through the real-sized vision tower, AdamW on float32 weights, bfloat16
-computation. Layers and tower are as wide as Qwen2.5-VL-3B's; 14 of its 36 layers make 1.4 B, and
-the tower 0.7 B. It needs TRL, datasets and pydantic.
+The complete trainer as the stage `train` assembles it: rollouts at the published thresholds, the
+dense reference, images through a vision tower of the real size, AdamW on float32 weights, bfloat16
+computation. Layers and tower are as wide as Qwen2.5-VL-3B's; 14 of its 36 layers have 1.4 B
+weights, the tower 0.7 B. Requires TRL, datasets and pydantic.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ WARM = 2
 
 
 def steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
-    """One step of the benchmark; several of training."""
+    """A single step of the session: several training steps."""
     return {"training step": lambda: train(scale)}
 
 
 def absent() -> list[str]:
-    """What training needs and is not installed."""
+    """The packages that training needs and that are not installed."""
     missing = []
     for name in NEEDED:
         try:
@@ -47,7 +47,7 @@ def absent() -> list[str]:
 
 
 def wide_shape(layers: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Language model and tower of Qwen2.5-VL-3B's width and vocabulary; its tower's depth."""
+    """Language model and tower of Qwen2.5-VL-3B's width and vocabulary, and its tower's depth."""
     text = {
         "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008,
         "num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 2,
@@ -60,7 +60,7 @@ def wide_shape(layers: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 class History:
-    """A tracker that keeps what a run logs."""
+    """A tracker that collects what a run logs."""
 
     def __init__(self) -> None:
         self.values: list[dict[str, float]] = []
@@ -70,7 +70,7 @@ class History:
 
 
 class Times(TrainerCallback):
-    """Seconds of each step, the device waited for."""
+    """Seconds of each step, after synchronising the device."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -89,7 +89,7 @@ class Times(TrainerCallback):
 
 
 def train(scale: Scale) -> list[Row]:
-    """Seconds a step, tokens a second, memory, and whether the replay holds in half precision.
+    """Seconds per step, tokens per second, memory, and the error of the replay in half precision.
 
     Raises:
         Skipped: TRL or another package is not installed.

@@ -1,4 +1,4 @@
-"""`sf ask`: what it reports is what happened, and bad input is one clear error."""
+"""`sf ask`: the report states what was run, and bad input is one clear error."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ BAD = [
 def test_bad_input_is_one_line_before_the_model_is_loaded(
     files, capsys, monkeypatch, words, reason
 ):
-    """The model does not exist either, but what is wrong with the rest is found first."""
+    """The model does not exist either, but the other faults are found first."""
     before = (files / "scene.png").read_bytes()
     status, out, err = run(files, capsys, monkeypatch, *words, model="./missing")
     assert status == 2
@@ -333,7 +333,7 @@ def test_the_command_line_starts_without_torch():
 
 
 def test_a_share_of_the_tokens_is_asked_for_in_place_of_p(files, tmp_path):
-    """The checkpoint's own curve gives p; without one the error says how to get it."""
+    """The checkpoint's own curve gives p; without a curve the error says how to get one."""
     given = {"image": files / "scene.png", "max_new_tokens": 2}
     with pytest.raises(ConfigError, match=r"token_ratio = 0.25.*no curve.*sf curve.*--p"):
         ask(files / "model", QUESTION, policy=choose_policy(None, False, 0.25), **given)

@@ -1,4 +1,4 @@
-"""The pictures of `sf evaluate`: successes and failures by the rule that the page states."""
+"""The pictures of `sf evaluate` follow the rule that the page states."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def models():
 
 @pytest.fixture(params=FAMILIES)
 def model(request, models):
-    """A random model of each family; tests leave it as they found it."""
+    """A random model of each family; tests restore it."""
     return models[request.param]
 
 

@@ -17,7 +17,7 @@ def draw(
     seed: int,
     transposed: bool = True,
 ) -> Tensor:
-    """(B, H, L, D) on the device; `transposed` lies in memory as transformers leaves it."""
+    """(B, H, L, D) on the device; `transposed` has transformers' memory layout."""
     generator = torch.Generator().manual_seed(seed)
     shape = (len(lengths), width, heads, size)
     part = torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)

@@ -59,7 +59,7 @@ def next_video():
 
 
 def row(model, media, text, seed):
-    """A prompt with as many placeholders as the model makes features."""
+    """A prompt with as many placeholders as the model has features."""
     generator = torch.Generator().manual_seed(seed)
     inputs = {}
     if media == "image":

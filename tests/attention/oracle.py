@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass
 class Row:
-    """What the oracle says about one unpadded row: kept (L,), and the scores it followed from."""
+    """The oracle's result for one unpadded row: kept (L,), and the scores behind it."""
 
     kept: np.ndarray
     mass: np.ndarray
@@ -80,7 +80,7 @@ def attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, active: np.nda
 
 
 def assert_follows(kept: np.ndarray, row: Row, slack: float = 1e-9) -> None:
-    """`kept` is what the row's scores ask for; sums and scores within `slack` count as ties."""
+    """`kept` follows from the row's scores; sums and scores within `slack` count as ties."""
     chosen = kept.copy()
     chosen[-1] = False
     rest = ~kept

@@ -1,4 +1,4 @@
-"""A share of the tokens in place of p: read off the checkpoint's own curve, or refused."""
+"""A share of the tokens instead of p: read from the checkpoint's own curve, or refused."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_curve_travels_with_the_model(folder: Path) -> None:
-    """As transformers loads it; a ratio that falls by noise is raised."""
+    """As transformers loads it; a ratio that falls because of noise is raised."""
     note_curve(folder, [(0.5, 0.3), (0.9, 0.29), (0.95, 0.6)])
     expected = ((0.5, 0.3), (0.9, 0.3), (0.95, 0.6))
     model = AutoModelForCausalLM.from_pretrained(folder)

@@ -55,7 +55,7 @@ ROTARY = {
 
 
 def put(config: Any, values: Mapping[str, Any]) -> None:
-    """Set what the configuration has; a list where it has one of equal values."""
+    """Set what the configuration has; a list if it holds the value as a list of equal entries."""
     for name, value in values.items():
         before = getattr(config, name, None)
         if before is not None:
@@ -64,7 +64,7 @@ def put(config: Any, values: Mapping[str, Any]) -> None:
 
 
 def small(kind: str) -> Any:
-    """A model of a type, with its own configuration made small."""
+    """A model of a type, with its own configuration at a small size."""
     config = CONFIG_MAPPING[kind]()
     text = config.get_text_config()
     put(text, TEXT)

@@ -1,4 +1,4 @@
-"""Whatever `generate` does, the prompt is pruned once and every new token is kept."""
+"""In every mode of `generate`, the prompt is pruned once and every new token is kept."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_cache_given_by_the_user_is_pruned_in_place(model, inputs):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_half_precision_and_inference_mode(family, dtype):
-    """With the same kept sets sparse attention errs at most twice as much as dense attention."""
+    """With the same kept sets, the error is at most twice that of dense attention."""
     model, exact = build(family).to(dtype), build(family).to(dtype).double()
     given = batch([prompt("image", 9, 1), prompt("text", 20, 3)])
 
@@ -131,7 +131,7 @@ def test_half_precision_and_inference_mode(family, dtype):
 
 @pytest.mark.parametrize("lean", [False, True])
 def test_a_model_dispatched_by_a_device_map(model, inputs, tmp_path, monkeypatch, lean):
-    """Layers whose weights lie on disk until accelerate's hooks fetch them for their own call."""
+    """Layers whose weights stay on disk until accelerate's hooks load them for a call."""
     monkeypatch.setattr(sparse_projections, "LEAST_COLUMNS", 1 if lean else 10**6)
     with sparsify(model, SPARSE) as trace:
         expected = generate(model, inputs)

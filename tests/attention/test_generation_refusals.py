@@ -1,4 +1,4 @@
-"""generation's other ways: exactly right, or refused with one error before the model runs."""
+"""Unusual modes of `generate`: exactly right, or refused with one error before the model runs."""
 
 from __future__ import annotations
 

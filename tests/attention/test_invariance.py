@@ -1,4 +1,4 @@
-"""Rows do not feel each other: padding, order, threshold of a neighbour."""
+"""Rows do not affect each other: padding, order, the threshold of a neighbour."""
 
 from __future__ import annotations
 

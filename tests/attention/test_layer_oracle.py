@@ -141,7 +141,7 @@ def test_float32_and_bfloat16_choose_from_float32_scores():
 
 @pytest.mark.parametrize("tail", [0, 3])
 def test_a_pruned_layer_knows_which_prompt_entries_are_padding(tail):
-    """Rows that keep unequally many tokens, a completion in the same forward, then a token more."""
+    """Rows that keep different numbers of tokens, a completion in the same pass, another token."""
     q, k, v, valid = tensors([12, 7], 12, 2, 1, 4, 5, "plain")
     width = 12 - tail
     state = ForwardState(

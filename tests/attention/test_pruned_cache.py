@@ -106,7 +106,7 @@ def test_a_pruned_cache_is_sealed_outside_the_context(model, rows):
 
 
 def second_turn(inputs, first, words):
-    """Inputs of the next `generate`: all that was said, then `words` (rows, count)."""
+    """Inputs of the next `generate`: the whole conversation, then `words` (rows, count)."""
     answered = torch.cat([first.sequences, words], dim=1)
     extra = answered.shape[1] - inputs["input_ids"].shape[1]
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, extra), value=1)

@@ -161,7 +161,7 @@ def test_requests_of_several_threads_give_what_they_give_alone(name):
 
 
 class Letters:
-    """A tokenizer of one letter a token."""
+    """A tokenizer with one token per letter."""
 
     def decode(self, ids, **_):
         return "".join(chr(65 + int(token)) for token in ids)

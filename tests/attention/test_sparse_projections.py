@@ -1,4 +1,4 @@
-"""Long prompts do not project what is dropped, and nothing else changes."""
+"""Long prompts do not project dropped tokens, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rows():
 
 
 def counted(model):
-    """Rows that the query and output projections of layer 1 were given, call by call."""
+    """The number of rows that the query and output projections of layer 1 get, call by call."""
     counts = {"q_proj": [], "o_proj": []}
     hooks = []
     for name, seen in counts.items():

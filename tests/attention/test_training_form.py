@@ -1,4 +1,4 @@
-"""Teacher forcing: prompt and completion in one forward, with gradients."""
+"""Teacher forcing: prompt and completion in one forward pass, with gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEW = 6
 
 
 def with_completion(inputs, sequences):
-    """The inputs of a teacher-forced forward over `sequences`."""
+    """The inputs of a teacher-forced forward pass over `sequences`."""
     width = inputs["input_ids"].shape[1]
     extra = sequences.shape[1] - width
     full = dict(inputs, input_ids=sequences)
@@ -89,7 +89,7 @@ def test_padding_after_a_completion_does_not_fit_into_a_pruned_cache(model, inpu
 
 
 def oracle_run(model, full, width, loss):
-    """A forward whose attention masks instead of gathering: values, gradients, kept sets."""
+    """A forward pass whose attention masks instead of gathering: values, gradients, kept sets."""
     form = MaskForm(THRESHOLDS, width)
     AttentionInterface.register("mask_form", form.attention)
     AttentionMaskInterface.register("mask_form", form.mask)
@@ -156,7 +156,7 @@ def test_gradient_checkpointing_also_after_the_context(model, inputs, reentrant)
 
 @dataclass(frozen=True)
 class Undecided(Policy):
-    """Another set every time it is asked."""
+    """Keeps a different set in each call."""
 
     asked: list = field(default_factory=list)
 

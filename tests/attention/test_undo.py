@@ -1,4 +1,4 @@
-"""Nothing stays behind."""
+"""Sparse attention leaves no trace in a model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sf.errors import ConfigError
 
 @pytest.fixture(params=FAMILIES)
 def model(request):
-    """A fresh model: a shared one could carry what another test left."""
+    """A new model, because a shared one could carry another test's traces."""
     return build(request.param)
 
 
 def state(model):
-    """Everything `sparsify` could have touched."""
+    """Everything that `sparsify` could have changed."""
     states = []
     for name, module in model.named_modules():
         hooks = [len(module._forward_hooks), len(module._forward_pre_hooks)]

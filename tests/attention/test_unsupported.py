@@ -1,4 +1,4 @@
-"""What cannot be sparse raises, with the reason."""
+"""Models that cannot be sparse raise an error with the reason."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_foreign_attention_is_refused_when_it_runs(extra):
 
 
 def test_a_decoder_that_ignores_the_interface_is_refused():
-    """Layers with an attention of their own: the forward ends, but nothing was sparse."""
+    """Layers with their own attention: the forward pass ends, but nothing was sparse."""
     model = text_model()
     for layer in model.model.layers:
         layer.self_attn.forward = lambda hidden_states, **_: (hidden_states, None)

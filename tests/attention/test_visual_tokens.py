@@ -1,4 +1,4 @@
-"""Which prompt column is which part of the picture, shown with the real processors."""
+"""Which prompt column is which part of the picture, tested with the real processors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def processor(request):
 
 @pytest.fixture(scope="module")
 def config(processor):
-    """What `locate` reads of a model's configuration."""
+    """The part of a model's configuration that `locate` reads."""
     return SimpleNamespace(
         image_token_id=processor.image_token_id,
         video_token_id=processor.video_token_id,
@@ -62,7 +62,7 @@ def canvas(kind: str, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def painted(kind: str, shape: tuple[int, int, int], cell: tuple[int, int, int]) -> np.ndarray:
-    """The same with one cell white, in the first frame of its time step."""
+    """The same with one white cell, in the first frame of its time step."""
     pixels = canvas(kind, shape)
     time, row, col = cell
     frame = pixels if kind == "image" else pixels[2 * time]

@@ -1,4 +1,4 @@
-"""The tiny models of the attention tests serve here too."""
+"""The tiny models of the attention tests, and versions with NSA weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NATIVE = NsaAttention(3, 4, 2, 4, 6)
 
 @pytest.fixture(scope="session")
 def models():
-    """With the weights of NSA, which nothing else touches."""
+    """Models with NSA weights, which no other method uses."""
     built = {family: build(family) for family in FAMILIES}
     for model in built.values():
         attach(model, NATIVE)
@@ -32,13 +32,13 @@ def models():
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Blocks of four tokens: the prompts here are shorter than one of the published 512."""
+    """Blocks of four tokens: the prompts here are shorter than one published block of 512."""
     monkeypatch.setattr(MobaAttention.__init__, "__defaults__", (3, 4))
 
 
 @pytest.fixture(params=FAMILIES)
 def model(request, models):
-    """A random model of each family, recorded as trained with NSA where that is the method."""
+    """A random model of each family, recorded as trained with NSA if that is the method."""
     model = models[request.param]
     if request.node.callspec.params.get("name") != "nsa":
         yield model

@@ -23,7 +23,7 @@ def softmax(score: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Inputs:
-    """What the decoder was given: embeddings (L, M) and positions (3, L) of prompt and reply."""
+    """The decoder's inputs: embeddings (L, M) and positions (3, L) of prompt and reply."""
 
     embeds: np.ndarray
     positions: np.ndarray
@@ -56,7 +56,7 @@ def norm(part: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 
 
 def rotate(part_HLD: np.ndarray, positions: np.ndarray, theta: float, sections: list[int]):
-    """Channel c and c + D/2 turn together; by which position says its section."""
+    """Rotate channels c and c + D/2 together; the section determines which position applies."""
     half = part_HLD.shape[-1] // 2
     axis = [index for index, size in enumerate(sections) for _ in range(size)]
     out = np.empty_like(part_HLD)
@@ -128,5 +128,5 @@ def decode(
 
 
 def reply_logits(logits: np.ndarray, columns: np.ndarray, inputs: Inputs) -> torch.Tensor:
-    """Of the prompt's last token and of those of the reply's tokens that were fed."""
+    """Logits of the prompt's last token and of the reply's tokens that were fed back."""
     return torch.from_numpy(logits[columns >= inputs.prompt - 1])

@@ -155,7 +155,7 @@ def test_equivalent_tokens_of_kept_tokens_are_the_kept_tokens():
 
 
 def test_low_precision_is_as_exact_as_dense_attention_in_it():
-    """Error against float64 at most twice that of plain SDPA with everything chosen."""
+    """The error against float64 is at most twice that of SDPA when every block is selected."""
     q, k, v, valid = draw([64], 64, 4, 2, 3)
     exact, _ = run(MobaAttention(99, 8), q, k, v, valid)
     low = [part.to(torch.bfloat16) for part in (q, k, v)]

@@ -1,4 +1,4 @@
-"""FastV against a decoder that really removes the tokens, and its corners."""
+"""FastV against a decoder that removes the tokens, and edge cases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def visual(row):
 
 
 def ranked(row, weights, columns, width, ratio):
-    """Columns that go on: visual ones by the attention of the last prompt token, and all others."""
+    """The columns that remain: visual ones by the last prompt token's attention, all others."""
     seen = weights[:, width - 1].mean(0)
     places = [c for c in range(width) if visual(row)[c]]
     best = sorted(places, key=lambda c: (-seen[c], c))[: int(ratio * len(places) + 1e-9)]

@@ -1,4 +1,4 @@
-"""The methods on LLaVA models: dense where they keep everything, rows on their own, or refused."""
+"""The methods on LLaVA models: dense if they keep everything, rows independent, or refused."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from sf.errors import ConfigError
 
 
 def largest(score, count, first=0):
-    """Indices of the largest; the leading `first` ones before all, ties to the earlier."""
+    """Indices of the largest values: the leading `first` ones first, ties in ascending order."""
     order = sorted(range(len(score)), key=lambda i: (i >= first, -score[i] if i >= first else 0, i))
     return set(order[:count])
 

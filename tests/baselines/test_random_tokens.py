@@ -1,4 +1,4 @@
-"""Random tokens against a decoder that never gets the others; what the draw depends on."""
+"""Random tokens against a decoder that never sees the others; what the draw depends on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every method: names, hyperparameters, identity with dense, undo, rows alone."""
+"""Every method: names, hyperparameters, identity with dense, undo, independent rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WITH_HYPERPARAMETER = [name for name in METHODS if method_class(name).hyperparam
 
 
 def state(model):
-    """Everything a method could have touched."""
+    """Everything that a method could have changed."""
     states = [
         (
             name,
@@ -235,7 +235,7 @@ def test_a_temperature_of_one_is_zipvl(model, inputs) -> None:
 
 
 def test_temperature_is_a_model_with_sharper_queries(model, inputs) -> None:
-    """Dividing the logits by T is multiplying the query projection by 1/T: an own model says so."""
+    """Dividing the logits by T equals multiplying the query projection by 1/T."""
     import copy
 
     sharp = copy.deepcopy(model)

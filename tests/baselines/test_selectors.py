@@ -45,7 +45,7 @@ def threshold(normalised: np.ndarray, least: float) -> np.ndarray:
 )
 @pytest.mark.parametrize(("media", "text"), [("image", 14), ("video", 131)])
 def test_equals_the_steps_in_float64(model, media, text, name, value, choose):
-    """131 words and a video of 24 tokens are more than the 128 queries that are asked."""
+    """131 words and a video of 24 tokens exceed the 128 probe queries."""
     row = prompt(media, text, 4)
     with apply_method(model, name, value) as trace:
         given = record(model, lambda: generate(model, row))

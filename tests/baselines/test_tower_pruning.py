@@ -16,7 +16,7 @@ from sf.errors import UnsupportedModelError
 
 
 def evs(video, ratio):
-    """Which (time step, token) pairs stay; all of the first time step, then the most changed."""
+    """The kept (time step, token) pairs: the whole first time step, then what changed most."""
     steps, tokens = video.shape[:2]
     changed = {}
     for t in range(1, steps):

@@ -97,7 +97,7 @@ def test_prefill_and_the_first_token_are_dense(model, rows):
 
 @torch.no_grad()
 def test_steps_after_a_rows_end_do_not_count(model, rows):
-    """A row that ends goes on being fed until its batch ends; alone it is not."""
+    """A row that has ended is fed until its batch ends; alone it is not."""
     method = Twilight(retention_p=0.5, dense_layers=0)
     with method.apply(model):
         free = model.generate(**batch(rows), max_new_tokens=8, do_sample=False, min_new_tokens=8)

@@ -17,7 +17,7 @@ from sf.errors import ConfigError, UnsupportedModelError
 
 
 def inside(model, given):
-    """The last block's attention input with its rotary angles, and what the merger is given."""
+    """The last block's attention input with its rotary angles, and the merger's input."""
     tower, heard = model.model.visual, {}
 
     def note(module, args, kwargs):
@@ -34,7 +34,7 @@ def inside(model, given):
 
 
 def block_places(model, grid):
-    """For each cell (time, row, column), its place in the order that the blocks see."""
+    """For each cell (time, row, column), its index in the order of the blocks."""
     t, h, w = grid[0], grid[1] // 2, grid[2] // 2
     cells = [(i, j, k) for i in range(t) for j in range(h) for k in range(w)]
     if hasattr(model.model.visual, "window_size"):
@@ -45,7 +45,7 @@ def block_places(model, grid):
 
 
 def scores_and_keys(model, hidden, turn, places, frame_cells):
-    """Attention that each cell receives in its time step, and its mean key, in float64."""
+    """The attention that each cell receives in its time step, and its mean key, in float64."""
     attention = model.model.visual.blocks[-1].attn
     x = hidden.double().numpy()
     weight, bias = (p.detach().double().numpy() for p in attention.qkv.parameters())

@@ -1,4 +1,4 @@
-"""How many visual tokens a share is."""
+"""How many visual tokens a share keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line lets through of what libraries print."""
+"""Which output of libraries the command line shows."""
 
 from __future__ import annotations
 

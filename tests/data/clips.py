@@ -1,4 +1,4 @@
-"""Media files written on the spot."""
+"""Media files written by the tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def write_clip(
     codec: str = "mpeg4",
     gop: int = 12,
 ) -> Path:
-    """A clip whose frame n has brightness 4 n: frames can be told apart after decoding."""
+    """A clip whose frame n has brightness 4 n, so that frames can be told apart after decoding."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height = size

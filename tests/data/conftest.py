@@ -1,4 +1,4 @@
-"""Processors built from nothing but local code, and media written on the spot."""
+"""Processors built from local code only, and media written by the tests."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _build(family: str):
 
 @pytest.fixture(scope="session", params=["qwen2_vl", "qwen2_5_vl"])
 def processor(request):
-    """A processor of either family; its own saved pixel bounds are too small on purpose."""
+    """A processor of each family, with saved pixel bounds that are too small on purpose."""
     return _build(request.param)
 
 
@@ -70,7 +70,7 @@ def processor_2_5():
 
 @pytest.fixture
 def vision() -> Vision:
-    """Small bounds: 4 to 16 tokens an image, 2 to 9 a frame, 8 frames at 2 a second."""
+    """Small bounds: 4 to 16 tokens per image, 2 to 9 per frame, 8 frames at 2 per second."""
     return Vision(
         image_min_pixels=28 * 28 * 4,
         image_max_pixels=28 * 28 * 16,
@@ -83,7 +83,7 @@ def vision() -> Vision:
 
 @pytest.fixture(scope="session")
 def good_source(tmp_path_factory):
-    """Forty good rows over 30 pictures and 10 clips; tests that change it take a copy."""
+    """Forty good rows about 30 pictures and 10 clips; tests that change it use a copy."""
     from sources import write_good_source
 
     return write_good_source(tmp_path_factory.mktemp("good"))

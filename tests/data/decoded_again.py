@@ -1,4 +1,4 @@
-"""What the loaders make of a file, in a module that a worker process can import."""
+"""Loads files as the project does, in a module that a worker process can import."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VISION = Vision(
 
 
 def decoded(path: str, data_type: str) -> tuple[int, int] | str:
-    """Width and height of what the loaders make of a file, or what is wrong with it."""
+    """Width and height of a file as the loaders decode it, or the fault."""
     try:
         if data_type == "image":
             return load_image(path).size

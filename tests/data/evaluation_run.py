@@ -33,7 +33,7 @@ TEXTS = ("", " ", "\x00", "(", "['a', ", "<|image_pad|>", "<|im_end|>\n", "\u202
 
 
 def tables(home: Path, benchmark: Benchmark) -> list[tuple[str, Path]]:
-    """Tasks of a benchmark and their tables."""
+    """The tasks of a benchmark and their tables."""
     files = []
     for task in benchmark.tasks:
         folder = home / "hub" / task.repository / (task.subset or "data")
@@ -42,14 +42,14 @@ def tables(home: Path, benchmark: Benchmark) -> list[tuple[str, Path]]:
 
 
 def prepared(home: Path, names: Sequence[str], work: Path) -> Source:
-    """What the `benchmarks` stage finds."""
+    """The source that the `benchmarks` stage prepares."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return prepare_source(str(home), 0, 0, names, VISION, work, work)[0]
 
 
 def answered(home: Path, source: Source, names: Sequence[str], work: Path) -> list[str]:
-    """Evaluate what is left with replies of one letter; what fails."""
+    """Evaluate the remaining rows with replies of one letter; returns the failures."""
     from sf.evaluation.run import evaluate_benchmarks
 
     replies = {task.name: ["A"] * 999 for name in names for task in benchmark_named(name).tasks}
@@ -63,7 +63,7 @@ def answered(home: Path, source: Source, names: Sequence[str], work: Path) -> li
 
 
 def _other(value: Any, kind: pa.DataType, rng: random.Random) -> Any:
-    """A value of the same type that no benchmark holds."""
+    """A value of the same type that no benchmark contains."""
     if rng.random() < 0.3:
         return None
     if pa.types.is_struct(kind):  # an image
@@ -88,9 +88,9 @@ def _other(value: Any, kind: pa.DataType, rng: random.Random) -> Any:
 
 
 def damaged_rows(home: Path, number: int, count: int, work: Path) -> list[str]:
-    """Rows of a few benchmarks with one wrong cell each; what is wrong with their treatment.
+    """Rows of a few benchmarks with one wrong cell each; returns faults in their treatment.
 
-    A row is used or named; a whole row is used; what is left can be evaluated.
+    A damaged row is used or named; an undamaged row is used; the remaining rows can be evaluated.
     """
     rng, violations = random.Random(f"rows {number}"), []
     chosen = rng.sample(STAND_INS, 2)
@@ -131,7 +131,7 @@ def damaged_rows(home: Path, number: int, count: int, work: Path) -> list[str]:
 
 
 def damaged_tables(home: Path, number: int, count: int, work: Path) -> list[str]:
-    """Tables of damaged bytes are read or refused by name; what is wrong with their treatment."""
+    """Tables of damaged bytes are read or refused by name; returns faults in their treatment."""
     rng, violations = random.Random(f"tables {number}"), []
     for index in range(count):
         benchmark = rng.choice([b for b in STAND_INS if b.kind == "image"])

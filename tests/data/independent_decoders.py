@@ -1,4 +1,4 @@
-"""Whether a reason for which a file was refused is true, by other decoders than the project's."""
+"""Whether the reason for refusing a file is true, judged by decoders other than the project's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STATED = re.compile(
 
 
 def pillow_fails(path: Path) -> bool:
-    """Whether Pillow alone, with the formats that the project reads, gives no picture."""
+    """Whether Pillow alone, with the formats that the project reads, fails to decode the file."""
     formats = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
     try:
         with warnings.catch_warnings():
@@ -49,7 +49,7 @@ def ffmpeg_complains(path: Path) -> bool:
 
 
 def pyav_fails(path: Path) -> bool:
-    """Whether PyAV alone does not decode all frames: its FFmpeg is newer than the command's."""
+    """Whether PyAV alone fails to decode all frames; its FFmpeg is newer than the command's."""
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             return not list(container.decode(video=0))
@@ -58,14 +58,14 @@ def pyav_fails(path: Path) -> bool:
 
 
 def without_video(path: Path) -> bool:
-    """Whether FFmpeg finds no video stream but cover pictures."""
+    """Whether FFmpeg finds no video stream except cover pictures."""
     with av.open(str(path), metadata_errors="replace") as container:
         pictures = av.stream.Disposition.attached_pic
         return not [s for s in container.streams.video if not s.disposition & pictures]
 
 
 def untrue(reason: str, path: Path, data_type: str) -> str:
-    """Why a reason does not hold; "" if it does, or is one that the file itself states."""
+    """Why a reason is untrue; "" if it is true, or is one that the file itself states."""
     if data_type == "image":
         if _IMAGE.search(reason):
             return "" if pillow_fails(path) else "Pillow decodes it"
@@ -83,7 +83,7 @@ def untrue(reason: str, path: Path, data_type: str) -> str:
 
 
 def _other_format(path: Path) -> bool:
-    """Whether FFmpeg opens it as none of the containers that the project reads."""
+    """Whether FFmpeg does not open it as one of the containers that the project reads."""
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             return set(FORMATS.split(",")).isdisjoint(container.format.name.split(","))

@@ -1,4 +1,4 @@
-"""What `sf ask` loads, in a module that a worker process can import."""
+"""Loads files as `sf ask` does, in a module that a worker process can import."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["loaded_to_ask"]
 
 
 def loaded_to_ask(path: str, kind: Any) -> str:
-    """What is wrong with loading a file that was found to be decodable; "" for nothing."""
+    """The fault in loading a file that was found to be decodable; "" for none."""
     try:
         load_media(kind, path, bounds(kind))
     except Exception as error:  # noqa: BLE001 - said by the caller

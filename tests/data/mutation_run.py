@@ -129,7 +129,7 @@ def make(number: int, root: Path, seeds: Path, sizes: dict[str, int]) -> Batch:
 
 
 def prepared_rows(batch: Batch, folder: Path) -> tuple[dict[str, object], dict[str, str]]:
-    """The rows that `prepare` uses, and the reasons against the others."""
+    """The rows that `prepare` uses, and the reasons for the rejected ones."""
     out = folder / "out"
     out.mkdir()
     given = parameters(batch.root, folder, calibration_rows=10**6, heldout_rows=10**6)
@@ -164,7 +164,7 @@ def check_media(batch: Batch, rows: dict[str, object], refused: dict[str, str]) 
 
 
 def check_texts(batch: Batch, rows: dict[str, object], refused: dict[str, str]) -> None:
-    """Damage in an annotation file costs the rows that it touches."""
+    """Damage in an annotation file costs only the rows that it touches."""
     for prefix, (damaged, whole) in batch.texts.items():
         path = batch.root / prefix / "x_processed.json"
         ids = {identity for identity in rows if identity.startswith(f"{prefix}-")}
@@ -179,7 +179,7 @@ def check_texts(batch: Batch, rows: dict[str, object], refused: dict[str, str]) 
 
 
 def members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """What zipfile and tarfile still read of an archive."""
+    """What zipfile and tarfile can still read from an archive."""
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as opened:
@@ -199,7 +199,7 @@ def members(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def check_archives(batch: Batch, rows: dict[str, object], refused: dict[str, str]) -> None:
-    """Members that are still there are used."""
+    """Members that can still be read are used."""
     held = {path: dict(members(path)) for path, _ in batch.packed.values()}
     whole = (batch.root / "pictures/whole.png").read_bytes()
     for path in held:
@@ -215,7 +215,7 @@ def check_archives(batch: Batch, rows: dict[str, object], refused: dict[str, str
 
 
 def check_evaluation(batch: Batch, refused: dict[str, str], folder: Path, work: Path) -> None:
-    """The evaluation leaves out what `prepare` rejects; `sf ask` and decord end on nothing."""
+    """The evaluation leaves out what `prepare` rejects; no file ends `sf ask` or decord."""
     from evaluation_run import damaged_rows, damaged_tables, loaders_agree, read_by_other_loaders
 
     media = list(batch.media)

@@ -1,4 +1,4 @@
-"""Media that cannot be used say why, wherever they are opened."""
+"""Unusable media give the reason wherever they are opened."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_truncated_streamable_video_is_noticed(tmp_path):
 
 @pytest.mark.parametrize("place", ["container", "stream"])
 def test_a_title_in_another_encoding_spoils_nothing(tmp_path, vision, place):
-    """Old files hold titles in Latin-1 and the like; PyAV would raise UnicodeDecodeError."""
+    """Old files contain titles in Latin-1 and similar; PyAV would raise UnicodeDecodeError."""
     path = tmp_path / "old.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)

@@ -1,4 +1,4 @@
-"""A decoder that crashes or hangs costs one row, which is named; the pass goes on."""
+"""A decoder that crashes or hangs costs one row, which is named; the pass continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decoded-frame cache changes nothing but the time."""
+"""The cache of decoded frames changes only the time."""
 
 from __future__ import annotations
 

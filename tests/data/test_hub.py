@@ -1,4 +1,4 @@
-"""A dataset repository on a hub, served from this machine by the hub's own protocol."""
+"""A dataset repository on a hub, served by this machine under the hub's own protocol."""
 
 from __future__ import annotations
 

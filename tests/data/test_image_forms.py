@@ -1,4 +1,4 @@
-"""Images of every mode, depth, colour space and damage give the colours that are written down."""
+"""Images of every mode, depth, colour space and damage give the colours that were written."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def test_exif_orientation(tmp_path, kind, orientation):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("cut", [1, 5, 9, 14, 20])
 def test_damaged_exif_leaves_the_image_unturned(tmp_path, kind, cut):
-    """Whatever the block says from some byte on, the picture behind it is whole."""
+    """Whatever the block contains from some byte on, the picture after it is intact."""
     data = turned(kind, 1)
     start = data.index(b"MM\0*") if b"MM\0*" in data else data.index(b"II*\0")
     damaged = data[: start + cut] + b"\xff" * (26 - cut) + data[start + 26 :]
@@ -267,7 +267,7 @@ def test_gray_of_unknown_scale_is_refused(tmp_path, values):
 
 @pytest.mark.parametrize("form", ["gray 16", "rgb 8 key", "exif 6", "exif cut", "rgba 8"])
 def test_images_in_memory_go_the_same_way(tmp_path, form):
-    """Benchmarks hand over images that were opened and not yet read."""
+    """Benchmarks pass images that were opened and not yet read."""
     data, colours = PNGS[form]
     image = PIL.Image.open(io.BytesIO(data))
     assert corners(load_rgb({"image": image})) == list(colours)

@@ -1,4 +1,4 @@
-"""Reading a large JSON file row by row: faults stay in their rows, and say where they are."""
+"""Reading a large JSON file row by row: a fault costs only its row and states its position."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kill -9 during the media pass; the same call then goes on and ends with the same manifests."""
+"""kill -9 during the media pass; the same call then continues and writes the same manifests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ write_manifests(Parameters.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
 
 
 def count_opened(monkeypatch, end_after: int | None = None) -> list[str]:
-    """The media that the pass opens from now on; `end_after` so many it is interrupted."""
+    """The media that the pass opens from now on; it is interrupted after `end_after` of them."""
     opened: list[str] = []
     real = check.run_isolated
 
@@ -120,7 +120,7 @@ def test_killed_media_pass_goes_on(good_source, tmp_path, monkeypatch):
 
 
 def test_what_could_not_be_read_is_tried_again(good_source, tmp_path, monkeypatch):
-    """Size and time of a file say nothing about a permission or a network that were missing."""
+    """Size and time of a file say nothing about a missing permission or network."""
     failing = {"pictures/1.png", "pictures/2.png"}
     real = check._in_parallel
 
@@ -140,7 +140,7 @@ def test_what_could_not_be_read_is_tried_again(good_source, tmp_path, monkeypatc
 
 
 def test_facts_of_an_older_rule_are_found_again(tmp_path, vision, monkeypatch):
-    """Facts that were found before videos were turned upright, say, must not be taken over."""
+    """Facts of an older rule, such as before videos were turned upright, are not reused."""
     write_picture(tmp_path / "a.png")
     log = check.MediaLog(tmp_path / "media.jsonl")
     log.add([inspect(tmp_path, "a.png", "image", vision)])

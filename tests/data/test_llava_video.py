@@ -1,4 +1,4 @@
-"""LLaVA-Video-178K's replies: which option they choose."""
+"""LLaVA-Video-178K's replies: which option they select."""
 
 from __future__ import annotations
 

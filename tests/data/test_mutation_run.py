@@ -1,4 +1,4 @@
-"""The mutation run's short form; `mutation_run.py --files 20000` is the long one."""
+"""The short form of the mutation run; `mutation_run.py --files 20000` is the long one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUICK = [clip for clip in CLIPS if clip.codec in ("mpeg4", "mpeg2video", "flv")]
 
 @pytest.fixture
 def few_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that are encoded quickly."""
+    """The clips that are encoded quickly."""
     monkeypatch.setattr("mutations.CLIPS", QUICK)
     monkeypatch.setattr(evaluation_run, "STAND_INS", FEW)
 

@@ -1,4 +1,4 @@
-"""Clips that a phone stored lying on their side: decoded upright, with the upright size."""
+"""Clips that a phone stored sideways are decoded upright, with the upright size."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TURNS = {  # matrix -> what happens to the stored picture, by an independent rul
 
 
 def marked(width: int = 96, height: int = 64) -> np.ndarray:
-    """Black, with a white top left and a red top right quarter: no turn leaves it as it is."""
+    """Black, with a white top left and a red top right quarter: every turn changes it."""
     picture = np.zeros((height, width, 3), dtype=np.uint8)
     picture[: height // 2, : width // 2] = 255
     picture[: height // 2, width // 2 :, 0] = 255

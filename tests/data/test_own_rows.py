@@ -1,4 +1,4 @@
-"""Questions in anyone's own table: obvious columns are read, faults are named by their row."""
+"""Questions in a user's own table: obvious columns are read, faults are named by their row."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_broken_line_of_a_csv_is_one_reject(tmp_path: Path) -> None:
 
 
 def test_a_csv_with_a_quote_that_nothing_closes_is_refused(tmp_path: Path) -> None:
-    """It hides the rows after it, whose number nobody knows."""
+    """It hides an unknown number of rows after it."""
     (tmp_path / "q.csv").write_text('question,answer,image\n"What?,x,a.png\nWhat?,x,a.png\n')
     with pytest.raises(DataError, match="row 1, which starts in line 2, does not end"):
         collect([tmp_path / "q.csv"], tmp_path)

@@ -22,7 +22,7 @@ from sf.stages import prepare
 
 
 class Figures(SimpleNamespace):
-    """Takes the figures that a stage reports."""
+    """Collects the figures that a stage reports."""
 
     def summary(self, values: dict[str, float]) -> None:
         self.values = values
@@ -85,7 +85,7 @@ HOSTILE = (
 
 
 def test_text_of_a_row_is_only_text_on_the_card(tmp_path):
-    """No tag, link, picture, cell or escape sequence of a row's text becomes one of the page."""
+    """No tag, link, picture, cell or escape sequence in a row's text takes effect on the page."""
     write_picture(tmp_path / "data/pictures/0.png")
     row = record(0, problem=HOSTILE, options=[f"A. {HOSTILE}", "B. blue"], data_source=HOSTILE)
     row["problem_id"] = HOSTILE
@@ -156,7 +156,7 @@ def test_llava_video_layout(tmp_path):
 
 
 def test_llava_video_ids_name_videos_not_questions(tmp_path):
-    """One video has records in the multiple choice and the open file, and several in each."""
+    """A video has records in the multiple-choice and the open-ended file, several in each."""
     root = tmp_path / "data"
     folder = root / "0_30_s_academic_v0_1"
     (folder / "source").mkdir(parents=True)
@@ -201,7 +201,7 @@ def test_benchmark_media_are_kept_out(tmp_path):
 
 
 def test_names_that_the_benchmarks_stage_found_are_looked_for(tmp_path):
-    """Of data in the hub's cache there is no folder, only the stage's list of names."""
+    """Data in the hub's cache have no folder, only the stage's list of names."""
     root, result = tmp_path / "data", tmp_path / "benchmarks"
     write_picture(root / "pictures/video_2564.png")
     write_source(root, [record(0, path="./pictures/video_2564.png")])

@@ -1,4 +1,4 @@
-"""Bad input of every kind: each row with its reason, nothing else lost."""
+"""Bad input of every kind: each row gets its reason, and no other row is lost."""
 
 from __future__ import annotations
 

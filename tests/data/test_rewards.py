@@ -1,4 +1,4 @@
-"""Five rewards, format and correctness on tables of cases, bad answers included."""
+"""Five rewards, format and correctness on tables of cases, including bad answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splitting: stable, stratified, and rows about one media file stay together."""
+"""The split is stable and stratified, and rows about one media file stay together."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ numbers = st.sets(st.integers(0, 5000), max_size=120)
 @given(old=numbers, new=numbers, seed=st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
 def test_added_rows_move_no_row_to_another_side(old, new, seed):
-    """In or out of a full held-out manifest is all that may change."""
+    """Rows can only enter or leave a full held-out manifest."""
     chosen = plan(seed=seed, heldout_rows=10, calibration_rows=10)
     before = sides(split_rows([row(n) for n in sorted(old)], chosen))
     after = sides(split_rows([row(n) for n in sorted(old | new)], chosen))
@@ -143,7 +143,7 @@ def test_a_sample_has_the_size_asked_for(wanted, size):
 
 
 def test_the_hash_is_fixed():
-    """Manifests of today and of next year must agree."""
+    """Manifests written today and next year must agree."""
     assert unit_hash("side", 0, "a.png") == 0.7428830700819945
 
 

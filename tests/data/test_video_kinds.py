@@ -1,4 +1,4 @@
-"""Videos as they come: odd starts, cuts, sizes, rates and colours."""
+"""Real-world videos: unusual starts, cuts, sizes, rates and colours."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_variable_rate_is_sampled_by_time(tmp_path, vision, suffix):
 
 
 def test_seconds_per_grid_of_variable_rate_are_true(tmp_path, vision, processor_2_5):
-    """Sixteen frames in the first second, one a second behind it."""
+    """Sixteen frames in the first second, one a second after it."""
     path = tmp_path / "a.mp4"
     times = [number * 0.0625 for number in range(16)] + [float(n) for n in range(1, 16)]
     with av.open(str(path), "w") as container:

@@ -163,7 +163,7 @@ def test_video_pixels_equal_the_processors_own_resize(processor, vision, tmp_pat
     ],
 )
 def test_exactly_the_chosen_frames_are_decoded(tmp_path, suffix, codec, gop):
-    """Frame n has brightness 4 n, also behind key frames that seeking jumps to."""
+    """Frame n has brightness 4 n, also after the key frames that seeking jumps to."""
     path = write_clip(tmp_path / f"a.{suffix}", 50, codec=codec, gop=gop)
     indices = [0, 3, 17, 30, 31, 49]
     frames, facts = decode_frames(path, indices)

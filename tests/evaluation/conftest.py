@@ -1,4 +1,4 @@
-"""Stand-ins and tiny checkpoints that several tests read; nobody writes into them."""
+"""Synthetic benchmarks and tiny checkpoints that several tests read and none changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An lmms-eval model that answers from a script, and the bounds that fit the stand-ins."""
+"""An lmms-eval model that answers from a script, and pixel bounds for the synthetic benchmarks."""
 
 from __future__ import annotations
 

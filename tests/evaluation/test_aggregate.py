@@ -27,7 +27,7 @@ def test_mean_over_samples_matches_the_binomial_interval() -> None:
 
 
 def test_videos_are_drawn_as_a_whole() -> None:
-    """Ten videos of twenty alike answers: as uncertain as ten samples, not as two hundred."""
+    """Ten videos of twenty equal answers are as uncertain as ten samples, not as two hundred."""
     values = [float(video % 2) for video in range(10) for _ in range(20)]
     units = [f"v{video}" for video in range(10) for _ in range(20)]
     alike = {"videomme": _scores(values, units)}
@@ -39,7 +39,7 @@ def test_videos_are_drawn_as_a_whole() -> None:
 
 
 def test_categories_are_drawn_each_for_itself() -> None:
-    """A category that is all right and one that is all wrong: the macro mean is certain."""
+    """One category all right and one all wrong: the macro mean is certain."""
     scores = {
         "mlvu_dev": [
             SampleScore(float(group == "ego"), group=group)
@@ -53,7 +53,7 @@ def test_categories_are_drawn_each_for_itself() -> None:
 
 
 def test_a_category_of_one_unit_gives_no_interval() -> None:
-    """A zero width would say that the score is certain."""
+    """A width of zero would claim that the score is certain."""
     pair = [SampleScore(value, group="color", unit="p0") for value in (1.0, 0.0)]
     more = [SampleScore(1.0, group="count", unit=unit) for unit in ("p1", "p2")]
     low, high = interval(benchmark_draws(benchmark_named("mme"), {"mme": pair + more}, seed=0))
@@ -94,7 +94,7 @@ def test_draws_depend_on_seed_and_task_alone() -> None:
 
 
 def test_tasks_are_drawn_each_for_itself() -> None:
-    """The mean of two alike tasks is surer than one: other questions are drawn in each."""
+    """The mean of two similar tasks is more certain than one: each draws its own questions."""
     values = _scores([0.0, 1.0] * 50)
     both = {"mmmu_pro_standard": values, "mmmu_pro_vision": values}
     spread = np.std(benchmark_draws(benchmark_named("mmmu_pro"), both, seed=0))

@@ -1,4 +1,4 @@
-"""Everything that runs a checkpoint runs it under the attention that it was trained with."""
+"""Every command runs a checkpoint under the attention that it was trained with."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_p_of_one_is_dense(checkpoints: dict[str, Path], home: Path, tmp_path: P
 def test_answered_samples_are_not_asked_again(
     checkpoints: dict[str, Path], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cut the records in the middle of a line, as a kill does: the rest is asked, nothing else."""
+    """The records are cut in the middle of a line, as by a kill: only the rest is answered."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     changes: dict[str, Any] = {"method": "zipvl", "value": 0.8, "batch_size": 2}
     first = _records(
@@ -269,7 +269,7 @@ def test_generated_tokens_count_up_to_the_end_token(checkpoints: dict[str, Path]
 def test_the_response_cache_needs_the_digest_of_the_weights(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """lmms-eval keys its cache by the arguments: other weights in the folder are other ones."""
+    """lmms-eval's cache key contains the arguments but not the weights in the folder."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoints["qwen2_vl"], folder)
     monkeypatch.setattr("sys.argv", ["lmms-eval", "--use_cache", str(tmp_path / "cache")])

@@ -81,7 +81,7 @@ def test_a_system_does_not_differ_from_itself() -> None:
 
 
 def test_a_sample_that_one_side_leaves_out_stays_paired() -> None:
-    """VideoMMMU leaves an empty open answer out: it counts as wrong, on its own question."""
+    """VideoMMMU leaves out an empty open answer: it counts as wrong, on its own question."""
     tasks = [task.name for task in benchmark_named("video_mmmu").tasks]
     right = {task: [SampleScore(1.0)] * 3 for task in tasks}
     for at in range(3):

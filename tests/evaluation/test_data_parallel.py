@@ -69,7 +69,7 @@ def _finish(process: subprocess.Popen[str]) -> str:
 
 
 def _content(folder: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
-    """The tables, and the samples without what a clock says (a file's, in the digest)."""
+    """The tables, and the samples without values that depend on a clock."""
     result = folder / "result"
     tables = [(result / "tables" / f"{name}.csv").read_bytes() for name in TABLES]
     lines = [json.loads(line) for line in (result / "samples.jsonl").read_text().splitlines()]
@@ -86,7 +86,7 @@ def _records(folder: Path) -> dict[str, list[str]]:
 def alone(
     checkpoints: dict[str, Path], source: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """What one process makes of it."""
+    """The results of a single process."""
     folder = tmp_path_factory.mktemp("alone")
     _finish(_start(checkpoints["qwen2_5_vl"], source, folder))
     return folder

@@ -1,4 +1,4 @@
-"""Bad input: said clearly and at once, and what was done stays."""
+"""Bad input: a clear error at once, and finished work stays."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_full_disk_ends_the_run(
 def test_no_space_for_samples_ends_the_run_and_what_was_done_stays(
     home: Path, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    """The records' file turns into a device that is always full."""
+    """The file of the records becomes a device that is always full."""
     records, kept = tmp_path / "records" / "rank0.jsonl", tmp_path / "kept.jsonl"
     lm = _model(checkpoints, records.parent)
     (task,) = benchmark_named("chartqa").tasks
@@ -105,7 +105,7 @@ def test_no_space_for_samples_ends_the_run_and_what_was_done_stays(
 def test_lost_samples_are_noticed(
     home: Path, stand_ins: tuple[Path, dict[str, list[str]]], tmp_path: Path
 ) -> None:
-    """Fewer replies than requests: lmms-eval zips them and goes on."""
+    """Fewer replies than requests: lmms-eval would zip them and continue."""
 
     class Losing(Scripted):
         def generate_until(self, requests: list[Any]) -> list[str]:

@@ -120,7 +120,7 @@ evaluate.run(evaluate.Parameters(**json.loads(sys.argv[1])), job)
 
 
 def _kill_after_records(command: list[str], records: Path) -> None:
-    """Start a run and kill it hard once it has answered something."""
+    """Start a run and kill it after its first answers."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not (records.is_file() and records.stat().st_size > 2000):

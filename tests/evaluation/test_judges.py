@@ -1,4 +1,4 @@
-"""What a judge would change: no benchmark asks one unless it may, and then those that say so."""
+"""What a judge would change: no benchmark calls one by default, then only those that say so."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_only_the_columns_that_say_so_ask_a_judge(
     monkeypatch: pytest.MonkeyPatch,
     judge: bool,
 ) -> None:
-    """Replies that no parser takes, with a key for a judge that cannot be reached."""
+    """Replies that no parser accepts, with a key for a judge that cannot be reached."""
     home, replies = stand_ins
     asked: set[str] = set()
     current: list[Benchmark] = []

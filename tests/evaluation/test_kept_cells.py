@@ -1,4 +1,4 @@
-"""The cells that a record says were kept are those that attention kept."""
+"""The kept cells in a record are those that attention kept."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_packed_cells_come_back() -> None:
 
 
 def test_a_group_keeps_what_half_of_its_layers_keep() -> None:
-    """Six layers in pairs; the second row is padded, and a first image of it stands before."""
+    """Six layers in pairs; the second row is padded and has another image first."""
     ids = torch.tensor([[7, 7, 7, 7, 1], [0, 1, 7, 1, 7]])
     inputs = {"input_ids": ids, "image_grid_thw": torch.tensor([[1, 4, 4], [1, 2, 2], [1, 2, 2]])}
     config = SimpleNamespace(

@@ -109,7 +109,7 @@ def _every_frame(path: str) -> np.ndarray:
 def test_full_on_videos_equals_transformers_own_path(
     loaded: tuple[Any, Any], tmp_path: Path
 ) -> None:
-    """The processor called with paths and chosen frames of its own, and plain `generate`."""
+    """The processor called with paths and frames that the test chooses, and plain `generate`."""
     model, processor = loaded
     rng = np.random.default_rng(3)
     replies: set[str] = set()
@@ -249,7 +249,7 @@ def test_one_kept_token_is_one_cell_of_the_picture(
 
 
 def test_a_video_is_asked_about_from_its_file(saved: dict[str, Path], tmp_path: Path) -> None:
-    """`sf ask` as a whole: the video is loaded again once the model is known to be LLaVA."""
+    """The whole of `sf ask`: the video is loaded again once the model is known to be LLaVA."""
     path, picture = tmp_path / "clip.mp4", tmp_path / "kept.png"
     write_video(sample_clip(np.random.default_rng(1), rows=3, cols=4, frames=4), path, 1)
     result = ask(

@@ -1,4 +1,4 @@
-"""The built-in class's way of media: what decord cannot read, or hangs on, is one clear error."""
+"""The built-in class's media loading: a file that decord cannot read is one clear error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Missing data: said before any model is loaded, all at once, with the size to download."""
+"""Missing data are reported before any model is loaded, all at once, with download sizes."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _reachable(
     gib: float,
     gated: tuple[str, ...] = (),
 ) -> list[str]:
-    """A hub that knows sizes; the repositories that were fetched and the tasks that were built."""
+    """A hub that knows sizes; records the fetched repositories and the built tasks."""
     done: list[str] = []
     build = available.build_task
     monkeypatch.setattr(constants, "HF_HOME", str(cache))
@@ -238,7 +238,7 @@ def test_what_was_fetched_is_used_without_the_hub_and_at_its_commit(
 def test_a_killed_fetch_goes_on(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the download, where the cache holds a part of the files, and while videos are unpacked."""
+    """In the download, when the cache has some of the files, and while videos are unpacked."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     done = _reachable(monkeypatch, home, tmp_path / "cache", 0.1)
     wanted, videos = [benchmark_named("egoschema")], tmp_path / "cache/egoschema"
@@ -289,7 +289,7 @@ def test_a_benchmark_of_two_repositories_of_which_one_is_there(
 def test_public_repositories_are_asked_for_without_a_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """lmms-eval's `token: True` refuses them where none is set."""
+    """lmms-eval's `token: True` refuses them if no token is set."""
     given = []
 
     class Asked(Exception): ...
@@ -310,7 +310,7 @@ def test_public_repositories_are_asked_for_without_a_token(
 def test_the_disk_that_the_files_go_to_must_have_room(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scratch lies elsewhere; HF_HOME need not be there yet."""
+    """The scratch folder is on another disk; HF_HOME need not exist yet."""
     (tmp_path / "small").mkdir()
     monkeypatch.setenv("HF_HOME", str(tmp_path / "small/not/there"))
     _reachable(monkeypatch, home, tmp_path / "cache", 0.25)
@@ -338,7 +338,7 @@ def test_a_connection_that_fails_lists_what_is_missing(
 def test_videos_that_a_fetch_left_out_are_named(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An archive of which only a part was unpacked."""
+    """An archive that was only partly unpacked."""
     _reachable(monkeypatch, copy, tmp_path / "cache", 0.1)
     monkeypatch.setenv("HF_HOME", str(copy))
     videos = sorted((copy / "egoschema" / "videos").iterdir())
@@ -385,7 +385,7 @@ def test_a_source_says_where_the_data_lie(home: Path, tmp_path: Path) -> None:
 
 
 def test_names_of_media_come_from_the_tables_that_are_evaluated(home: Path, tmp_path: Path) -> None:
-    """Also from the hub's cache, where no folder holds them; a task without says so."""
+    """Also from the hub's cache, which has no folder of them; a task without names is reported."""
     prepare_source(str(home), 0, 0, ["videomme", "chartqa"], VISION, tmp_path, tmp_path)
     names, without = benchmark_names(tmp_path)
     clips = {path.stem for path in (home / "videomme" / "data").glob("*.mp4")}

@@ -1,4 +1,4 @@
-"""What a reader is shown of a benchmark's rows."""
+"""The previews of a benchmark's rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VISION = Vision(
 def test_every_evaluated_row_has_its_question_and_small_pictures(
     home: Path, tmp_path: Path
 ) -> None:
-    """Numbers are those of the rows that count: the first one of ChartQA cannot be read."""
+    """Only evaluated rows are numbered: ChartQA's first one cannot be read."""
     source = Source("folder", str(home), 3, 0, {"chartqa": {0: "damaged"}})
     whole = Source("folder", str(home), 3, 0)
     suites = benchmarks_of(["chartqa", "videomme"])
@@ -69,7 +69,7 @@ def test_of_many_images_a_few_are_shown() -> None:
 def test_of_a_video_evenly_spaced_ones_of_the_models_frames_are_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Small, but by the evaluation's rule of frames; every picture is of the frame it names."""
+    """Small, but by the evaluation's rule; every picture shows the frame that it names."""
     frames = np.arange(9, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 64, 3), np.uint8)
     asked = []
 

@@ -1,4 +1,4 @@
-"""What lmms-eval prints and logs while benchmarks are evaluated."""
+"""What lmms-eval prints and logs during an evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sf.evaluation.run import _printing_to
 
 
 def test_handlers_of_others_are_in_force_again(tmp_path: Path) -> None:
-    """Also after an error; meanwhile all goes to the file alone."""
+    """Also after an error; meanwhile only the file gets the messages."""
     heard: list[str] = []
     handler = logger.add(heard.append, level="DEBUG", format="{message}")
 

@@ -1,4 +1,4 @@
-"""The digest that a record is known by: whatever changes a reply changes it."""
+"""The digest that identifies a record: whatever changes a reply changes it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_video_counts_by_name_size_and_time_of_change(tmp_path: Path) -> None:
 
 
 def test_the_colours_of_a_palette_count() -> None:
-    """Two images with the same indices of other palettes, or another meaning of the same bytes."""
+    """Two images with equal indices but different palettes; equal bytes of different meaning."""
     first, second = (Image.new("P", (4, 2), 1) for _ in range(2))
     first.putpalette([0, 0, 0, 255, 0, 0])
     second.putpalette([0, 0, 0, 0, 0, 255])

@@ -1,4 +1,4 @@
-"""What a process does when it, or another one, fails; the other ones are made up."""
+"""What a process does when it or another one fails; the other processes are simulated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sf.evaluation.rank_sync import AllFailed, answering_together, together
 
 @pytest.fixture
 def others(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
-    """What ranks 1, 2, ... say after this process, rank 0; fill it before a step."""
+    """The messages of ranks 1, 2, ... after that of this process, rank 0; fill it before a step."""
     other_ranks: list[str | None] = []
     monkeypatch.setattr(module, "gathered", lambda own: [own, *other_ranks])
     return other_ranks

@@ -22,7 +22,7 @@ from sf.evaluation.tasks import benchmark_home, build_task, documents
 
 
 def evaluated(home: Path, names: list[str], replies: Any, work: Path, samples: int = 0) -> Any:
-    """Run the `benchmarks` stage's part and the evaluation; source, table and results."""
+    """Run the `benchmarks` stage's part and the evaluation; returns source, table and results."""
     with pytest.warns(UserWarning, match="cannot be read and are left out"):
         source, rows = prepare_source(str(home), samples, 0, names, VISION, work, work)
     source.write(work)
@@ -113,7 +113,7 @@ def test_a_control_token_in_a_question_costs_its_row(copy, stand_ins, tmp_path) 
 
 
 def test_rows_that_the_task_cannot_use_are_named(copy, stand_ins, tmp_path) -> None:
-    """The first row too, which lmms-eval tries when it makes a task; a null, a category."""
+    """Including the first row, which lmms-eval reads when it builds a task; a null; a category."""
 
     def lose(values: list[Any]) -> None:
         values[0] = None

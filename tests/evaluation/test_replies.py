@@ -1,4 +1,4 @@
-"""What a reply answers, and whether it is right."""
+"""Which answer a reply gives, and whether it is right."""
 
 from __future__ import annotations
 

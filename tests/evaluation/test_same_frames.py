@@ -1,4 +1,4 @@
-"""Training, calibration and the benchmarks look at the same frames, pixels and time stamps."""
+"""Training, calibration and the benchmarks use the same frames, pixels and time stamps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VISUAL = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
 
 def write_brightening_clip(path: Path) -> None:
-    """Frame n is 5 n bright, and there are more frames than the rule takes."""
+    """Frame n has brightness 5 n, and there are more frames than the rule takes."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=RATE)
         stream.width, stream.height, stream.pix_fmt = 84, 56, "yuv420p"
@@ -116,7 +116,7 @@ def test_all_paths_see_the_same_video(
 def test_the_other_way_of_sampling_is_seen(
     checkpoints: dict[str, Path], clips: Path, tmp_path: Path
 ) -> None:
-    """The test above can fail: lmms-eval's own way spreads frames to the last one."""
+    """The test above can fail: lmms-eval's own sampling spreads frames to the last one."""
     made = {}
     for media in ("training", "lmms_eval"):
         lm = SparseChatModel(str(checkpoints["qwen2_5_vl"]), **BOUNDS, media=media)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Scores come from lmms-eval, and the samples' shares form them."""
+"""Scores come from lmms-eval, and the shares of the samples add up to them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_wrong_replies_score_nothing(stand_ins: tuple[Path, Replies], evaluated:
 def test_mixed_replies_agree_with_lmms_eval(
     stand_ins: tuple[Path, Replies], evaluated: Evaluated
 ) -> None:
-    """`evaluate_benchmarks` compares; the mix is such that no category is all or nothing."""
+    """`evaluate_benchmarks` compares; in the mix no category is all right or all wrong."""
     rng = np.random.default_rng(0)
     mixed = {
         task: [reply if rng.random() < 0.5 else "B" for reply in replies]

@@ -1,4 +1,4 @@
-"""What each figure of an evaluation's tables is of."""
+"""Which samples each figure of an evaluation's tables describes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ratio(at: int) -> float:
 
 
 def result(name: str, values: dict[str, list[float]]) -> BenchmarkResult:
-    """Samples whose costs grow with their number; the third reply of a task is unmatched."""
+    """Samples whose costs grow with their number; the third reply of each task is unmatched."""
     samples = {
         task: [
             Sample(

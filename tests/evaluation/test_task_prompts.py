@@ -1,7 +1,7 @@
-"""Snapshots of what lmms-eval asks and how it reads replies: an upgrade must show here first.
+"""Snapshots of lmms-eval's prompts and parsers, so that an upgrade's changes show here first.
 
-`SF_WRITE_SNAPSHOTS=1 pytest tests/evaluation/test_task_prompts.py` writes them anew from the
-same rows.
+`SF_WRITE_SNAPSHOTS=1 pytest tests/evaluation/test_task_prompts.py` writes them again from the same
+rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PARTS = [task for col in (*BENCHMARKS, *EXTRA) for task in col.tasks]
 
 
 def _forms(reply: str) -> list[str]:
-    """Ways in which models put the same reply, and two that say nothing."""
+    """Forms in which models give the same reply, and two without an answer."""
     return [
         reply,
         f"{reply}.",
@@ -39,7 +39,7 @@ def _forms(reply: str) -> list[str]:
 
 
 def _read(name: str, found: dict[str, Any] | None = None) -> Any:
-    """A snapshot; written first where that is asked for."""
+    """A snapshot, written first if requested."""
     path = SNAPSHOTS / name
     if found is not None and os.environ.get("SF_WRITE_SNAPSHOTS"):
         path.parent.mkdir(exist_ok=True)

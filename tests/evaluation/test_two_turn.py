@@ -1,4 +1,4 @@
-"""The second question after the first turn's cache was pruned."""
+"""The second question after the cache of the first turn was pruned."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_whole_retention_is_dense_in_every_arm_and_dense_is_generate(
 
 @torch.no_grad()
 def test_pruned_equals_the_training_form(loaded: tuple[Any, Any], rows: list[Row]) -> None:
-    """One forward without a cache over prompt, continuation and reply, under the same kept sets."""
+    """One forward pass without a cache over prompt, continuation and reply, same kept sets."""
     model, processor = loaded
     compared = 0
     for pair in pairs_of(rows, 9):

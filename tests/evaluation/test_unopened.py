@@ -27,7 +27,7 @@ DECODE, CAPTURE = Image.decode_example, cv2.VideoCapture
 
 @pytest.fixture
 def ask(checkpoints: dict[str, Path], copy: Path, tmp_path: Path, monkeypatch) -> Any:
-    """Evaluate a task as lmms-eval does by itself; replies and token ratios by row."""
+    """Evaluate a task as lmms-eval does on its own; returns replies and token ratios by row."""
     from lmms_eval.evaluator import evaluate
 
     monkeypatch.setattr(readable, "decode_by_loader", lambda task: None)
@@ -108,7 +108,7 @@ def test_a_video_that_is_not_there(ask, copy) -> None:
 
 
 def test_a_video_on_which_opencv_hangs(ask, copy, tmp_path, monkeypatch) -> None:
-    """VideoMME's subtitles are chosen by what OpenCV says about the video."""
+    """VideoMME's subtitles depend on what OpenCV reports about the video."""
     monkeypatch.setattr(opencv_properties, "properties", isolated_calls.hang)
     monkeypatch.setattr(video_capture, "time_limit_s", lambda path: 0.5)
     video_capture._properties.cache_clear()

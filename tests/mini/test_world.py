@@ -1,4 +1,4 @@
-"""The mini world: what is asked is what is shown, and nothing depends on anything but the seed."""
+"""The mini world: questions match what is shown, and everything depends only on the seed."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def tensors(config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
 def write(
     folder: Path, parts: int = 3, dtype: torch.dtype = torch.float32, **changes: Any
 ) -> dict[str, Tensor]:
-    """Write a checkpoint; its weights."""
+    """Write a checkpoint; returns its weights."""
     tokenizer = train_tokenizer(CORPUS)
     config = config_json(**{"vocab_size": len(tokenizer) + 12, **changes})
     weights = {name: tensor.to(dtype) for name, tensor in tensors(config).items()}
@@ -139,7 +139,7 @@ def write(
 
 
 def write_weights(folder: Path, weights: dict[str, Tensor], parts: int) -> None:
-    """In `parts` files with an index, or in one."""
+    """Write weights to `parts` files with an index, or to one file."""
     names = sorted(weights)
     if parts == 1:
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -161,7 +161,7 @@ class Reference:
         self.weights, self.config = {n: w.float() for n, w in weights.items()}, config
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        """A linear layer, with a bias where there is one."""
+        """A linear layer, with its bias if it has one."""
         return functional.linear(
             x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
         )

@@ -1,4 +1,4 @@
-"""`sf convert` on broken inputs, after a kill, and where something is in its way."""
+"""`sf convert` on broken inputs, after a kill, and with an existing target."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _settings(**changes: Any) -> Any:
 
 
 def _elsewhere(folder: Path) -> None:
-    """The index names another file for one tensor than the one that holds it."""
+    """For one tensor, the index names another file than the one that holds it."""
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     places = index["weight_map"]
@@ -173,7 +173,7 @@ def test_grids_in_all_spellings(source: Path, tmp_path: Path) -> None:
 
 
 class _Killed(BaseException):
-    """What a kill looks like to a process that cannot react."""
+    """A kill, to which a process cannot react."""
 
 
 def test_a_killed_conversion_goes_on(

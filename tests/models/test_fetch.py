@@ -102,7 +102,7 @@ def test_a_folder_without_weights_is_refused(tiny, checkpoint, tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, tiny, checkpoint, tmp_path):
-    """A hub that counts what it is asked, and can be cut off."""
+    """A hub that counts requests and can be cut off."""
     import httpx
     import huggingface_hub
     from huggingface_hub import constants

@@ -1,4 +1,4 @@
-"""Checkpoints from hostile or broken places: one clear error, and no code is run."""
+"""Checkpoints from hostile or broken sources: one clear error, and no code is run."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ PROCESSORS: dict[str, Callable[[Path], object]] = {
 
 
 def planted(saved: Path, tmp_path: Path, spoil: Callable[[Path], object]) -> tuple[Path, Path]:
-    """A spoilt copy beside code that a loader could find; and the mark that it would leave."""
+    """A damaged copy beside code that a loader could find, and the mark that it would leave."""
     folder, mark = tmp_path / "inner" / "model", tmp_path / "executed"
     folder.mkdir(parents=True)
     for path in saved.iterdir():

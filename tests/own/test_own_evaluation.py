@@ -1,4 +1,4 @@
-"""`sf evaluate` on an own model and own questions."""
+"""`sf evaluate` on a user's model and questions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(files: Path) -> Path:
-    """Of the whole evaluation, with a picture."""
+    """The result of the whole evaluation, with a picture."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(files)
         return evaluate(asked_of(files), replace(SMALL, pictures=1), output=files / "result")

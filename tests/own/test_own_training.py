@@ -1,4 +1,4 @@
-"""`sf train` on an own model and own questions."""
+"""`sf train` on a user's model and questions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sf.own.training import train
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
-    """A checkpoint and ten questions about as many pictures."""
+    """A checkpoint and ten questions about ten pictures."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     lines = ["question,answer,image"]

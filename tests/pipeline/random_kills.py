@@ -50,9 +50,9 @@ def copy_checkout(folder: Path) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """PYTHONPATH: the copy's code is run, not the checkout's that the tests are installed from.
+    """Variables with which the copy's code runs (PYTHONPATH), not the installed checkout's.
 
-    Python may keep bytecode, as it does for users: else every job compiles `sf` anew.
+    Python may write bytecode, as for users; otherwise every job would compile `sf` again.
     """
     dropped = (
         *("MLFLOW_", "SNAKEMAKE_", "SLURM_", "HF_HUB_OFFLINE", "PYTEST_"),
@@ -64,7 +64,7 @@ def environment() -> dict[str, str]:
 
 
 def last_attempt(folder: Path, output: str) -> tuple[float, bool]:
-    """When the last attempt at a job began, 0 before any, and whether it has ended by itself."""
+    """When the last attempt at a job began (0 before any), and whether it ended by itself."""
     path = folder / Path(output).parent / f".{Path(output).name}.work" / "attempt.json"
     try:
         attempt = json.loads(path.read_text())
@@ -167,7 +167,7 @@ def outputs_of(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    """Run the trial and print a line a kill."""
+    """Run the trial and print a line per kill."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engine", choices=ENGINES, default="snakemake")
     parser.add_argument("--kills", type=int, default=30)

@@ -55,7 +55,7 @@ PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str | None:
-    """Why Slurm cannot be started here; None where it can."""
+    """Why Slurm cannot be started here; None if it can."""
     absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
     if absent:
         return f"no {', '.join(absent)}: install slurmctld, slurmd, slurm-client and munge"

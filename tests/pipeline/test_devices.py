@@ -1,4 +1,4 @@
-"""Jobs on one machine share its GPUs: each has its own, and waits where none is free."""
+"""Jobs on one machine share its GPUs: each has its own, and waits if none is free."""
 
 from __future__ import annotations
 

@@ -86,21 +86,21 @@ def run(folder: Path, *words: str) -> str:
 
 
 def planned(folder: Path, output: str | None = None) -> set[str]:
-    """The jobs that Snakemake would run now, or by the output of a dry run."""
+    """The jobs that Snakemake would run now, or those in the output of a dry run."""
     output = output or run(folder, "snakemake", "-n", "--cores", "2")
     names = {job.name for job in jobs(load_params(folder / "params.yaml"))}
     return {name for name in names if f"rule {name}:" in output}
 
 
 def changed_in_dvc(folder: Path) -> set[str]:
-    """The rules that DVC holds to be changed, once the jobs' files are written."""
+    """The rules that DVC considers changed, after the jobs' files are written."""
     run(folder, "python", "-m", "workflow.resolve")
     status = json.loads(run(folder, "dvc", "status", "--json"))
     return {name.split("@")[0] for name in status} - {"resolve", "code"}
 
 
 def set_value(folder: Path, dotted: str, value: object) -> str:
-    """Change one parameter; the text of params.yaml before."""
+    """Change one parameter; returns the earlier text of params.yaml."""
     path, yaml = folder / "params.yaml", YAML()
     before = path.read_text()
     params = yaml.load(before)
@@ -117,7 +117,7 @@ def set_value(folder: Path, dotted: str, value: object) -> str:
 
 
 def test_snakemake_survives_kills_in_every_stage_and_finishes(checkout: Path) -> None:
-    """DVC's undisturbed run, below, must make the same tables."""
+    """DVC's undisturbed run, below, must write the same tables."""
     specs = jobs(load_params(checkout / "params.yaml"))
     first = {spec.stage.run: spec.output for spec in reversed(specs)}
     chosen = [spec.output for spec in specs if spec.output in first.values()]

@@ -1,4 +1,4 @@
-"""`sf plan`: which jobs a table needs, what is made already, what the rest costs."""
+"""`sf plan`: the jobs of a table, existing results, and the cost of the rest."""
 
 from __future__ import annotations
 

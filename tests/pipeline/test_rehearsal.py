@@ -1,4 +1,4 @@
-"""`sf rehearse`: the bill of a study, and what in it will not work, before anything runs."""
+"""`sf rehearse`: the cost of a study, and its errors, before anything runs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def rehearsed(
 
 
 def unchanged(values: dict[str, Any]) -> None:
-    """Nothing is planted."""
+    """Plant nothing."""
 
 
 def set_to(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -85,7 +85,7 @@ def test_the_shapes_keep_their_number_of_weights() -> None:
 
 
 def test_the_bill_has_the_jobs_of_the_engines() -> None:
-    """And the sums of their hours by hand."""
+    """And the sums of their hours, added by hand."""
     params = validated(Params, scale_values("single_gpu", FOLDER))
     specs = jobs(params)
     shapes = {model: shape_of(spec) for model, spec in params.base.items()}

@@ -1,4 +1,4 @@
-"""The table of stages: no drift to dvc.yaml, the same commands in both engines, declared code."""
+"""The table of stages: dvc.yaml matches, both engines run the same commands, code is declared."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_study_without_training_has_all_other_jobs() -> None:
 
 
 def checkout(folder: Path, scale: str, tables: str = "[]") -> Params:
-    """What DVC reads of a checkout, with a study's parameters."""
+    """The part of a checkout that DVC reads, with a study's parameters."""
     subprocess.run(["git", "init", "-q", str(folder)], check=True)
     subprocess.run(["cp", "-r", ROOT / ".dvc", ROOT / "dvc.yaml", folder], check=True)
     text = render_scale(scale, ROOT / "params").replace("tables: []", f"tables: {tables}")
@@ -294,7 +294,7 @@ def test_what_lies_on_a_hub_is_fetched_by_jobs_of_their_own_that_need_no_gpu() -
 
 
 def test_only_what_computes_on_a_gpu_holds_one() -> None:
-    """Of the base models those that are trained here, whatever `resources` gives all stages."""
+    """Of the base models, only those trained here, whatever `resources` gives all stages."""
     params = load_scale("paper")
     everyone = params.resources["default"]
     assert everyone.gpus == 1
@@ -308,7 +308,7 @@ def test_only_what_computes_on_a_gpu_holds_one() -> None:
 
 @pytest.mark.parametrize("scale", ["paper", "single_gpu", "mini"])
 def test_benchmarks_and_calibration_see_the_evaluations_pixels(scale: str) -> None:
-    """Held-out rows keep those of training; `prepare` opens media under both."""
+    """Held-out rows use those of training; `prepare` opens media under both."""
     params = load_scale(scale)
     training = params.vision.model_dump()
     evaluation = {**training, "image_max_pixels": 7 * 28**4, "video_max_frames": 77}

@@ -1,4 +1,4 @@
-"""`sf status`: of each result whether it holds, and what changed where it does not."""
+"""`sf status`: whether each result is valid, and if not, what changed."""
 
 from __future__ import annotations
 

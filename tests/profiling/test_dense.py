@@ -1,4 +1,4 @@
-"""The dense side is the fastest dense attention there is, and says which one."""
+"""The dense side is the fastest dense attention available, and names it."""
 
 from __future__ import annotations
 

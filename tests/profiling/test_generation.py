@@ -1,4 +1,4 @@
-"""A decode loop over random keys and values is the one that a prefill starts."""
+"""A decode loop over random keys and values equals the one after a prefill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The device that was asked for, what it is, and whether it was held back or busy."""
+"""The requested device, its description, and whether it was throttled or busy."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_busy_cpu_is_noted(load: float, busy: bool, monkeypatch: pytest.Monkey
 def test_a_busy_gpu_is_noted(
     used_gib: float, percent: int, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The counters are made; a CPU has none."""
+    """The counters are made up, because a CPU has none."""
     total = 140 * 2**30
     facts = SimpleNamespace(name="made", major=9, minor=0)
     for name, value in (
@@ -92,7 +92,7 @@ def test_nvidia_smi_is_read() -> None:
 
 @pytest.mark.parametrize("refused", hardware.REASONS)
 def test_drivers_of_both_names_are_asked(refused: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reasons' name changed: newer drivers may not know the old one, nor older the new one."""
+    """The field was renamed: newer drivers may not know the old name, nor older ones the new."""
     asked: list[str] = []
 
     def answer(command: list[str], **given: Any) -> Any:

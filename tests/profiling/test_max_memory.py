@@ -1,4 +1,4 @@
-"""The search for what fits, and what stops a try."""
+"""The search for the largest values that fit, and what ends a trial."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_stated_limit_bounds_a_cpu() -> None:
 
 
 def test_both_limits_of_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A made memory that holds 1000 tokens of the full side and 4000 of the sparse one."""
+    """A simulated memory that holds 1000 tokens of the full side and 4000 of the sparse one."""
     from sf.profiling import measurement
 
     asked: list[tuple[int, int]] = []

@@ -128,7 +128,7 @@ def test_the_dense_side_gives_the_tokens_of_plain_generate(subject: Subject) -> 
 
 @dataclass(frozen=True)
 class Broken(Policy):
-    """Fails in the middle of a forward."""
+    """Fails in the middle of a forward pass."""
 
     def keep(self, scores: Scores, layer: int) -> torch.Tensor:
         raise KeyError
@@ -136,7 +136,7 @@ class Broken(Policy):
 
 @dataclass(frozen=True)
 class Greedy(Policy):
-    """Asks for more memory than there is."""
+    """Requests more memory than there is."""
 
     needs_scores: ClassVar[bool] = False
 

@@ -98,7 +98,7 @@ def test_another_folder_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_only_pruned_caches_are_decoded_in_the_loop() -> None:
-    """Twilight attends in its own way while it decodes: the loop would compute something else."""
+    """Twilight has its own attention in decoding; the loop would compute something else."""
     model = load_subject("tiny", Path(), "float32", "cpu", seed=0).model
     work = Workload(model, text_inputs(model, 1, 64, 0), 2)
     sides = {name: build(name) for name in ("zipvl", "fastv", "twilight", "minference")}
@@ -107,7 +107,7 @@ def test_only_pruned_caches_are_decoded_in_the_loop() -> None:
 
 
 def test_points_are_continued_for_the_very_same_request_only(tmp_path: Path) -> None:
-    """Whatever changes a measured point; other lengths are points beside it."""
+    """Every argument that changes a measurement starts a new folder, except further lengths."""
     shares = tmp_path / "layers.csv"
     shares.write_text("layer,token_ratio\n0,0.5\n1,0.25\n")
     first = Request(

@@ -1,4 +1,4 @@
-"""Pictures of a profile say by themselves what they show."""
+"""Pictures of a profile are understandable by themselves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def words(fig: Figure) -> str:
-    """Everything that is written in a picture."""
+    """All text in a picture."""
     from matplotlib.text import Text
 
     return " | ".join(text.get_text() for text in fig.findobj(Text) if text.get_text())

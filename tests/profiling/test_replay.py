@@ -52,7 +52,7 @@ def test_a_layer_keeps_its_recorded_share() -> None:
 
 
 def test_the_best_tokens_are_kept() -> None:
-    """Those of top-k with one fewer, and the last."""
+    """Those of top-k with one fewer, and the last token."""
     model = load_subject("tiny", Path(), "float32", "cpu", seed=0).model
     kept = []
     for policy in (TopK(ratio=26 / 90), LayerShares(shares=(0.3, 0.3, 0.3))):

@@ -1,4 +1,4 @@
-"""From when to when a prefill and a token are timed, on a clock of the test's own."""
+"""The start and end of the times of a prefill and of a token, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Model(nn.Module):
 
 
 class FakeClock:
-    """Time passes when a test says so."""
+    """Time passes only when a test advances it."""
 
     def __init__(self, _: Any = None) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""A video of growing length through the real processor and vision tower."""
+"""A video of increasing length through the real processor and vision tower."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_llava_needs_its_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "billions"), [("qwen2-vl-7b", 0.67), ("qwen2.5-vl-7b", 0.68), ("qwen2.5-vl-3b", 0.67)]
 )
 def test_real_shapes_have_their_tower(name: str, billions: float) -> None:
-    """Built without memory; the whole 7B is then 8.29 billion, the 3B 3.75."""
+    """Built without memory; the whole 7B has 8.29 billion weights, the 3B 3.75."""
     model = load_subject(name, Path(), "bfloat16", "meta", seed=0).model
     size = sum(part.numel() for part in model.model.visual.parameters())
     assert size / 1e9 == pytest.approx(billions, abs=0.01)

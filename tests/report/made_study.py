@@ -41,7 +41,7 @@ def stamp(folder: Path, stage: str, **parameters: Any) -> None:
 
 
 def answers(accuracy: dict[float, float], ratio: dict[float, float]) -> pd.DataFrame:
-    """Rows of which exactly the asked share is right: the easy ones."""
+    """Rows of which exactly the requested share is right, the easy ones first."""
     rng = np.random.default_rng(0)
     noise = rng.normal(0.0, 0.02, ROWS)
     return pd.DataFrame(

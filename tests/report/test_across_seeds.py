@@ -1,4 +1,4 @@
-"""Objectives over training seeds, on curves whose figures are known."""
+"""Objectives over training seeds, on curves with known figures."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_seeds_give_mean_range_and_a_wider_interval() -> None:
 
 
 def alike(accuracy: float) -> pd.DataFrame:
-    """A model to which all questions are equally hard, so that only training seeds differ."""
+    """A model for which all questions are equally hard, so that only training seeds differ."""
     return BEFORE.assign(correct=accuracy)
 
 

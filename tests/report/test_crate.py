@@ -1,4 +1,4 @@
-"""The RO-Crate of a report: what it names is there."""
+"""The RO-Crate of a report: the files that it names exist."""
 
 from __future__ import annotations
 

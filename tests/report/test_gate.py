@@ -1,4 +1,4 @@
-"""What is said about the dense row before measured figures stand beside published ones."""
+"""What the report says about the dense row above measured and published figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VISION = {
 
 
 def write(root: Path, shift: dict[str, float], *, rows: int = 0, **zipvl: object) -> Study:
-    """Real data; the dense row is the published one, but for `shift` (points of 100)."""
+    """Real data; the dense row equals the published one except for `shift` (points of 100)."""
     study = Study(root, (MODEL,), ("full", "zipvl"), (), ("all",))
     given = {"source": "hub", "samples": rows}
     made_study.stamp(root / "benchmarks", "benchmarks", benchmarks=given)

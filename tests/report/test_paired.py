@@ -16,7 +16,7 @@ SUITES = ("chartqa", "textvqa_val")
 
 
 def write(folder: Path, right: dict[str, int], *, source: str = "q") -> None:
-    """A finished evaluation: 60 questions a benchmark, of which the first so many are right."""
+    """A finished evaluation with 60 questions per benchmark, the first ones right."""
     made_study.write_scores(folder, 0.5, 1.0)
     for suite, count in right.items():
         lines = [

@@ -1,4 +1,4 @@
-"""Pictures: written whole, the same each time, readable."""
+"""Pictures are written atomically, the same each time, and readable."""
 
 from __future__ import annotations
 

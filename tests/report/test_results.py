@@ -1,4 +1,4 @@
-"""Which results a report reads, and what they say of themselves."""
+"""Which results a report reads, and what their stamps say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results cards: the figures of the tables, and where they are from."""
+"""Results cards: the figures of the tables, and their sources."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def sample(number: int, score: float, reply: str, source: str = "") -> dict[str,
 
 
 def write(root: Path) -> Study:
-    """Two rows: dense is right where sparse is wrong in question 0; 2 was asked otherwise."""
+    """Two rows: in question 0 dense is right and sparse wrong; question 2 differs between them."""
     answers = {
         "full": [sample(0, 1.0, SCRIPT), sample(1, 1.0, "4"), sample(2, 1.0, "5")],
         "zipvl": [sample(0, 0.0, "sparse"), sample(1, 0.6, "4"), sample(2, 0.0, "6", "other")],
@@ -115,7 +115,7 @@ def test_a_study_without_samples_has_no_page(tmp_path: Path) -> None:
 
 
 def body_of(study: Study, folder: Path, choice: str) -> tuple[str, str]:
-    """The page as Chromium has it when it shows a choice, and what lies in its <main>."""
+    """The page in Chromium after a selection, and the content of its <main>."""
     samples_sections(study, folder / "report")
     assert CHROMIUM is not None
     options = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000")

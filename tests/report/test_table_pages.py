@@ -1,4 +1,4 @@
-"""The page of a paper table: what each cell says, its files, and that text stays text."""
+"""The page of a paper table: its cells and files, and that text stays text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODEL = "qwen2.5-vl-7b"
 
 
 def page(target: str, study: Study, rows: list[Row], folder: Path) -> dict[str, Any]:
-    """The content of a table, once written."""
+    """Write a table's page; returns its content."""
     write_table_page(target, study, rows, folder, f"snakemake --cores all {target}")
     content: dict[str, Any] = json.loads((folder / f"{target}.json").read_text(encoding="utf-8"))
     return content

@@ -1,4 +1,4 @@
-"""The sweep of training settings: its settings can be trained, its table says what was measured."""
+"""The sweep of training settings: its settings can be trained, its table shows the measurements."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sf.provenance import ROOT
 
 @pytest.fixture(scope="module")
 def sweeping() -> Iterator[Any]:
-    """The script as `python benchmarks/training_settings.py` finds it."""
+    """The script as `python benchmarks/training_settings.py` runs it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         yield importlib.import_module("training_settings")
 
 
 def test_every_setting_is_one_of_its_kind_and_can_be_trained(sweeping: Any) -> None:
-    """Names and combinations are those that the stage takes; no two settings are the same run."""
+    """The stage accepts their names and combinations; no two settings are the same run."""
     sweep = sweeping.Sweep("mini", 4, only_finished=True)
     rows = sweep.params.trained
     assert list(rows) == list(sweeping.SETTINGS)
@@ -35,7 +35,7 @@ def test_every_setting_is_one_of_its_kind_and_can_be_trained(sweeping: Any) -> N
 
 
 def measured(sweeping: Any, right: dict[float, int], image: float) -> Any:
-    """Ten questions; of them so many are right at each p, whose token ratio is p / 2 below 1."""
+    """Ten questions, some of them right at each p; the token ratio is p / 2 for p below 1."""
     lines = [
         {
             "retention_p": p,

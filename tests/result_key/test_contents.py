@@ -1,4 +1,4 @@
-"""Files are read by content, once; records that are damaged do not count."""
+"""Files are read by content, once; damaged records do not count."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_flipped_bytes_of_an_input_are_an_error_that_names_the_file(
 def test_a_file_written_this_moment_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its times may not move with the next change: file systems count in steps."""
+    """Its times may stay the same after the next change: file systems count in steps."""
     file = tmp_path / "rows.json"
     file.write_text("[1]")
     known = contents.Contents(tmp_path / contents.CACHE)

@@ -59,7 +59,7 @@ def dotted(name: str) -> str:
 
 
 def run(code: str, given: object, folder: Path) -> list[list[Any]]:
-    """What a Python process prints: lines of JSON."""
+    """The JSON lines that a Python process prints."""
     result = subprocess.run(
         [sys.executable, "-c", code],
         input=json.dumps(given),
@@ -106,7 +106,7 @@ def test_all_data_of_the_package_count_for_some_stage() -> None:
 
 
 def test_boundaries_between_stages_hold() -> None:
-    """What would cost a training run without deciding one."""
+    """Modules that would cost a training run without affecting one."""
     trained = stage_code("train").modules
     for part in ("sf/report/", "sf/evaluation/", "sf/baselines/", "sf/profiling/", "sf/mini/"):
         assert {name for name in trained if name.startswith(part)} <= {"sf/report/__init__.py"}

@@ -1,4 +1,4 @@
-"""What a killed base training goes on from is whole, or is made again."""
+"""A killed training of the base model continues from a complete state, or starts again."""
 
 from __future__ import annotations
 

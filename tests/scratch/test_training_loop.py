@@ -1,4 +1,4 @@
-"""Training from nothing learns, and a killed run ends where an uninterrupted one does."""
+"""Training from scratch learns, and a killed run ends where an uninterrupted one does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ READING = (CurriculumPhase(1.0, ("digit", "letter"), 0.0, 0.5),)
 
 
 class Killed(Exception):
-    """Stands for the end of the process."""
+    """Replaces the end of the process."""
 
 
 def setup_training(vision, steps: int):

@@ -1,4 +1,4 @@
-"""The server: concurrent clients get what they get alone; bad requests are one clear error."""
+"""The server: concurrent clients get the replies they get alone; a bad request is one error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RATIO = 0.25
 
 
 def picture(number: int) -> str:
-    """A data URL of a scene whose size differs from number to number."""
+    """A data URL of a scene whose size depends on the number."""
     rng = np.random.default_rng(number)
     image = render(sample_scene(rng, rows=2 + number % 3, cols=3))
     stream = io.BytesIO()
@@ -77,7 +77,7 @@ def engine(served: Served) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def client(served: Served, engine: Engine) -> Iterator[httpx.Client]:
-    """Of a server on a real socket."""
+    """A client of a server on a real socket."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(build_app(served, engine), log_level="error"))
@@ -128,7 +128,7 @@ def streamed(client: httpx.Client, request: dict[str, Any]) -> tuple[str, dict[s
 def test_concurrent_clients_get_what_they_get_alone(
     client: httpx.Client, served: Served, engine: Engine
 ) -> None:
-    """Eight at a time on four slots, half of them streaming, prompts and limits of all lengths."""
+    """Eight at a time on four slots, half of them streaming, with various prompts and limits."""
     requests = [body(number) for number in range(8)]
     expected = [alone(served, request) for request in requests]
     assert len({text for text, _ in expected}) == 8

@@ -1,4 +1,4 @@
-"""Ranks as children of a process that has imported everything: an import costs seconds a rank.
+"""Ranks forked from a process that has imported everything: an import costs seconds per rank.
 
 torchrun itself is tested in tests/pipeline/test_launch.py.
 """

@@ -1,4 +1,4 @@
-"""MoBA and NSA as objectives: loss and gradient, resumption, the checkpoint that comes of it."""
+"""MoBA and NSA as objectives: loss and gradient, resumption, the resulting checkpoint."""
 
 from __future__ import annotations
 

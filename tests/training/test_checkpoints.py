@@ -1,4 +1,4 @@
-"""Sealed checkpoints: whole, or not there."""
+"""Sealed checkpoints: complete, or ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Early stop, cost estimate, and machines that run out of something."""
+"""Early stopping, the cost estimate, and machines that run out of memory or disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROVENANCE = {"model": "tiny", "objective": "sparsity_forcing"}
 
 
 def feed(watch: CollapseWatch, folder: Path, values: list[dict[str, float]], start: int = 1) -> int:
-    """Log entries, one a step; returns the step that raised, 0 if none did."""
+    """Log entries, one per step; returns the step that raised, 0 if none did."""
     args = SimpleNamespace(output_dir=str(folder))
     for step, logs in enumerate(values, start):
         state: Any = SimpleNamespace(global_step=step, is_world_process_zero=True)

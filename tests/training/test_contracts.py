@@ -1,4 +1,4 @@
-"""What training takes from TRL and transformers without their promise."""
+"""Internals of TRL and transformers that training relies on."""
 
 from __future__ import annotations
 

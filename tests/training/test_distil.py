@@ -1,4 +1,4 @@
-"""Distillation: loss and gradient against slow ways to the same numbers."""
+"""Distillation: loss and gradient against slow computations of the same numbers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def trainer_of(
 
 
 def perturbed(trainer: Any) -> Gradients:
-    """Move the student away from its teacher; what it is then."""
+    """Move the student away from its teacher; returns the student."""
     torch.manual_seed(7)
     with torch.no_grad():
         for weight in trainer.model.parameters():

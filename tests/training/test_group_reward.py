@@ -36,7 +36,7 @@ def test_cutoff_turns_fractions_into_right_or_wrong() -> None:
 
 
 def test_a_bare_answer_is_right_where_one_was_asked_for() -> None:
-    """And nowhere else; a piece of a tag makes it wrong, which is what the reward is to unlearn."""
+    """And nowhere else; a piece of a tag makes it wrong, which the reward is meant to unlearn."""
     replies = ["red", "blue", "red</answer>", RIGHT]
     short = columns(replies) | {"template": ["short"] * 4}
     reward = GroupReward(4, cutoff=0.99, gate=True)
@@ -113,6 +113,6 @@ def test_gate_of_a_group_on_two_ranks(rank: int) -> None:
 
 
 def test_one_word_free_text_can_be_right() -> None:
-    """ROUGE-2 of one word is 0: by the score alone such a question would never be right."""
+    """ROUGE-2 of one word is 0: by the score alone such a question could never be right."""
     one = columns([RIGHT, WRONG]) | {"problem_type": ["free-form"] * 2}
     assert GroupReward(2, 0.99, gate=True).accuracy(**one) == [1.0, 0.0]

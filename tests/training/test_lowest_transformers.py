@@ -1,4 +1,4 @@
-"""Training on the lowest transformers that its extra allows, beside the installed one."""
+"""Training on the lowest transformers version that its extra allows, and on the installed one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says while it goes on."""
+"""The warnings and figures of a run in progress."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEALTHY = {
 
 
 def watch(monitor: Monitor, steps: int, **changes: float) -> list[str]:
-    """Log the same figures at each step; what was warned of."""
+    """Log the same figures at each step; returns the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for step in range(1, steps + 1):
@@ -45,7 +45,7 @@ def watch(monitor: Monitor, steps: int, **changes: float) -> list[str]:
     ],
 )
 def test_trouble_that_lasts_is_named(changes: dict[str, float], cause: str) -> None:
-    """Patience 4: said at step 5 and again four steps later, not before."""
+    """Patience 4: a warning at step 5 and again four steps later, not before."""
     counter = Progress("t", 9)
     assert watch(Monitor(Log(), counter, patience=4), 4, **changes) == []
     warned = watch(Monitor(Log(), counter, patience=4), 9, **changes)

@@ -1,4 +1,4 @@
-"""The differentiable sparsity term and the way its gradient takes."""
+"""The differentiable sparsity term and the path of its gradient."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def gradients(trainer: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def right_when_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every other rollout counts as right: an untrained model never is."""
+    """Every other rollout counts as right, because an untrained model never is."""
     monkeypatch.setattr(
         GroupReward,
         "accuracy",
@@ -215,7 +215,7 @@ def test_gate_and_shares_reach_the_loss(
 
 @pytest.mark.slow
 def test_asked_ratio_is_held(base: Path, rows: list[Row], tmp_path: Path) -> None:
-    """From 0.95 to the 0.5 asked for, and no further; the same weight without a target goes on."""
+    """From 0.95 to the target of 0.5, and no further; without a target the weight continues."""
     ended = []
     for target in ({"token_ratio": 0.5, "dual_rate": 20.0}, None):
         p = parameters(

@@ -1,4 +1,4 @@
-"""The same step on one rank, on two and on four, with whole and with divided weights."""
+"""The same step on one, two and four ranks, with whole and with sharded weights."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ ROUNDED = {
 
 
 def steps(base: Path, folder: Path, size: int) -> None:
-    """On one of `size` ranks: two steps of every case; figures to a file."""
+    """On one of `size` ranks: two steps of every case; writes the figures to a file."""
     torch.set_num_threads(1)
     rows = write_rows(folder / f"rows-{size}-{rank()}")
     cases = DIVIDED[size] if size > 1 else {name: (name, {}) for name in ALONE}
@@ -103,7 +103,7 @@ def figures(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, d
 def test_a_step_does_not_depend_on_the_number_of_ranks(
     figures: dict[int, dict[str, Any]], size: int, name: str
 ) -> None:
-    """The same answers and rewards; loss and gradient norm but for the order of sums."""
+    """The same answers and rewards; loss and gradient norm equal up to the order of sums."""
     alone = figures[1][DIVIDED[size][name][0]]
     assert alone[0].get("reward_std", 1.0) > 0  # rewards that differ, or answers that are given
     for at, (ours, one) in enumerate(zip(figures[size][name], alone, strict=True)):

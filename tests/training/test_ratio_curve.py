@@ -1,4 +1,4 @@
-"""The curve that a checkpoint carries, and what a budget that is read off it keeps."""
+"""The curve that a checkpoint carries, and the share kept by a budget read from it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def kept(folder: Path, rows: list[Row], policy: sf.Budget | TopP) -> float:
 
 
 def test_a_budget_is_met_on_other_rows(folder: Path, many: list[Row]) -> None:
-    """Within two points of the ratio, half of the rows measured, the other half asked."""
+    """Within two points of the ratio: half of the rows give the curve, the other half test it."""
     request = CurveRequest(many[::2], VISION, RUNTIME, "answer", batch=5)
     curve = measure_ratio_curve(folder, request)
     assert [p for p, _ in curve] == list(GRID)

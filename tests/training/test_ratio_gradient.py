@@ -28,7 +28,7 @@ def trainer(base: Path, rows: list[Row], tmp_path: Path) -> Any:
 
 
 def test_the_gradient_is_the_ratios(script: Any, trainer: Any) -> None:
-    """A small step against it lowers the mean ratio by as much as its length says."""
+    """A small step against it lowers the mean ratio by the amount that its norm predicts."""
     inputs = first_batch(trainer)
     vector, before = script.of_effective_ratio(trainer, inputs)
     step = 1e-3 / float(vector.norm())

@@ -39,7 +39,7 @@ def run(base: Path, rows: list[Row], folder: Path, objective: str) -> dict[str, 
 
 @pytest.fixture(scope="module", params=["sparsity_forcing", "zipvl_sft"])
 def objective(request: pytest.FixtureRequest) -> str:
-    """One that samples answers and one that is shown them."""
+    """One that samples answers and one that learns given ones."""
     return str(request.param)
 
 
@@ -81,7 +81,7 @@ def test_killed_run_goes_on_to_the_same_weights(
 
 
 class WarnedLog(Log):
-    """The time limit of the job is near, behind a checkpoint and before the next."""
+    """The job's time limit comes after one checkpoint and before the next."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         super().log(step, values)
@@ -120,7 +120,7 @@ def test_a_job_near_its_limit_checkpoints_its_step_and_the_next_goes_on(
 
 
 class Interruption(Exception):
-    """Stands for whatever ends a run."""
+    """Any interruption of a run."""
 
 
 class FailingLog(Log):
@@ -141,7 +141,7 @@ class FailingLog(Log):
 def test_drawn_levels_and_the_dual_variable_go_on(
     base: Path, rows: list[Row], tmp_path: Path, changes: dict
 ) -> None:
-    """Interrupted behind its last checkpoint: the same figures and weights as in one go."""
+    """Interrupted after its last checkpoint: figures and weights as without interruption."""
     outcomes = []
     for name in ("whole", "parts"):
         p, out, log = parameters(**changes), tmp_path / name / "out", Log()
@@ -184,7 +184,7 @@ def test_a_planted_checkpoint_runs_no_code(
     objective: str,
     uninterrupted: tuple[Path, dict],
 ) -> None:
-    """A seal helps against damage, not against who can write it anew."""
+    """A seal protects against damage, not against an attacker who can rewrite it."""
     shutil.copytree(uninterrupted[0] / "state", tmp_path / "state")
     shutil.rmtree(tmp_path / "state" / "checkpoint-4")
     planted, mark = tmp_path / "state" / "checkpoint-2", tmp_path / "executed"

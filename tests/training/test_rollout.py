@@ -122,7 +122,7 @@ def test_seeded_sampling_follows_the_temperature() -> None:
 def test_sampling_ignores_the_checkpoints_generation_settings(
     built: tuple[Any, Any], rollout: Rollout, sampler: Sampler
 ) -> None:
-    """Qwen2.5-VL's own ask for a repetition penalty of 1.05: not the policy that is trained."""
+    """Qwen2.5-VL's own have a repetition penalty of 1.05, which is not the trained policy."""
     settings = built[0].generation_config
     settings.repetition_penalty, settings.min_new_tokens = 1.5, 6
     try:

@@ -6,7 +6,7 @@ from sf.training.sampling import sampling_seeds
 
 
 def test_seeds_differ_by_run_step_and_place() -> None:
-    """The same noise every step would sample the same answers to the same question."""
+    """The same noise at every step would sample the same answers to the same question."""
     calls = [(seed, step) for seed in (3, 4) for step in (0, 1, 2)]
     every = [value for call in calls for value in sampling_seeds(*call, range(8))]
     assert len(set(every)) == len(every) == 48

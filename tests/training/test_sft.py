@@ -1,4 +1,4 @@
-"""Supervised objectives: loss and gradient against slow ways to the same numbers."""
+"""Supervised objectives: loss and gradient against slow computations of the same numbers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def gradients(model: Any) -> Gradients:
 
 
 def same(ours: Gradients, expected: Gradients, atol: float) -> None:
-    """Equal up to rounding, and not because nothing moves."""
+    """Equal up to rounding, and not zero everywhere."""
     assert ours.keys() == expected.keys()
     for name, gradient in expected.items():
         assert torch.allclose(ours[name], gradient, atol=atol), name
@@ -74,7 +74,7 @@ def frozen_tower(base: Path) -> Any:
 
 
 def step_by_step(model: Any, inputs: dict[str, Any], reply: torch.Tensor) -> torch.Tensor:
-    """Mean NLL of a reply as inference sees it: a prefill, then one token after another."""
+    """Mean NLL of a reply as in inference: a prefill, then one token after another."""
     logps = []
     output = model(**inputs, use_cache=True)
     cache, mask = output.past_key_values, inputs["attention_mask"]

@@ -1,4 +1,4 @@
-"""Two ranks with whole and with divided weights: killed, resumed, saved as a plain model."""
+"""Two ranks with whole and with sharded weights: killed, resumed, saved as a plain model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NOTE = {"model": "tiny", "objective": "sparsity_forcing"}
 
 
 class DeadlyLog(Log):
-    """Kills its own rank, and that alone, behind a checkpoint and before the next."""
+    """Kills only its own rank, after one checkpoint and before the next."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         super().log(step, values)
@@ -98,7 +98,7 @@ def write_moments(folder: Path) -> None:
 
 
 def read_moments(folder: Path) -> None:
-    """On one of the ranks: what another number of ranks wrote is there, tensor for tensor."""
+    """On one of the ranks: a state written by another number of ranks is read tensor for tensor."""
     join()
     state, wanted = moments(filled=False), moments(filled=True)
     read_state(state, folder / "moments")
@@ -110,7 +110,7 @@ def read_moments(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the ranks left."""
+    """The output of the ranks."""
     made = tmp_path_factory.mktemp("sharded")
     path = os.pathsep.join(str(Path(__file__).parents[at]) for at in range(3))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -137,7 +137,7 @@ def test_a_run_whose_rank_was_killed_goes_on_to_the_same_weights(
 
 
 def test_sharded_training_ends_where_data_parallel_does(base: Path, folder: Path) -> None:
-    """The first step, and all change of the weights; Adam enlarges tiny gradients' rounding."""
+    """The first step, and the whole change of the weights; Adam enlarges rounding."""
     start = load_model(base).state_dict()
     places = [folder / f"{name}-whole" for name in ("fsdp", "none")]
     first, expected = (
@@ -169,7 +169,7 @@ def test_result_and_checkpoints_are_plain_transformers(folder: Path, place: str)
 
 
 def test_each_rank_holds_its_part(base: Path, folder: Path) -> None:
-    """As the estimate before a run says; gathered weights are given back."""
+    """As the estimate before a run states; gathered weights are freed."""
     measured = [json.loads((folder / f"bytes-{at}.json").read_text()) for at in (0, 1)]
     model = load_model(base)
     model.model.visual.requires_grad_(False)

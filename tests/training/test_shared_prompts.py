@@ -1,4 +1,4 @@
-"""The prompts' one forward for rollout and loss gives what two would."""
+"""One forward pass over the prompts for rollout and loss gives the results of two."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def rollouts(
 def learnt(
     model: Any, rollout: Rollout, bucketed: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Log-probabilities and entropies of the rollouts, backwards order; gradients of a loss."""
+    """Log-probabilities and entropies of the rollouts in reverse order; gradients of a loss."""
     width = max(len(ids) for ids in rollout.completion_ids)
     tail = torch.tensor([ids + [PAD] * (width - len(ids)) for ids in rollout.completion_ids])
     valid = torch.tensor([[1] * len(i) + [0] * (width - len(i)) for i in rollout.completion_ids])
@@ -161,7 +161,7 @@ def test_same_in_blocks(
 def test_passes_are_used_once_and_by_a_forward_that_learns(
     built: tuple[Any, Any], rows: list[Row]
 ) -> None:
-    """Without a gradient they stay; a second forward runs the prompts again, alike."""
+    """Without a gradient they stay; a second forward pass runs the prompts again, alike."""
     rollout = rollouts(built, rows, [0.4, 1.0], 4, shared=True)
     model = built[0]
     with torch.no_grad():

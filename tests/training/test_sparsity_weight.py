@@ -62,7 +62,7 @@ def test_target_is_reached_whatever_the_weight_begins_with(start: float, steps: 
 
 
 def test_target_that_is_out_of_reach_does_not_leave_the_term_alone() -> None:
-    """The dual variable stays within a factor of 32 of where it began."""
+    """The dual variable stays within a factor of 32 of its initial value."""
     up, down = weighting(target=0.1, weight=2.0), weighting(target=0.9, weight=2.0)
     for step in range(200):
         up.advance(step, 0.9)

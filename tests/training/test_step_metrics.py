@@ -1,4 +1,4 @@
-"""What the figures of a step are of."""
+"""Which tokens and rollouts the figures of a step describe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def two_ranks(values: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("gather", "expected"), [(whole, 0.75), (two_ranks, 7.5)])
 def test_the_gap_is_the_largest_of_all_answer_tokens(gather: Any, expected: float) -> None:
-    """-0.75 is the largest in amount; 9.0 stands behind an answer's end."""
+    """-0.75 has the largest absolute value; 9.0 is after the end of an answer."""
     figures = StepFigures(gather)
     train = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]])
     sampled = train + torch.tensor([[0.25, 0.5], [-0.75, 9.0]])

@@ -1,4 +1,4 @@
-"""Scores of tokens without their logits."""
+"""Scores of tokens without storing their logits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Model(nn.Module):
 
 
 class Widest(TorchDispatchMode):
-    """The largest tensor with a vocabulary that any operator makes."""
+    """The largest tensor with a vocabulary dimension that any operator makes."""
 
     rows = 0
 

@@ -87,7 +87,7 @@ def test_run_trains_the_language_model_only(base: Path, rows: list[Row], tmp_pat
 def test_long_rollouts_are_scored_as_they_were_sampled(
     base: Path, rows: list[Row], tmp_path: Path
 ) -> None:
-    """Tens of tokens one after another over pruned caches, then all at once."""
+    """Tens of tokens, one after another over pruned caches, then all at once."""
     training, log = build(base, rows, tmp_path, steps=1, max_completion_tokens=60)
     training.trainer.train()
     ((_, values),) = log.history

@@ -1,4 +1,4 @@
-"""TRL's and transformers' settings: each is honoured, or refused before any work."""
+"""TRL's and transformers' settings: each takes effect, or is refused before any work."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def build(base: Path, rows: list[Row], tmp_path: Path) -> Callable[..., Sparsity
 
 
 def test_every_setting_is_in_one_group() -> None:
-    """Fails when TRL or transformers has a new setting: decide what becomes of it."""
+    """Fails if TRL or transformers has a new setting: decide how to treat it."""
     groups = [trainer_settings.HONOURED, trainer_settings.INERT, trainer_settings.REFUSED]
     known = [*groups, trainer_settings._GRPO_ONLY]
     for name in (setting.name for setting in fields(GRPOConfig)):
@@ -101,7 +101,7 @@ BAD: dict[str, Any] = {
     "name", [*trainer_settings.REFUSED, *trainer_settings._GRPO_ONLY, *trainer_settings._SFT_ONLY]
 )
 def test_settings_that_are_not_honoured_are_refused(name: str) -> None:
-    """Set after transformers' own checks, which need packages and devices for some of them."""
+    """Set after transformers' own checks, some of which need packages and devices."""
     args = config()
     check_grpo_config(args, MODEL, GROUP, GROUP, sharded=False, pathwise=False)
     plain = TrainingArguments("unused", use_cpu=True, remove_unused_columns=False)
@@ -148,7 +148,7 @@ def test_combinations_that_are_not_honoured_are_refused(
 def test_refusals_come_before_work(
     build: Callable[..., SparsityForcingTrainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing of TRL's constructor has run: it would load the reference."""
+    """TRL's constructor, which would load the reference, has not run."""
     monkeypatch.setattr("trl.trainer.grpo_trainer.create_model_from_path", None)
     with pytest.raises(ConfigError, match=r"generation_kwargs = .*top_p"):
         build(generation_kwargs={"top_p": 0.9})
@@ -158,7 +158,7 @@ def test_refusals_come_before_work(
 
 
 def test_truncated_sampling_is_transformers() -> None:
-    """Frequencies of 4,000 draws; the most likely token is forbidden, so it takes no part."""
+    """Frequencies of 4,000 draws; the most likely token is forbidden and therefore excluded."""
     probabilities = torch.tensor([0.4, 0.3, 0.16, 0.1, 0.04])
     for settings, allowed in (
         ({"top_k": 2, "top_p": 1.0, "min_p": 0.0}, [1, 2]),
@@ -181,7 +181,7 @@ def test_truncated_sampling_is_transformers() -> None:
 def test_trainer_heeds_sampling_settings(
     build: Callable[..., SparsityForcingTrainer], changes: dict[str, Any]
 ) -> None:
-    """Each leaves the likeliest token alone: the seed has no say."""
+    """Each setting leaves only the most likely token, so the seed has no effect."""
     answers = []
     for seed in (3, 4):
         trainer = build(str(seed), max_steps=1, beta=0.0, seed=seed, **changes)
@@ -203,7 +203,7 @@ def test_rollouts_of_one_generation_serve_several_steps(
     monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any],
 ) -> None:
-    """The second step's loss is on the first one's rollouts, under their kept sets."""
+    """The second step's loss uses the first one's rollouts, under their kept sets."""
     trainer = build(learning_rate=1e-9, lr_scheduler_type="constant", **changes)
     seen: list[tuple[Any, list[int], float]] = []
     loss_of = SparsityForcingTrainer.compute_loss
@@ -257,7 +257,7 @@ def test_reused_rollouts_resume_to_the_same_weights(
 def test_evaluations_leave_training_alone(
     build: Callable[..., SparsityForcingTrainer], changes: dict[str, Any]
 ) -> None:
-    """An evaluation after every step, between two steps on the same rollouts as well."""
+    """An evaluation after every step, also between two steps on the same rollouts."""
     lines = []
     for evaluated in (False, True):
         more = {"eval_strategy": "steps", "eval_steps": 1} if evaluated else {}

@@ -1,4 +1,4 @@
-"""The CUDA backend: on any machine through Triton's interpreter, in full on a CUDA device."""
+"""The CUDA backend: on any machine in Triton's interpreter, completely on a CUDA device."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_decode_is_split_for_long_caches_only(monkeypatch):
 
 
 def test_float64_stays_float64():
-    """Types the kernels do not have keep their precision."""
+    """Dtypes that the kernels do not support keep their precision."""
     query, key = (draw([20], 20, heads, 16, torch.float64, heads) for heads in (4, 2))
     valid = left_padded([20], 20)
     mass = CudaBackend().probe_mass(query, key, *Probes(3, 4).columns(valid), valid, 0.25)
@@ -140,7 +140,7 @@ def test_the_device_chooses_the_backend():
 
 @pytest.mark.gpu
 def test_the_host_waits_for_nothing():
-    """Scores, packed prefill and split decoding give the device work without waiting for it."""
+    """Scores, packed prefill and split decoding launch device work without waiting for it."""
     lengths, width = [700, 400], 2000
     query, key, value = (p.detach() for p in layer_tensors(2, width, 14, 2, 64, torch.bfloat16))
     index = columns(lengths, width, seed=3)

@@ -1,4 +1,4 @@
-"""Which of PyTorch's kernels run: never one that is planned anew for every length."""
+"""The selection of PyTorch's kernels: never one that is planned anew for every length."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLASH, CUDNN = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
 
 
 class OnCuda:
-    """What the choice reads from a tensor of a device that is not at hand."""
+    """The attributes that the selection reads from a tensor, for a device that is not present."""
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16, size: int = 128) -> None:
         self.device, self.dtype, self.shape = torch.device("cuda"), dtype, (1, 8, 4, size)
@@ -28,7 +28,7 @@ class OnCuda:
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The kernels that are asked for, and whether their order counts."""
+    """The requested kernels, and whether their order counts."""
     calls = []
     monkeypatch.setattr(
         named_sdpa, "sdpa_kernel", lambda names, set_priority: calls.append((names, set_priority))
@@ -95,7 +95,7 @@ def test_backends_call_no_attention_by_another_way():
 
 @pytest.mark.gpu
 def test_new_lengths_cost_no_plan():
-    """Twenty lengths, each first call at most a few times its second."""
+    """Twenty lengths: the first call takes at most a few times as long as the second."""
     ratios = []
     for length in range(2049, 2049 + 20 * 131, 131):
         parts = [draw([length], length, n, 128, torch.bfloat16, n) for n in (28, 4, 4)]

@@ -63,7 +63,7 @@ def test_padded_rows_are_the_indexed_columns():
 
 
 def test_rows_and_one_call_agree():
-    """Equal lengths: a call per row and one for all are the same attention, gradients too."""
+    """With equal lengths, a call per row and one for all give the same attention and gradients."""
     index = torch.tensor([[0, 2, 5, 6], [1, 2, 3, 7]], device=DEVICE)
     packing = pack(index, [4, 4], 8)
     parts = [
@@ -84,7 +84,7 @@ def test_rows_and_one_call_agree():
 
 @pytest.mark.parametrize("width", [5, 512, 700])
 def test_padding_to_a_planned_length_changes_nothing(width):
-    """Zeros behind each row: causal queries do not see them, and they get no gradient."""
+    """Zeros after each row: causal queries do not see them, and they get no gradient."""
     index = torch.arange(width, device=DEVICE).expand(2, -1)
     packing = pack(index, [width, width], width)
     parts = [

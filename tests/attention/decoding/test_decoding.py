@@ -1,4 +1,4 @@
-"""The decode loop gives the tokens of `generate`, for every family, medium and policy."""
+"""The decode loop gives the tokens of `generate` for every family, medium and policy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def wanted(model, inputs, policy, **settings):
 
 
 def made(loop, tokens):
-    """Make tokens; all of the answers so far."""
+    """Generate tokens; returns all tokens of the answers so far."""
     loop.advance(tokens)
     return loop.step.written[:, : int(loop.step.made.max())].clone()
 
@@ -74,7 +74,7 @@ def test_a_language_model(rows):
 
 
 def test_rows_end_where_generate_ends_them(model, inputs):
-    """The end token of each row is one that it makes by itself, at different steps."""
+    """Each row's end token is one that it generates by itself, at different steps."""
     free = wanted(model, inputs, TopP(p=0.6), min_new_tokens=COUNT)
     ends = [int(free[0, -6]), int(free[1, -3]), int(free[2, -7])]
     before = model.generation_config.eos_token_id
@@ -102,7 +102,7 @@ def test_an_end_in_the_first_token(rows):
 
 
 def test_a_repetition_penalty_is_followed(inputs):
-    """Qwen2.5-VL's own settings hold one."""
+    """Qwen2.5-VL's own settings contain one."""
     model = build("qwen2_5_vl", seed=3)
     plain = wanted(model, inputs, TopP(p=0.6), min_new_tokens=COUNT)
     model.generation_config.repetition_penalty = 1.5

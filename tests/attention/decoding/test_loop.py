@@ -1,4 +1,4 @@
-"""Rows that come and go: the same answers as alone, whatever shares their batch."""
+"""Rows that enter and leave: the same answers as alone, whatever shares their batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model():
 
 
 def sampled(model, rows, *, keep=False):
-    """Prompts of some rows under a p of each row's own, to be answered with seeds of their own."""
+    """Prompts of some rows, each under its own p, to be answered with its own seed."""
     inputs = batch([prompt("image" if row % 2 else "video", LENGTHS[row], row) for row in rows])
     places = []
     hook = model.get_decoder().register_forward_pre_hook(
@@ -84,7 +84,7 @@ def test_answers_do_not_depend_on_company(model, alone, groups, slots):
 
 
 class OnDevice(DecodeLoop):
-    """A loop as on CUDA, where the step is replayed for all slots; here the step itself is called.
+    """A loop as on CUDA, which replays the step for all slots; here it calls the step itself.
 
     Attributes:
         recordings: addresses of the first layer's keys when the step was recorded.
@@ -109,7 +109,7 @@ class OnDevice(DecodeLoop):
 @pytest.mark.parametrize("first_steps", [0, 2, 100])
 @pytest.mark.parametrize("groups", [[[row] for row in range(7)], [[2, 0], [4, 1, 3], [6], [5]]])
 def test_slots_that_stay_where_they_are(model, alone, groups, first_steps, monkeypatch):
-    """On a device rows do not move together: a waiting one enters whichever slots are free."""
+    """On a device rows keep their slots: a waiting row enters whichever slot is free."""
     monkeypatch.setattr(loop_module, "_LOOK_EVERY", 3)
     monkeypatch.setattr(loop_module, "_FIRST_STEPS", first_steps)
     loop = OnDevice(model, 3, max(LIMITS), RULES)
@@ -122,7 +122,7 @@ def test_slots_that_stay_where_they_are(model, alone, groups, first_steps, monke
 
 
 def test_rows_that_have_ended_are_not_computed(model, monkeypatch):
-    """The batch shrinks with the rows that are left: 7, 6, 5, 4 ... rows."""
+    """The batch shrinks with the remaining rows: 7, 6, 5, 4 ... rows."""
     widths = []
     loop = DecodeLoop(model, 7, max(LIMITS), RULES)
     narrow = loop.cache.narrow
@@ -163,7 +163,7 @@ def test_no_prompts_no_answers(model):
 
 
 def test_greedy_prompts_wait_too(model):
-    """`prefill` and a loop: what `decode` does, in groups that wait."""
+    """`prefill` and a loop do what `decode` does, in groups that wait."""
     inputs = [batch([prompt("image", length, 3)]) for length in (12, 30)]
     alone = []
     for row in inputs:

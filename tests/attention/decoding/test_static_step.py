@@ -1,4 +1,4 @@
-"""What a CUDA graph needs of a step: no value is read by the host, shapes and addresses stay."""
+"""What a CUDA graph needs of a step: the host reads no value, shapes and addresses stay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WAITS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "unique", "e
 
 
 class Recorder(TorchDispatchMode):
-    """Every operator with the shapes of what it takes and gives."""
+    """Every operator with the shapes of its inputs and outputs."""
 
     def __init__(self):
         super().__init__()
@@ -48,7 +48,7 @@ class Recorder(TorchDispatchMode):
 
 
 def made(loop, tokens):
-    """Make tokens; all of the answers so far."""
+    """Generate tokens; returns all tokens of the answers so far."""
     loop.advance(tokens)
     return loop.step.written[:, : int(loop.step.made.max())].clone()
 
@@ -109,7 +109,7 @@ def test_addresses_stay(loop):
 
 
 def test_one_graph_without_breaks_for_torch_compile(monkeypatch):
-    """fullgraph: whatever torch could not trace (a read, a Python side effect) would raise."""
+    """fullgraph raises for whatever torch cannot trace (a read, a Python side effect)."""
     model = build("qwen2_5_vl")
     inputs = batch([prompt("image", 9, 1), prompt("text", 20, 3)])
     compile_ = torch.compile
@@ -139,7 +139,7 @@ def test_with_the_device_kernel(monkeypatch):
 
 
 class Graph:
-    """Stands for a CUDA graph: what is called under `recording` is what `replay` calls."""
+    """Replaces a CUDA graph: `replay` calls what was called under `recording`."""
 
     def __init__(self):
         self.calls = []

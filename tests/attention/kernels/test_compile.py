@@ -21,7 +21,7 @@ LIMITS = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
 
 
 def compiled(kernel: Any, given: dict[str, str], constants: dict[str, Any], arch: int) -> Any:
-    """What the compiler made, and cuobjdump's line on registers and memory."""
+    """The compiler's output, and cuobjdump's line on registers and memory."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -1,4 +1,4 @@
-"""Split decoding: in Triton's interpreter, or compiled where a CUDA device is at hand."""
+"""Split decoding, in Triton's interpreter or compiled if a CUDA device is present."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sf.errors import ConfigError
 
 @pytest.fixture(autouse=True)
 def short_stretches(monkeypatch):
-    """Several stretches at lengths that the interpreter can walk."""
+    """Several stretches at lengths that the interpreter can process."""
     if DEVICE.type == "cpu":
         monkeypatch.setattr(decode, "_SHORT", 64)
 
@@ -94,7 +94,7 @@ def test_wrong_shapes_are_refused(field, change):
 @pytest.mark.parametrize(("heads", "groups", "size"), [(28, 4, 128), (16, 2, 128), (14, 2, 64)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_output_on_the_device(dtype, heads, groups, size, masked):
-    """Error at most twice that of plain attention in the same dtype."""
+    """The error is at most twice that of plain attention in the same dtype."""
     query, key, value = inputs(2, 20_001, heads, groups, size, dtype, seed=7)
     mask = left_padded([20_001, 7_777], 20_001) if masked else None
     wanted = reference(query, key, value, mask, size**-0.5)

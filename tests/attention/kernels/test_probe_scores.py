@@ -1,4 +1,4 @@
-"""The fused probe scores: in Triton's interpreter, or compiled where a CUDA device is at hand."""
+"""The fused probe scores, in Triton's interpreter or compiled if a CUDA device is present."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_mass_equals_the_oracle(length):
 
 
 def test_padding_inside_and_behind_is_ignored():
-    """Validity is a mask: padding may stand anywhere."""
+    """Validity is a mask: padding may be anywhere."""
     query, key = (draw([30], 30, 2, 16, torch.float32, seed) for seed in (3, 4))
     valid = torch.ones(1, 30, dtype=torch.bool, device=DEVICE)
     valid[0, [0, 7, 8, 20, 29]] = False
@@ -90,7 +90,7 @@ def test_stretches_join(monkeypatch):
 
 
 def test_large_scores_do_not_overflow():
-    """Scores of a few hundred: the largest is taken off before the exponential."""
+    """Scores of a few hundred: the largest is subtracted before the exponential."""
     query, key = (30 * draw([40], 40, 2, 16, torch.float32, seed) for seed in (7, 8))
     valid = left_padded([40], 40)
     column, present = PROBES.columns(valid)
