@@ -23,7 +23,7 @@ from table import Report, Row, arguments_parser, exact, interval
 from sf import TopK
 from sf.profiling.dense import KeepAll
 from sf.profiling.generation import Workload
-from sf.profiling.models import load_subject
+from sf.profiling.models import load_by_name
 from sf.profiling.prompts import text_inputs
 from sf.profiling.timing import measure
 
@@ -32,7 +32,7 @@ SHAPE, RATIO = "qwen2.5-vl-3b-quarter", 0.25
 
 def rows(length: int, arguments: argparse.Namespace) -> list[Row]:
     """Times per token at one length, and speed-ups."""
-    model = load_subject(SHAPE, Path(), "float32", "cpu", seed=0).model
+    model = load_by_name(SHAPE, Path(), "float32", "cpu", seed=0).model
     work = Workload(model, text_inputs(model, 1, length, length), arguments.tokens)
     sides = {"transformers": None, "dense": KeepAll(), "sparse": TopK(ratio=RATIO)}
     runs = measure(work, sides, arguments.repeats)

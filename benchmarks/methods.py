@@ -26,7 +26,7 @@ from table import Report, Row, arguments_parser, exact
 
 from sf.baselines import METHODS, build
 from sf.evaluation.intervals import bootstrap_mean
-from sf.profiling.models import load_subject
+from sf.profiling.models import load_by_name
 from sf.profiling.prompts import prompt_ids
 
 WEIGHTS_OF_ITS_OWN = ("nsa",)
@@ -54,7 +54,7 @@ def prompt(model: Any, visual: int, text: int) -> dict[str, torch.Tensor]:
 
 def deeper(arguments: argparse.Namespace) -> Any:
     """The model with as many layers as requested: FastV's first two are dense."""
-    model = load_subject(arguments.subject, Path(), arguments.dtype, arguments.device, 0).model
+    model = load_by_name(arguments.shape, Path(), arguments.dtype, arguments.device, 0).model
     text = model.config.get_text_config()
     text.num_hidden_layers = arguments.layers
     text.layer_types = ["full_attention"] * arguments.layers
@@ -108,7 +108,7 @@ def measure(arguments: argparse.Namespace, report: Report) -> list[Row]:
 def main() -> None:
     """Measure, print a table, and write it as JSON if requested."""
     parser = arguments_parser(__doc__)
-    parser.add_argument("--subject", default="qwen2.5-vl-3b-quarter")
+    parser.add_argument("--shape", default="qwen2.5-vl-3b-quarter")
     parser.add_argument("--visual", type=int, default=1600)
     parser.add_argument("--text", type=int, default=200)
     parser.add_argument("--layers", type=int, default=4)

@@ -31,7 +31,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, StoppingCri
 
 from sf import TopK
 from sf.attention.decoding import DecodeLoop, Prompts, Rules, Sampled, Waiting, prefill
-from sf.profiling.models import load_subject
+from sf.profiling.models import load_by_name
 from sf.profiling.prompts import text_inputs
 
 SHAPE, RATIO = "qwen2.5-vl-3b-quarter", 0.25
@@ -119,7 +119,7 @@ def main() -> None:
     tokens = lengths(arguments.rollouts, arguments.least, arguments.most)
     head = f"cpu, {arguments.threads} threads, {arguments.rollouts} answers of {min(tokens)} to "
     report = Report(f"{head}{max(tokens)} tokens, {arguments.batch} at a time", arguments.json)
-    model = load_subject(SHAPE, Path(), "float32", "cpu", seed=0).model
+    model = load_by_name(SHAPE, Path(), "float32", "cpu", seed=0).model
     for length in arguments.prompts:
         report.begin(f"answers to prompts of {length}")
         report.add(_rows(model, length, tokens, arguments))

@@ -24,7 +24,7 @@ from table import Report, Row, arguments_parser, interval
 
 from sf.attention.decoding.per_row import RowRules
 from sf.baselines import build
-from sf.profiling.models import load_subject
+from sf.profiling.models import load_by_name
 from sf.profiling.prompts import text_inputs
 from sf.serving import Engine
 from sf.serving.engine import Request
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--shape", default=SHAPE)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = load_subject(arguments.shape, Path(), "float32", "cpu", seed=0).model
+    model = load_by_name(arguments.shape, Path(), "float32", "cpu", seed=0).model
     head = f"cpu, {arguments.threads} threads, {arguments.repeats} repeats"
     report = Report(head, arguments.json)
     for clients in arguments.concurrency:

@@ -51,6 +51,11 @@ from sf.training.trainer_config import GrpoSettings, Rollouts
 
 Model = TypeVar("Model", bound=BaseModel)
 DENSE = 0.95  # token ratio from which attention over blocks counts as dense
+RENAMED = {
+    "profile.subjects": "profile.models",
+    "profile.fit": "profile.find_largest",
+    "profile.fit_gib": "profile.memory_limit_gib",
+}
 
 
 def _known_table(name: object) -> str:
@@ -314,6 +319,8 @@ def _one_error(model: type[BaseModel], entry: Any, where: str) -> ConfigError:
         known = _fields_at(model, entry["loc"][:-1])
         near = get_close_matches(str(entry["loc"][-1]), known, n=3)
         remedy = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+        if field in RENAMED:
+            remedy = f"its name is now {RENAMED[field]}"
         return ConfigError(f"{where}{field}", value, "is not a known parameter", remedy)
     if entry["type"] == "missing":
         remedy = "add it; params/defaults.yaml has an example"

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from sf.config import merged
+from sf.config import RENAMED, merged
 from sf.errors import ConfigError
 
 __all__ = ["Parameter", "overridden", "parameters_of"]
@@ -150,6 +150,9 @@ def full_name(model: type[BaseModel], values: Mapping[str, Any], name: str) -> s
         ends[end] for end in get_close_matches(name.rpartition(".")[2], ends, n=2)
     ]
     remedy = f"did you mean {' or '.join(near)}?" if near else "`sf run STAGE --help` lists them"
+    for old, new in RENAMED.items():
+        if name in (old, old.rpartition(".")[2]):
+            remedy = f"its name is now {new}"
     raise ConfigError("--set", name, "is not a known parameter", remedy)
 
 

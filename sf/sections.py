@@ -225,7 +225,7 @@ class Evaluate(Section):
 class Profile(Section):
     """Latency and memory against sequence length."""
 
-    subjects: list[str] = Field(
+    models: list[str] = Field(
         description="'checkpoint', or a key of sf.profiling.models.SHAPES (random weights)"
     )
     lengths: list[Positive] = Field(min_length=1, description="prompt lengths in tokens")
@@ -245,8 +245,8 @@ class Profile(Section):
         description="random text, or a video of increasing length through "
         "processor and vision tower"
     )
-    fit: bool = Field(description="search the largest batch and the longest prompt")
-    fit_gib: Annotated[float, Field(ge=0)] = Field(
+    find_largest: bool = Field(description="search the largest batch and the longest prompt")
+    memory_limit_gib: Annotated[float, Field(ge=0)] = Field(
         0.0, description="memory limit of that search on a CPU; a GPU's limit is its memory"
     )
 

@@ -123,7 +123,7 @@ def test_the_servers_benchmark_runs(
 def test_the_methods_benchmark_runs(
     load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["--subject", "tiny", "--visual", "16", "--text", "20", "--layers", "3"]
+    words = ["--shape", "tiny", "--visual", "16", "--text", "20", "--layers", "3"]
     words += ["--tokens", "2", "--repeats", "1"]
     rows = {row["name"] for row in run(load("methods"), words, tmp_path / "r.json", monkeypatch)}
     assert {"prefill zipvl", "decode twilight", "token ratio fastv"} <= rows

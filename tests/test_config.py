@@ -31,6 +31,11 @@ def with_change(tmp_path: Path, old: str, new: str) -> Path:
             ("evaluate.retention_p", "1.5", "less than"),
         ),
         ("beta:", "betta:", ("grpo.betta", "not a known parameter", "did you mean beta")),
+        (
+            "profile:\n  models:",
+            "profile:\n  subjects:",
+            ("profile.subjects", "not a known parameter", "its name is now profile.models"),
+        ),
         ("seed: 0", "seed: none", ("seed", "'none'", "integer")),
         (
             "  methods: [full, zipvl]",

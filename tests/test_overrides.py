@@ -102,6 +102,8 @@ def test_words_choose_among_the_jobs_of_a_stage() -> None:
         ("train", ["=3"], ("'=3'", "must be NAME=VALUE")),
         ("train", ["steps=["], ("'steps=['", "is not a YAML value")),
         ("base", ["max_pixels=3"], ("did you mean",)),
+        ("profile", ["profile.fit=true"], ("profile.fit", "its name is now profile.find_largest")),
+        ("profile", ["fit_gib=8"], ("fit_gib", "its name is now profile.memory_limit_gib")),
         ("calibrate", ["row=base", "split=heldout", "retention_p=0.5"], ("2 parameters", "write")),
         ("evaluate", [], ("matches 3 jobs", "--set row=full")),
         ("evaluate", ["method=fastv"], ("matches 3 jobs", "--set row=full")),
@@ -150,7 +152,7 @@ def test_help_shows_every_parameter_with_meaning_value_and_source(stage: str) ->
     assert [row.name for row in rows] == names
     for row in rows:
         assert len(row.meaning.partition(" (")[0]) > 3, row
-        if "." in row.name and row.value is not None and row.name != "profile.fit_gib":
+        if "." in row.name and row.value is not None and row.name != "profile.memory_limit_gib":
             assert row.source.startswith(("published", "assumed", "ours")), row
 
 

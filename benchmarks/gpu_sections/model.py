@@ -21,7 +21,7 @@ from sf.attention.decoding import DecodeLoop
 from sf.profiling.clock import Clock
 from sf.profiling.generation import random_prefilled
 from sf.profiling.memory import available_bytes
-from sf.profiling.models import load_subject
+from sf.profiling.models import load_by_name
 from sf.profiling.roofline import Ceilings, Sizes, ceilings, decode_work
 from sf.profiling.timing import attempt, free
 
@@ -38,7 +38,7 @@ SIDES = {"dense": 1.0, "sparse": RATIO}
 def built(scale: Scale) -> Any:
     """The whole model with random weights, built once per process."""
     dtype = str(scale.dtype).removeprefix("torch.")
-    return load_subject(scale.shape, Path(), dtype, scale.device, seed=0).model
+    return load_by_name(scale.shape, Path(), dtype, scale.device, seed=0).model
 
 
 @cache

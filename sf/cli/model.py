@@ -116,10 +116,12 @@ def profile_command(
     decode_tokens: Annotated[int, typer.Option(help="tokens generated after the first")] = 32,
     prompts: Annotated[str, typer.Option(help="text (random) or video (synthetic)")] = "text",
     video: Annotated[Path | None, typer.Option(help="a file for --prompts video")] = None,
-    fit: Annotated[
+    find_largest: Annotated[
         bool, typer.Option(help="search for the largest batch and the longest prompt")
     ] = False,
-    fit_gib: Annotated[float, typer.Option(help="memory limit of that search on a CPU")] = 0.0,
+    memory_limit_gib: Annotated[
+        float, typer.Option(help="memory limit of that search on a CPU")
+    ] = 0.0,
     device: DEVICE = None,
     dtype: DTYPE = None,
     output: Annotated[
@@ -146,8 +148,8 @@ def profile_command(
             decode_tokens=decode_tokens,
             prompts="video" if prompts == "video" else "text",
             video=video,
-            fit=fit,
-            fit_gib=fit_gib,
+            find_largest=find_largest,
+            memory_limit_gib=memory_limit_gib,
             device=runtime.device,
             dtype=runtime.dtype,
             output=folder,

@@ -17,7 +17,7 @@ from sf.models.load import load_config
 from sf.profiling.generation import Side
 from sf.profiling.hardware import require_device
 from sf.profiling.measurement import Settings
-from sf.profiling.models import SHAPES, Subject, load_checkpoint, load_subject
+from sf.profiling.models import SHAPES, LoadedModel, load_by_name, load_checkpoint
 from sf.profiling.replay import Replay, read_shares, replayed
 from sf.profiling.study import Profiled, figures, profile
 from sf.profiling.summary import FULL, SPARSE
@@ -50,7 +50,8 @@ class Request:
             that it was trained with.
         value: of the method's hyperparameter, or the p to take from `replay`; None for the default.
         replay: a table of the shares that each layer keeps, instead of a method; see `read_shares`.
-        lengths, batch, repeats, decode_tokens, prompts, video, fit, fit_gib: see `Settings`.
+        lengths, batch, repeats, decode_tokens, prompts, video: see `Settings`.
+        find_largest, memory_limit_gib: see `Settings`.
         device, dtype: see `sf.sections.Runtime`.
         seed: of random weights.
         output: folder for tables and figures.
@@ -66,8 +67,8 @@ class Request:
     decode_tokens: int
     prompts: Literal["text", "video"]
     video: Path | None
-    fit: bool
-    fit_gib: float
+    find_largest: bool
+    memory_limit_gib: float
     device: str
     dtype: str
     output: Path
@@ -91,9 +92,9 @@ def run(request: Request) -> Profiled:
     state = _claim(request)
     name = request.model if request.model in SHAPES else Path(request.model).name
 
-    def load(_: str) -> Subject:
+    def load(_: str) -> LoadedModel:
         if request.model in SHAPES:
-            return load_subject(request.model, Path(), request.dtype, request.device, request.seed)
+            return load_by_name(request.model, Path(), request.dtype, request.device, request.seed)
         note = f"checkpoint {request.model}"
         return load_checkpoint(name, request.model, request.dtype, request.device, note)
 
@@ -128,8 +129,8 @@ def _settings(request: Request) -> Settings:
         batch=request.batch,
         prompts=request.prompts,
         video=request.video,
-        fit=request.fit,
-        fit_gib=request.fit_gib,
+        find_largest=request.find_largest,
+        memory_limit_gib=request.memory_limit_gib,
     )
 
 
@@ -225,7 +226,7 @@ def sentences(profiled: Profiled) -> list[str]:
         where = f"from {tokens[0]:,.0f} tokens on" if tokens else "at no measured length"
         lines.append(f"Sparse attention is faster in {phrase} {where}.")
     lines += _shares(profiled)
-    for line in profiled.fit.to_dict("records"):
+    for line in profiled.largest.to_dict("records"):
         what = (
             f"longest prompt at batch {line['batch']}: {line['length']:,} tokens"
             if line["what"] == "length"

@@ -123,7 +123,7 @@ def memory_of(device: torch.device, limit_gib: float) -> float | None:
     limit, free = limit_gib * 2.0**30, available_bytes(device)
     if not 0 < limit <= free:
         raise ConfigError(
-            "fit_gib",
+            "memory_limit_gib",
             limit_gib,
             f"a search on a CPU needs a limit in (0, {free / 2**30:.1f}], the free memory",
             "set it",

@@ -12,18 +12,18 @@ from sf.profiling.dense import Dense, fastest
 from sf.profiling.generation import Side, Workload
 from sf.profiling.max_memory import fits, largest, memory_of
 from sf.profiling.memory import available_bytes
-from sf.profiling.models import Subject
+from sf.profiling.models import LoadedModel
 from sf.profiling.prompts import milliseconds, text_inputs, video_encoder
 from sf.profiling.roofline import Ceilings, Sizes, decode_work, prefill_work, roofline_lines
 from sf.profiling.summary import FULL, SPARSE, median, not_fitting, speedups, tidy
 from sf.profiling.timing import Run, measure
 
-__all__ = ["DENSE", "FIT", "LAYERS", "Settings", "least_bytes", "limits_of", "point"]
+__all__ = ["DENSE", "LARGEST", "LAYERS", "Settings", "find_largest", "least_bytes", "point"]
 
 TRANSFORMERS = "transformers"
-FIT = ("subject", "side", "what", "batch", "length", "bounded", "tries", "limit_gib", "dense")
-DENSE = ("subject", "length", "batch", "path", "layer_ms", "chosen")  # timed dense implementations
-LAYERS = ("subject", "length", "batch", "side", "layer", "token_ratio")
+LARGEST = ("model", "side", "what", "batch", "length", "bounded", "tries", "limit_gib", "dense")
+DENSE = ("model", "length", "batch", "path", "layer_ms", "chosen")  # timed dense implementations
+LAYERS = ("model", "length", "batch", "side", "layer", "token_ratio")
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Settings:
         repeats, decode_tokens, batch: of each measurement.
         prompts: random text, or a question about a video.
         video: file of the video; None for a drawn one.
-        fit: whether to search the largest batch and the longest prompt.
-        fit_gib: memory limit of that search on a CPU.
+        find_largest: whether to search the largest batch and the longest prompt.
+        memory_limit_gib: memory limit of that search on a CPU.
     """
 
     lengths: tuple[int, ...]
@@ -49,14 +49,16 @@ class Settings:
     batch: int = 1
     prompts: Literal["text", "video"] = "text"
     video: Path | None = None
-    fit: bool = False
-    fit_gib: float = 0.0
+    find_largest: bool = False
+    memory_limit_gib: float = 0.0
 
-    def encoder(self, subject: Subject, batch: int, length: int) -> Callable[[], Mapping[str, Any]]:
+    def encoder(
+        self, loaded: LoadedModel, batch: int, length: int
+    ) -> Callable[[], Mapping[str, Any]]:
         """A function that creates the prompt of a measurement."""
         if self.prompts == "text":
-            return partial(text_inputs, subject.model, batch, length, seed=length)
-        return video_encoder(subject.model, subject.processor, batch, length, file=self.video)
+            return partial(text_inputs, loaded.model, batch, length, seed=length)
+        return video_encoder(loaded.model, loaded.processor, batch, length, file=self.video)
 
 
 def least_bytes(model: Any, batch: int, length: int) -> int:
@@ -66,11 +68,11 @@ def least_bytes(model: Any, batch: int, length: int) -> int:
     return batch * length * (cache + 2 * s.model + 2 * s.mlp) * s.element
 
 
-def point(subject: Subject, length: int, settings: Settings, limits: Ceilings) -> dict[str, Any]:
+def point(loaded: LoadedModel, length: int, settings: Settings, limits: Ceilings) -> dict[str, Any]:
     """Measure one model at one length.
 
     Args:
-        subject: model on its device.
+        loaded: the model, on its device.
         length: prompt tokens; for a video, its frames determine the actual length.
         settings: of the measurement.
         limits: of the device.
@@ -80,36 +82,36 @@ def point(subject: Subject, length: int, settings: Settings, limits: Ceilings) -
         implementations, "layers": kept shares}. If a side does not fit in memory, its lines say so
         and there are no speed-ups.
     """
-    model, batch = subject.model, settings.batch
+    model, batch = loaded.model, settings.batch
     names = [FULL, SPARSE, *([TRANSFORMERS] if length == min(settings.lengths) else [])]
     runs: dict[str, Run] = {}
     timed: dict[str, float] = {}
     dense = ""
     if least_bytes(model, batch, length) <= available_bytes(model.device):
-        encode = settings.encoder(subject, batch, length)
+        encode = settings.encoder(loaded, batch, length)
         inputs = encode()
         length = int(inputs["input_ids"].shape[1])
         path, timed = fastest(model, batch, length)
         dense = path.name
         sides = dict(zip(names, (Dense(path), settings.sparse, None), strict=False))
         runs = measure(Workload(model, inputs, settings.decode_tokens), sides, settings.repeats)
-        if settings.prompts == "video" and subject.processor is not None:
+        if settings.prompts == "video" and loaded.processor is not None:
             taken = milliseconds(encode, settings.repeats, model.device)
             for run in runs.values():
                 run.processor_ms = taken
-    head = {"subject": subject.name, "length": length, "batch": batch}
+    head = {"model": loaded.name, "length": length, "batch": batch}
     extra = {
-        "weights": subject.weights,
+        "weights": loaded.weights,
         "ratio_set_by": settings.ratio_set_by,
         "dense": dense,
-        "note": subject.note,
+        "note": loaded.note,
     }
-    if settings.prompts == "video" and subject.processor is None:
+    if settings.prompts == "video" and loaded.processor is None:
         extra["note"] += "; random pixels, no processor"
-    lines = tidy(subject.name, length, batch, runs)
+    lines = tidy(loaded.name, length, batch, runs)
     for side in [name for name in names if name not in runs]:
-        lines += not_fitting(subject.name, length, batch, side)
-    ratios = speedups(subject.name, length, batch, runs) if {FULL, SPARSE} <= runs.keys() else []
+        lines += not_fitting(loaded.name, length, batch, side)
+    ratios = speedups(loaded.name, length, batch, runs) if {FULL, SPARSE} <= runs.keys() else []
     return {
         "lines": [{**line, **extra} for line in lines],
         "speedups": [{**line, **extra} for line in ratios],
@@ -118,7 +120,7 @@ def point(subject: Subject, length: int, settings: Settings, limits: Ceilings) -
             for side in (FULL, SPARSE)
             # Work is counted for pruned caches, the only ones that the loop supports.
             if side in runs and (side == FULL or runs[side].step_ms)
-            for line in _roofline(subject, length, settings, side, runs[side], limits)
+            for line in _roofline(loaded, length, settings, side, runs[side], limits)
         ],
         "dense": [
             {**head, "path": name, "layer_ms": taken, "chosen": name == dense}
@@ -132,12 +134,12 @@ def point(subject: Subject, length: int, settings: Settings, limits: Ceilings) -
 
 
 def _roofline(
-    subject: Subject, length: int, settings: Settings, side: str, run: Run, limits: Ceilings
+    loaded: LoadedModel, length: int, settings: Settings, side: str, run: Run, limits: Ceilings
 ) -> list[dict[str, object]]:
-    sizes, batch = Sizes.of(subject.model), settings.batch
+    sizes, batch = Sizes.of(loaded.model), settings.batch
     ratios = run.layer_ratios or [run.token_ratio] * sizes.layers
     kept = [ratio * length for ratio in ratios]
-    head = {"subject": subject.name, "length": length, "batch": batch, "side": side}
+    head = {"model": loaded.name, "length": length, "batch": batch, "side": side}
     parts = {name: median(values).value for name, values in run.parts_ms.items() if values}
     # Only the decoder is compared: the tower's work depends on its own shape.
     whole = median(run.prefill_ms).value - parts.pop("vision", 0.0)
@@ -152,11 +154,11 @@ def _roofline(
     return lines
 
 
-def limits_of(subject: Subject, settings: Settings) -> list[dict[str, Any]]:
+def find_largest(loaded: LoadedModel, settings: Settings) -> list[dict[str, Any]]:
     """The longest prompt at this batch and the largest batch at the longest length, both sides."""
-    limit = memory_of(subject.model.device, settings.fit_gib)
+    limit = memory_of(loaded.model.device, settings.memory_limit_gib)
     shortest, longest = min(settings.lengths), max(settings.lengths)
-    path, _ = fastest(subject.model, settings.batch, longest)
+    path, _ = fastest(loaded.model, settings.batch, longest)
     sides: dict[str, Side] = {FULL: Dense(path), SPARSE: settings.sparse}
 
     def line(side: str, what: str) -> dict[str, Any]:
@@ -164,9 +166,9 @@ def limits_of(subject: Subject, settings: Settings) -> list[dict[str, Any]]:
             batch, length = (settings.batch, value) if what == "length" else (value, longest)
 
             def inputs() -> Mapping[str, Any]:
-                return settings.encoder(subject, batch, length)()
+                return settings.encoder(loaded, batch, length)()
 
-            return fits(subject.model, sides[side], inputs, 2, limit)
+            return fits(loaded.model, sides[side], inputs, 2, limit)
 
         if what == "length":
             end = largest(fit, shortest, 64 * longest, step=shortest, within=0.02)
@@ -175,14 +177,14 @@ def limits_of(subject: Subject, settings: Settings) -> list[dict[str, Any]]:
             end = largest(fit, 1, 1024)
             batch, length = end.value, longest
         return {
-            "subject": subject.name,
+            "model": loaded.name,
             "side": side,
             "what": what,
             "batch": batch,
             "length": length,
             "bounded": end.bounded,
             "tries": end.tries,
-            "limit_gib": None if limit is None else settings.fit_gib,
+            "limit_gib": None if limit is None else settings.memory_limit_gib,
             "dense": path.name,
         }
 

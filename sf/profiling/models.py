@@ -12,11 +12,11 @@ from sf.errors import ConfigError
 
 __all__ = [
     "SHAPES",
+    "LoadedModel",
     "Shape",
-    "Subject",
     "class_and_config",
+    "load_by_name",
     "load_checkpoint",
-    "load_subject",
     "published",
 ]
 
@@ -100,7 +100,7 @@ def published(hub: str) -> Shape | None:
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedModel:
     """A model to profile.
 
     Attributes:
@@ -120,7 +120,7 @@ class Subject:
 
 def load_checkpoint(
     name: str, path: Path | str, dtype: str, device: str, note: str = "the study's own checkpoint"
-) -> Subject:
+) -> LoadedModel:
     """Load a checkpoint from a folder or hub id, with its processor if it has one.
 
     Raises:
@@ -132,10 +132,10 @@ def load_checkpoint(
     folder = Path(path)
     known = not folder.is_dir() or (folder / "preprocessor_config.json").is_file()
     known = known or (folder / "processor_config.json").is_file()
-    return Subject(name, model, "trained", note, load_processor(path) if known else None)
+    return LoadedModel(name, model, "trained", note, load_processor(path) if known else None)
 
 
-def load_subject(name: str, checkpoint: Path, dtype: str, device: str, seed: int) -> Subject:
+def load_by_name(name: str, checkpoint: Path, dtype: str, device: str, seed: int) -> LoadedModel:
     """Load the checkpoint, or build random weights on the device without a download.
 
     Raises:
@@ -145,9 +145,9 @@ def load_subject(name: str, checkpoint: Path, dtype: str, device: str, seed: int
         return load_checkpoint(name, checkpoint, dtype, device)
     if name not in SHAPES:
         known = ", ".join([CHECKPOINT, *SHAPES])
-        raise ConfigError("profile.subjects", name, "is unknown", f"choose among: {known}")
+        raise ConfigError("profile.models", name, "is unknown", f"choose among: {known}")
     shape = SHAPES[name]
-    return Subject(name, _build(shape, dtype, device, seed), "random", shape.note)
+    return LoadedModel(name, _build(shape, dtype, device, seed), "random", shape.note)
 
 
 def class_and_config(shape: Shape) -> tuple[Any, Any]:

@@ -35,13 +35,13 @@ def _length(value: float, _: object = None) -> str:
     return f"{value:,.0f}"
 
 
-def _heading(table: pd.DataFrame, subject: str) -> str:
+def _heading(table: pd.DataFrame, model: str) -> str:
     """The model with its kind of weights and the tokens that its sparse side keeps."""
-    part = table[table["subject"] == subject]
+    part = table[table["model"] == model]
     kept = part[part["side"] == "sparse"]["token_ratio"].dropna()
     shares = sorted({f"{100 * share:.0f}" for share in (kept.min(), kept.max())}, key=float)
     kept_share = f", sparse keeps {' to '.join(shares)} % of the tokens" if len(kept) else ""
-    return f"{subject} ({part['weights'].iloc[0]} weights{kept_share})"
+    return f"{model} ({part['weights'].iloc[0]} weights{kept_share})"
 
 
 def _length_axis(axes: Axes, lengths: list[int]) -> None:
@@ -100,10 +100,10 @@ def latency_picture(table: pd.DataFrame, ratios: pd.DataFrame, where: str) -> Fi
         ratios: from `sf.profiling.summary.speedups`.
         where: device and origin of the token ratio.
     """
-    subjects = list(dict.fromkeys(table["subject"]))
-    fig, axes = rows_figure([_heading(table, name) for name in subjects], 3, 12.0, 3.7)
-    for row, subject in zip(axes, subjects, strict=True):
-        part = table[table["subject"] == subject]
+    models = list(dict.fromkeys(table["model"]))
+    fig, axes = rows_figure([_heading(table, name) for name in models], 3, 12.0, 3.7)
+    for row, model in zip(axes, models, strict=True):
+        part = table[table["model"] == model]
         lengths = sorted(set(part["length"]))
         for panel, metric, title, label in (
             (row[0], "prefill_ms", "Time to the first token", "prefill (ms)"),
@@ -115,7 +115,7 @@ def latency_picture(table: pd.DataFrame, ratios: pd.DataFrame, where: str) -> Fi
         _plain_log_y(row[0])
         row[1].set_ylim(bottom=0)
         row[0].legend(loc="best")
-        _speedup(row[2], ratios[ratios["subject"] == subject], lengths)
+        _speedup(row[2], ratios[ratios["model"] == model], lengths)
         for panel in row:
             panel.set_xlabel("prompt length (tokens)")
     note(fig, f"{where}; bars: intervals of the median")
@@ -158,15 +158,15 @@ def _speedup(axes: Axes, ratios: pd.DataFrame, lengths: list[int]) -> None:
 @in_style
 def memory_picture(table: pd.DataFrame, where: str) -> Figure:
     """KV-cache bytes and peaks against prompt length, a row per model."""
-    subjects = list(dict.fromkeys(table["subject"]))
-    fig, axes = rows_figure([_heading(table, name) for name in subjects], 3, 12.0, 3.7)
+    models = list(dict.fromkeys(table["model"]))
+    fig, axes = rows_figure([_heading(table, name) for name in models], 3, 12.0, 3.7)
     panels = (
         ("kv_bytes", "KV cache", "keys and values (MiB)"),
         ("peak_prefill_bytes", "Peak in prefill", "above the weights (MiB)"),
         ("held_decode_bytes", "Held in decoding", "above the weights (MiB)"),
     )
-    for row, subject in zip(axes, subjects, strict=True):
-        part = table[table["subject"] == subject]
+    for row, model in zip(axes, models, strict=True):
+        part = table[table["model"] == model]
         for panel, (metric, title, label) in zip(row, panels, strict=True):
             _sides(panel, part, metric, MIB)
             _length_axis(panel, sorted(set(part["length"])))
@@ -191,13 +191,13 @@ def parts_picture(table: pd.DataFrame, where: str) -> Figure | None:
     table = table[table["metric"].isin(list(names))]
     if table.empty:
         return None
-    subjects = list(dict.fromkeys(table["subject"]))
-    fig, axes = figure(6.0 * len(subjects), 4.2, columns=len(subjects))
-    for panel, subject in zip(axes[0], subjects, strict=True):
-        part = table[table["subject"] == subject]
+    models = list(dict.fromkeys(table["model"]))
+    fig, axes = figure(6.0 * len(models), 4.2, columns=len(models))
+    for panel, model in zip(axes[0], models, strict=True):
+        part = table[table["model"] == model]
         _stacks(panel, part, sorted(set(part["length"])), names)
         panel.set(
-            title=f"Time to the first token by part\n{subject}",
+            title=f"Time to the first token by part\n{model}",
             ylabel="share of the full side's time (%)",
             xlabel="prompt length (tokens)",
         )

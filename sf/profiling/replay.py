@@ -58,7 +58,7 @@ def read_shares(file: Path, retention_p: float | None = None) -> tuple[float, ..
 
     Args:
         file: CSV with the columns `layer` (from 0) and `token_ratio`, and optionally `retention_p`
-            (several values need a choice), `length` (the longest is taken), `subject` and `batch`
+            (several values need a choice), `length` (the longest is taken), `model` and `batch`
             (a single value each).
         retention_p: the threshold whose lines are read.
 

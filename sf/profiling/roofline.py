@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 ROOFLINE = (  # columns of the table
-    *("subject", "length", "batch", "side", "phase", "part", "flops", "bytes"),
+    *("model", "length", "batch", "side", "phase", "part", "flops", "bytes"),
     *("floor_ms", "bound", "measured_ms", "share"),
 )
 PROBES = 128
@@ -235,7 +235,7 @@ def roofline_lines(
     """Lines of the table: each part, then the whole.
 
     Args:
-        head: subject, length, batch and side.
+        head: model, length, batch and side.
         phase: "prefill" or "decode".
         work: by part.
         measured_ms: by part and "whole"; a part without its own time has no share.

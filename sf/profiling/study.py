@@ -20,8 +20,8 @@ from sf.profiling.hardware import (
     require_device,
     state_under_load,
 )
-from sf.profiling.measurement import DENSE, FIT, LAYERS, Settings, limits_of, point
-from sf.profiling.models import Subject
+from sf.profiling.measurement import DENSE, LARGEST, LAYERS, Settings, find_largest, point
+from sf.profiling.models import LoadedModel
 from sf.profiling.roofline import ROOFLINE, Ceilings, ceilings, floored
 from sf.profiling.summary import LINE, NOTES, SPEEDUP, TIMES, break_even
 from sf.progress import progress
@@ -40,7 +40,7 @@ class Profiled:
         table: tidy; a line per model, length, side and metric.
         ratios: full / sparse.
         roofline: work, floors and shares by part.
-        fit: largest batch and longest prompt; empty if not requested.
+        largest: largest batch and longest prompt; empty if not requested.
         dense: milliseconds of one layer by each dense attention, if there are several.
         layers: shares that the sparse side kept by layer; `--replay` reads them.
         hardware: device, versions, commit, ceilings, notes.
@@ -49,7 +49,7 @@ class Profiled:
     table: pd.DataFrame
     ratios: pd.DataFrame
     roofline: pd.DataFrame
-    fit: pd.DataFrame
+    largest: pd.DataFrame
     dense: pd.DataFrame
     layers: pd.DataFrame
     hardware: dict[str, Any]
@@ -57,7 +57,7 @@ class Profiled:
 
 def profile(
     names: Sequence[str],
-    load: Callable[[str], Subject],
+    load: Callable[[str], LoadedModel],
     settings: Settings,
     runtime: Runtime,
     state: Path,
@@ -77,7 +77,7 @@ def profile(
         EnvironmentFault: a GPU is requested but not available.
     """
     device = require_device(runtime.device)
-    total = len(names) * (len(set(settings.lengths)) + settings.fit)
+    total = len(names) * (len(set(settings.lengths)) + settings.find_largest)
     with progress("profile", total) as counter:
         profiled = _measured(names, load, settings, device, runtime.dtype, state, counter)
     write(profiled, settings, folder)
@@ -86,7 +86,7 @@ def profile(
 
 def _measured(
     names: Sequence[str],
-    load: Callable[[str], Subject],
+    load: Callable[[str], LoadedModel],
     settings: Settings,
     device: torch.device,
     dtype: str,
@@ -98,20 +98,21 @@ def _measured(
         **_once(state / "ceilings.json", lambda: asdict(ceilings(device, getattr(torch, dtype))))
     )
     points: list[dict[str, Any]] = []
-    fit: list[dict[str, Any]] = []
+    largest: list[dict[str, Any]] = []
     for name in names:
-        subject = cache(partial(load, name))  # loaded once, and only if needed
+        load_once = cache(partial(load, name))  # loaded once, and only if needed
         stem = name.replace("/", FILLER)
         for length in sorted(set(settings.lengths)):
-            measured = partial(_of_subject, point, subject, length, settings, limits)
+            measured = partial(_of_model, point, load_once, length, settings, limits)
             points.append(_once(state / f"{stem}-{length}.json", measured))
             counter.advance(note=f"{name} at {length}")
-        if settings.fit:
-            fit += _once(
-                state / f"{stem}-fit.json", partial(_of_subject, limits_of, subject, settings)
+        if settings.find_largest:
+            largest += _once(
+                state / f"{stem}-largest.json",
+                partial(_of_model, find_largest, load_once, settings),
             )
             counter.advance(note=f"{name}: memory limits")
-        subject.cache_clear()
+        load_once.cache_clear()
     later = ceilings(device, getattr(torch, dtype))
     best = limits.best(later)
     hardware = {**hardware, "dtype": dtype, "ceilings": asdict(best)}
@@ -130,16 +131,16 @@ def _measured(
         roofline=pd.DataFrame(
             floored([line for p in points for line in p["roofline"]], best), columns=list(ROOFLINE)
         ),
-        fit=pd.DataFrame(fit, columns=list(FIT)),
+        largest=pd.DataFrame(largest, columns=list(LARGEST)),
         dense=frame("dense", DENSE),
         layers=frame("layers", LAYERS),
         hardware=hardware,
     )
 
 
-def _of_subject(measure: Callable[..., Any], subject: Callable[[], Subject], *args: Any) -> Any:
+def _of_model(measure: Callable[..., Any], load: Callable[[], LoadedModel], *args: Any) -> Any:
     """Load a model and call `measure` on it."""
-    return measure(subject(), *args)
+    return measure(load(), *args)
 
 
 def _once(file: Path, make: Callable[[], Any]) -> Any:
@@ -154,10 +155,10 @@ def figures(profiled: Profiled) -> dict[str, float]:
     """Ratios and break-even lengths by name."""
     named: dict[str, float] = {}
     for line in profiled.ratios.to_dict("records"):
-        named[f"{line['subject']}_{line['metric']}_ratio_at_{line['length']}"] = line["ratio"]
-    for name in dict.fromkeys(profiled.ratios["subject"]):
+        named[f"{line['model']}_{line['metric']}_ratio_at_{line['length']}"] = line["ratio"]
+    for name in dict.fromkeys(profiled.ratios["model"]):
         for metric in TIMES:
-            tokens = break_even(profiled.ratios[profiled.ratios["subject"] == name], metric)
+            tokens = break_even(profiled.ratios[profiled.ratios["model"] == name], metric)
             if tokens is not None:
                 named[f"{name}_{metric}_break_even_tokens"] = float(tokens)
     return named
@@ -173,7 +174,7 @@ def write(profiled: Profiled, settings: Settings, folder: Path) -> None:
     write_parquet(profiled.table, folder / "tables" / "profile.parquet")
     write_csv(profiled.ratios, folder / "tables" / "speedup.csv")
     write_csv(profiled.roofline, folder / "tables" / "roofline.csv")
-    write_csv(profiled.fit, folder / "tables" / "fit.csv")
+    write_csv(profiled.largest, folder / "tables" / "largest.csv")
     write_csv(profiled.dense, folder / "tables" / "dense.csv")
     write_csv(profiled.layers, folder / "tables" / "layers.csv")
     write_json(folder / "hardware.json", profiled.hardware)

@@ -19,11 +19,11 @@ from sf.profiling.timing import Run
 __all__ = ["LINE", "NOTES", "SPEEDUP", "Median", "break_even", "median", "speedups", "tidy"]
 
 LINE = (  # columns of the tidy table
-    *("subject", "length", "batch", "side", "token_ratio", "metric", "unit"),
+    *("model", "length", "batch", "side", "token_ratio", "metric", "unit"),
     *("value", "low", "high", "coverage", "repeats", "status"),
 )
 SPEEDUP = (
-    *("subject", "length", "batch", "token_ratio", "metric"),
+    *("model", "length", "batch", "token_ratio", "metric"),
     *("ratio", "low", "high", "coverage", "verdict"),
 )
 NOTES = ("weights", "ratio_set_by", "dense", "note")  # added to each line of both tables
@@ -76,18 +76,18 @@ def _coverage(count: int, cut: int) -> float:
     return 1.0 - 2.0 * sum(comb(count, below) for below in range(cut + 1)) / 2.0**count
 
 
-def tidy(subject: str, length: int, batch: int, runs: Mapping[str, Run]) -> list[dict[str, object]]:
+def tidy(model: str, length: int, batch: int, runs: Mapping[str, Run]) -> list[dict[str, object]]:
     """One line per side and metric of one measurement.
 
     Returns:
-        Columns subject, length, batch, side, token_ratio, metric, unit, value, low, high,
+        Columns model, length, batch, side, token_ratio, metric, unit, value, low, high,
         coverage, repeats, status. Sizes are exact and have no interval. Metrics that the device
         or the side does not provide have no line.
     """
     lines = []
     for side, run in runs.items():
         head = {
-            "subject": subject,
+            "model": model,
             "length": length,
             "batch": batch,
             "side": side,
@@ -128,11 +128,11 @@ def tidy(subject: str, length: int, batch: int, runs: Mapping[str, Run]) -> list
     return lines
 
 
-def not_fitting(subject: str, length: int, batch: int, side: str) -> list[dict[str, object]]:
+def not_fitting(model: str, length: int, batch: int, side: str) -> list[dict[str, object]]:
     """The lines of a measurement that does not fit in the device's memory."""
     return [
         {
-            "subject": subject,
+            "model": model,
             "length": length,
             "batch": batch,
             "side": side,
@@ -146,20 +146,20 @@ def not_fitting(subject: str, length: int, batch: int, side: str) -> list[dict[s
 
 
 def speedups(
-    subject: str, length: int, batch: int, runs: Mapping[str, Run]
+    model: str, length: int, batch: int, runs: Mapping[str, Run]
 ) -> list[dict[str, object]]:
     """The speed-ups and savings of the sparse side over the full one.
 
     Times are divided repeat by repeat, because both runs of a repeat see the same machine state.
 
     Returns:
-        Columns subject, length, batch, token_ratio, metric, ratio, low, high, coverage, verdict:
+        Columns model, length, batch, token_ratio, metric, ratio, low, high, coverage, verdict:
         "faster", "slower" or, if the interval contains 1, "no difference"; for sizes, which are
         exact, "smaller", "larger" or "no difference".
     """
     full, sparse = runs[FULL], runs[SPARSE]
     head = {
-        "subject": subject,
+        "model": model,
         "length": length,
         "batch": batch,
         "token_ratio": sparse.token_ratio,

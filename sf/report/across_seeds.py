@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from sf.evaluation.intervals import interval
 from sf.plotting import figure, in_style, look, marks, note, percent, save
 from sf.report.benchmark_tables import Cell
+from sf.report.curve_comparison import Array, Curve, both_curves, interpolated, row_weights
 from sf.report.curves import title
-from sf.report.matched import Array, Curve, both_curves, interpolated, row_weights
 from sf.report.page import Picture, Section, Table
 from sf.report.results import Study
 from sf.tables import rows_at, write_csv

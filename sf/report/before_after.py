@@ -10,8 +10,8 @@ import pandas as pd
 from sf.plotting import save
 from sf.published import INFERENCE_RETENTION_P
 from sf.report.benchmark_tables import NOT_MEASURED, Cell
+from sf.report.curve_comparison import Difference, at_matched_ratio, at_retention_p, points_above
 from sf.report.curves import curve_picture
-from sf.report.matched import Difference, at_matched_ratio, at_retention_p, points_above
 from sf.report.overview import verdict_sentence
 from sf.report.page import Picture, Section, Table
 from sf.report.pictures import accuracy_curve_picture, layers_picture
@@ -56,7 +56,7 @@ def before_after(study: Study, folder: Path) -> BeforeAfter:
 
     Args:
         study: its results.
-        folder: of the report, for figures and `matched.csv`.
+        folder: of the report, for figures and `equal_token_ratio.csv`.
     """
     retention_p = _evaluated_retention_p(study)
     comparisons: list[_Trained] = []
@@ -251,7 +251,7 @@ def _write_matched(comparisons: list[_Trained], folder: Path) -> None:
             entry.matched.assign(model=entry.model, objective=entry.objective)
             for entry in comparisons
         ]
-        write_csv(pd.concat(parts), folder / "tables" / "matched.csv")
+        write_csv(pd.concat(parts), folder / "tables" / "equal_token_ratio.csv")
 
 
 def _figures(comparisons: list[_Trained]) -> dict[str, float]:

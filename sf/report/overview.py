@@ -10,8 +10,8 @@ from pathlib import Path
 from sf.atomic_files import read_json
 from sf.layout import STAMP
 from sf.report.benchmark_tables import Cell
+from sf.report.curve_comparison import Difference
 from sf.report.definitions import DEFINITIONS, Targets
-from sf.report.matched import Difference
 from sf.report.page import Section, Table
 from sf.report.results import Study
 

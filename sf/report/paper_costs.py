@@ -30,7 +30,7 @@ def profile(request: Request) -> PaperTable:
         measured = [] if result is None else _profile_lines(request, model, result, unit)
         lines += measured or [Line((model, "", ""), (Figure(),) * 3)]
     columns = (f"full ({name})", f"sparse ({name})", "full / sparse")
-    return PaperTable(("model", "subject", "prompt tokens"), columns, tuple(lines), {})
+    return PaperTable(("model", "profiled model", "prompt tokens"), columns, tuple(lines), {})
 
 
 def _profile_lines(request: Request, model: str, result: Result, unit: float) -> list[Line]:
@@ -39,16 +39,16 @@ def _profile_lines(request: Request, model: str, result: Result, unit: float) ->
         for part in (result.table("profile.csv"), result.table("speedup.csv"))
     )
     lines = []
-    for (subject, length), part in table.groupby(["subject", "length"], sort=False):
+    for (profiled, length), part in table.groupby(["model", "length"], sort=False):
         sides = {str(line["side"]): line for line in part.to_dict("records")}
-        same = (ratios["subject"] == subject) & (ratios["length"] == length)
+        same = (ratios["model"] == profiled) & (ratios["length"] == length)
         speedup = next(iter(ratios[same].to_dict("records")), None)
         cells = (
             _measured(request, result, sides.get("full"), unit),
             _measured(request, result, sides.get("sparse"), unit),
             _speedup(request, result, speedup),
         )
-        lines.append(Line((model, str(subject), f"{length:,}"), cells))
+        lines.append(Line((model, str(profiled), f"{length:,}"), cells))
     return lines
 
 

@@ -23,7 +23,7 @@ def accuracy_curve_picture(
 
     Args:
         curves: `curve_table` of "base" and of each objective.
-        matched: `sf.report.matched.at_matched_ratio` of each objective.
+        matched: `sf.report.curve_comparison.at_matched_ratio` of each objective.
         where: the evaluated data.
     """
     fig, axes = figure(11.0, 4.2, columns=2)

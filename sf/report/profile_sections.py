@@ -76,7 +76,7 @@ def roofline(result: Result, model: str) -> Table:
         share = f"{100 * line['share']:.3g}"
         rows.append(
             [
-                Cell(str(line["subject"])),
+                Cell(str(line["model"])),
                 Cell(f"{line['length']:,}"),
                 Cell(str(line["phase"])),
                 Cell(str(line["side"])),
@@ -92,7 +92,7 @@ def roofline(result: Result, model: str) -> Table:
         caption=f"{model}: share of the roofline, all parts in tables/roofline.csv "
         f"(run {result.run})",
         header=[
-            *("subject", "prompt", "phase", "side"),
+            *("profiled model", "prompt", "phase", "side"),
             *("FLOPs", "bytes", "floor (ms)", "measured (ms)", "share (%)"),
         ],
         rows=rows,
@@ -109,16 +109,16 @@ def beside_the_paper(result: Result, model: str) -> Table:
     facts = json.loads((result.folder / "hardware.json").read_text(encoding="utf-8"))
     on_gpu = facts.get("device") == "cuda"
     rows = []
-    for subject in dict.fromkeys(table["subject"]):
+    for profiled in dict.fromkeys(table["model"]):
         for title, name, metric in (
             ("decode throughput, sparse / full", "decode_speedup", "step_ms"),
             ("KV memory, full / sparse", "memory_ratio", "kv_bytes"),
         ):
             value, owner = published.at_200k(name)
-            part = table[(table["subject"] == subject) & (table["metric"] == metric)]
+            part = table[(table["model"] == profiled) & (table["metric"] == metric)]
             at_200k = part[part["length"] >= PAPER_LENGTH].to_dict("records") if on_gpu else []
             longest = part[part["length"] == part["length"].max()].to_dict("records")
-            row = [Cell(subject), Cell(title), Cell(f"{value:g}", note=f"{owner}, figure 4")]
+            row = [Cell(profiled), Cell(title), Cell(f"{value:g}", note=f"{owner}, figure 4")]
             row.append(_ratio(at_200k[-1]) if at_200k else Cell(NOT_MEASURED))
             row.append(Cell(f"{longest[0]['length']:,}" if longest else ""))
             row.append(_ratio(longest[0]) if longest else Cell(NOT_MEASURED))
@@ -126,7 +126,14 @@ def beside_the_paper(result: Result, model: str) -> Table:
     return Table(
         name=f"beside_paper_{model}",
         caption=f"{model}: the paper's ratios at 200k tokens (run {result.run})",
-        header=["subject", "figure", "paper", "here, GPU at 200k", "longest here", "ratio there"],
+        header=[
+            "profiled model",
+            "figure",
+            "paper",
+            "here, GPU at 200k",
+            "longest here",
+            "ratio there",
+        ],
         rows=rows,
         keys=2,
     )
@@ -141,20 +148,20 @@ def _tables(result: Result, model: str) -> list[Table]:
     """Times and bytes, full and sparse side by side, a row per model and length."""
     points: dict[tuple[str, int], dict[tuple[str, str], Any]] = {}
     for line in result.table("profile.csv").to_dict("records"):
-        point = points.setdefault((str(line["subject"]), int(line["length"])), {})
+        point = points.setdefault((str(line["model"]), int(line["length"])), {})
         point[str(line["metric"]), str(line["side"])] = line
     ratios = result.table("speedup.csv").to_dict("records")
     for line in ratios:
-        points[str(line["subject"]), int(line["length"])][str(line["metric"]), RATIO] = line
+        points[str(line["model"]), int(line["length"])][str(line["metric"]), RATIO] = line
     basis = f"kept tokens set by {ratios[0]['ratio_set_by']}" if ratios else "no length fitted"
     tables = []
     for name, metrics in METRICS.items():
-        header = ["subject", "prompt", "dense by"]
+        header = ["profiled model", "prompt", "dense by"]
         for title, _ in metrics.values():
             header += [f"{title}, full", "sparse", "full / sparse"]
         rows = []
-        for (subject, length), point in points.items():
-            row = [Cell(subject), Cell(f"{length:,}"), Cell(_dense(point))]
+        for (profiled, length), point in points.items():
+            row = [Cell(profiled), Cell(f"{length:,}"), Cell(_dense(point))]
             for metric, (_, unit) in metrics.items():
                 row += [_measure(point.get((metric, side)), unit) for side in ("full", "sparse")]
                 row.append(_ratio(point.get((metric, RATIO))))
@@ -205,16 +212,16 @@ def _break_even(result: Result) -> list[str]:
     table = result.table("profile.csv")
     figures = json.loads((result.folder / "metrics.json").read_text(encoding="utf-8"))
     sentences = []
-    for subject in dict.fromkeys(table["subject"]):
+    for profiled in dict.fromkeys(table["model"]):
         words = []
         for metric, phrase in (("prefill_ms", "prefill"), ("step_ms", "decoding")):
-            tokens = figures.get(f"{subject}_{metric}_break_even_tokens")
+            tokens = figures.get(f"{profiled}_{metric}_break_even_tokens")
             words.append(
                 f"{phrase} from {tokens:,.0f} tokens on"
                 if tokens is not None
                 else f"{phrase} at no measured length"
             )
-        sentences.append(f"{subject}: sparse attention is faster in {', in '.join(words)}.")
+        sentences.append(f"{profiled}: sparse attention is faster in {', in '.join(words)}.")
     return sentences + _plain_transformers(table)
 
 
@@ -222,12 +229,12 @@ def _plain_transformers(table: pd.DataFrame) -> list[str]:
     """The time with transformers' cache compared with the dense side, if measured."""
     decode = table[(table["metric"] == "decode_ms") & (table["status"] == "measured")]
     times = {
-        (str(line["subject"]), int(line["length"]), str(line["side"])): float(line["value"])
+        (str(line["model"]), int(line["length"]), str(line["side"])): float(line["value"])
         for line in decode.to_dict("records")
     }
     return [
-        f"{subject}: at {length:,} tokens, a token takes {value:.3g} ms with transformers' own "
-        f"cache and {times[subject, length, 'full']:.3g} ms on the dense side."
-        for (subject, length, side), value in times.items()
-        if side == "transformers" and (subject, length, "full") in times
+        f"{profiled}: at {length:,} tokens, a token takes {value:.3g} ms with transformers' own "
+        f"cache and {times[profiled, length, 'full']:.3g} ms on the dense side."
+        for (profiled, length, side), value in times.items()
+        if side == "transformers" and (profiled, length, "full") in times
     ]

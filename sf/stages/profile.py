@@ -32,7 +32,7 @@ def run(p: Parameters, job: Job) -> None:
     saved in `job.state`, so a killed run resumes at the next length.
     """
     from sf.profiling.measurement import Settings
-    from sf.profiling.models import Subject, load_subject
+    from sf.profiling.models import LoadedModel, load_by_name
     from sf.profiling.replay import Replay, replayed
     from sf.profiling.study import figures, profile
     from sf.selection import TopK
@@ -48,12 +48,12 @@ def run(p: Parameters, job: Job) -> None:
         decode_tokens=given.decode_tokens,
         batch=given.batch,
         prompts=given.prompts,
-        fit=given.fit,
-        fit_gib=given.fit_gib,
+        find_largest=given.find_largest,
+        memory_limit_gib=given.memory_limit_gib,
     )
 
-    def load(name: str) -> Subject:
-        return load_subject(name, p.checkpoint, p.runtime.dtype, p.runtime.device, p.seed)
+    def load(name: str) -> LoadedModel:
+        return load_by_name(name, p.checkpoint, p.runtime.dtype, p.runtime.device, p.seed)
 
-    profiled = profile(given.subjects, load, settings, p.runtime, job.state, job.out)
+    profiled = profile(given.models, load, settings, p.runtime, job.state, job.out)
     job.tracker.summary(figures(profiled))

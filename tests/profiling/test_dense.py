@@ -15,7 +15,7 @@ from sf.profiling import dense
 from sf.profiling.dense import Dense, DensePath, KeepAll, candidates, fastest, using
 from sf.profiling.generation import Workload
 from sf.profiling.measurement import DENSE, Settings, point
-from sf.profiling.models import SHAPES, Shape, Subject, load_subject
+from sf.profiling.models import SHAPES, LoadedModel, Shape, load_by_name
 from sf.profiling.prompts import text_inputs
 from sf.profiling.roofline import Ceilings
 from sf.profiling.timing import measure
@@ -28,7 +28,7 @@ SLOW, QUICK = DensePath("slow", "test_slow"), DensePath("quick", "test_quick")
 def model() -> Any:
     SHAPES["tiny"] = Shape(64, 3, 4, 2, 96, 256, True, "a test's")
     try:
-        return load_subject("tiny", Path(), "float32", "cpu", seed=0).model
+        return load_by_name("tiny", Path(), "float32", "cpu", seed=0).model
     finally:
         del SHAPES["tiny"]
 
@@ -62,8 +62,8 @@ def test_the_fastest_path_is_found_by_timing(model: Any, two: list[str]) -> None
 
 def test_every_line_says_which_path_it_was(model: Any, two: list[str]) -> None:
     settings = Settings((64,), TopK(ratio=0.25), "top-k", 3, 2)
-    subject = Subject("made", model, "random", "")
-    measured = point(subject, 64, settings, Ceilings(1e10, 1e10))
+    loaded = LoadedModel("made", model, "random", "")
+    measured = point(loaded, 64, settings, Ceilings(1e10, 1e10))
     assert {line["dense"] for line in measured["lines"] + measured["speedups"]} == {"quick"}
     table = pd.DataFrame(measured["dense"], columns=list(DENSE)).set_index("path")
     assert table["chosen"].to_dict() == {"slow": False, "quick": True}

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from sf.profiling.generation import random_prefilled
-from sf.profiling.models import SHAPES, Shape, load_subject
+from sf.profiling.models import SHAPES, Shape, load_by_name
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl", "llava_onevision"])
 def test_a_random_cache_decodes(family, monkeypatch, tmp_path):
     shape = Shape(64, 2, 4, 2, 96, 256, True, "made", family)
     monkeypatch.setitem(SHAPES, "made", shape)
-    model = load_subject("made", tmp_path, "float32", "cpu", seed=0).model
+    model = load_by_name("made", tmp_path, "float32", "cpu", seed=0).model
     start = random_prefilled(model, 1, 40, [40, 7])
     # The positions that a prefill of as many tokens leaves.
     assert start.position.tolist() == [[40]] * (1 if family == "llava_onevision" else 3)

@@ -12,8 +12,8 @@ import torch
 from sf.errors import ConfigError
 from sf.profiling.dense import OWN, Dense, KeepAll
 from sf.profiling.max_memory import fits, largest, memory_of
-from sf.profiling.measurement import Settings, limits_of
-from sf.profiling.models import SHAPES, Shape, Subject, load_subject
+from sf.profiling.measurement import Settings, find_largest
+from sf.profiling.models import SHAPES, LoadedModel, Shape, load_by_name
 from sf.profiling.prompts import text_inputs
 from sf.profiling.timing import attempt
 from sf.selection import TopK
@@ -72,7 +72,7 @@ def test_an_attempt_tells_memory_from_other_faults() -> None:
 def test_a_stated_limit_bounds_a_cpu() -> None:
     SHAPES["tiny"] = Shape(64, 2, 4, 2, 96, 256, True, "a test's")
     try:
-        model = load_subject("tiny", Path(), "float32", "cpu", seed=0).model
+        model = load_by_name("tiny", Path(), "float32", "cpu", seed=0).model
     finally:
         del SHAPES["tiny"]
 
@@ -83,7 +83,7 @@ def test_a_stated_limit_bounds_a_cpu() -> None:
     assert fits(model, KeepAll(), inputs, 1, weights + 20e6)
     assert not fits(model, KeepAll(), inputs, 1, weights + 0.1e6)  # its KV alone is 0.13 MB
     assert fits(model, KeepAll(), inputs, 1, None)
-    with pytest.raises(ConfigError, match="fit_gib"):
+    with pytest.raises(ConfigError, match="memory_limit_gib"):
         memory_of(torch.device("cpu"), 0.0)
     with pytest.raises(ConfigError, match="the free memory"):
         memory_of(torch.device("cpu"), 1e9)
@@ -110,11 +110,13 @@ def test_both_limits_of_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda model, batch, length, seed: {"input_ids": torch.empty(batch, length)},
     )
     model: Any = SimpleNamespace(device=torch.device("cpu"))
-    subject = Subject("made", model, "random", "")
-    settings = Settings((50, 100), TopK(ratio=0.25), "top-k", 3, 2, batch=2, fit=True, fit_gib=0.1)
-    lines = {(line["what"], line["side"]): line for line in limits_of(subject, settings)}
+    loaded = LoadedModel("made", model, "random", "")
+    settings = Settings(
+        (50, 100), TopK(ratio=0.25), "top-k", 3, 2, batch=2, find_largest=True, memory_limit_gib=0.1
+    )
+    lines = {(line["what"], line["side"]): line for line in find_largest(loaded, settings)}
     assert lines["length", "full"] | {"tries": 0} == {
-        "subject": "made", "side": "full", "what": "length", "batch": 2, "length": 500,
+        "model": "made", "side": "full", "what": "length", "batch": 2, "length": 500,
         "bounded": False, "tries": 0, "limit_gib": 0.1,
         "dense": OWN.name,
     }  # fmt: skip

@@ -18,7 +18,7 @@ from sf.profiling.clock import Clock
 from sf.profiling.dense import KeepAll
 from sf.profiling.generation import Workload
 from sf.profiling.measurement import Settings, least_bytes, point
-from sf.profiling.models import SHAPES, Shape, Subject, load_subject
+from sf.profiling.models import SHAPES, LoadedModel, Shape, load_by_name
 from sf.profiling.prompts import prompt_ids, text_inputs
 from sf.profiling.roofline import Ceilings
 from sf.profiling.timing import measure
@@ -30,11 +30,11 @@ LIMITS = Ceilings(1e10, 1e10)
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
+def loaded() -> LoadedModel:
     """Random weights of a tiny shape."""
     SHAPES["tiny"] = TINY
     try:
-        return load_subject("tiny", Path(), "float32", "cpu", seed=0)
+        return load_by_name("tiny", Path(), "float32", "cpu", seed=0)
     finally:
         del SHAPES["tiny"]
 
@@ -45,8 +45,8 @@ def settings() -> Settings:
     return Settings((LENGTH,), TopK(ratio=0.25), "top-k 0.25", repeats=3, decode_tokens=4)
 
 
-def test_a_point_counts_the_cache_exactly(subject: Subject, settings: Any) -> None:
-    lines = pd.DataFrame(point(subject, LENGTH, settings, LIMITS)["lines"])
+def test_a_point_counts_the_cache_exactly(loaded: LoadedModel, settings: Any) -> None:
+    lines = pd.DataFrame(point(loaded, LENGTH, settings, LIMITS)["lines"])
     sizes = lines[lines["metric"] == "kv_bytes"].set_index("side")["value"]
     per_token = 2 * 2 * 2 * 16 * 4  # layers, K and V, heads, channels, bytes
     # transformers holds prompt and four tokens; the growing cache reserves 64 places for them.
@@ -60,10 +60,10 @@ def test_a_point_counts_the_cache_exactly(subject: Subject, settings: Any) -> No
     assert set(lines["weights"]) == {"random"}
 
 
-def test_parts_add_up_to_prefill(subject: Subject, settings: Any) -> None:
-    lines = pd.DataFrame(point(subject, LENGTH, settings, LIMITS)["lines"])
+def test_parts_add_up_to_prefill(loaded: LoadedModel, settings: Any) -> None:
+    lines = pd.DataFrame(point(loaded, LENGTH, settings, LIMITS)["lines"])
     runs = measure(
-        Workload(subject.model, text_inputs(subject.model, 1, LENGTH, 0), 2),
+        Workload(loaded.model, text_inputs(loaded.model, 1, LENGTH, 0), 2),
         {"full": KeepAll(), "sparse": TopK(ratio=0.25)},
         repeats=3,
     )
@@ -98,31 +98,31 @@ def test_nested_parts_are_counted_once() -> None:
     }
 
 
-def test_watching_leaves_nothing_behind(subject: Subject) -> None:
+def test_watching_leaves_nothing_behind(loaded: LoadedModel) -> None:
     from sf.attention import PrunedLayer
     from sf.attention.forward_state import ForwardState
 
     before, commit = ForwardState.choose, PrunedLayer.commit
-    with watched(subject.model, Clock(torch.device("cpu"))):
+    with watched(loaded.model, Clock(torch.device("cpu"))):
         assert ForwardState.choose is not before
         assert PrunedLayer.commit is not commit
-    work = Workload(subject.model, text_inputs(subject.model, 1, LENGTH, 0), 2)
+    work = Workload(loaded.model, text_inputs(loaded.model, 1, LENGTH, 0), 2)
     with pytest.raises(KeyError):
         measure(work, {"full": Broken()}, repeats=1)
     assert ForwardState.choose is before
     assert PrunedLayer.commit is commit
-    assert not any(module._forward_hooks for module in subject.model.modules())
-    assert not any(module._forward_pre_hooks for module in subject.model.modules())
+    assert not any(module._forward_hooks for module in loaded.model.modules())
+    assert not any(module._forward_pre_hooks for module in loaded.model.modules())
 
 
-def test_the_dense_side_gives_the_tokens_of_plain_generate(subject: Subject) -> None:
+def test_the_dense_side_gives_the_tokens_of_plain_generate(loaded: LoadedModel) -> None:
     from sf.attention import sparsify
 
-    ids = prompt_ids(subject.model, 1, LENGTH, 3)
+    ids = prompt_ids(loaded.model, 1, LENGTH, 3)
     given = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "do_sample": False}
-    plain = subject.model.generate(ids, **given)
-    with sparsify(subject.model, KeepAll()):
-        dense = subject.model.generate(ids, **given)
+    plain = loaded.model.generate(ids, **given)
+    with sparsify(loaded.model, KeepAll()):
+        dense = loaded.model.generate(ids, **given)
     assert torch.equal(plain, dense)
 
 
@@ -144,44 +144,44 @@ class Greedy(Policy):
         return torch.empty(10**15)
 
 
-def test_a_side_that_does_not_fit_does_not_take_the_other_with_it(subject: Subject) -> None:
-    work = Workload(subject.model, text_inputs(subject.model, 1, LENGTH, 0), 2)
+def test_a_side_that_does_not_fit_does_not_take_the_other_with_it(loaded: LoadedModel) -> None:
+    work = Workload(loaded.model, text_inputs(loaded.model, 1, LENGTH, 0), 2)
     runs = measure(work, {"full": Greedy(), "sparse": TopK(ratio=0.25)}, repeats=3)
     assert set(runs) == {"sparse"}
     assert len(runs["sparse"].prefill_ms) == 3
 
 
-def test_a_length_that_does_not_fit_says_so(subject: Subject, settings: Any) -> None:
+def test_a_length_that_does_not_fit_says_so(loaded: LoadedModel, settings: Any) -> None:
     length = 10**12
-    assert least_bytes(subject.model, 1, length) > 2**40
-    measured = point(subject, length, settings, LIMITS)
+    assert least_bytes(loaded.model, 1, length) > 2**40
+    measured = point(loaded, length, settings, LIMITS)
     assert {line["status"] for line in measured["lines"]} == {"does not fit"}
     assert {line["side"] for line in measured["lines"]} == {"full", "sparse"}
     assert measured["speedups"] == []
 
 
-def test_prompts_hold_no_special_token(subject: Subject) -> None:
-    ids = prompt_ids(subject.model, 2, 5000, 0)
-    config = subject.model.config
+def test_prompts_hold_no_special_token(loaded: LoadedModel) -> None:
+    ids = prompt_ids(loaded.model, 2, 5000, 0)
+    config = loaded.model.config
     special = {config.image_token_id, config.video_token_id, config.text_config.eos_token_id}
     assert ids.shape == (2, 5000)
     assert not special & set(ids.unique().tolist())
-    assert torch.equal(ids, prompt_ids(subject.model, 2, 5000, 0))
-    assert not torch.equal(ids, prompt_ids(subject.model, 2, 5000, 1))
+    assert torch.equal(ids, prompt_ids(loaded.model, 2, 5000, 0))
+    assert not torch.equal(ids, prompt_ids(loaded.model, 2, 5000, 1))
 
 
-def test_an_unknown_subject_is_named() -> None:
+def test_an_unknown_model_is_named() -> None:
     with pytest.raises(ConfigError, match="checkpoint"):
-        load_subject("qwen9", Path(), "float32", "cpu", 0)
+        load_by_name("qwen9", Path(), "float32", "cpu", 0)
 
 
 def test_the_stage_writes_its_files_and_goes_on_after_a_kill(
-    subject: Subject, tmp_path: Path
+    loaded: LoadedModel, tmp_path: Path
 ) -> None:
     from sf.sections import Profile, Runtime
     from sf.stages.profile import Parameters, run
 
-    subject.model.save_pretrained(tmp_path / "checkpoint")
+    loaded.model.save_pretrained(tmp_path / "checkpoint")
     parameters = Parameters(
         runtime=Runtime(device="cpu", dtype="float32"),
         seed=0,
@@ -189,14 +189,14 @@ def test_the_stage_writes_its_files_and_goes_on_after_a_kill(
         checkpoint=tmp_path / "checkpoint",
         output=tmp_path / "never",
         profile=Profile(
-            subjects=["checkpoint"],
+            models=["checkpoint"],
             lengths=[128, 64],
             token_ratio=0.25,
             repeats=3,
             decode_tokens=2,
             batch=2,
             prompts="text",
-            fit=False,
+            find_largest=False,
         ),
     )
     figures: dict[str, float] = {}
@@ -208,7 +208,7 @@ def test_the_stage_writes_its_files_and_goes_on_after_a_kill(
     run(parameters, job)
     files = {str(path.relative_to(job.out)) for path in job.out.rglob("*") if path.is_file()}
     pictures = {f"figures/{n}.{s}" for n in ("latency", "memory", "parts") for s in ("png", "svg")}
-    names = ("profile.csv", "profile.parquet", "speedup.csv", "roofline.csv", "fit.csv")
+    names = ("profile.csv", "profile.parquet", "speedup.csv", "roofline.csv", "largest.csv")
     names = (*names, "dense.csv", "layers.csv")
     tables = {f"tables/{name}" for name in names}
     assert files == {"hardware.json", *tables, *pictures}
@@ -216,7 +216,7 @@ def test_the_stage_writes_its_files_and_goes_on_after_a_kill(
     assert list(table["length"].drop_duplicates()) == [64, 128]
     assert figures["checkpoint_kv_bytes_ratio_at_128"] > 1
     assert set(table["batch"]) == {2}
-    assert pd.read_csv(job.out / "tables/fit.csv").empty
+    assert pd.read_csv(job.out / "tables/largest.csv").empty
     facts = json.loads((job.out / "hardware.json").read_text())
     assert facts["ceilings"]["flops"] > 1e8
     assert facts["ceilings"]["bytes"] > 1e8

@@ -19,7 +19,7 @@ from sf.errors import ConfigError, DataError, EnvironmentFault, OutputConflictEr
 from sf.profiling import roofline
 from sf.profiling.command import Request, _claim
 from sf.profiling.generation import Workload
-from sf.profiling.models import SHAPES, Shape, load_subject
+from sf.profiling.models import SHAPES, Shape, load_by_name
 from sf.profiling.prompts import text_inputs
 from sf.profiling.timing import measure
 
@@ -99,7 +99,7 @@ def test_another_folder_is_left_alone(tmp_path: Path) -> None:
 
 def test_only_pruned_caches_are_decoded_in_the_loop() -> None:
     """Twilight has its own attention in decoding; the loop would compute something else."""
-    model = load_subject("tiny", Path(), "float32", "cpu", seed=0).model
+    model = load_by_name("tiny", Path(), "float32", "cpu", seed=0).model
     work = Workload(model, text_inputs(model, 1, 64, 0), 2)
     sides = {name: build(name) for name in ("zipvl", "fastv", "twilight", "minference")}
     loops = {name: len(run.step_ms) for name, run in measure(work, sides, 1).items()}
@@ -112,13 +112,13 @@ def test_points_are_continued_for_the_very_same_request_only(tmp_path: Path) -> 
     shares.write_text("layer,token_ratio\n0,0.5\n1,0.25\n")
     first = Request(
         model="m", method="top_k", value=0.5, replay=None, lengths=(64,), batch=1, repeats=3,
-        decode_tokens=4, prompts="text", video=None, fit=False, fit_gib=0.0, device="cpu",
-        dtype="float32", output=tmp_path / "out",
+        decode_tokens=4, prompts="text", video=None, find_largest=False, memory_limit_gib=0.0,
+        device="cpu", dtype="float32", output=tmp_path / "out",
     )  # fmt: skip
     changes: list[dict[str, Any]] = [
         {"model": "n"}, {"method": "zipvl"}, {"value": 0.25}, {"replay": shares, "value": None},
         {"batch": 2}, {"repeats": 4}, {"decode_tokens": 5}, {"prompts": "video"},
-        {"video": tmp_path}, {"fit": True}, {"fit_gib": 2.0}, {"device": "cuda"},
+        {"video": tmp_path}, {"find_largest": True}, {"memory_limit_gib": 2.0}, {"device": "cuda"},
         {"dtype": "bfloat16"}, {"seed": 1},
     ]  # fmt: skip
     folders = [_claim(replace(first, **change)) for change in ({}, *changes)]

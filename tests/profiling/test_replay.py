@@ -14,7 +14,7 @@ from sf.attention import sparsify
 from sf.cli import app
 from sf.errors import ConfigError, DataError
 from sf.profiling import roofline
-from sf.profiling.models import SHAPES, Shape, load_subject
+from sf.profiling.models import SHAPES, Shape, load_by_name
 from sf.profiling.prompts import text_inputs
 from sf.profiling.replay import Replay, read_shares, stretched
 from sf.selection import LayerShares, TopK
@@ -40,7 +40,7 @@ def calibrated(tmp_path: Path) -> Path:
 
 
 def test_a_layer_keeps_its_recorded_share() -> None:
-    model = load_subject("tiny", Path(), "float32", "cpu", seed=0).model
+    model = load_by_name("tiny", Path(), "float32", "cpu", seed=0).model
     inputs = text_inputs(model, 2, 100, 0)
     inputs["attention_mask"][0, :40] = 0  # 60 tokens and 100
     shares = (0.8, 0.101, 1.0)
@@ -53,7 +53,7 @@ def test_a_layer_keeps_its_recorded_share() -> None:
 
 def test_the_best_tokens_are_kept() -> None:
     """Those of top-k with one fewer, and the last token."""
-    model = load_subject("tiny", Path(), "float32", "cpu", seed=0).model
+    model = load_by_name("tiny", Path(), "float32", "cpu", seed=0).model
     kept = []
     for policy in (TopK(ratio=26 / 90), LayerShares(shares=(0.3, 0.3, 0.3))):
         with sparsify(model, policy) as trace:
@@ -64,7 +64,7 @@ def test_the_best_tokens_are_kept() -> None:
 
 
 def test_a_model_with_more_layers_than_shares_is_named() -> None:
-    model = load_subject("tiny", Path(), "float32", "cpu", seed=0).model
+    model = load_by_name("tiny", Path(), "float32", "cpu", seed=0).model
     with sparsify(model, LayerShares(shares=(0.5,))), pytest.raises(ConfigError, match="layer 1"):
         model.generate(**text_inputs(model, 1, 90, 0), max_new_tokens=1)
 
@@ -125,7 +125,7 @@ def test_what_one_profile_recorded_another_replays(calibrated: Path, tmp_path: P
     assert sparse["prefill_selection_ms"] > 0  # a replay pays for selecting
     recorded = tmp_path / "out/tables/layers.csv"
     assert read_shares(recorded) == pytest.approx((0.8, 0.1, 0.3))
-    model = load_subject("tiny", Path(), "float32", "cpu", seed=0).model
+    model = load_by_name("tiny", Path(), "float32", "cpu", seed=0).model
     with Replay(read_shares(recorded)).apply(model) as trace:
         model.generate(**text_inputs(model, 1, 100, 1), max_new_tokens=1)
     assert [int(kept.sum()) for kept in trace.kept] == [80, 10, 30]

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sf.profiling.measurement import Settings, _roofline
-from sf.profiling.models import SHAPES, Shape, Subject, load_subject
+from sf.profiling.models import SHAPES, LoadedModel, Shape, load_by_name
 from sf.profiling.prompts import text_inputs
 from sf.profiling.roofline import (
     Ceilings,
@@ -32,18 +32,18 @@ SIZES = Sizes(layers=2, model=64, heads=4, groups=2, head=16, mlp=96, vocabulary
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
+def loaded() -> LoadedModel:
     """Random weights of a tiny shape."""
     SHAPES["tiny"] = TINY
     try:
-        return load_subject("tiny", Path(), "float32", "cpu", seed=0)
+        return load_by_name("tiny", Path(), "float32", "cpu", seed=0)
     finally:
         del SHAPES["tiny"]
 
 
-def test_sizes_are_read_from_a_model(subject: Subject) -> None:
-    assert Sizes.of(subject.model) == SIZES
-    assert Sizes.of(deepcopy(subject.model).bfloat16()) == replace(SIZES, element=2)
+def test_sizes_are_read_from_a_model(loaded: LoadedModel) -> None:
+    assert Sizes.of(loaded.model) == SIZES
+    assert Sizes.of(deepcopy(loaded.model).bfloat16()) == replace(SIZES, element=2)
 
 
 def test_a_dense_prefill_by_hand() -> None:
@@ -93,14 +93,14 @@ def test_a_decoded_token_by_hand() -> None:
 
 
 @pytest.mark.parametrize("length", [40, 96])
-def test_torch_counts_the_same_products(subject: Subject, length: int) -> None:
+def test_torch_counts_the_same_products(loaded: LoadedModel, length: int) -> None:
     """torch's counter sees linear layers and, with eager attention, all L x L pairs."""
-    inputs = text_inputs(subject.model, 2, length, 0)
-    decoder = subject.model.get_decoder()
+    inputs = text_inputs(loaded.model, 2, length, 0)
+    decoder = loaded.model.get_decoder()
     decoder.set_attn_implementation("eager")
     try:
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            subject.model(**inputs, logits_to_keep=1)
+            loaded.model(**inputs, logits_to_keep=1)
     finally:
         decoder.set_attn_implementation("sdpa")
     work = prefill_work(SIZES, 2, length)
@@ -151,11 +151,11 @@ def test_floors_follow_the_better_of_two_measurements() -> None:
     assert [line["floor_ms"] for line in lines] == pytest.approx([2000.0, 2000.0, 4000.0] * 2)
 
 
-def test_a_point_has_both_phases(subject: Subject) -> None:
+def test_a_point_has_both_phases(loaded: LoadedModel) -> None:
     settings = Settings((600,), TopK(ratio=0.25), "top-k", repeats=3, decode_tokens=5)
     parts = {"mlp": [2.0] * 3, "vision": [4.0] * 3}
     run = Run([10.0] * 3, [1.0] * 3, parts, 1, 1, 1, 0.25, [0.5] * 3, layer_ratios=[0.2, 0.3])
-    lines = _roofline(subject, 600, settings, "sparse", run, Ceilings(1e9, 1e9))
+    lines = _roofline(loaded, 600, settings, "sparse", run, Ceilings(1e9, 1e9))
     whole = {str(line["phase"]): line for line in lines if line["part"] == "whole"}
     assert whole["prefill"]["measured_ms"] == 6.0  # without the tower
     assert whole["decode"]["measured_ms"] == 0.5

@@ -124,7 +124,7 @@ def write_profile(folder: Path) -> None:
         pairs += [{**line, **note} for line in speedups("shape", length, 1, runs)]
     write_csv(pd.DataFrame(lines, columns=[*LINE, *NOTES]), folder / "tables/profile.csv")
     write_csv(pd.DataFrame(pairs, columns=[*SPEEDUP, *NOTES]), folder / "tables/speedup.csv")
-    head = {"subject": "shape", "length": 2048, "batch": 1, "side": "full"}
+    head = {"model": "shape", "length": 2048, "batch": 1, "side": "full"}
     work = {"mlp": Work(3e9, 1e6)}
     floors = roofline_lines(head, "prefill", work, {"whole": 12.0}, Ceilings(1e12, 1e12))
     write_csv(pd.DataFrame(floors, columns=list(ROOFLINE)), folder / "tables/roofline.csv")

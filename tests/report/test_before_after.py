@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from sf.report.before_after import before_after
-from sf.report.matched import at_matched_ratio, at_retention_p
+from sf.report.curve_comparison import at_matched_ratio, at_retention_p
 
 BEFORE, AFTER = made_study.BEFORE, made_study.AFTER
 
@@ -20,7 +20,7 @@ def test_the_intervals_are_those_of_the_curves_seed(tmp_path: Path, seed: int) -
     made_study.stamp(study.folder("accuracy_curve", model="tiny", row="base"), "calibrate",
                      seed=seed, split="heldout")  # fmt: skip
     told = before_after(study, tmp_path / "report")
-    written = pd.read_csv(tmp_path / "report/tables/matched.csv")
+    written = pd.read_csv(tmp_path / "report/tables/equal_token_ratio.csv")
     expected = at_matched_ratio(BEFORE, AFTER, seed)
     pd.testing.assert_frame_equal(written[expected.columns], expected)
     assert not expected.equals(at_matched_ratio(BEFORE, AFTER, seed + 1))

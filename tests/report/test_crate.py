@@ -36,7 +36,7 @@ def graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     content["input_paths"] = {"data": "results/mini/prepare", "source": "elsewhere"}
     stamp.write_text(json.dumps(content))
     folder = Path("reports/mini")
-    for name in ("index.html", "tables/matched.csv", "samples/mme/questions.js"):
+    for name in ("index.html", "tables/equal_token_ratio.csv", "samples/mme/questions.js"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("content")
     write_crate(made_study.study_at(root), "a study", folder)
@@ -53,8 +53,8 @@ def test_every_reference_is_described(graph: dict[str, Any]) -> None:
 
 def test_the_files_are_parts_and_samples_one(graph: dict[str, Any]) -> None:
     parts = {part["@id"] for part in graph["./"]["hasPart"]}
-    assert parts == {"index.html", "tables/matched.csv", "samples/"}
-    assert graph["tables/matched.csv"]["encodingFormat"] == "text/csv"
+    assert parts == {"index.html", "tables/equal_token_ratio.csv", "samples/"}
+    assert graph["tables/equal_token_ratio.csv"]["encodingFormat"] == "text/csv"
     assert graph["index.html"]["contentSize"] == "7"
 
 

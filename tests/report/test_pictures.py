@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 
 from sf.evaluation.curve import curve_table, layer_table
 from sf.plotting import OTHERS, ROWS, figure, look, save
+from sf.report.curve_comparison import at_matched_ratio
 from sf.report.curves import curve_picture
-from sf.report.matched import at_matched_ratio
 from sf.report.pictures import accuracy_curve_picture, layers_picture
 from sf.tables import rows_at, write_csv
 from sf.training.records import training_picture

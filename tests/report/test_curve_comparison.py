@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from sf.errors import DataError
-from sf.report.matched import at_matched_ratio, at_retention_p, points_above
+from sf.report.curve_comparison import at_matched_ratio, at_retention_p, points_above
 
 
 def test_points_are_compared_at_their_own_ratio() -> None:
