@@ -57,17 +57,15 @@ def test_one_damaged_image_costs_one_row(copy, stand_ins, tmp_path, number) -> N
 
 
 @pytest.mark.parametrize("number", [0, 2])
-@pytest.mark.parametrize(("name", "column"), [("chartqa", "question"), ("egoschema", "question")])
-def test_text_that_is_not_utf8_costs_one_row(
-    copy, stand_ins, tmp_path, name, column, number
-) -> None:
+@pytest.mark.parametrize("name", ["chartqa", "egoschema"])
+def test_text_that_is_not_utf8_costs_one_row(copy, stand_ins, tmp_path, name, number) -> None:
     (file,) = (copy / "hub" / REPOSITORIES[name]).rglob("*.parquet")
     table = pq.read_table(file)
-    texts = [text.encode() for text in table.column(column).to_pylist()]
+    texts = [text.encode() for text in table.column("question").to_pylist()]
     texts[number] = b"a\xff" + texts[number]
-    place = table.column_names.index(column)
+    place = table.column_names.index("question")
     undecodable = pa.array(texts, pa.binary()).view(pa.string())
-    pq.write_table(table.set_column(place, column, undecodable), file)
+    pq.write_table(table.set_column(place, "question", undecodable), file)
     source, counts, _ = evaluated(copy, [name], stand_ins[1], tmp_path)
     ((task, bad),) = source.unreadable.items()
     assert bad.keys() == {number}, task

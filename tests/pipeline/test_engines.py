@@ -139,6 +139,7 @@ def test_a_stage_imports_only_what_its_key_holds(checkout: Path) -> None:
     of_runner = run(checkout, "python", "-c", f"{start}; print(*sys.modules)").split()
     code = f"{start}, {', '.join(LOOKS)}; print(*sys.modules)"
     of_looks = run(checkout, "python", "-c", code).split()
+    compared = set()
     for run_name in runs:
         beside = of_runner if run_name == "report" else of_looks
         for path in (checkout / "imported").glob(f"{run_name}.*"):
@@ -148,6 +149,8 @@ def test_a_stage_imports_only_what_its_key_holds(checkout: Path) -> None:
                 if name not in beside and (file := module_file(name)) is not None
             }
             assert loaded <= stage_code(run_name).modules.keys(), (run_name, loaded)
+            compared |= loaded
+    assert {"sf/training/trainer.py", "sf/evaluation/run.py"} <= compared
 
 
 def test_no_job_used_the_network(checkout: Path) -> None:
