@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Prepared",
-    "Selection",
-    "Source",
+    "RowSelection",
+    "RowSource",
     "drop_leaks",
     "fetch_rows",
     "open_source",
@@ -34,7 +34,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class RowSelection:
     """The wanted rows of a source.
 
     Attributes:
@@ -49,7 +49,7 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class RowSource:
     """Rows and the folder that their media paths are relative to.
 
     Attributes:
@@ -77,14 +77,14 @@ class Prepared:
         leakage: one sentence about the leaks.
     """
 
-    source: Source
+    source: RowSource
     splits: dict[str, list[Row]]
     reserve: list[Row]
     leaks: list[Leak]
     leakage: str
 
 
-def _select(collected: Collected, selection: Selection) -> Collected:
+def _select(collected: Collected, selection: RowSelection) -> Collected:
     if selection.sample_rows:
         collected.rows, rest = sample(
             collected.rows,
@@ -96,16 +96,16 @@ def _select(collected: Collected, selection: Selection) -> Collected:
 
 
 def _from_folder(
-    root: Path, selection: Selection, origin: str, media: Path | None = None
-) -> Source:
+    root: Path, selection: RowSelection, origin: str, media: Path | None = None
+) -> RowSource:
     files = annotation_files(root)
     root = media or (root.parent if root.is_file() else root)
     if not root.is_dir():
         raise DataError("media", str(root), "there is no such folder", "correct it")
-    return Source(root, origin, _select(collect(files, root, selection.sources), selection))
+    return RowSource(root, origin, _select(collect(files, root, selection.sources), selection))
 
 
-def fetch_rows(source: str, selection: Selection, out: Path, earlier: Path) -> Source:
+def fetch_rows(source: str, selection: RowSelection, out: Path, earlier: Path) -> RowSource:
     """The rows of a hub repository, with all files that contain their media.
 
     Args:
@@ -150,14 +150,14 @@ def _from_generator(folder: Path, rows: int, seed: int, vision: Vision) -> None:
 
 def open_source(
     source: str,
-    selection: Selection,
+    selection: RowSelection,
     synthetic_rows: int,
     vision: Vision,
     *,
     out: Path,
     earlier: Path,
     media: Path | None = None,
-) -> Source:
+) -> RowSource:
     """Read and validate the rows of a source; media are not opened.
 
     Args:
@@ -186,7 +186,7 @@ def open_source(
     return _from_folder(Path(source), selection, Path(source).name, media)
 
 
-def use_media(source: Source, visions: Sequence[Vision], log: MediaLog) -> None:
+def use_media(source: RowSource, visions: Sequence[Vision], log: MediaLog) -> None:
     """Find the media of all rows and open each once; rows without usable media become rejects.
 
     From then on, media are identified by their bytes, not by their names.

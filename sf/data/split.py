@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from sf.data.manifest import Row
 from sf.errors import ConfigError
 
-__all__ = ["Plan", "sample", "side_of", "split_rows", "stratum"]
+__all__ = ["SplitSettings", "sample", "side_of", "split_rows", "stratum"]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SplitSettings:
     """The parameters of the split.
 
     Attributes:
@@ -50,12 +50,12 @@ def unit_hash(*parts: object) -> float:
     return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big") / 2**56
 
 
-def side_of(group: str, plan: Plan) -> str:
+def side_of(group: str, settings: SplitSettings) -> str:
     """The side of all rows of a group: "train", "calibration" or "heldout"."""
-    place = unit_hash("side", plan.seed, group)
-    if place < plan.heldout_share:
+    place = unit_hash("side", settings.seed, group)
+    if place < settings.heldout_share:
         return "heldout"
-    return "calibration" if place < plan.heldout_share + plan.calibration_share else "train"
+    return "calibration" if place < settings.heldout_share + settings.calibration_share else "train"
 
 
 def stratum(row: Row) -> tuple[str, str]:
@@ -98,13 +98,13 @@ def sample(
 
 
 def split_rows(
-    rows: Iterable[Row], plan: Plan, groups: Mapping[str, str] | None = None
+    rows: Iterable[Row], settings: SplitSettings, groups: Mapping[str, str] | None = None
 ) -> dict[str, list[Row]]:
     """All rows by split, each list ordered by the rows' hashes.
 
     Args:
         rows: with unique ids.
-        plan: see `Plan`.
+        settings: see `SplitSettings`.
         groups: group by row id (`sf.data.collect.Collected`), unaffected by packing media into
             archives; None for the rows' media paths.
 
@@ -118,15 +118,15 @@ def split_rows(
         name = groups[row.id] if groups else row.media
         side = places.get(name)
         if side is None:
-            side = places[name] = side_of(name, plan)
-        keys[row.id] = unit_hash("row", plan.seed, row.id)
+            side = places[name] = side_of(name, settings)
+        keys[row.id] = unit_hash("row", settings.seed, row.id)
         sides[side].append(row)
     for members in sides.values():
         members.sort(key=lambda row: (keys[row.id], row.id))
     reserve: list[Row] = []
     for side, most in (
-        ("calibration", plan.calibration_rows),
-        ("heldout", plan.heldout_rows),
+        ("calibration", settings.calibration_rows),
+        ("heldout", settings.heldout_rows),
     ):
         sides[side], rest = sample(sides[side], most, lambda row: keys[row.id])
         reserve += rest

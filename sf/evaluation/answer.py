@@ -83,14 +83,14 @@ class Encoded:
         return [int(n) for n in self.inputs["attention_mask"].sum(dim=1)]
 
 
-class _Question(Protocol):
+class Answerable(Protocol):
     @property
     def id(self) -> str: ...
     @property
     def data_type(self) -> str: ...
 
 
-Question = TypeVar("Question", bound=_Question)
+QuestionT = TypeVar("QuestionT", bound=Answerable)
 Setting = tuple[str | float, ...]  # attention of a model, such as ("zipvl", 0.975)
 Judge = Callable[["Row", str], float]
 
@@ -111,7 +111,7 @@ class Limits(TypedDict):
     cutoff: NotRequired[float]
 
 
-def batches(rows: Sequence[Question], batch: int) -> list[tuple[Question, ...]]:
+def batches(rows: Sequence[QuestionT], batch: int) -> list[tuple[QuestionT, ...]]:
     """Rows in batches of one media type, images first; the order within a type is preserved.
 
     Args:
@@ -132,14 +132,14 @@ def batches(rows: Sequence[Question], batch: int) -> list[tuple[Question, ...]]:
 
 
 def answer_missing(
-    questions: Sequence[Question],
+    questions: Sequence[QuestionT],
     settings: Sequence[Setting],
     log: ResumableLog[Answer],
-    begin: Callable[[tuple[Question, ...]], Callable[[Setting], Sequence[Answer]]],
+    begin: Callable[[tuple[QuestionT, ...]], Callable[[Setting], Sequence[Answer]]],
     *,
     batch: int,
     title: str,
-) -> Iterator[tuple[Setting, Question, Answer]]:
+) -> Iterator[tuple[Setting, QuestionT, Answer]]:
     """Answer every question under every setting, except those already in the log.
 
     An incomplete batch is answered as a whole: replies do not depend on when a run was killed.

@@ -19,7 +19,7 @@ from sf.data.video import load_video
 from sf.evaluation.benchmarks import Benchmark
 from sf.evaluation.question import turns_of
 from sf.evaluation.readable import leave_out
-from sf.evaluation.source import Source
+from sf.evaluation.source import BenchmarkSource
 from sf.evaluation.tasks import benchmark_home, build_task, documents
 from sf.sections import Vision
 
@@ -50,7 +50,11 @@ class _Picture(NamedTuple):
 
 
 def preview_table(
-    benchmarks: Sequence[Benchmark], source: Source, folder: Path, vision: Vision, scratch: Path
+    benchmarks: Sequence[Benchmark],
+    source: BenchmarkSource,
+    folder: Path,
+    vision: Vision,
+    scratch: Path,
 ) -> pd.DataFrame:
     """One line per evaluated row of the benchmarks.
 

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
     from sf.sections import Vision
 
-__all__ = ["Source", "prepare_source", "read_source", "source_table"]
+__all__ = ["BenchmarkSource", "prepare_source", "read_source", "source_table"]
 
 _FILE = "benchmarks.json"
 _STAND_IN_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Source:
+class BenchmarkSource:
     """The location of the benchmark data.
 
     Attributes:
@@ -72,7 +72,7 @@ class Source:
         return folder / self.home if self.home else hub_home(self.commits, scratch)
 
 
-def read_source(folder: Path) -> Source:
+def read_source(folder: Path) -> BenchmarkSource:
     """Read the source from the result folder of the `benchmarks` stage.
 
     Raises:
@@ -84,7 +84,7 @@ def read_source(folder: Path) -> Source:
     fields = read_json(path)
     bad = fields.pop("unreadable", {})  # JSON stores the numbers as text
     numbered = {task: {int(row): why for row, why in rows.items()} for task, rows in bad.items()}
-    return Source(**fields, unreadable=numbered)
+    return BenchmarkSource(**fields, unreadable=numbered)
 
 
 def prepare_source(
@@ -96,7 +96,7 @@ def prepare_source(
     folder: Path,
     scratch: Path,
     fetched: Path | None = None,
-) -> tuple[Source, dict[str, int]]:
+) -> tuple[BenchmarkSource, dict[str, int]]:
     """Write synthetic data, or check that real data are complete and open all of their media.
 
     Args:
@@ -125,7 +125,7 @@ def prepare_source(
 
         replies = write_benchmarks(folder / "home", samples, seed, benchmarks=benchmarks)
         rows = {task: len(replies[task]) for task in replies}
-        return Source("synthetic", "home", 0, _STAND_IN_TOKENS), rows
+        return BenchmarkSource("synthetic", "home", 0, _STAND_IN_TOKENS), rows
     if source == "hub":
         commits = (
             fetch_benchmarks(benchmarks, scratch, scratch, scratch)
@@ -135,7 +135,7 @@ def prepare_source(
         home = hub_home(commits, scratch)
         missing = missing_in(home, benchmarks, scratch / "arrow")
         refuse(source, missing, "fetch or repair these files")
-        prepared = Source("hub", "", samples, 0, commits=commits)
+        prepared = BenchmarkSource("hub", "", samples, 0, commits=commits)
         return _opened(prepared, home, benchmarks, vision, folder, scratch)
     home = Path(source)
     if not home.is_dir():
@@ -143,7 +143,7 @@ def prepare_source(
         raise ConfigError("benchmarks.source", source, rule, "give a benchmark home")
     missing = missing_in(home, benchmarks, scratch / "arrow")
     refuse(source, missing, "bring the files there (docs: the layout of a benchmark home)")
-    prepared = Source("folder", str(home.resolve()), samples, 0)
+    prepared = BenchmarkSource("folder", str(home.resolve()), samples, 0)
     return _opened(prepared, home, benchmarks, vision, folder, scratch)
 
 
@@ -160,13 +160,13 @@ def _media_names(documents: Dataset) -> list[str]:
 
 
 def _opened(
-    source: Source,
+    source: BenchmarkSource,
     home: Path,
     benchmarks: Sequence[Benchmark],
     vision: Vision,
     folder: Path,
     scratch: Path,
-) -> tuple[Source, dict[str, int]]:
+) -> tuple[BenchmarkSource, dict[str, int]]:
     """The source with its unreadable rows, and the rows of each task.
 
     The names of the tasks' media are written too, for the leakage check of `prepare`.
@@ -196,7 +196,7 @@ def _named(task: str, unreadable: Mapping[int, str]) -> str:
     return "\n".join([head, *lines, "To have them counted, fetch them and run this stage again."])
 
 
-def source_table(source: Source, rows: Mapping[str, int]) -> pd.DataFrame:
+def source_table(source: BenchmarkSource, rows: Mapping[str, int]) -> pd.DataFrame:
     """One line per task: benchmark, task, rows, unreadable and evaluated rows, generation limit.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sf.mini.questions import CLIP_KINDS, Kind, Question, ask
+from sf.mini.questions import CLIP_KINDS, GeneratedQuestion, Kind, ask
 from sf.mini.rows import WorldSize
 from sf.mini.world import Clip, Event, Glyph, Scene, sample_clip, sample_scene
 
@@ -65,12 +65,12 @@ class Supply(ABC):
     def clip(self, rng: np.random.Generator, kind: Kind) -> Clip:
         """A clip that allows this kind of question."""
 
-    def ask_scene(self, rng: np.random.Generator, kind: Kind) -> tuple[Scene, Question]:
+    def ask_scene(self, rng: np.random.Generator, kind: Kind) -> tuple[Scene, GeneratedQuestion]:
         """A scene and a question of this kind about it."""
         scene = self.scene(rng, kind)
         return scene, ask(scene, kind, rng)
 
-    def ask_clip(self, rng: np.random.Generator, kind: Kind) -> tuple[Clip, Question]:
+    def ask_clip(self, rng: np.random.Generator, kind: Kind) -> tuple[Clip, GeneratedQuestion]:
         """A clip and a question of this kind about it."""
         clip = self.clip(rng, kind)
         return clip, ask(clip, kind, rng)

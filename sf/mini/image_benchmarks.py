@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sf.mini.documents import SUBJECTS, Document, Maker, Supply, turn
-from sf.mini.questions import Kind, Question, ask
+from sf.mini.questions import GeneratedQuestion, Kind, ask
 from sf.mini.world import LETTERS
 
 __all__ = ["IMAGE_MAKERS", "MME_CATEGORIES"]
@@ -21,7 +21,7 @@ def _mme(rng: np.random.Generator, index: int, supply: Supply) -> list[Document]
     """Two questions about one picture, one with the answer yes and one with no."""
     category = turn(MME_CATEGORIES, index)
     scene = supply.scene(rng, "presence")
-    by_answer: dict[str, Question] = {}
+    by_answer: dict[str, GeneratedQuestion] = {}
     while len(by_answer) < 2:
         question = ask(scene, "presence", rng)
         by_answer.setdefault(question.answer, question)

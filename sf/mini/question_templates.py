@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sf.mini.questions import CLIP_KINDS, SCENE_KINDS, Kind, Question, ask, askable
+from sf.mini.questions import CLIP_KINDS, SCENE_KINDS, GeneratedQuestion, Kind, ask, askable
 from sf.mini.world import Clip, Event, Glyph, Scene, sample_clip, sample_scene
 
 __all__ = ["CHOICE_SHARE", "RowQuestion", "sample_questions", "sample_subject"]
@@ -78,7 +78,9 @@ def sample_questions(
     return list(questions.values())
 
 
-def _row_question(question: Question, rng: np.random.Generator, choice_share: float) -> RowQuestion:
+def _row_question(
+    question: GeneratedQuestion, rng: np.random.Generator, choice_share: float
+) -> RowQuestion:
     """The question as multiple choice or in the open problem type of its kind."""
     if question.kind not in _READ and rng.random() < choice_share:
         texts, letter = question.options(rng)

@@ -10,7 +10,7 @@ import numpy as np
 
 from sf.mini.world import COLOURS, DIGITS, LETTERS, SHAPES, Clip, Item, Scene
 
-__all__ = ["CLIP_KINDS", "SCENE_KINDS", "Kind", "Question", "ask", "askable"]
+__all__ = ["CLIP_KINDS", "SCENE_KINDS", "GeneratedQuestion", "Kind", "ask", "askable"]
 
 Kind = Literal["colour", "shape", "count", "presence", "digit", "letter", "before", "after"]
 SCENE_KINDS: tuple[Kind, ...] = ("colour", "shape", "count", "presence", "digit", "letter")
@@ -20,7 +20,7 @@ _EVENT_OF: dict[Kind, str] = {"before": "recolour", "after": "recolour"}
 
 
 @dataclass(frozen=True)
-class Question:
+class GeneratedQuestion:
     """A question with one correct answer (a word, a number or a character) and wrong ones."""
 
     text: str
@@ -54,20 +54,20 @@ def _half(
     return (yes(), "yes") if rng.random() < 0.5 else (no(), "no")
 
 
-def _ask_scene(scene: Scene, kind: Kind, rng: np.random.Generator, where: str) -> Question:
+def _ask_scene(scene: Scene, kind: Kind, rng: np.random.Generator, where: str) -> GeneratedQuestion:
     item = _pick(rng, scene.shapes)
     present = {other.shape for other in scene.shapes}
     if kind == "colour":
         text = f"What color is the {item.shape}?"
-        return Question(text, item.colour, _other(item.colour, COLOURS), kind)
+        return GeneratedQuestion(text, item.colour, _other(item.colour, COLOURS), kind)
     if kind == "shape":
         text = f"What shape is {item.colour}?"
-        return Question(text, item.shape, _other(item.shape, SHAPES), kind)
+        return GeneratedQuestion(text, item.shape, _other(item.shape, SHAPES), kind)
     if kind == "count":
         numbers = tuple(str(n) for n in range(1, len(SHAPES) + 1))
         answer = str(len(scene.shapes))
         text = f"How many colored shapes are in the {where}?"
-        return Question(text, answer, _other(answer, numbers), kind)
+        return GeneratedQuestion(text, answer, _other(answer, numbers), kind)
     if kind == "presence":
         absent = tuple(shape for shape in SHAPES if shape not in present)
         text, answer = _half(
@@ -75,22 +75,22 @@ def _ask_scene(scene: Scene, kind: Kind, rng: np.random.Generator, where: str) -
             lambda: f"Is there a {item.shape} in the {where}?",
             lambda: f"Is there a {rng.choice(absent)} in the {where}?",
         )
-        return Question(text, answer, _other(answer, ("yes", "no")), kind)
+        return GeneratedQuestion(text, answer, _other(answer, ("yes", "no")), kind)
     if kind == "digit":
         text = f"What number is written in the {where}?"
-        return Question(text, scene.glyph, _other(scene.glyph, DIGITS), kind)
+        return GeneratedQuestion(text, scene.glyph, _other(scene.glyph, DIGITS), kind)
     text = f"What letter is written in the {where}?"
-    return Question(text, scene.glyph, _other(scene.glyph, LETTERS), kind)
+    return GeneratedQuestion(text, scene.glyph, _other(scene.glyph, LETTERS), kind)
 
 
-def _ask_clip(clip: Clip, kind: Kind) -> Question:
+def _ask_clip(clip: Clip, kind: Kind) -> GeneratedQuestion:
     item = clip.subject
     origin = next(other for other in clip.first.shapes if other.shape == item.shape)
     if kind == "before":
         text = f"What color is the {item.shape} at the beginning?"
-        return Question(text, origin.colour, _other(origin.colour, COLOURS), kind)
+        return GeneratedQuestion(text, origin.colour, _other(origin.colour, COLOURS), kind)
     text = f"What color is the {item.shape} at the end?"
-    return Question(text, item.colour, _other(item.colour, COLOURS), kind)
+    return GeneratedQuestion(text, item.colour, _other(item.colour, COLOURS), kind)
 
 
 def askable(subject: Scene | Clip) -> tuple[Kind, ...]:
@@ -111,7 +111,7 @@ def askable(subject: Scene | Clip) -> tuple[Kind, ...]:
     return plain + glyph
 
 
-def ask(subject: Scene | Clip, kind: Kind, rng: np.random.Generator) -> Question:
+def ask(subject: Scene | Clip, kind: Kind, rng: np.random.Generator) -> GeneratedQuestion:
     """A question of the given kind about an item drawn from `rng`.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sf.mini.drawing import pixels, render, write_video
-from sf.mini.questions import CLIP_KINDS, SCENE_KINDS, Kind, Question, ask, askable
+from sf.mini.questions import CLIP_KINDS, SCENE_KINDS, GeneratedQuestion, Kind, ask, askable
 from sf.mini.world import (
     CELL,
     COLOURS,
@@ -29,10 +29,10 @@ __all__ = [
     "SHAPES",
     "Clip",
     "Event",
+    "GeneratedQuestion",
     "Glyph",
     "Item",
     "Kind",
-    "Question",
     "Scene",
     "ask",
     "askable",

@@ -16,7 +16,7 @@ from sf.selection.scores import Scores
 
 __all__ = ["Policy", "per_row"]
 
-Fraction = float | Sequence[float] | Tensor
+FractionPerRow = float | Sequence[float] | Tensor
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Policy(ABC):
         return False
 
 
-def per_row(name: str, value: Fraction, batch: int | None = None) -> Tensor:
+def per_row(name: str, value: FractionPerRow, batch: int | None = None) -> Tensor:
     """A fraction, or one per row, as float64 (1,) or (B,).
 
     A batch that is a multiple of the number of values repeats each value for neighbouring rows, as

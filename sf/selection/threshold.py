@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sf.selection.policy import Fraction, Policy, per_row
+from sf.selection.policy import FractionPerRow, Policy, per_row
 from sf.selection.scores import Scores
 
 __all__ = ["Threshold"]
@@ -24,7 +24,7 @@ class Threshold(Policy):
         value: least mean attention weight in [0, 1], or one per row. 0 keeps everything.
     """
 
-    value: Fraction = 0.001
+    value: FractionPerRow = 0.001
 
     def __post_init__(self) -> None:
         per_row("value", self.value)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sf.selection.policy import Fraction, Policy, per_row
+from sf.selection.policy import FractionPerRow, Policy, per_row
 from sf.selection.scores import Scores
 
 __all__ = ["TopK"]
@@ -20,7 +20,7 @@ class TopK(Policy):
         ratio: share of tokens in [0, 1], or one per row; the count is rounded up.
     """
 
-    ratio: Fraction = 0.25
+    ratio: FractionPerRow = 0.25
 
     def __post_init__(self) -> None:
         per_row("ratio", self.ratio)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sf.errors import ConfigError
 from sf.published import INFERENCE_RETENTION_P
-from sf.selection.policy import Fraction, Policy, per_row
+from sf.selection.policy import FractionPerRow, Policy, per_row
 from sf.selection.scores import Scores
 
 __all__ = ["TopP"]
@@ -25,7 +25,7 @@ class TopP(Policy):
         p: retention threshold in (0, 1], or one per row. 1 is full attention, exactly.
     """
 
-    p: Fraction = INFERENCE_RETENTION_P
+    p: FractionPerRow = INFERENCE_RETENTION_P
 
     def __post_init__(self) -> None:
         if not bool((per_row("p", self.p) > 0).all()):

@@ -40,8 +40,8 @@ def run(p: Parameters, job: Job) -> None:
     """Write synthetic benchmarks to `home/`, or check real ones and open all their media.
 
     Real benchmarks come from a local folder or the hub cache. Writes `benchmarks.json`
-    (`sf.evaluation.source.Source`), which the evaluation reads, and `tables/benchmarks.csv` (one
-    line per task).
+    (`sf.evaluation.source.BenchmarkSource`), which the evaluation reads, and
+    `tables/benchmarks.csv` (one line per task).
 
     Raises:
         DataError: real data are incomplete; the error lists everything that is missing.

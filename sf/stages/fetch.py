@@ -53,9 +53,9 @@ def run(p: Parameters, job: Job) -> None:
     if not asks_hub(p):
         return
     if p.what == "rows":
-        from sf.data.preparation import Selection, fetch_rows
+        from sf.data.preparation import RowSelection, fetch_rows
 
-        selection = Selection(p.data_sources, p.sample_rows, p.seed)
+        selection = RowSelection(p.data_sources, p.sample_rows, p.seed)
         fetch_rows(p.source, selection, job.out, p.output)
     elif p.what == "weights":
         from sf.data.hub import HubSource, parse_hub, record_commit, recorded_commit

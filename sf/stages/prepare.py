@@ -75,18 +75,18 @@ def write_manifests(p: Parameters, out: Path) -> Prepared:
     from sf.data.check import MediaLog
     from sf.data.collect import refuse_many, reject_table
     from sf.data.manifest import write_manifest
-    from sf.data.split import Plan, split_rows
+    from sf.data.split import SplitSettings, split_rows
     from sf.tables import write_csv, write_parquet
 
     given = p.prepare
-    plan = Plan(
+    settings = SplitSettings(
         p.seed,
         given.calibration_share,
         given.heldout_share,
         given.calibration_rows,
         given.heldout_rows,
     )
-    selection = preparation.Selection(given.data_sources, given.sample_rows, p.seed)
+    selection = preparation.RowSelection(given.data_sources, given.sample_rows, p.seed)
     source = preparation.open_source(
         given.source,
         selection,
@@ -103,7 +103,7 @@ def write_manifests(p: Parameters, out: Path) -> Prepared:
     write_parquet(rejects, out / "rejects.parquet")
     write_csv(rejects, out / "tables" / "rejects.csv")
     refuse_many(source.collected, given.max_reject_share, out / "rejects.parquet")
-    splits = split_rows(source.collected.rows, plan, source.collected.groups)
+    splits = split_rows(source.collected.rows, settings, source.collected.groups)
     reserve = splits.pop("reserve")
     for split, rows in splits.items():
         write_manifest(out / f"{split}.parquet", rows, source.root)

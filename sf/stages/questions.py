@@ -117,7 +117,7 @@ def usable_rows(p: Parameters, job: Job) -> list[Row]:
 
     source = preparation.open_source(
         str(p.questions),
-        preparation.Selection((), 0, p.seed),
+        preparation.RowSelection((), 0, p.seed),
         0,
         p.vision,
         out=job.out,

@@ -17,13 +17,13 @@ from sf.errors import DataError
 from sf.extras import extra
 from sf.selection import Policy
 from sf.training.dataset import question_order
-from sf.training.encoding import Encoder, Prompts
+from sf.training.encoding import Encoder, PromptBatch
 from sf.training.retention_schedule import RetentionSchedule
 
 with extra("train"):
     from datasets import Dataset
 
-__all__ = ["Answers", "answer_ids", "answer_set", "gather_answers"]
+__all__ = ["AnswerBatch", "answer_ids", "answer_set", "gather_answers"]
 
 
 def answer_set(rows: Sequence[Row], count: int, seed: int, group_size: int) -> Dataset:
@@ -55,7 +55,7 @@ def answer_ids(tokenizer: Any, row: Row, template: Template) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerBatch:
     """A micro-batch, as `sf.training.logps.PolicyForward` takes it.
 
     Attributes:
@@ -68,7 +68,7 @@ class Answers:
         width: C.
     """
 
-    prompts: Prompts
+    prompts: PromptBatch
     owner: torch.Tensor
     retention_p: list[float]
     schedule: RetentionSchedule
@@ -92,7 +92,7 @@ def gather_answers(
     rows: Sequence[int],
     retention_p: Sequence[float],
     schedule: RetentionSchedule,
-) -> Answers:
+) -> AnswerBatch:
     """Encode each question once and append its answer.
 
     Args:
@@ -103,7 +103,7 @@ def gather_answers(
         schedule: gives the selection.
     """
     unique = list(dict.fromkeys(rows))
-    prompts = Prompts.collate([encoder(row) for row in unique], tokenizer.pad_token_id)
+    prompts = PromptBatch.collate([encoder(row) for row in unique], tokenizer.pad_token_id)
     device = prompts.input_ids.device
     replies = [answer_ids(tokenizer, encoder.rows[row], encoder.templates[row]) for row in unique]
     width = max(map(len, replies))
@@ -115,7 +115,7 @@ def gather_answers(
         mask[at, : len(reply)] = 1
     place = {row: at for at, row in enumerate(unique)}
     owner = torch.tensor([place[row] for row in rows], device=device)
-    return Answers(
+    return AnswerBatch(
         prompts=prompts,
         owner=owner,
         retention_p=list(retention_p),

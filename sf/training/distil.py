@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from sf.attention.decoder_hooks import unwrapped
-from sf.training.answers import Answers
+from sf.training.answers import AnswerBatch
 from sf.training.distil_config import DistilSettings
 from sf.training.pathwise import Measure, effective_ratio, tail_excess
 from sf.training.sft import AnswerForward, SparseSFTTrainer
@@ -88,7 +88,7 @@ class DistilTrainer(SparseSFTTrainer):
         self.teacher, self.settings, self.weight = teacher, settings, weight
         self.measure = _measure(settings, self.schedule.inference)
 
-    def _forward(self, model: Any, answers: Answers) -> DistilForward:
+    def _forward(self, model: Any, answers: AnswerBatch) -> DistilForward:
         bare = self.accelerator.unwrap_model(model)
         bucketed = self.accelerator.num_processes == 1
         weight = self.weight.of_step(self.state.global_step)

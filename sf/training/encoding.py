@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sf.data.manifest import Row
     from sf.sections import Vision
 
-__all__ = ["Encoder", "Prompts", "Question", "backbone"]
+__all__ = ["EncodedQuestion", "Encoder", "PromptBatch", "backbone"]
 
 GRID = {"image": "image_grid_thw", "video": "video_grid_thw"}
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
@@ -50,7 +50,7 @@ def backbone(model: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class EncodedQuestion:
     """One encoded prompt.
 
     Attributes:
@@ -80,7 +80,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompts:
+class PromptBatch:
     """A left-padded batch of questions.
 
     Attributes:
@@ -90,13 +90,13 @@ class Prompts:
         positions: (3, U, P) long.
     """
 
-    questions: tuple[Question, ...]
+    questions: tuple[EncodedQuestion, ...]
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     positions: torch.Tensor
 
     @classmethod
-    def collate(cls, questions: Sequence[Question], pad_token_id: int) -> Prompts:
+    def collate(cls, questions: Sequence[EncodedQuestion], pad_token_id: int) -> PromptBatch:
         """Pad questions on the left to the longest."""
         width = max(q.input_ids.numel() for q in questions)
         device = questions[0].input_ids.device
@@ -131,7 +131,7 @@ class Prompts:
         return [features_of(model, question) for question in self.questions]
 
 
-def features_of(model: Any, question: Question) -> torch.Tensor:
+def features_of(model: Any, question: EncodedQuestion) -> torch.Tensor:
     """(V, H), the visual tokens of a question as the language model sees them."""
     if question.features is not None:
         return question.features
@@ -145,7 +145,7 @@ def tower_output(model: Any, modality: str, pixels: Any, grid_thw: torch.Tensor)
 
 
 def encoder_outputs(
-    prompts: Prompts, features: Sequence[torch.Tensor], owner: torch.Tensor
+    prompts: PromptBatch, features: Sequence[torch.Tensor], owner: torch.Tensor
 ) -> dict[str, Any]:
     """Visual tokens of rollouts as transformers' `mm_encoder_outputs`, which replace the pixels.
 
@@ -189,10 +189,10 @@ class Encoder:
     ) -> None:
         self.model, self.processor, self.rows, self.vision = model, processor, rows, vision
         self.templates, self.frozen_tower, self.cache_bytes = templates, frozen_tower, cache_bytes
-        self._kept: OrderedDict[int, Question] = OrderedDict()
+        self._kept: OrderedDict[int, EncodedQuestion] = OrderedDict()
         self._bytes = 0
 
-    def __call__(self, index: int) -> Question:
+    def __call__(self, index: int) -> EncodedQuestion:
         """The question of row `index`.
 
         Raises:
@@ -209,7 +209,7 @@ class Encoder:
         return question
 
     @torch.no_grad()
-    def _encode(self, row: Row, template: Template) -> Question:
+    def _encode(self, row: Row, template: Template) -> EncodedQuestion:
         device = self.model.device
         inputs = encode(self.processor, [messages(row, template)], self.vision, device)
         modality = row.data_type
@@ -231,7 +231,7 @@ class Encoder:
         if self.frozen_tower:
             features = tower_output(self.model, modality, pixels, grid)
         length = inputs["input_ids"].shape[1]
-        return Question(
+        return EncodedQuestion(
             input_ids=inputs["input_ids"][0],
             positions=positions[:, 0],
             next_position=length + int(deltas[0]),

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from sf.extras import extra
-from sf.training.encoding import Encoder, Prompts
+from sf.training.encoding import Encoder, PromptBatch
 from sf.training.latency import LatencyModel
 from sf.training.resumable_trainer import ResumableTrainer
 from sf.training.retention_schedule import RetentionSchedule
@@ -161,7 +161,7 @@ class RolloutGeneration(ResumableTrainer):
     def _rollout(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
         """TRL's `rollout_func`: one completion for each of the R local prompts."""
         unique = list(dict.fromkeys(self._rows))
-        questions = Prompts.collate(
+        questions = PromptBatch.collate(
             [self.encoder(row) for row in unique], self._tokenizer.pad_token_id
         )
         place = {row: at for at, row in enumerate(unique)}

@@ -16,7 +16,7 @@ import torch
 
 from sf.attention import Trace, sparsify
 from sf.selection import Policy
-from sf.training.encoding import Prompts, encoder_outputs
+from sf.training.encoding import PromptBatch, encoder_outputs
 from sf.training.padding import length_buckets
 from sf.training.pathwise import Measure, SparsityTerm, effective_ratio
 from sf.training.rollout import PromptPass
@@ -29,7 +29,7 @@ class Forced(Protocol):
     """Completions to score, and their selection."""
 
     @property
-    def prompts(self) -> Prompts:
+    def prompts(self) -> PromptBatch:
         """The unique questions."""
         ...
 

@@ -18,10 +18,9 @@ import torch
 from transformers import Cache
 
 from sf.attention import sparsify
-from sf.attention.decoding import DecodeLoop, Rules, Sampled, Waiting
-from sf.attention.decoding import Prompts as ReadPrompts
+from sf.attention.decoding import DecodeLoop, Prompts, Rules, Sampled, Waiting
 from sf.selection import FixedMask
-from sf.training.encoding import Prompts, encoder_outputs
+from sf.training.encoding import PromptBatch, encoder_outputs
 from sf.training.padding import length_buckets
 from sf.training.sampling import Truncation
 
@@ -63,7 +62,7 @@ class Rollout:
         passes: of the prompts, if they are shared with the loss, which takes them out.
     """
 
-    prompts: Prompts
+    prompts: PromptBatch
     owner: torch.Tensor
     retention_p: torch.Tensor
     completion_ids: list[list[int]]
@@ -116,7 +115,7 @@ class Sampler:
     def __call__(
         self,
         model: Any,
-        prompts: Prompts,
+        prompts: PromptBatch,
         owner: torch.Tensor,
         retention_p: Sequence[float],
         seeds: Sequence[int],
@@ -146,7 +145,7 @@ class Sampler:
         ratios = torch.empty(layers, len(owner), device=owner.device)
         passes: list[PromptPass] = []
 
-        def read(bucket: list[int]) -> ReadPrompts:
+        def read(bucket: list[int]) -> Prompts:
             rows = torch.tensor(bucket, device=owner.device)
             start = shape[1] - max(lengths[at] for at in bucket)
             policy = self.make_policy(retention_p_R[bucket].tolist())
@@ -157,7 +156,7 @@ class Sampler:
             ratios[:, rows] = trace.layer_ratios.float()
             if shared:
                 passes.append(PromptPass(rows, start, logits, cache, trace.layer_ratios))
-            return ReadPrompts(
+            return Prompts(
                 cache=cache,
                 valid=prompts.attention_mask[owner[rows], start:].bool(),
                 position=prompts.positions_with(owner[rows], 1)[:, :, -1],
@@ -188,7 +187,7 @@ class Sampler:
     def _prompt(
         self,
         model: Any,
-        prompts: Prompts,
+        prompts: PromptBatch,
         features: list[torch.Tensor],
         owner: torch.Tensor,
         start: int,

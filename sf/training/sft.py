@@ -24,7 +24,7 @@ from sf.attention import Trace
 from sf.attention.blocks import Replacement
 from sf.extras import extra
 from sf.selection import Policy
-from sf.training.answers import Answers, gather_answers
+from sf.training.answers import AnswerBatch, gather_answers
 from sf.training.encoding import Encoder
 from sf.training.logps import PolicyForward
 from sf.training.pathwise import Measure, effective_ratio
@@ -168,7 +168,7 @@ class SparseSFTTrainer(ResumableTrainer):
         self._show(answers, inputs["row"].tolist(), of_answers, figures)
         return loss
 
-    def _forward(self, model: Any, answers: Answers) -> AnswerForward:
+    def _forward(self, model: Any, answers: AnswerBatch) -> AnswerForward:
         bare = self.accelerator.unwrap_model(model)
         coefficient, shares, device = None, None, answers.owner.device
         if self.sharpness_weight:
@@ -194,7 +194,7 @@ class SparseSFTTrainer(ResumableTrainer):
         """Told the figures of all ranks' answers, by name (R,), after each micro-batch."""
 
     def _show(
-        self, answers: Answers, rows: list[int], losses: torch.Tensor, figures: dict[str, Any]
+        self, answers: AnswerBatch, rows: list[int], losses: torch.Tensor, figures: dict[str, Any]
     ) -> None:
         """The first question of a step that will be logged."""
         step = self.state.global_step + 1

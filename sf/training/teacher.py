@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sf.attention.decoder_hooks import unwrapped
 from sf.models import load_model
-from sf.training.answers import Answers
+from sf.training.answers import AnswerBatch
 from sf.training.logps import PolicyForward
 from sf.training.parameters import RunParameters
 from sf.training.sharding import is_sharded, shard_reference
@@ -65,7 +65,7 @@ class Teacher:
         return unwrapped(self.model).get_output_embeddings()
 
     @torch.no_grad()
-    def hidden(self, answers: Answers, bucketed: bool) -> Tensor:
+    def hidden(self, answers: AnswerBatch, bucketed: bool) -> Tensor:
         """The hidden states that the answers' tokens are predicted from, (R, C, H).
 
         Args:

@@ -19,7 +19,7 @@ from mutations import mutated
 from sf.data.media import num_decoders
 from sf.errors import DataError, EvaluationFailed
 from sf.evaluation.benchmarks import BENCHMARKS, Benchmark, benchmark_named
-from sf.evaluation.source import Source, prepare_source
+from sf.evaluation.source import BenchmarkSource, prepare_source
 from sf.isolation import Lost, run_isolated
 
 sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
@@ -41,14 +41,14 @@ def tables(home: Path, benchmark: Benchmark) -> list[tuple[str, Path]]:
     return files
 
 
-def prepared(home: Path, names: Sequence[str], work: Path) -> Source:
+def prepared(home: Path, names: Sequence[str], work: Path) -> BenchmarkSource:
     """The source that the `benchmarks` stage prepares."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return prepare_source(str(home), 0, 0, names, VISION, work, work)[0]
 
 
-def answered(home: Path, source: Source, names: Sequence[str], work: Path) -> list[str]:
+def answered(home: Path, source: BenchmarkSource, names: Sequence[str], work: Path) -> list[str]:
     """Evaluate the remaining rows with replies of one letter; returns the failures."""
     from sf.evaluation.run import evaluate_benchmarks
 

@@ -18,7 +18,7 @@ from sources import parameters
 
 from sf.data.check import MediaLog
 from sf.data.hub import HubSource, Repository, needed_files, parse_hub, record_commit
-from sf.data.preparation import Selection, open_source, use_media
+from sf.data.preparation import RowSelection, open_source, use_media
 from sf.errors import ConfigError, EnvironmentFault
 from sf.offline import hub_offline
 from sf.stages import fetch, prepare
@@ -159,7 +159,7 @@ def opened(vision, tmp_path):
         (tmp_path / out).mkdir(exist_ok=True)
         return open_source(
             f"hub:{NAME}@{revision}",
-            Selection(sources, 0, 0),
+            RowSelection(sources, 0, 0),
             1,
             vision,
             out=tmp_path / out,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sf.data.manifest import DATA_TYPES, PROBLEM_TYPES, Row
-from sf.data.split import Plan, sample, side_of, split_rows, stratum, unit_hash
+from sf.data.split import SplitSettings, sample, side_of, split_rows, stratum, unit_hash
 
 
 def row(number: int, media: str | None = None) -> Row:
@@ -20,7 +20,7 @@ def row(number: int, media: str | None = None) -> Row:
     return Row(str(number), "q", problem_type, data_type, (), "", "", name, "s")
 
 
-def plan(**changes) -> Plan:
+def plan(**changes) -> SplitSettings:
     values = {
         "seed": 0,
         "calibration_share": 0.15,
@@ -28,7 +28,7 @@ def plan(**changes) -> Plan:
         "calibration_rows": 40,
         "heldout_rows": 60,
     }
-    return Plan(**{**values, **changes})
+    return SplitSettings(**{**values, **changes})
 
 
 def sides(splits: dict[str, list[Row]]) -> dict[str, str]:

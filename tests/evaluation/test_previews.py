@@ -13,7 +13,7 @@ import pytest
 from sf.evaluation import previews
 from sf.evaluation.benchmarks import benchmarks_of
 from sf.evaluation.previews import MOST_PICTURES, SIDE, _preview, preview_table
-from sf.evaluation.source import Source
+from sf.evaluation.source import BenchmarkSource
 from sf.sections import Vision
 
 VISION = Vision(
@@ -30,8 +30,8 @@ def test_every_evaluated_row_has_its_question_and_small_pictures(
     home: Path, tmp_path: Path
 ) -> None:
     """Only evaluated rows are numbered: ChartQA's first one cannot be read."""
-    source = Source("folder", str(home), 3, 0, {"chartqa": {0: "damaged"}})
-    whole = Source("folder", str(home), 3, 0)
+    source = BenchmarkSource("folder", str(home), 3, 0, {"chartqa": {0: "damaged"}})
+    whole = BenchmarkSource("folder", str(home), 3, 0)
     suites = benchmarks_of(["chartqa", "videomme"])
     table = preview_table(suites, source, tmp_path, VISION, tmp_path)
     chart, video = (table[table["benchmark"] == name] for name in ("chartqa", "videomme"))

@@ -11,7 +11,7 @@ from tiny_world import VISION
 from sf.data.manifest import Row
 from sf.data.prompts import messages
 from sf.data.vision import encode
-from sf.training.encoding import Encoder, Prompts, backbone, encoder_outputs
+from sf.training.encoding import Encoder, PromptBatch, backbone, encoder_outputs
 
 PAD = 0
 
@@ -32,7 +32,7 @@ def test_shared_features_give_the_logits_of_the_pixels(
     """A padded batch of images and videos, against the processor's own inputs."""
     model, processor = built
     chosen = [0, 1, 2, 3]
-    prompts = Prompts.collate([make_encoder(built, rows)(at) for at in chosen], PAD)
+    prompts = PromptBatch.collate([make_encoder(built, rows)(at) for at in chosen], PAD)
     owner = torch.arange(4)
     logits = model(
         input_ids=prompts.input_ids,
@@ -53,7 +53,7 @@ def test_positions_of_completions_are_the_models_own(
     built: tuple[Any, Any], rows: list[Row]
 ) -> None:
     model, processor = built
-    prompts = Prompts.collate([make_encoder(built, rows)(at) for at in (0, 1)], PAD)
+    prompts = PromptBatch.collate([make_encoder(built, rows)(at) for at in (0, 1)], PAD)
     owner = torch.tensor([1, 0, 1])
     positions = prompts.positions_with(owner, 3)
     inputs = encode(processor, [messages(rows[at], "answer") for at in (1, 0, 1)], VISION)
@@ -98,7 +98,7 @@ def test_trained_tower_keeps_pixels_and_gives_gradients(
     frozen, pixels = make_encoder(built, rows)(1), make_encoder(built, rows, frozen_tower=False)(1)
     assert frozen.pixels is None
     assert pixels.features is None
-    prompts = Prompts.collate([pixels], PAD)
+    prompts = PromptBatch.collate([pixels], PAD)
     (features,) = prompts.features(model)
     assert features.requires_grad
     assert frozen.features is not None

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from tiny_world import SETTINGS, parameters
 
 from sf.selection import TopP
-from sf.training.answers import Answers
+from sf.training.answers import AnswerBatch
 from sf.training.objectives import OBJECTIVES
 from sf.training.retention_schedule import RetentionSchedule
 
@@ -37,7 +37,7 @@ def test_dense_objectives_see_every_question_once_and_whole(name: str) -> None:
 def test_answers_take_their_own_thresholds_into_a_bucket() -> None:
     nothing: Any = None
     schedule = RetentionSchedule.of(parameters())
-    answers = Answers(nothing, nothing, [0.5, 0.7, 0.9], schedule, nothing, nothing, width=1)
+    answers = AnswerBatch(nothing, nothing, [0.5, 0.7, 0.9], schedule, nothing, nothing, width=1)
     policy = answers.policy(torch.tensor([2, 0]), start=0)
     assert isinstance(policy, TopP)
     assert policy.p == [0.9, 0.5]

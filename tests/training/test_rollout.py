@@ -11,7 +11,7 @@ from tiny_world import VISION
 from sf import FixedMask, TopP, sparsify
 from sf.attention.decoding import Sampled
 from sf.data.manifest import Row
-from sf.training.encoding import Encoder, Prompts, encoder_outputs
+from sf.training.encoding import Encoder, PromptBatch, encoder_outputs
 from sf.training.reference import reference_logps
 from sf.training.rollout import Rollout, Sampler
 from sf.training.sampling import vision_token_ids
@@ -39,7 +39,7 @@ def rollout(built: tuple[Any, Any], rows: list[Row], sampler: Sampler) -> Rollou
     encoder = Encoder(
         model, processor, rows, VISION, templates=["answer"] * len(rows), frozen_tower=True
     )
-    prompts = Prompts.collate([encoder(0), encoder(1)], processor.tokenizer.pad_token_id)
+    prompts = PromptBatch.collate([encoder(0), encoder(1)], processor.tokenizer.pad_token_id)
     owner = torch.tensor([0, 1, 1, 0, 0, 1, 0, 1])
     return sampler(model.eval(), prompts, owner, THRESHOLDS * 2, seeds=range(8))
 

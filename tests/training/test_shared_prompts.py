@@ -13,7 +13,7 @@ from sf import TopP
 from sf.data.manifest import Row
 from sf.progress import Progress
 from sf.training import token_scores
-from sf.training.encoding import Encoder, Prompts
+from sf.training.encoding import Encoder, PromptBatch
 from sf.training.logps import PolicyForward
 from sf.training.rollout import Rollout, Sampler
 from sf.training.run import assemble
@@ -37,7 +37,7 @@ def rollouts(
     encoder = Encoder(
         model, processor, rows, VISION, templates=["answer"] * len(rows), frozen_tower=True
     )
-    prompts = Prompts.collate([encoder(0), encoder(1)], tokenizer.pad_token_id)
+    prompts = PromptBatch.collate([encoder(0), encoder(1)], tokenizer.pad_token_id)
     owner = torch.tensor([0, 1]).repeat_interleave(len(retention_p))
     sampler = Sampler(
         temperature=0.8,
