@@ -23,7 +23,6 @@ __all__ = [
     "NOT_PUBLISHED",
     "NOT_RUN",
     "REPRODUCED",
-    "STALE",
     "Figure",
     "Sources",
     "verdict",
@@ -36,7 +35,6 @@ DIFFERS = "differs"
 NOT_RUN = "not run"
 NOT_PUBLISHED = "not published"
 NOT_COMPARABLE = "not comparable"
-STALE = "stale"
 
 
 @dataclass(frozen=True)
