@@ -46,7 +46,8 @@ class AskResult:
             this single run, without warm-up.
         retention_p: threshold of top-p; None for another selector or the one that the checkpoint
             was trained with.
-        asked: the token ratio for which `retention_p` was chosen; None if it was given.
+        requested_token_ratio: the token ratio for which `retention_p` was chosen; None if
+            `retention_p` was given.
     """
 
     reply: str
@@ -65,7 +66,7 @@ class AskResult:
     first_token_ms: float
     token_ms: float | None
     retention_p: float | None = None
-    asked: float | None = None
+    requested_token_ratio: float | None = None
 
     @property
     def token_ratio(self) -> float:
@@ -113,7 +114,7 @@ def answer(
         ConfigError: the checkpoint records no p for the share.
         UnsupportedModelError: the checkpoint was trained with another attention than the policy's.
     """
-    asked = policy.token_ratio if isinstance(policy, Budget) else None
+    requested = policy.token_ratio if isinstance(policy, Budget) else None
     policy = policy.policy(model) if isinstance(policy, Budget) else policy
     turn = {"role": "user", "content": [media.part, {"type": "text", "text": question}]}
     inputs = encode(processor, [[turn]], media.vision, str(model.device))
@@ -147,7 +148,7 @@ def answer(
         first_token_ms=clock.ms(start, times[0]),
         token_ms=clock.ms(times[0], times[-1]) / further if further else None,
         retention_p=_retention_p(policy),
-        asked=asked,
+        requested_token_ratio=requested,
         **_what_was_kept(trace, inputs, model.config),
     )
 

@@ -41,8 +41,8 @@ def _facts(result: AskResult) -> Table:
     kept = f"{_percent(result.token_ratio)} of the prompt kept, mean over layers"
     if result.retention_p is not None:
         kept += f" (p = {result.retention_p:.4g})"
-    if result.asked is not None:
-        kept += f"; requested: {_percent(result.asked)}"
+    if result.requested_token_ratio is not None:
+        kept += f"; requested: {_percent(result.requested_token_ratio)}"
     table.add_row("token ratio", kept)
     share = result.kv_bytes / result.dense_kv_bytes
     table.add_row(

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from sf.cli.output import stdout
 from sf.options import from_dataclasses
-from sf.own import Asked, Comparison, Recipe
+from sf.own import Comparison, Inputs, Recipe
 
 __all__ = ["evaluate_command", "separated", "train_command"]
 
@@ -37,21 +37,21 @@ def separated(words: list[str]) -> list[str]:
 
 
 @from_dataclasses
-def evaluate_command(asked: Asked, comparison: Comparison, output: OUTPUT = None) -> None:
+def evaluate_command(inputs: Inputs, comparison: Comparison, output: OUTPUT = None) -> None:
     """Answer your questions under full attention and sparse methods; write tables and a page."""
     from sf.own.evaluation import evaluate
 
-    folder = evaluate(asked, comparison, output=output, command=_typed())
+    folder = evaluate(inputs, comparison, output=output, command=_typed())
     stdout.print(_summary(folder))
     stdout.print(f"page, replies and tables: {escape(str(folder / 'index.html'))}")
 
 
 @from_dataclasses
-def train_command(asked: Asked, recipe: Recipe, output: OUTPUT = None) -> None:
+def train_command(inputs: Inputs, recipe: Recipe, output: OUTPUT = None) -> None:
     """Train a model on your questions to use fewer tokens; evaluate it on held-out questions."""
     from sf.own.training import train
 
-    trained = train(asked, recipe, output=output, command=_typed())
+    trained = train(inputs, recipe, output=output, command=_typed())
     for name, folder in (("before", trained.before), ("after", trained.after)):
         stdout.print(f"{name} training, held-out questions: {escape(str(folder / 'index.html'))}")
         stdout.print(_summary(folder))

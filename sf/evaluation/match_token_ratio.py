@@ -38,14 +38,14 @@ class Match:
     """The result of a search.
 
     Attributes:
-        asked: the target token ratio.
+        target: the target token ratio.
         value: of the hyperparameter.
         ratio: measured there.
         reached: whether it is within the tolerance. If not, `value` is the nearest measured one.
         probes: (value, ratio) of every measurement, in order.
     """
 
-    asked: float
+    target: float
     value: float
     ratio: float
     reached: bool
@@ -55,7 +55,7 @@ class Match:
 def find_value(
     hyperparameter: Hyperparameter,
     measure: Callable[[float], float],
-    asked: float,
+    target: float,
     *,
     tolerance: float = 0.01,
     most: int = MOST,
@@ -65,16 +65,19 @@ def find_value(
     Args:
         hyperparameter: the hyperparameter. The ratio must not fall if it is declared to rise.
         measure: token ratio at a value, in (0, 1].
-        asked: target ratio in (0, 1].
+        target: target ratio in (0, 1].
         tolerance: largest accepted distance from the target.
         most: maximum number of measurements.
 
     Raises:
-        ConfigError: `asked` or `tolerance` is out of range.
+        ConfigError: `target` or `tolerance` is out of range.
     """
-    if not 0 < asked <= 1:
+    if not 0 < target <= 1:
         raise ConfigError(
-            "evaluate.match.token_ratio", asked, "a token ratio lies in (0, 1]", "give such a share"
+            "evaluate.match.token_ratio",
+            target,
+            "a token ratio lies in (0, 1]",
+            "give such a share",
         )
     if not 0 < tolerance < 1:
         raise ConfigError("evaluate.match.tolerance", tolerance, "must lie in (0, 1)", "use 0.01")
@@ -83,31 +86,31 @@ def find_value(
     following: float | None = hyperparameter.default or (
         1.0 if hyperparameter.whole else hyperparameter.default
     )
-    if asked == 1 and hyperparameter.dense is not None:
+    if target == 1 and hyperparameter.dense is not None:
         following = hyperparameter.dense
     best = math.nan
     while following is not None and following not in probes and len(probes) < most:
         probes[following] = known[following] = measure(following)
-        best = min(probes, key=lambda value: abs(probes[value] - asked))
-        if abs(probes[best] - asked) <= tolerance:
+        best = min(probes, key=lambda value: abs(probes[value] - target))
+        if abs(probes[best] - target) <= tolerance:
             break
-        following = _next(hyperparameter, known, asked, halve=len(probes) % 3 == 0)
+        following = _next(hyperparameter, known, target, halve=len(probes) % 3 == 0)
     ratio = probes[best]
-    reached = abs(ratio - asked) <= tolerance
-    return Match(asked, best, ratio, reached, tuple(probes.items()))
+    reached = abs(ratio - target) <= tolerance
+    return Match(target, best, ratio, reached, tuple(probes.items()))
 
 
 def _next(
-    hyperparameter: Hyperparameter, known: Mapping[float, float], asked: float, halve: bool
+    hyperparameter: Hyperparameter, known: Mapping[float, float], target: float, halve: bool
 ) -> float | None:
     """The next value to measure; None if no value is left to try."""
     sign = 1 if hyperparameter.rises else -1
-    fewer = [value for value, ratio in known.items() if ratio < asked]
-    more = [value for value, ratio in known.items() if ratio >= asked]
+    fewer = [value for value, ratio in known.items() if ratio < target]
+    more = [value for value, ratio in known.items() if ratio >= target]
     if fewer and more:
         low = max(fewer, key=lambda value: sign * value)
         high = min(more, key=lambda value: sign * value)
-        return _inside(hyperparameter, (low, known[low]), (high, known[high]), asked, halve)
+        return _inside(hyperparameter, (low, known[low]), (high, known[high]), target, halve)
     side = sorted(more, key=lambda v: sign * v) or sorted(fewer, key=lambda v: -sign * v)
     value, ratios = side[0], [known[v] for v in side[:3]]
     if len(ratios) == 3 and max(ratios) - min(ratios) < _NEAR:
@@ -130,12 +133,12 @@ def _inside(
     hyperparameter: Hyperparameter,
     low: tuple[float, float],
     high: tuple[float, float],
-    asked: float,
+    target: float,
     halve: bool,
 ) -> float | None:
     """A value between two that bracket the target ratio: interpolated, or the middle."""
     a, b = low[0], high[0]
-    share = 0.5 if halve else (asked - low[1]) / (high[1] - low[1])
+    share = 0.5 if halve else (target - low[1]) / (high[1] - low[1])
     share = min(max(share, _EDGE), 1 - _EDGE)
     if min(a, b) > 0 and max(a, b) / min(a, b) > _APART:
         value = math.exp((1 - share) * math.log(a) + share * math.log(b))
@@ -153,7 +156,7 @@ def match_method(
     rows: Sequence[Row],
     vision: Vision,
     method: str,
-    asked: float,
+    target: float,
     log: ResumableLog[Answer],
     *,
     tolerance: float,
@@ -167,7 +170,7 @@ def match_method(
         rows: rows for the measurement; every value is measured on all of them.
         vision: pixel and frame bounds.
         method: a key of `sf.baselines.METHODS`, with a hyperparameter.
-        asked: target token ratio, mean over rows and layers.
+        target: target token ratio, mean over rows and layers.
         log: answers of an earlier run of the same call, to which this one appends.
         tolerance: of the ratio.
         **limits: decoding and scoring settings.
@@ -214,16 +217,16 @@ def match_method(
         )
         return ratio
 
-    return find_value(hyperparameter, measure, asked, tolerance=tolerance), pd.DataFrame(lines)
+    return find_value(hyperparameter, measure, target, tolerance=tolerance), pd.DataFrame(lines)
 
 
 def match_table(method: str, match: Match, probes: pd.DataFrame) -> pd.DataFrame:
-    """One line: method, hyperparameter, asked, value, token_ratio, accuracy, reached, …, rows."""
+    """One line: method, hyperparameter, target, value, token_ratio, accuracy, reached, …, rows."""
     at = probes[probes["value"] == match.value].iloc[0]
     line = {
         "method": method,
         "hyperparameter": at["hyperparameter"],
-        "asked": match.asked,
+        "target": match.target,
         "value": match.value,
         "token_ratio": match.ratio,
         "accuracy": at["accuracy"],

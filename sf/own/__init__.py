@@ -4,6 +4,6 @@ Both run the stages of a study with values set here: `base` adopts the checkpoin
 reads the questions. The same command reuses finished results and continues with the rest.
 """
 
-from sf.own.asked import Asked, Comparison, Recipe
+from sf.own.options import Comparison, Inputs, Recipe
 
-__all__ = ["Asked", "Comparison", "Recipe"]
+__all__ = ["Comparison", "Inputs", "Recipe"]

@@ -19,18 +19,18 @@ from sf.own.stages import (
 from sf.result_key.contents import digest_of
 
 if TYPE_CHECKING:
-    from sf.own.asked import Asked, Comparison
+    from sf.own.options import Comparison, Inputs
 
 __all__ = ["evaluate", "question_values"]
 
 
 def evaluate(
-    asked: Asked, comparison: Comparison, *, output: Path | None = None, command: str = ""
+    inputs: Inputs, comparison: Comparison, *, output: Path | None = None, command: str = ""
 ) -> Path:
     """Answer the questions under full attention and other methods.
 
     Args:
-        asked: model and questions.
+        inputs: model and questions.
         comparison: methods; by default the one that the checkpoint was trained with, else ZipVL.
         output: result folder; by default a new folder in `results/own/evaluate`.
         command: the command line, for the record.
@@ -41,21 +41,21 @@ def evaluate(
     Raises:
         SparsityForcingError: raised before any work if possible.
     """
-    asked.check()
-    values = question_values(asked, comparison, config_of(asked))
-    digest = digest_of([values, os.path.realpath(asked.model), asked.questions.absolute()])[:8]
-    folder = output or FOLDER / "evaluate" / f"{asked.name}__{digest}"
-    check_values("questions", {**values, "checkpoint": asked.model, "output": folder})
-    values |= {"checkpoint": base_of(asked, command), "output": folder}
+    inputs.check()
+    values = question_values(inputs, comparison, config_of(inputs))
+    digest = digest_of([values, os.path.realpath(inputs.model), inputs.questions.absolute()])[:8]
+    folder = output or FOLDER / "evaluate" / f"{inputs.name}__{digest}"
+    check_values("questions", {**values, "checkpoint": inputs.model, "output": folder})
+    values |= {"checkpoint": base_of(inputs, command), "output": folder}
     run_stage("questions", values, STUDY, command, tracked=False)
     return folder
 
 
-def question_values(asked: Asked, comparison: Comparison, source: Any) -> dict[str, Any]:
+def question_values(inputs: Inputs, comparison: Comparison, source: Any) -> dict[str, Any]:
     """The values of the stage `questions`, except `checkpoint` and `output`.
 
     Args:
-        asked: model and questions.
+        inputs: model and questions.
         comparison: methods.
         source: the checkpoint's folder, or its configuration.
 
@@ -66,17 +66,17 @@ def question_values(asked: Asked, comparison: Comparison, source: Any) -> dict[s
 
     settings = settings_of(source, comparison.methods or (), comparison.retention_p or ())
     return {
-        "model": asked.name,
+        "model": inputs.name,
         "settings": [setting.model_dump() for setting in settings],
         "seed": comparison.seed,
         "batch": comparison.batch,
         "max_new_tokens": comparison.max_new_tokens,
         "prompt_template": comparison.prompt,
         "correctness_cutoff": comparison.cutoff,
-        "max_reject_share": asked.max_reject_share,
+        "max_reject_share": inputs.max_reject_share,
         "pictures": comparison.pictures,
-        "vision": vision_of(asked),
-        "runtime": runtime_of(asked),
-        "questions": asked.questions,
-        "media": asked.media_folder,
+        "vision": vision_of(inputs),
+        "runtime": runtime_of(inputs),
+        "questions": inputs.questions,
+        "media": inputs.media_folder,
     }

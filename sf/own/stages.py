@@ -11,7 +11,7 @@ from sf.jobs import run_stage, stage_module
 from sf.result_key.contents import digest_of
 
 if TYPE_CHECKING:
-    from sf.own.asked import Asked
+    from sf.own.options import Inputs
 
 __all__ = ["FOLDER", "STUDY", "base_of", "check_values", "config_of", "runtime_of", "vision_of"]
 
@@ -24,7 +24,7 @@ _ANSWERING = {
 }
 
 
-def vision_of(asked: Asked) -> dict[str, Any]:
+def vision_of(inputs: Inputs) -> dict[str, Any]:
     """Pixel and frame bounds: those of `sf ask`.
 
     Raises:
@@ -33,13 +33,13 @@ def vision_of(asked: Asked) -> dict[str, Any]:
     from sf.ask.media import bounds
 
     kinds = {
-        kind: bounds(kind, asked.max_pixels, asked.max_frames, asked.fps).model_dump()
+        kind: bounds(kind, inputs.max_pixels, inputs.max_frames, inputs.fps).model_dump()
         for kind in ("image", "video")
     }
     return {name: kinds[name.partition("_")[0]][name] for name in kinds["image"]}
 
 
-def runtime_of(asked: Asked) -> dict[str, Any]:
+def runtime_of(inputs: Inputs) -> dict[str, Any]:
     """Device and dtype.
 
     Raises:
@@ -47,10 +47,10 @@ def runtime_of(asked: Asked) -> dict[str, Any]:
     """
     from sf.ask import pick_runtime
 
-    return pick_runtime(asked.device, asked.dtype).model_dump()
+    return pick_runtime(inputs.device, inputs.dtype).model_dump()
 
 
-def config_of(asked: Asked) -> Any:
+def config_of(inputs: Inputs) -> Any:
     """The checkpoint's configuration.
 
     Raises:
@@ -58,28 +58,28 @@ def config_of(asked: Asked) -> Any:
     """
     from sf.models.load import load_config
 
-    local = Path(asked.model).is_dir()
-    return load_config(Path(asked.model) if local else asked.model, asked.revision)
+    local = Path(inputs.model).is_dir()
+    return load_config(Path(inputs.model) if local else inputs.model, inputs.revision)
 
 
-def base_of(asked: Asked, command: str) -> Path:
+def base_of(inputs: Inputs, command: str) -> Path:
     """The checkpoint as a result of the stage `base`; files are linked, not copied.
 
     Raises:
         DataError, UnsupportedModelError, EnvironmentFault: see `config_of` and
             `sf.models.fetch.fetch_checkpoint`.
     """
-    local = Path(asked.model).is_dir()
-    source = asked.model if local else f"hub:{asked.model}@{asked.revision or 'main'}"
-    where = os.path.realpath(asked.model) if local else source
-    output = FOLDER / "base" / f"{asked.name}__{digest_of([where])}"
+    local = Path(inputs.model).is_dir()
+    source = inputs.model if local else f"hub:{inputs.model}@{inputs.revision or 'main'}"
+    where = os.path.realpath(inputs.model) if local else source
+    output = FOLDER / "base" / f"{inputs.name}__{digest_of([where])}"
     values = {
         "seed": 0,
-        "model": asked.name,
-        "base": {"family": config_of(asked).model_type, "source": source},
+        "model": inputs.name,
+        "base": {"family": config_of(inputs).model_type, "source": source},
         "answering": _ANSWERING,
-        "vision": vision_of(asked),
-        "runtime": runtime_of(asked),
+        "vision": vision_of(inputs),
+        "runtime": runtime_of(inputs),
         "data": FOLDER,
         "output": output,
     }

@@ -13,8 +13,8 @@ from typing import Any
 
 from sf.errors import ConfigError, DataError
 from sf.jobs import run_stage
-from sf.own.asked import Asked, Comparison, Recipe
 from sf.own.evaluation import question_values
+from sf.own.options import Comparison, Inputs, Recipe
 from sf.own.stages import FOLDER, STUDY, base_of, check_values, runtime_of, vision_of
 from sf.published import INFERENCE_RETENTION_P
 from sf.result_key.contents import digest_of
@@ -63,7 +63,7 @@ def objective_with(token_ratio: float) -> dict[str, Any]:
 
 
 def train(
-    asked: Asked, recipe: Recipe, *, output: Path | None = None, command: str = ""
+    inputs: Inputs, recipe: Recipe, *, output: Path | None = None, command: str = ""
 ) -> Trained:
     """Train a checkpoint on questions and measure it on held-out ones.
 
@@ -71,7 +71,7 @@ def train(
     continues from the last complete training checkpoint.
 
     Args:
-        asked: model and questions.
+        inputs: model and questions.
         recipe: training settings.
         output: folder of all results; by default a new folder in `results/own/train`.
         command: the command line, for the record.
@@ -79,11 +79,11 @@ def train(
     Raises:
         SparsityForcingError: raised before any work if possible; TrainingCollapse.
     """
-    asked.check()
+    inputs.check()
     objective = objective_with(recipe.target_token_ratio)
-    runtime = runtime_of(asked)
+    runtime = runtime_of(inputs)
     training = {
-        "model": asked.name,
+        "model": inputs.name,
         "row": objective["objective"],
         "seed": recipe.seed,
         "objective": objective,
@@ -93,27 +93,27 @@ def train(
             "max_completion_tokens": recipe.max_new_tokens,
             "correctness_cutoff": recipe.cutoff,
         },
-        "vision": vision_of(asked),
+        "vision": vision_of(inputs),
         "runtime": runtime,
     }
     rows = {
         "seed": recipe.seed,
-        "prepare": _prepare(asked),
+        "prepare": _prepare(inputs),
         "vision": training["vision"],
         "evaluation_vision": training["vision"],
     }
-    where = [os.path.realpath(asked.model), str(asked.questions.absolute())]
-    folder = output or FOLDER / "train" / f"{asked.name}__{digest_of([training, rows, where])[:8]}"
+    where = [os.path.realpath(inputs.model), str(inputs.questions.absolute())]
+    folder = output or FOLDER / "train" / f"{inputs.name}__{digest_of([training, rows, where])[:8]}"
     data, checkpoint = folder / "data", folder / "model"
     check_values("train", {**training, "base": folder, "data": data, "output": checkpoint})
     check_values("prepare", {**rows, "output": data})
-    base = base_of(asked, command)
+    base = base_of(inputs, command)
     run_stage("prepare", {**rows, "output": data}, STUDY, command, tracked=False)
     _check_sides(data)
     values = {**training, "base": base, "data": data, "output": checkpoint}
     run_stage("train", values, STUDY, command, tracked=False)
     before, after = (
-        _measure(asked, recipe, model, data, folder / name, command)
+        _measure(inputs, recipe, model, data, folder / name, command)
         for name, model in (("before", base), ("after", checkpoint))
     )
     return Trained(checkpoint, before, after)
@@ -144,15 +144,15 @@ def _settings(recipe: Recipe, on_gpu: bool) -> dict[str, Any]:
     }
 
 
-def _prepare(asked: Asked) -> dict[str, Any]:
+def _prepare(inputs: Inputs) -> dict[str, Any]:
     return {
-        "source": str(asked.questions),
-        "media": str(asked.media_folder),
+        "source": str(inputs.questions),
+        "media": str(inputs.media_folder),
         "calibration_share": CALIBRATION_SHARE,
         "heldout_share": HELDOUT_SHARE,
         "calibration_rows": MOST_CALIBRATION,
         "heldout_rows": MOST_HELDOUT,
-        "max_reject_share": asked.max_reject_share,
+        "max_reject_share": inputs.max_reject_share,
     }
 
 
@@ -173,13 +173,13 @@ def _check_sides(data: Path) -> None:
 
 
 def _measure(
-    asked: Asked, recipe: Recipe, checkpoint: Path, data: Path, output: Path, command: str
+    inputs: Inputs, recipe: Recipe, checkpoint: Path, data: Path, output: Path, command: str
 ) -> Path:
     """The held-out questions under full attention and at several thresholds."""
     heldout = replace(
-        asked,
+        inputs,
         questions=data / "heldout.parquet",
-        media=asked.media_folder,
+        media=inputs.media_folder,
         max_reject_share=0.0,
     )
     comparison = Comparison(

@@ -31,8 +31,8 @@ def equal_cost_sections(study: Study, rows: Mapping[str, Sequence[Line]]) -> lis
         key = result.axes.get("model", ""), result.axes.get("row", "")
         if result.kind != "evaluate" or key in lines or not study.shown(result):
             continue
-        asked = result.parameters.get("evaluate.match.token_ratio")
-        if asked is not None and (result.folder / "tables/matched.csv").exists():
+        target = result.parameters.get("evaluate.match.token_ratio")
+        if target is not None and (result.folder / "tables/matched.csv").exists():
             lines[key] = _line(key, result.table("matched.csv").iloc[0], rows)
     if not lines:
         return []
@@ -61,7 +61,7 @@ def _line(key: tuple[str, str], match: pd.Series, rows: Mapping[str, Sequence[Li
         Cell(key[0]),
         Cell(key[1]),
         Cell(f"{match['hyperparameter']} = {match['value']:.4g}"),
-        Cell(f"{100 * match['asked']:.1f}"),
+        Cell(f"{100 * match['target']:.1f}"),
         reached,
         Cell(f"{100 * match['accuracy']:.1f}"),
     ]

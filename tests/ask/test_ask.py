@@ -342,8 +342,8 @@ def test_a_share_of_the_tokens_is_asked_for_in_place_of_p(files, tmp_path):
     note_curve(folder, [(0.5, 0.2), (0.9, 0.6)])
     result = ask(folder, QUESTION, policy=choose_policy(None, False, 0.4), **given)
     same = ask(folder, QUESTION, policy=TopP(p=result.retention_p), **given)
-    assert (result.retention_p, result.asked) == (pytest.approx(1 - 0.05**0.5), 0.4)
-    assert (same.retention_p, same.asked) == (result.retention_p, None)
+    assert (result.retention_p, result.requested_token_ratio) == (pytest.approx(1 - 0.05**0.5), 0.4)
+    assert (same.retention_p, same.requested_token_ratio) == (result.retention_p, None)
     assert result.layer_ratios == same.layer_ratios
     console = Console(width=120)
     with console.capture() as capture:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from sf.cli import app
 from sf.cli.own import separated
-from sf.own import Asked, Comparison, Recipe
+from sf.own import Comparison, Inputs, Recipe
 from sf.own.training import Trained
 
 
@@ -41,8 +41,8 @@ def test_options_arrive_in_their_fields(monkeypatch: pytest.MonkeyPatch) -> None
     assert shown.exit_code == 0, shown.output
     shown = CliRunner().invoke(app, ["train", *words, "--target-token-ratio", "0.25"])
     assert shown.exit_code == 0, shown.output
-    asked = Asked("ckpt", Path("q.csv"), fps=1.0)
-    assert calls == [asked, Comparison(retention_p=[0.9, 0.5], cutoff=0.7), asked, Recipe(0.25)]
+    inputs = Inputs("ckpt", Path("q.csv"), fps=1.0)
+    assert calls == [inputs, Comparison(retention_p=[0.9, 0.5], cutoff=0.7), inputs, Recipe(0.25)]
 
 
 def test_an_option_without_a_default_is_required() -> None:

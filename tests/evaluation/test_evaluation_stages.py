@@ -182,7 +182,7 @@ def test_a_method_is_evaluated_at_the_value_that_gives_the_asked_ratio(
     )
     evaluate.run(evaluate.Parameters(**values), job)
     (line,) = pd.read_csv(job.out / "tables" / "matched.csv").to_dict("records")
-    assert (line["method"], line["hyperparameter"], line["asked"]) == (
+    assert (line["method"], line["hyperparameter"], line["target"]) == (
         "threshold",
         "threshold",
         0.7,

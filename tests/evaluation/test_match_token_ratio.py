@@ -47,10 +47,10 @@ CURVES = [
 ]
 
 
-@pytest.mark.parametrize("asked", [0.15, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize("target", [0.15, 0.3, 0.5, 0.8])
 @pytest.mark.parametrize(("hyperparameter", "curve"), CURVES)
-def test_the_asked_ratio_is_found_within_few_measurements(
-    hyperparameter: Hyperparameter, curve: Any, asked: float
+def test_the_target_ratio_is_found_within_few_measurements(
+    hyperparameter: Hyperparameter, curve: Any, target: float
 ) -> None:
     tried: list[float] = []
 
@@ -59,15 +59,15 @@ def test_the_asked_ratio_is_found_within_few_measurements(
         tried.append(value)
         return float(curve(value))
 
-    match = find_value(hyperparameter, measure, asked, tolerance=0.01)
+    match = find_value(hyperparameter, measure, target, tolerance=0.01)
     assert match.reached
-    assert abs(match.ratio - asked) <= 0.01
+    assert abs(match.ratio - target) <= 0.01
     assert match.ratio == curve(match.value)
     assert len(tried) == len(set(tried)) == len(match.probes) < MOST
 
 
 @pytest.mark.parametrize(
-    ("hyperparameter", "curve", "asked", "nearest"),
+    ("hyperparameter", "curve", "target", "nearest"),
     [
         (WARM, lambda x: 0.5 + 0.2 * x, 0.9, 1.0),  # the end of the range is tried itself
         (THRESHOLD, lambda x: max(0.3, 1 - x), 0.1, None),
@@ -77,15 +77,15 @@ def test_the_asked_ratio_is_found_within_few_measurements(
     ],
 )
 def test_what_cannot_be_reached_is_said_with_the_nearest_value(
-    hyperparameter: Hyperparameter, curve: Any, asked: float, nearest: float | None
+    hyperparameter: Hyperparameter, curve: Any, target: float, nearest: float | None
 ) -> None:
-    match = find_value(hyperparameter, curve, asked)
+    match = find_value(hyperparameter, curve, target)
     assert not match.reached
     assert len(match.probes) <= MOST
     assert (
         match.ratio
         == curve(match.value)
-        == min((ratio for _, ratio in match.probes), key=lambda ratio: abs(ratio - asked))
+        == min((ratio for _, ratio in match.probes), key=lambda ratio: abs(ratio - target))
     )
     if nearest is not None:
         assert match.value == nearest
@@ -97,12 +97,12 @@ def test_dense_is_not_searched_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "tolerance", "field"),
+    ("target", "tolerance", "field"),
     [(0.0, 0.01, "match.token_ratio"), (0.5, 0.0, "match.tolerance")],
 )
-def test_bad_demands_are_refused(asked: float, tolerance: float, field: str) -> None:
+def test_bad_demands_are_refused(target: float, tolerance: float, field: str) -> None:
     with pytest.raises(ConfigError, match=field):
-        find_value(SHARE, lambda x: x, asked, tolerance=tolerance)
+        find_value(SHARE, lambda x: x, target, tolerance=tolerance)
 
 
 @pytest.fixture(scope="module")

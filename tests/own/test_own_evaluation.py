@@ -15,7 +15,7 @@ from sf.evaluation.resumable_log import ResumableLog
 from sf.jobs import Job
 from sf.mini.scenes import render, sample_scene
 from sf.models import build_tiny
-from sf.own import Asked, Comparison, evaluation, stages
+from sf.own import Comparison, Inputs, evaluation, stages
 from sf.own.evaluation import evaluate
 from sf.stages import questions
 from sf.tracking import SilentTracker
@@ -45,17 +45,17 @@ def result(files: Path) -> Path:
     """The result of the whole evaluation, with a picture."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(files)
-        return evaluate(asked_of(files), replace(SMALL, pictures=1), output=files / "result")
+        return evaluate(inputs_of(files), replace(SMALL, pictures=1), output=files / "result")
 
 
 @pytest.fixture
-def asked(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
+def inputs(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inputs:
     monkeypatch.chdir(tmp_path)
-    return asked_of(files)
+    return inputs_of(files)
 
 
-def asked_of(files: Path) -> Asked:
-    return Asked(str(files / "ckpt"), files / "q.jsonl", files / "photos", device="cpu")
+def inputs_of(files: Path) -> Inputs:
+    return Inputs(str(files / "ckpt"), files / "q.jsonl", files / "photos", device="cpu")
 
 
 SMALL = Comparison(retention_p=[0.5, 1.0], max_new_tokens=3, batch=4, pictures=0)
@@ -77,7 +77,7 @@ def test_table_and_page_hold_what_was_answered(result: Path) -> None:
 
 
 def test_a_killed_evaluation_goes_on(
-    asked: Asked, result: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: Inputs, result: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add, batches = ResumableLog.add, []
 
@@ -89,16 +89,16 @@ def test_a_killed_evaluation_goes_on(
 
     monkeypatch.setattr(ResumableLog, "add", killed)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(asked, SMALL, output=Path("killed"))
+        evaluate(inputs, SMALL, output=Path("killed"))
     assert not Path("killed/stage.json").exists()
-    again = evaluate(asked, SMALL, output=Path("killed"))
+    again = evaluate(inputs, SMALL, output=Path("killed"))
     done = [key for replies in batches for key in replies]
     assert len(done) == len(set(done)) == 18  # nothing was answered twice
     columns = ["setting", "id", "reply", "correct", "token_ratio"]
     assert pd.read_csv(again / "tables" / "answers.csv")[columns].equals(
         pd.read_csv(result / "tables" / "answers.csv")[columns]
     )
-    assert evaluate(asked, SMALL, output=Path("killed")) == again  # adopted
+    assert evaluate(inputs, SMALL, output=Path("killed")) == again  # adopted
 
 
 def test_checkpoint_questions_and_pictures_are_inputs(files: Path, result: Path) -> None:
@@ -129,13 +129,13 @@ def test_checkpoint_questions_and_pictures_are_inputs(files: Path, result: Path)
     ],
 )
 def test_bad_input_is_one_error_before_work(
-    asked: Asked, monkeypatch: pytest.MonkeyPatch, change: dict, values: dict, named: str
+    inputs: Inputs, monkeypatch: pytest.MonkeyPatch, change: dict, values: dict, named: str
 ) -> None:
     for module in (evaluation, stages):
         monkeypatch.setattr(module, "run_stage", lambda *_, **__: pytest.fail("a stage ran"))
-    given = {**vars(asked), **change}
+    given = {**vars(inputs), **change}
     with pytest.raises(SparsityForcingError, match=named):
-        evaluate(Asked(**given), Comparison(**values))
+        evaluate(Inputs(**given), Comparison(**values))
 
 
 def test_unusable_questions_are_refused_or_left_out(files: Path, tmp_path: Path) -> None:
@@ -145,11 +145,11 @@ def test_unusable_questions_are_refused_or_left_out(files: Path, tmp_path: Path)
     job = Job(tmp_path / "out", tmp_path / "state", SilentTracker(tmp_path))
     for folder in ("out/tables", "state"):
         (tmp_path / folder).mkdir(parents=True)
-    asked = Asked(str(files), with_bad_row, files / "photos")
+    inputs = Inputs(str(files), with_bad_row, files / "photos")
     values = {
         **{"model": "m", "settings": [{"method": "full"}, {"method": "zipvl"}], "seed": 0},
         **{"batch": 1, "max_new_tokens": 1, "prompt_template": "short", "pictures": 0},
-        **{"correctness_cutoff": 0.5, "max_reject_share": 0.0, "vision": stages.vision_of(asked)},
+        **{"correctness_cutoff": 0.5, "max_reject_share": 0.0, "vision": stages.vision_of(inputs)},
         **{"runtime": {"device": "cpu", "dtype": "float32"}, "checkpoint": files / "ckpt"},
         **{"questions": with_bad_row, "media": files / "photos", "output": tmp_path / "result"},
     }

@@ -27,7 +27,7 @@ def test_matched_methods_stand_beside_their_averages(tmp_path: Path) -> None:
         line = {
             "method": "zipvl",
             "hyperparameter": "retention_p",
-            "asked": 0.5,
+            "target": 0.5,
             "value": 0.91234567,
             "token_ratio": found,
             "accuracy": 0.9,

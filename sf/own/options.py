@@ -12,7 +12,7 @@ import typer
 from sf.errors import ConfigError, DataError
 from sf.options import DEVICE, DTYPE, FPS, MAX_FRAMES, MAX_PIXELS, MODEL, REVISION
 
-__all__ = ["Asked", "Comparison", "Recipe"]
+__all__ = ["Comparison", "Inputs", "Recipe"]
 
 MAX_NEW_TOKENS = Annotated[int, typer.Option(help="length limit of a reply")]
 CUTOFF = Annotated[
@@ -24,7 +24,7 @@ _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
-class Asked:
+class Inputs:
     """A model and questions."""
 
     model: MODEL
