@@ -27,7 +27,7 @@ try:
 except ModuleNotFoundError:  # a GPU machine has few packages; the kernels' tests do without it
     pass
 else:
-    # A loaded machine is no error in the code under test. CI tries the same examples every time;
+    # A busy machine is not an error in the code under test. CI tries the same examples every time;
     # elsewhere each run looks for new ones.
     settings.register_profile(
         "sf",

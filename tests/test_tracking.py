@@ -56,7 +56,7 @@ def test_a_run_says_all_that_its_result_came_from(place: Path) -> None:
         "title": "a\\rb",
     }
     assert run.info.status == parent.info.status == "FINISHED"
-    assert steps(run, "loss") == [(1, 0.5), (3, 0.25)]  # what is no number stays in the file
+    assert steps(run, "loss") == [(1, 0.5), (3, 0.25)]  # nan stays in the file
     assert math.isnan(read_history(Path("results/test/calibrate/tiny"))[2]["loss"])
     assert steps(run, "odd name ___") == [(1, 1.0), (2, 2.0), (3, 3.0)]
     assert run.data.metrics["accuracy"] == 0.75
@@ -230,7 +230,7 @@ def test_a_copied_checkout_keeps_its_runs_and_their_artifacts(
     shutil.copytree(place, copy)
     shutil.rmtree(place / "mlruns")
     monkeypatch.chdir(copy)
-    assert log_all(Path("results")) == 0  # not logged a second time
+    assert log_all(Path("results")) == 0  # not logged twice
     finished("other", "key-2")
     assert log_all(Path("results")) == 1
     for run in runs(**{"sf.stage": "calibrate"}):

@@ -90,7 +90,7 @@ def test_a_run_that_is_deleted_while_its_job_runs_is_made_again(place: Path) -> 
         tracker.log(1, {"loss": 0.5})
         with pytest.warns(UserWarning, match="did not accept metrics"):
             tracker._send_waiting()
-        tracker.log(3, {"loss": 0.25})  # said once, not with every transfer
+        tracker.log(3, {"loss": 0.25})  # one warning, not one per transfer
     finished()
     assert log_all(Path("results")) == 1
     assert steps(the_run(), "loss") == [(1, 0.5), (3, 0.25)]

@@ -14,7 +14,7 @@ def softmax_over(query: np.ndarray, keys: np.ndarray, scaling: float) -> np.ndar
 
 
 def moba(q: np.ndarray, k: np.ndarray, v: np.ndarray, top_k: int, size: int, scaling: float):
-    """q (H, L, D), k and v (G, L, D) of a row without padding: output, and pairs read."""
+    """Output and pairs read of q (H, L, D), k and v (G, L, D), for a row without padding."""
     heads, length, _ = q.shape
     share = heads // k.shape[0]
     out, pairs = np.zeros_like(q), 0

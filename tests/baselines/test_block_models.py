@@ -125,7 +125,7 @@ NSA_RATIO = NsaSettings(
         (MobaSettings(token_ratio=0.25, block=2), 0.0, 0.25),
         (MobaSettings(token_ratio=1.0, block=8), 0.0, 1.0),
         (MobaSettings(top_k=3, block=8), 0.0, None),
-        (NSA_RATIO, 0.05, None),  # a selected block can lie in the window
+        (NSA_RATIO, 0.05, None),  # a selected block can be in the window
     ],
 )
 def test_the_expected_token_ratio_is_the_measured_one(settings, most_below, floor, length):

@@ -101,7 +101,7 @@ def test_steps_after_a_rows_end_do_not_count(model, rows):
     method = Twilight(retention_p=0.5, dense_layers=0)
     with method.apply(model):
         free = model.generate(**batch(rows), max_new_tokens=8, do_sample=False, min_new_tokens=8)
-    # What the second row says third becomes the end token.
+    # The second row's third token becomes the end token.
     end = int(free[1, -6])
     before = model.generation_config.eos_token_id
     model.generation_config.eos_token_id = [end]

@@ -76,7 +76,7 @@ class Batch:
     sizes: dict[str, int] = field(default_factory=dict)
 
     def path(self, identity: str) -> Path:
-        """Where a damaged image or video lies."""
+        """Path of a damaged image or video."""
         return self.root / f"media/{identity}.{self.media[identity].suffix}"
 
     def violated(self, what: str, path: Path) -> None:

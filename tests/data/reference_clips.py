@@ -109,7 +109,7 @@ def _converted(clip: Clip, image: np.ndarray) -> av.VideoFrame:
 
 
 def write(clip: Clip, path: Path) -> Path:
-    """Write a clip at 10 frames a second."""
+    """Write a clip at 10 frames per second."""
     with av.open(str(path), "w", options=clip.container) as container:
         stream = container.add_stream(clip.codec, rate=10, options=dict(clip.options))
         stream.width, stream.height = clip.size

@@ -30,7 +30,7 @@ FIELDS = {
 
 
 def parameters(source: Path | str, folder: Path, **changes) -> prepare.Parameters:
-    """Of the stage, with small bounds; `changes` of its own section, or others of it."""
+    """Parameters of the stage with small bounds; `changes` are of its section or another one."""
     paths = {"output": folder / "result", "benchmarks": changes.pop("benchmarks", None)}
     bounds = {"vision": VISION, "evaluation_vision": changes.pop("evaluation_vision", VISION)}
     own = {**FIELDS, "source": str(source), **changes}
@@ -57,7 +57,7 @@ def used(out: Path) -> dict[str, Row]:
 
 
 def reasons(out: Path) -> dict[str, str]:
-    """What rejects.parquet says, by row id."""
+    """The reasons in rejects.parquet, by row id."""
     table = pd.read_parquet(out / "rejects.parquet")
     return dict(zip(table["id"], table["kind"] + ": " + table["reason"], strict=True))
 

@@ -186,7 +186,7 @@ def test_everything_is_fetched_once_and_the_commit_is_recorded(
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{filename}"
     )
-    again = opened()  # without a network: all is there
+    again = opened()  # without a network: all files are cached
     assert len(hub.asked) == asked  # nothing is fetched twice
     assert [row.id for row in again.collected.rows] == [row.id for row in source.collected.rows]
 
@@ -205,7 +205,7 @@ def test_a_branch_stays_at_the_commit_it_stood_for_first(hub, opened, tmp_path):
     assert first.unpinned == f"hub:{NAME}@main"
     hub.head = "d" * 40  # someone pushes
     with pytest.warns(UserWarning, match=f"{COMMIT}.*an earlier run recorded"):
-        assert opened(revision="main").origin.endswith(COMMIT)  # a killed run goes on
+        assert opened(revision="main").origin.endswith(COMMIT)  # a killed run continues
     (tmp_path / "out").rename(tmp_path / "result")
     with pytest.warns(UserWarning, match=f"{COMMIT}.*an earlier run recorded"):
         again = opened(revision="main", earlier="result")  # other parameters, new work folder
@@ -337,7 +337,7 @@ def test_no_network_is_one_clear_error(hub, monkeypatch):
     [
         (["a/1.png", "a/2.png"], ["a/1.png"], ["a/1.png"]),
         (["CLEVRER.zip", "STAR.zip"], ["STAR/x/1.mp4"], ["STAR.zip"]),
-        (  # as Video-R1-data lies on the hub
+        (  # as Video-R1-data is stored on the hub
             ["Chart/Chart_part1.zip", "Chart/Chart_part2.zip", "STAR/STAR_part1.zip"],
             ["Chart/chartqa/1.png"],
             ["Chart/Chart_part1.zip", "Chart/Chart_part2.zip"],

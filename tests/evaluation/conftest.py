@@ -36,7 +36,7 @@ def copy(home: Path, tmp_path: Path) -> Path:
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An untrained tiny model of each family, saved with its processor.
 
-    Its layers' weights are large random ones: with the tiny models' own every reply is alike.
+    Its layers have large random weights: with the tiny models' own weights all replies are equal.
     """
     import torch
 

@@ -74,7 +74,7 @@ def test_a_right_reply_counts_as_correct(model: tuple[Any, Any], rows: list[Row]
     bias = [[tokens[: end + 1], 1000.0 * (end + 1)] for end in range(len(tokens))]
     right = replace(rows[0], solution="<answer>ring</answer>")
     wrong = replace(rows[0], id="wrong", solution="<answer>star</answer>")
-    network.generation_config.sequence_bias = bias  # whatever the question, it says this
+    network.generation_config.sequence_bias = bias  # the reply to every question
     try:
         answers = answer_rows(network, processor, [right, wrong], VISION, max_new_tokens=20)
     finally:

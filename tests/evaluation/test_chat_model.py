@@ -85,7 +85,7 @@ def test_full_equals_lmms_evals_own_class(
         builtin_model, benchmarks, home, tmp_path / "theirs", most_new_tokens=6
     )  # type: ignore[arg-type]
     assert heard == replies
-    assert len({reply for some in heard.values() for reply in some}) > 3  # not all alike
+    assert len({reply for some in heard.values() for reply in some}) > 3  # not all the same
     assert [result.metrics for result in builtin] == [result.metrics for result in own]
 
 
@@ -172,7 +172,7 @@ def test_answered_samples_are_not_asked_again(
     generate = lm._generate
     monkeypatch.setattr(lm, "_generate", lambda qs: asked.append(len(qs)) or generate(qs))
     second = _records(lm, home, tmp_path / "c")
-    assert sum(asked) == len(first) - 4  # the fifth line's batch is asked as a whole
+    assert sum(asked) == len(first) - 4  # the fifth line's batch is answered again as a whole
     assert {k: (r.reply, r.layer_ratios) for k, r in first.items()} == {
         k: (r.reply, r.layer_ratios) for k, r in second.items()
     }

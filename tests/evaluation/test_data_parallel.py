@@ -126,7 +126,7 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
 
     _finish(_start(checkpoints["qwen2_5_vl"], source, tmp_path, *TWO))
     assert _content(tmp_path) == _content(alone)
-    # What was answered before was not asked again: its time is still that of the first call.
+    # Answered questions were not repeated: their time is still that of the first call.
     lines = (tmp_path / "result" / "samples.jsonl").read_text().splitlines()
     times = {(line["task"], line["doc_id"]): line["seconds"] for line in map(json.loads, lines)}
     old = [json.loads(line) for lines in before.values() for line in lines if line.endswith("}")]

@@ -21,7 +21,7 @@ from sf.sections import Answering, Benchmarks, Evaluate, Runtime
 from sf.stages import benchmarks, evaluate
 from sf.tracking import Tracker
 
-# nsa needs weights of its own, and moba's blocks are longer than these prompts.
+# nsa needs its own weights, and moba's blocks are longer than these prompts.
 TRAINING_FREE = [name for name in METHODS if name not in ("full", "moba", "nsa")]
 VALUES = {"threshold": 0.02, "visionzip": 0.5}
 

@@ -186,7 +186,7 @@ def test_what_the_hub_has_is_said_with_its_own_sizes_before_it_is_fetched(
     ):
         fetch_from_hub(wanted, missing, {}, tmp_path)
     assert done == []
-    fetch_from_hub(wanted, [], {}, tmp_path)  # the hub is asked nothing when nothing is missing
+    fetch_from_hub(wanted, [], {}, tmp_path)  # no request to the hub when nothing is missing
     assert capsys.readouterr().err.count("to be downloaded") == 1
 
 
@@ -270,7 +270,7 @@ def test_a_killed_fetch_goes_on(
         commits = fetch_benchmarks(wanted, tmp_path / "out", tmp_path / "out", tmp_path)
         assert commits == {"lmms-eval/egoschema": COMMIT}
         assert (videos / "first.mp4").read_text() == "whole"
-    assert done == ["lmms-eval/egoschema"] * 2  # finished, it is not asked for again
+    assert done == ["lmms-eval/egoschema"] * 2  # a finished fetch is not repeated
 
 
 def test_a_benchmark_of_two_repositories_of_which_one_is_there(

@@ -47,7 +47,7 @@ def whole(folder: Path) -> bytes:
 
 
 def outside(folder: Path) -> None:
-    """An index whose part lies outside the folder."""
+    """An index that names a file outside the folder."""
     weights(folder.parent, whole(folder))
     (folder / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": {"lm_head.weight": "../model.safetensors"}}

@@ -76,7 +76,7 @@ def last_attempt(folder: Path, output: str) -> tuple[float, bool]:
 def kill_all(process: subprocess.Popen[bytes], slurm: bool) -> int:
     """SIGKILL to the engine and everything below it, at once; the number of processes."""
     family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:  # none may go on while the others are killed
+    for member in family:  # none may continue while the others are killed
         if member.is_running():
             member.send_signal(signal.SIGSTOP)
     for member in family:
@@ -92,19 +92,19 @@ def kill_all(process: subprocess.Popen[bytes], slurm: bool) -> int:
 def run_with_kills(
     folder: Path, command: Sequence[str], outputs: Sequence[str], longest: float, rng: random.Random
 ) -> list[str]:
-    """Run a study to its end, killed once in each of some jobs, in the order in which they begin.
+    """Run a study to its end, killed once during each of some jobs, in the order of their starts.
 
-    A kill ends every running job: all chosen ones among them have had theirs.
+    A kill ends every running job, so it counts for all chosen jobs among them.
 
     Args:
         folder: the checkout.
         command: of the engine.
-        outputs: of the jobs in which it is killed; as often as an output is listed.
-        longest: seconds of a job's work before it is killed, at most.
+        outputs: of the jobs during which it is killed, as often as an output is listed.
+        longest: most seconds of a job's work before it is killed.
         rng: of the moments.
 
     Returns:
-        a line a killed job; one that ends while another one's kill is due has none.
+        One line per killed job; a job that ends while another one's kill is due has none.
     """
     lines = []
     left = list(outputs)
@@ -140,7 +140,7 @@ def run_with_kills(
 def _first_begun(
     process: subprocess.Popen[bytes], folder: Path, before: Mapping[str, float]
 ) -> str | None:
-    """The first of some jobs that begins anew; None when the engine ends without."""
+    """The first of some jobs that starts again; None if the engine ends first."""
     deadline = time.monotonic() + LONGEST_WAIT
     while process.poll() is None:
         for output, moment in before.items():

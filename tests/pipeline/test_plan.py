@@ -132,7 +132,7 @@ def test_the_study_has_a_page_for_each_table_that_its_rows_make() -> None:
     ],
 )
 def test_all_is_what_tables_asks_for(tables: list[Any], names: set[str], others: set[str]) -> None:
-    """Training and evaluation follow from the tables; each job is there once."""
+    """Training and evaluation follow from the tables; each job appears once."""
     params = validated(Params, {**scale_values("mini", FOLDER), "tables": tables})
     listed = jobs(params)
     asked = [job.name for job in shown("all", params)]

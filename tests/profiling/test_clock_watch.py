@@ -49,7 +49,7 @@ def test_a_window_holds_its_own_samples(monkeypatch: pytest.MonkeyPatch) -> None
         later = clocks.since(began)
         assert later is not None
         assert later["sm_mhz"] == [2000.0, 2000.0, 2000.0]
-        short = clocks.since(time.monotonic() + 1)  # too short for a sample of its own
+        short = clocks.since(time.monotonic() + 1)  # too short for its own sample
         assert short is not None
         assert short["samples"] == 1
         assert short["sm_mhz"] == [2000.0, 2000.0, 2000.0]  # the latest one

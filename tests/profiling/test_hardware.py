@@ -46,7 +46,7 @@ def test_a_busy_cpu_is_noted(load: float, busy: bool, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("used_gib", "percent", "words"),
     [
-        (0.8, 3, []),  # a context of one's own is no neighbour
+        (0.8, 3, []),  # the process's own context is not a neighbour
         (0.8, 60, ["busy: 60 %"]),
         (9.0, 3, ["shared: 9.0 GiB"]),
         (9.0, 60, ["busy: 60 %", "shared: 9.0 GiB"]),

@@ -46,7 +46,7 @@ def test_it_prints_its_table_and_goes_on(tmp_path: Path) -> None:
     assert set(table["side"]) == {"full", "sparse", "transformers"}
     assert json.loads((folder / "figures.json").read_text())["tiny_kv_bytes_ratio_at_64"] > 1
     assert {path.name for path in (folder / "figures").iterdir()} >= {"latency.png", "memory.svg"}
-    # One length more: what is there is not measured again.
+    # With another length, existing measurements are not repeated.
     again = CliRunner().invoke(app, [*words, "--length", "128"])
     assert again.exit_code == 0, again.output
     longer = pd.read_parquet(folder / "tables/profile.parquet")

@@ -90,7 +90,7 @@ def test_a_tidy_table_has_a_line_per_side_and_metric() -> None:
 
 
 def test_tokens_per_second_count_every_row_of_the_batch() -> None:
-    """Four rows, a token each in 8 ms: 500 tokens a second."""
+    """Four rows, one token each in 8 ms: 500 tokens per second."""
     both_runs = runs([10.0] * 6, [5.0] * 6)
     both_runs["full"].step_ms = [8.0, 8.0, 4.0]
     lines = {line["metric"]: line for line in tidy("s", 64, 4, both_runs) if line["side"] == "full"}

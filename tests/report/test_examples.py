@@ -1,4 +1,4 @@
-"""Figure 7: examples by the stated rule, and pictures of exactly what a record says was kept."""
+"""Figure 7: examples by the stated rule, and pictures of exactly the cells in a record."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def test_chromium_shows_what_is_chosen(
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_chromium_draws_what_each_group_of_layers_kept(tmp_path: Path) -> None:
-    """Frame 0 of the picture lies in the first time step, frame 3 in the second one."""
+    """Frame 0 of the picture is in the first time step, frame 3 in the second one."""
     study = write(tmp_path / "results")
     _, body = body_of(study, tmp_path, "shown=all&second=zipvl")
     assert re.findall(r'aria-label="([^"]*)"', body) == [

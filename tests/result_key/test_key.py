@@ -1,4 +1,4 @@
-"""Each part of a key changes it, and the difference says which."""
+"""A change of any part of a key changes the key, and the difference names the part."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     for part in build_tiny("qwen2_5_vl", [TEXT] * 3, seed=0):
         part.save_pretrained(folder)
     served = load(str(folder), token_ratio=RATIO, device="cpu")
-    # Random weights would repeat one token, or write bytes that are no text.
+    # Random weights would repeat one token, or write bytes that are not text.
     decode, settings = served.processor.tokenizer.decode, served.model.generation_config
     size = served.model.config.get_text_config().vocab_size
     settings.repetition_penalty = 1.5

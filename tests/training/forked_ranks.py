@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 
 def on_ranks(size: int, work: Callable[[], None]) -> None:
-    """Run `work` on `size` gloo ranks; nothing of torch may have run in this process.
+    """Run `work` on `size` gloo ranks; this process must not have used torch before.
 
     Raises:
         RuntimeError: a rank failed.

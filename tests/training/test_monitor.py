@@ -63,7 +63,7 @@ def test_a_healthy_run_is_quiet_and_logged_under_plain_names() -> None:
 
 
 def test_tokens_per_second_are_those_since_the_last_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 tokens a step of 4 s; what an earlier call has seen does not count."""
+    """100 tokens per step of 4 s; the tokens of an earlier call do not count."""
     log, times = Log(), iter([10.0, 14.0, 18.0])
     monkeypatch.setattr("sf.training.monitor.time.monotonic", lambda: next(times))
     watch(Monitor(log, Progress("t", 9)), 3)

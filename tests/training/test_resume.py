@@ -161,7 +161,7 @@ def test_drawn_levels_and_the_dual_variable_go_on(
 def test_damaged_checkpoint_is_passed_over(
     base: Path, rows: list[Row], tmp_path: Path, objective: str, uninterrupted: tuple[Path, dict]
 ) -> None:
-    """A lost byte in the newest one: the run goes on from the one before, to the same weights."""
+    """A lost byte in the newest one: the run continues from the one before, to the same weights."""
     first, whole = uninterrupted
     shutil.copytree(first / "state", tmp_path / "state")
     damaged = tmp_path / "state" / "checkpoint-4" / "optimizer.pt"

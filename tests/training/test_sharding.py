@@ -218,7 +218,7 @@ def test_runs_that_cannot_be_sharded(
 
 
 def main(base: Path, folder: Path) -> None:
-    """All runs, each on two ranks of its own."""
+    """All runs, each on its own two ranks."""
     on_ranks(2, lambda: weigh(base, folder))
     on_ranks(2, lambda: write_moments(folder))
     for size in (2, 3, 1, 4):

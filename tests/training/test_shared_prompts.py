@@ -208,7 +208,7 @@ def test_policy_runs_every_prompt_once(base: Path, rows: list[Row], tmp_path: Pa
 
 
 def test_shared_step_is_the_step(base: Path, rows: list[Row], tmp_path: Path) -> None:
-    """Weights after a step, against a trainer that may not share."""
+    """Weights after a step, compared with a trainer that does not share."""
     after = []
     for shares in (True, False):
         p = parameters(steps=2, save_every=99)

@@ -34,7 +34,7 @@ MODEL = SimpleNamespace(config=Qwen2Config())
 
 
 def config(folder: Path | str = "unused", **changes: Any) -> GRPOConfig:
-    """Two questions a step, four rollouts each, with `changes`."""
+    """Two questions per step, four rollouts each, with `changes`."""
     settings: dict[str, Any] = {
         "output_dir": str(folder), "max_steps": 2, "per_device_train_batch_size": 8,
         "num_generations": GROUP, "beta": 0.1, "loss_type": "grpo", "max_completion_length": 4,

@@ -1,4 +1,4 @@
-"""The selection of PyTorch's kernels: never one that is planned anew for every length."""
+"""The selection of PyTorch's kernels: never one that must be planned for every new length."""
 
 from __future__ import annotations
 
