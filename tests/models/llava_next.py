@@ -255,7 +255,7 @@ class Reference:
         return best[0] // SIDE, best[1] // SIDE
 
     def logits(self, segments: list[Tensor]) -> Tensor:
-        """Qwen2's logits [L, vocabulary] of a sequence of token ids [N] and visual tokens [N, D]."""
+        """Qwen2's logits [L, vocabulary] of a sequence of ids [N] and visual tokens [N, D]."""
         table = self.weights["model.embed_tokens.weight"]
         x = torch.cat([part if part.is_floating_point() else table[part] for part in segments])
         heads, groups = self.config["num_attention_heads"], self.config["num_key_value_heads"]
