@@ -14,7 +14,7 @@ from sf.fields import Section
 from sf.layout import STAMP
 from sf.report.results import Study
 
-__all__ = ["DEFINITIONS", "Definition", "Row", "Shows", "Targets"]
+__all__ = ["DEFINITIONS", "NOT_IN_PAPER", "Definition", "Row", "Shows", "Targets"]
 
 Shows = Literal["benchmarks", "curve", "lengths", "layers", "profile", "cost", "examples"]
 RESULTS: Mapping[Shows, tuple[str, ...]] = {
@@ -131,6 +131,10 @@ DEFINITIONS: Mapping[str, Definition] = {
     "figure5": Definition("Figure 5", "token ratio by layer before and after training", "layers"),
     "figure7": Definition("Figure 7", "successes and failures with the kept tokens", "examples"),
 }
+
+
+NOT_IN_PAPER = ("random", "evs", "vidcom2", "videonsa", "pathwise", "distil")
+"""Methods and objectives in no table of the paper."""
 
 
 class Row(Section):

@@ -14,7 +14,7 @@ from sf.evaluation.benchmarks import AVERAGES, parts_of
 from sf.report import published
 from sf.report.benchmark_tables import RATIO, around_mean, mean_score, scored, shown, span
 from sf.report.cells import NOT_PUBLISHED, Figure, verdict
-from sf.report.definitions import Definition, Row
+from sf.report.definitions import NOT_IN_PAPER, Definition, Row
 from sf.report.gate import STAND_INS, gate, stand_ins
 from sf.report.paper_lines import Line, PaperTable, Request, a_model_each
 from sf.report.pictures import benchmark_picture
@@ -174,9 +174,11 @@ def sentence(model: str, lines: Sequence[Line]) -> str:
 def notes(request: Request) -> list[str]:
     """Notes for comparing measured with published values."""
     definition, generated = request.definition, stand_ins(request.study)
+    extra = [row.name for row in request.rows if row.as_published in NOT_IN_PAPER]
+    said = [f"Rows in no table of the paper: {', '.join(extra)}."] if extra else []
     if definition.published in published.TABLES.values():
-        return gate(request.scores, request.study, definition.kind, generated)
-    return [STAND_INS] if generated else []
+        return [*gate(request.scores, request.study, definition.kind, generated), *said]
+    return [*([STAND_INS] if generated else []), *said]
 
 
 @a_model_each

@@ -153,6 +153,18 @@ def test_stand_ins_get_no_verdict(made: Study, tmp_path: Path) -> None:
     assert content["sentence"].startswith("tiny, average: full 80.0 with 100.0 % of the tokens; ")
 
 
+@pytest.mark.parametrize("target", ["table1", "table3"])
+def test_a_row_that_the_paper_lacks_is_marked(made: Study, target: str, tmp_path: Path) -> None:
+    extra = Row(name="sparse_video", as_published="videonsa", trained=True)
+    content = page(target, made, [*ROWS, extra], tmp_path)
+    said = "Rows in no table of the paper: sparse_video."
+    assert content["notes"][-1] == said
+    assert cells(content, "sparse_video")["MME"]["published"] == ""
+    for name in ("index.html", f"{target}.md"):
+        assert said in (tmp_path / name).read_text(encoding="utf-8").replace("\\_", "_")
+    assert said not in page(target, made, ROWS, tmp_path)["notes"]
+
+
 @pytest.mark.parametrize("target", DEFINITIONS)
 def test_every_table_has_all_files_with_all_columns(
     made: Study, target: str, tmp_path: Path
