@@ -25,11 +25,11 @@ import torch
 from table import Report, Row, arguments_parser, exact
 
 from sf.baselines import METHODS, build
+from sf.baselines.registry import OWN_WEIGHTS
 from sf.evaluation.intervals import bootstrap_mean
 from sf.profiling.models import load_by_name
 from sf.profiling.prompts import prompt_ids
 
-WEIGHTS_OF_ITS_OWN = ("nsa",)
 X = "x full attention"
 
 
@@ -79,7 +79,7 @@ def measure(arguments: argparse.Namespace, report: Report) -> list[Row]:
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     model = deeper(arguments)
     inputs = prompt(model, arguments.visual, arguments.text)
-    names = [name for name in METHODS if name not in WEIGHTS_OF_ITS_OWN]
+    names = [name for name in METHODS if name not in OWN_WEIGHTS]
     prefill: dict[str, list[float]] = {name: [] for name in names}
     decode: dict[str, list[float]] = {name: [] for name in names}
     ratios = {}

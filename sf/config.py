@@ -41,7 +41,7 @@ from sf.sections import (
     Scratch,
     Vision,
 )
-from sf.training.block_config import BlockSettings, MobaSettings, NsaSettings
+from sf.training.block_config import BlockSettings, MobaSettings, NsaSettings, VideoNsaSettings
 from sf.training.config import Train
 from sf.training.distil_config import DistilSettings
 from sf.training.objectives import OBJECTIVES, Objective
@@ -133,6 +133,7 @@ class Params(Section):
     sharpness: SharpnessSettings
     moba: MobaSettings
     nsa: NsaSettings
+    videonsa: VideoNsaSettings
     objectives: dict[Name, dict[str, Any]] = Field(
         description="rows with training: objective, and settings that differ from "
         "its sections; empty for no training"

@@ -172,11 +172,12 @@ PUBLISHED = {
         **{"token_ratio": None, "top_n": 16, "compress_block": 32, "compress_stride": 16},
         **{"select_block": 64, "window": 512},
     },
+    "videonsa": {"token_ratio": None, "top_n": 32, "block": 64, "window": 256},
 }
 
 
 @pytest.mark.parametrize("scale", ["paper", "single_gpu"])
-@pytest.mark.parametrize("objective", ["moba", "nsa"])
+@pytest.mark.parametrize("objective", PUBLISHED)
 def test_attention_over_blocks_keeps_a_quarter_and_is_refused_where_it_is_dense(
     scale: str, objective: str
 ) -> None:

@@ -120,7 +120,12 @@ _ALL = (
 TARGETS: Mapping[str, tuple[Wanted, ...]] = {
     "table1": _ALL,
     "table2": _ALL,
-    "table3": (_FULL, *map(_objective, ("moba", "nsa", "sharpness", "zipvl_sft")), _OWN),
+    "table3": (
+        _FULL,
+        *map(_objective, ("moba", "nsa", "sharpness", "zipvl_sft")),
+        replace(_objective("videonsa"), required=False),
+        _OWN,
+    ),
     "table4": (
         _selector("top_k"),
         _selector("threshold"),

@@ -17,8 +17,9 @@ from torch import nn
 
 from sf.atomic_files import write_text
 from sf.attention.blocks.moba import MobaAttention
-from sf.attention.blocks.nsa import NsaAttention, attach
-from sf.attention.blocks.replace import BlockAttention
+from sf.attention.blocks.nsa import NsaAttention
+from sf.attention.blocks.replace import BlockAttention, attach
+from sf.attention.blocks.videonsa import VideoNsaAttention
 from sf.errors import DataError
 
 __all__ = [
@@ -34,7 +35,11 @@ __all__ = [
 
 FIELD = "trained_attention"
 SPARSITY_FILE = "sparsity.json"
-BLOCKS: dict[str, type[Any]] = {"moba": MobaAttention, "nsa": NsaAttention}
+BLOCKS: dict[str, type[Any]] = {
+    "moba": MobaAttention,
+    "nsa": NsaAttention,
+    "videonsa": VideoNsaAttention,
+}
 SELECTORS = ("zipvl", "top_k", "threshold")
 _REMEDY = "train it again, or restore the files that training wrote"
 
@@ -45,8 +50,8 @@ class TrainedAttention:
 
     Attributes:
         method: key of `sf.baselines.METHODS`.
-        value: of the method's hyperparameter at inference; None for MoBA and NSA.
-        settings: of MoBA or NSA, by the fields of their classes; empty for a selector.
+        value: of the method's hyperparameter at inference; None for one of `BLOCKS`.
+        settings: of one of `BLOCKS`, by the fields of their classes; empty for a selector.
     """
 
     method: str
@@ -55,7 +60,7 @@ class TrainedAttention:
 
     @classmethod
     def of(cls, attention: BlockAttention) -> Self:
-        """The record of a trained MoBA or NSA."""
+        """The record of one of `BLOCKS`."""
         name = next(name for name, kind in BLOCKS.items() if isinstance(attention, kind))
         return cls(name, settings=asdict(attention))
 
@@ -139,7 +144,7 @@ def _record(note: Any, where: str) -> TrainedAttention | None:
 
 
 def trained_attention(config: Any) -> BlockAttention | None:
-    """The MoBA or NSA of a model's configuration; None for the model's own attention.
+    """The block attention of a model's configuration; None for the model's own attention.
 
     Raises:
         DataError: see `record_of`.
@@ -170,7 +175,7 @@ def recall(config: Any, folder: Path) -> None:
 def equip(model: nn.Module) -> None:
     """Add the modules that the configuration's attention needs, with fresh weights."""
     attention = trained_attention(model.config)
-    if isinstance(attention, NsaAttention):
+    if attention is not None and attention.weights:
         attach(model, attention)
 
 

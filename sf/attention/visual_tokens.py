@@ -23,9 +23,11 @@ import torch
 from torch import Tensor
 
 from sf.attention.video_form import video_form
-from sf.errors import DataError
+from sf.errors import DataError, UnsupportedModelError
 
-__all__ = ["VisualSpan", "locate", "visual_mask"]
+__all__ = ["VisualSpan", "locate", "placeholder_ids", "visual_mask"]
+
+_NAMES = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 _LLAVA = ("llava_onevision", "llava_next_video")
 
@@ -63,6 +65,22 @@ class VisualSpan:
         """
         layers = [mask[self.row].cpu()[self.columns] for mask in kept]
         return torch.stack(layers).view(len(layers), *self.shape)
+
+
+def placeholder_ids(model: Any) -> Tensor:
+    """int64 (N,), the token ids that stand for visual tokens in a prompt.
+
+    Args:
+        model: a transformers model, without PEFT's wrapper.
+
+    Raises:
+        UnsupportedModelError: the model's configuration names no image or video token.
+    """
+    tokens = {getattr(model.config, name, None) for name in _NAMES} - {None}
+    if not tokens:
+        rule = "its configuration names no image or video token"
+        raise UnsupportedModelError("model", type(model).__name__, rule)
+    return torch.tensor(sorted(tokens))
 
 
 def locate(inputs: Mapping[str, Any], config: Any) -> list[VisualSpan]:

@@ -37,6 +37,7 @@ METHODS: dict[str, str] = {
     "temperature": "sf.baselines.temperature:Temperature",
     "moba": "sf.baselines.moba:MoBA",
     "nsa": "sf.baselines.nsa:NSA",
+    "videonsa": "sf.baselines.videonsa:VideoNSA",
 }
 TRAINED = "trained"
 """In a method's place: what the checkpoint was trained with (`sf.baselines.resolve`)."""
@@ -44,9 +45,9 @@ TRAINED = "trained"
 _QWEN = ("qwen2_vl", "qwen2_5_vl")
 FAMILIES: dict[str, tuple[str, ...]] = {"visionzip": _QWEN, "evs": _QWEN, "vidcom2": _QWEN}
 """The only model families that a method runs on; all, if it is not named here."""
-OWN_WEIGHTS = ("nsa",)
+OWN_WEIGHTS = ("nsa", "videonsa")
 """Methods that run on checkpoints trained with them and on no other."""
-BLOCKS = ("moba", "nsa")
+BLOCKS = ("moba", "nsa", "videonsa")
 """Trained in the place of the model's attention: such a checkpoint runs under no selection."""
 WITH_RETENTION_P = ("zipvl", "twilight", "temperature")
 """Methods with a retention threshold: they have a curve over it."""

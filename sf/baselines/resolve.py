@@ -69,7 +69,7 @@ def resolve_point(source: Any, retention_p: float, method: str = TRAINED) -> Met
     Args:
         source: as in `resolve`.
         retention_p: in (0, 1]: top-p's threshold, top-k's share of the tokens, 1 - the threshold of
-            `threshold`, the share of the blocks that MoBA and NSA read.
+            `threshold`, the token ratio of MoBA, NSA and VideoNSA.
         method: `trained`, or a method with a `retention_p`.
 
     Raises:

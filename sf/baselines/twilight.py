@@ -16,6 +16,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from sf.attention import Trace
 from sf.attention.blocks import BlockAttention, Replacement
+from sf.attention.blocks.kinds import Kinds
 from sf.attention.blocks.replace import Forward
 from sf.attention.decoder_hooks import Call
 from sf.attention.trace import PairTrace
@@ -140,7 +141,7 @@ class _Attention(BlockAttention):
     method: Twilight
     shares: dict[int, Tensor] = field(default_factory=dict)
 
-    def applies(self, call: Call) -> bool:
+    def applies(self, call: Call, kinds: Kinds | None) -> bool:
         return call.past > 0 and call.length == 1
 
     def attend(

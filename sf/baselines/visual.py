@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from sf.attention import Trace, sparsify
 from sf.attention.decoder_hooks import unwrapped
+from sf.attention.visual_tokens import placeholder_ids
 from sf.baselines.method import Hyperparameter, Method
-from sf.errors import ConfigError, UnsupportedModelError
+from sf.errors import ConfigError
 from sf.selection import Policy
 
 __all__ = ["VisualColumns", "VisualPolicy", "VisualShare", "watching_visual"]
-
-_NAMES = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
 @dataclass
@@ -63,12 +62,7 @@ def watching_visual(model: Any) -> Iterator[VisualColumns]:
         UnsupportedModelError: the model's configuration names no image or video token.
     """
     owner = unwrapped(model)
-    tokens = {getattr(owner.config, name, None) for name in _NAMES} - {None}
-    if not tokens:
-        raise UnsupportedModelError(
-            "model", type(owner).__name__, "its configuration names no image or video token"
-        )
-    columns = VisualColumns()
+    tokens, columns = placeholder_ids(owner), VisualColumns()
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cache = kwargs.get("past_key_values")
@@ -77,7 +71,7 @@ def watching_visual(model: Any) -> Iterator[VisualColumns]:
         ids = kwargs.get("input_ids", args[0] if args else None)
         columns.mask, columns.ids = None, ids
         if ids is not None:
-            columns.mask = torch.isin(ids, torch.tensor(sorted(tokens), device=ids.device))
+            columns.mask = torch.isin(ids, tokens.to(ids.device))
 
     hook = owner.register_forward_pre_hook(before, with_kwargs=True)
     try:

@@ -11,17 +11,26 @@ from pydantic import Field, model_validator
 from sf.fields import Positive, Section, TokenRatio
 
 if TYPE_CHECKING:
-    from sf.attention.blocks import MobaAttention, NsaAttention
+    from sf.attention.blocks import (
+        BlockAttention,
+        MobaAttention,
+        NsaAttention,
+        VideoNsaAttention,
+    )
 
-__all__ = ["BlockSettings", "MobaSettings", "NsaSettings"]
+__all__ = ["BlockSettings", "MobaSettings", "NsaSettings", "VideoNsaSettings"]
 
 
 class BlockSettings(Section):
-    """Settings shared by MoBA and NSA."""
+    """Settings shared by MoBA, NSA and VideoNSA."""
 
     token_ratio: TokenRatio | None = Field(
         None, description="token ratio of every prompt, instead of a number of blocks"
     )
+
+    @abstractmethod
+    def attention(self) -> BlockAttention:
+        """The attention with these settings."""
 
     def expected_ratio(self, length: int) -> float:
         """Token ratio of a prompt of the given length, if no selected blocks overlap."""
@@ -103,3 +112,29 @@ class NsaSettings(BlockSettings):
         near = max(0, min(place + 1, self.window) - place % size - 1)
         number = self._number(place, size, near + ended, self.top_n)
         return min(place, max(near, (number - 1) * size) + place % size) + 1 + ended
+
+
+class VideoNsaSettings(BlockSettings):
+    """VideoNSA (arXiv 2510.02295): ratios and blocks are of visual tokens among themselves."""
+
+    top_n: Positive | None = Field(None, description="blocks of the selected branch")
+    block: Positive = Field(description="tokens per compressed entry and per selected block")
+    window: Positive = Field(description="tokens of the sliding-window branch")
+
+    @model_validator(mode="after")
+    def _one(self) -> VideoNsaSettings:
+        self._one_of("top_n", self.top_n)
+        return self
+
+    def attention(self) -> VideoNsaAttention:
+        """The attention with these settings."""
+        from sf.attention.blocks import VideoNsaAttention
+
+        sizes = self.block, self.window
+        return VideoNsaAttention(self.top_n or 1, *sizes, token_ratio=self.token_ratio or 0.0)
+
+    def _read(self, place: int) -> int:
+        size, ended = self.block, (place + 1) // self.block
+        near = max(0, min(place + 1, self.window) - place % size - 1)
+        number = self._number(place, size, near + ended, self.top_n)
+        return min(place, near + (number - 1) * size + place % size) + 1 + ended

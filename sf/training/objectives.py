@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sf.training.block_config import MobaSettings, NsaSettings
+from sf.training.block_config import BlockSettings, MobaSettings, NsaSettings, VideoNsaSettings
 from sf.training.distil_config import DistilSettings
 from sf.training.pathwise_config import SparsityTermSettings
 from sf.training.sharpness_config import SharpnessSettings
@@ -31,6 +31,7 @@ __all__ = [
     "Pathwise",
     "Sharpness",
     "SparsityForcing",
+    "VideoNsa",
     "ZipvlSft",
     "block_attention",
 ]
@@ -162,7 +163,20 @@ class Nsa(_Dense, NsaSettings):
     objective: Literal["nsa"] = Field(description="fine-tuning with NSA as the attention")
 
 
-AnyObjective = SparsityForcing | Pathwise | Distil | ZipvlSft | Sharpness | Moba | Nsa
+class VideoNsa(_Dense, VideoNsaSettings):
+    """Supervised fine-tuning with VideoNSA."""
+
+    about: ClassVar[str] = (
+        "supervised fine-tuning on the data set's answers with VideoNSA (arXiv 2510.02295) in the "
+        "place of the attention; not in the paper."
+    )
+
+    sections: ClassVar[tuple[str, ...]] = ("videonsa",)
+
+    objective: Literal["videonsa"] = Field(description="fine-tuning with VideoNSA as the attention")
+
+
+AnyObjective = SparsityForcing | Pathwise | Distil | ZipvlSft | Sharpness | Moba | Nsa | VideoNsa
 Objective = Annotated[AnyObjective, Field(discriminator="objective")]
 OBJECTIVES: dict[str, type[AnyObjective]] = {
     "sparsity_forcing": SparsityForcing,
@@ -172,9 +186,10 @@ OBJECTIVES: dict[str, type[AnyObjective]] = {
     "sharpness": Sharpness,
     "moba": Moba,
     "nsa": Nsa,
+    "videonsa": VideoNsa,
 }
 
 
 def block_attention(objective: AnyObjective) -> BlockAttention | None:
     """The attention that replaces the model's own in training."""
-    return objective.attention() if isinstance(objective, MobaSettings | NsaSettings) else None
+    return objective.attention() if isinstance(objective, BlockSettings) else None

@@ -84,6 +84,50 @@ def nsa(q, k, v, gates, phi, top_n, block, stride, size, window, scaling):
     return out, pairs / heads, clear
 
 
+def videonsa(q, k, v, visual, gates, top_n, size, window, scaling):
+    """As `moba`; visual (L,) bool; gates (3, H, L), read at visual tokens."""
+    heads, length, _ = q.shape
+    groups = k.shape[0]
+    share = heads // groups
+    out, pairs = np.zeros_like(q), 0
+    places = [t for t in range(length) if visual[t]]
+    for g in range(groups):
+        group_heads = range(g * share, (g + 1) * share)
+        for t in range(length):
+            if not visual[t]:
+                for h in group_heads:
+                    out[h, t] = softmax_over(q[h, t], k[g, : t + 1], scaling) @ v[g, : t + 1]
+                pairs += share * (t + 1)
+        for rank, t in enumerate(places):
+            blocks = [places[at : at + size] for at in range(0, rank + 1, size)]
+            complete = [block for block in blocks if len(block) == size and block[-1] <= t]
+            own, importance = rank // size, dict.fromkeys(range(rank // size), 0.0)
+            for h in group_heads if complete else ():
+                weight = softmax_over(
+                    q[h, t], np.stack([k[g, b].mean(0) for b in complete]), scaling
+                )
+                out[h, t] += gates[0, h, t] * weight @ np.stack([v[g, b].mean(0) for b in complete])
+                for n in importance:
+                    importance[n] += weight[n]
+            best = sorted(importance, key=lambda n: -importance[n])[: top_n - 1]
+            selected = [c for n in (*best, own) for c in blocks[n] if c <= t]
+            near = places[max(0, rank - window + 1) : rank + 1]
+            for h in group_heads:
+                for branch, columns in ((1, selected), (2, near)):
+                    weight = softmax_over(q[h, t], k[g, columns], scaling)
+                    out[h, t] += gates[branch, h, t] * (weight @ v[g, columns])
+            pairs += share * (len({*selected, *near}) + len(complete))
+    return out, pairs / heads
+
+
+def gelu_gates(hidden, w1, b1, w2, b2, heads):
+    """VideoNSA's gates (3, H, L) of hidden states (L, M): sigmoid(MLP / 0.3), a GELU between."""
+    inner = hidden @ w1.T + b1
+    inner = inner * (1 + np.vectorize(math.erf)(inner / math.sqrt(2))) / 2
+    logit = (inner @ w2.T + b2).reshape(len(hidden), heads, 3)
+    return (1 / (1 + np.exp(-logit / 0.3))).transpose(2, 1, 0)
+
+
 def equivalent(pairs: float) -> float:
     """The number of tokens n with n (n + 1) / 2 = pairs."""
     return (math.sqrt(1 + 8 * pairs) - 1) / 2

@@ -13,20 +13,22 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "attention"))
 from tiny_models import FAMILIES, batch, build, prompt
 from windowed_tower import windowed_model
 
-from sf.attention.blocks import MobaAttention, NsaAttention, attach
+from sf.attention.blocks import MobaAttention, NsaAttention, VideoNsaAttention, attach
 from sf.attention.trained import FIELD, TrainedAttention
 
 torch.set_num_threads(1)
 
 NATIVE = NsaAttention(3, 4, 2, 4, 6)
+WITH_WEIGHTS = {"nsa": NATIVE, "videonsa": VideoNsaAttention(2, 4, 6)}
 
 
 @pytest.fixture(scope="session")
 def models():
-    """Models with NSA weights, which no other method uses."""
+    """Models with the weights of NSA and VideoNSA, which no other method uses."""
     built = {family: build(family) for family in FAMILIES}
     for model in built.values():
-        attach(model, NATIVE)
+        for attention in WITH_WEIGHTS.values():
+            attach(model, attention)
     return built
 
 
@@ -38,12 +40,13 @@ def small_blocks(monkeypatch):
 
 @pytest.fixture(params=FAMILIES)
 def model(request, models):
-    """A random model of each family, recorded as trained with NSA if that is the method."""
+    """A random model of each family, recorded as trained with a method that needs weights."""
     model = models[request.param]
-    if request.node.callspec.params.get("name") != "nsa":
+    attention = WITH_WEIGHTS.get(request.node.callspec.params.get("name"))
+    if attention is None:
         yield model
         return
-    setattr(model.config.get_text_config(), FIELD, TrainedAttention.of(NATIVE).note())
+    setattr(model.config.get_text_config(), FIELD, TrainedAttention.of(attention).note())
     yield model
     delattr(model.config.get_text_config(), FIELD)
 

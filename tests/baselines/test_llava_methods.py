@@ -69,4 +69,4 @@ def test_visionzip_is_refused(llava):
     ):
         pass
     assert llava.get_decoder().config._attn_implementation == "sdpa"
-    assert set(METHODS) - set(VALUES) == {"full", "visionzip", "evs", "vidcom2", "nsa"}
+    assert set(METHODS) - set(VALUES) == {"full", "visionzip", "evs", "vidcom2", "nsa", "videonsa"}

@@ -122,6 +122,9 @@ def test_what_is_known_without_the_classes_is_true_of_them() -> None:
         ("nsa", "qwen2_vl", "nsa", None),
         ("nsa", "qwen2_vl", "moba", "train it: objective nsa"),
         ("nsa", "qwen2_vl", None, "weights that this model lacks"),
+        ("videonsa", "qwen2_5_vl", "videonsa", None),
+        ("videonsa", "qwen2_5_vl", "nsa", "train it: objective videonsa"),
+        ("zipvl", "qwen2_5_vl", "videonsa", "use trained, videonsa or full"),
         ("fastv", "llava_next_video", None, None),
         ("moba", "llava_onevision", None, None),
     ],
@@ -191,6 +194,7 @@ LOW = {
     "twilight": 0.3,
     "moba": 1.0,
     "nsa": 3.0,
+    "videonsa": 1.0,
 }
 
 

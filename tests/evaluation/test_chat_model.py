@@ -231,6 +231,7 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
     [
         ({"model_type": "llava_onevision"}, "visionzip", r"qwen2_5_vl only, not on llava"),
         ({"model_type": "qwen2_5_vl"}, "nsa", "weights that this model lacks.*objective nsa"),
+        ({"model_type": "qwen2_5_vl"}, "videonsa", "this model lacks.*objective videonsa"),
     ],
 )
 def test_a_method_that_does_not_fit_is_refused_before_weights_are_read(

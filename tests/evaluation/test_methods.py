@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from scripted import ANSWERING, BOUNDS, VISION
 
-from sf.attention.blocks import MobaAttention, NsaAttention
+from sf.attention.blocks import MobaAttention, NsaAttention, VideoNsaAttention
 from sf.attention.trained import note_trained
 from sf.baselines import METHODS, method_class
 from sf.evaluation.benchmarks import benchmark_named
@@ -21,8 +21,13 @@ from sf.sections import Answering, Benchmarks, Evaluate, Runtime
 from sf.stages import benchmarks, evaluate
 from sf.tracking import Tracker
 
-# nsa needs its own weights, and moba's blocks are longer than these prompts.
-TRAINING_FREE = [name for name in METHODS if name not in ("full", "moba", "nsa")]
+# Two need their own weights, and moba's blocks are longer than these prompts.
+BLOCKS = {
+    "moba": MobaAttention(2, 4),
+    "nsa": NsaAttention(3, 4, 2, 4, 6),
+    "videonsa": VideoNsaAttention(1, 4, 4),
+}
+TRAINING_FREE = [name for name in METHODS if name not in ("full", *BLOCKS)]
 VALUES = {"threshold": 0.02, "visionzip": 0.5}
 
 
@@ -62,14 +67,13 @@ def test_a_method_answers_in_batches_as_alone(
     assert min(ratios) < 1
 
 
-@pytest.mark.parametrize("name", ["moba", "nsa"])
+@pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
 def test_a_checkpoint_trained_with_blocks_answers_in_batches_as_alone(
     checkpoints: dict[str, Path], home: Path, tmp_path: Path, family: str, name: str
 ) -> None:
     model, processor = load_model(checkpoints[family]), load_processor(checkpoints[family])
-    kind = {"moba": MobaAttention(2, 4), "nsa": NsaAttention(3, 4, 2, 4, 6)}[name]
-    note_trained(model, kind)
+    note_trained(model, BLOCKS[name])
     model.save_pretrained(tmp_path / "trained")
     processor.save_pretrained(tmp_path / "trained")
     alone, together, dense = (

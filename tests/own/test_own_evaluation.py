@@ -123,6 +123,7 @@ def test_checkpoint_questions_and_pictures_are_inputs(files: Path, result: Path)
         ({}, {"methods": ["zipvll"]}, "did you mean zipvl"),
         ({}, {"methods": ["fastv=x"]}, "needs a number"),
         ({}, {"methods": ["nsa"]}, "weights that this model lacks"),
+        ({}, {"methods": ["videonsa"]}, "weights that this model lacks"),
         ({}, {"methods": ["fastv"], "retention_p": [0.9]}, "none of the methods has a threshold"),
         ({}, {"prompt": "poem"}, "prompt_template"),
         ({}, {"batch": 0}, "batch"),

@@ -75,7 +75,7 @@ def rows_of(name: str) -> set[str]:
 def test_a_table_takes_the_rows_that_it_is_about() -> None:
     own, methods = {"sparsity_forcing"}, set(load_scale("tables", FOLDER).axes.methods)
     assert rows_of("table1") == rows_of("table2") == methods | own
-    assert rows_of("table3") == {"full", "moba", "nsa", "sharpness", "zipvl_sft"} | own
+    assert rows_of("table3") == {"full", "moba", "nsa", "videonsa", "sharpness", "zipvl_sft"} | own
     assert rows_of("table4") == {"top_k", "threshold"} | own
     assert rows_of("table5") == {"v1_range", "group_4"} | own
     assert rows_of("table6") == {"token_and_latency"} | own

@@ -27,7 +27,7 @@ def test_an_objective_takes_its_own_settings_and_no_others(name: str) -> None:
                 parameters(name, **{field: SETTINGS[other][field]})
 
 
-@pytest.mark.parametrize("name", ["sharpness", "moba", "nsa"])
+@pytest.mark.parametrize("name", ["sharpness", "moba", "nsa", "videonsa"])
 def test_dense_objectives_see_every_question_once_and_whole(name: str) -> None:
     schedule = RetentionSchedule.of(parameters(name))
     assert (schedule.group_size, schedule(0, range(4))) == (1, [1.0] * 4)

@@ -33,6 +33,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "distil": {"objective": "distil", "retention_p": [0.5, 0.9, 0.5, 0.9]},
     "sharpness": {"objective": "sharpness", "weight": 2.0},
     "nsa": {"objective": "nsa"},
+    "videonsa": {"objective": "videonsa"},
 }
 """Case -> changed parameters on one rank, all rollouts in one forward, so prompts run once."""
 DIVIDED: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
@@ -48,6 +49,7 @@ DIVIDED: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
         "fsdp": ("straddling", {"sharding": "fsdp"}),
         "fsdp, accumulated": ("one group", SHARDED | {"rollouts_per_forward": 1}),
         "fsdp, nsa": ("nsa", SHARDED),
+        "videonsa": ("videonsa", {}),
     },
     4: {
         "one group": ("one group", {}),

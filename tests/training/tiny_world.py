@@ -68,6 +68,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sharpness": {"kind": "entropy", "weight": 0.1},
     "moba": {"top_k": 2, "block": 4},
     "nsa": {"top_n": 3, "compress_block": 4, "compress_stride": 2, "select_block": 4, "window": 6},
+    "videonsa": {"top_n": 1, "block": 2, "window": 1},
 }
 
 

@@ -8,17 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sf.attention.blocks.attend import attend, blocks_within, seen_in_blocks
 from sf.attention.blocks.replace import BlockAttention, Forward
-from sf.attention.decoder_hooks import find_decoder
-from sf.errors import ConfigError, UnsupportedModelError
+from sf.errors import ConfigError
 
-__all__ = ["NsaAttention", "Weights", "attach"]
+__all__ = [
+    "BRANCHES",
+    "QUERIES_AT_ONCE",
+    "NsaAttention",
+    "Weights",
+    "attend_compressed",
+    "gated",
+    "largest_blocks",
+    "near_beside_own",
+    "tokens_read",
+]
 
 NAME = "nsa"
 BRANCHES = 3
@@ -77,22 +86,92 @@ class Weights(nn.Module):
         return gate.unflatten(-1, (BRANCHES, -1)).permute(2, 0, 3, 1)
 
 
-def attach(model: nn.Module, attention: NsaAttention) -> None:
-    """Add newly initialised weights to every attention module of the decoder.
+def attend_compressed(
+    query_BHLD: Tensor,
+    key_BGKD: Tensor,
+    value_BGKD: Tensor,
+    end_K: Tensor,
+    position_BL: Tensor,
+    scaling: float,
+) -> tuple[Tensor, Tensor]:
+    """The first branch, 0 before the first completed entry, and its attention by group.
 
-    Raises:
-        UnsupportedModelError: modules without the projections that determine the sizes.
+    Args:
+        end_K: int64, the position of each entry's last token; a query sees entries that ended.
+
+    Returns:
+        (B, H, L, D), and (B, G, L, K), summed over a group's heads, without gradient.
     """
-    _, decoder = find_decoder(model)
-    for layer in decoder.get_submodule("layers").children():
-        module: Any = layer.self_attn
-        if not all(hasattr(module, name) for name in ("k_proj", "head_dim", "config")):
-            rule = "NSA needs to know its head size and projections"
-            raise UnsupportedModelError("model", type(module).__name__, rule)
-        config, like = module.config, module.k_proj.weight
-        sizes = (config.hidden_size, config.num_attention_heads, module.head_dim)
-        weights = Weights(*sizes, attention.compress_block)
-        module.add_module(NAME, weights.to(like.device, like.dtype))
+    share = query_BHLD.shape[1] // key_BGKD.shape[1]
+    key, value = (part.repeat_interleave(share, 1) for part in (key_BGKD, value_BGKD))
+    exact = torch.promote_types(query_BHLD.dtype, torch.float32)
+    outs, masses = [], []
+    for at in range(0, query_BHLD.shape[2], QUERIES_AT_ONCE):
+        queries = slice(at, at + QUERIES_AT_ONCE)
+        score = (query_BHLD[:, :, queries] @ key.transpose(2, 3)).to(exact) * scaling
+        seen = end_K <= position_BL[:, None, queries, None]
+        score = score.masked_fill(~seen, torch.finfo(exact).min)
+        weight = score.softmax(-1) * seen
+        outs.append(weight.to(value.dtype) @ value)
+        masses.append(weight.detach().unflatten(1, (-1, share)).sum(2))
+    return torch.cat(outs, 2), torch.cat(masses, 2)
+
+
+def largest_blocks(score_BGLN: Tensor, own_B1L1: Tensor, wanted_B1L1: Tensor) -> Tensor:
+    """bool (B, G, L, N), the blocks with the largest scores: a query's own first, none ahead.
+
+    Args:
+        score_BGLN: finite.
+        own_B1L1: int64 (B, 1, L, 1), the block of each query.
+        wanted_B1L1: int64 (B, 1, L, 1), number of blocks.
+    """
+    count, device = score_BGLN.shape[3], score_BGLN.device
+    index = torch.arange(count, device=device)
+    score = score_BGLN.masked_fill(index == own_B1L1, torch.inf)
+    score = score.masked_fill(index > own_B1L1, -torch.inf)
+    best = score.topk(min(int(wanted_B1L1.max()), count), dim=-1).indices
+    ranked = (torch.arange(best.shape[-1], device=device) < wanted_B1L1).expand_as(best)
+    chosen = torch.zeros_like(score, dtype=torch.bool).scatter(3, best, ranked)
+    return chosen & (index <= own_B1L1)
+
+
+def gated(
+    gates_3BHL: Tensor,
+    compressed_BHLD: Tensor,
+    given: tuple[Tensor, Tensor, Tensor, Tensor],
+    chosen_BGLN: Tensor,
+    size: int,
+    window: int,
+    scaling: float,
+) -> Tensor:
+    """The three branches under their gates, (B, H, L, D) in the queries' dtype: eq. (5).
+
+    Args:
+        given: queries, keys, values and the queries' positions, as of `attend`.
+        chosen_BGLN: the selected blocks.
+        size: tokens per block.
+    """
+    position, count = given[3], chosen_BGLN.shape[3]
+    near = blocks_within(position, size, count, window).expand_as(chosen_BGLN)
+    selected = attend(*given, chosen_BGLN, size, scaling)
+    windowed = attend(*given, near, size, scaling, window)
+    gate = gates_3BHL[..., None]
+    out: Tensor = gate[0] * compressed_BHLD + gate[1] * selected + gate[2] * windowed
+    return out.to(given[0].dtype)
+
+
+def near_beside_own(position_BL: Tensor, size: int, window: int) -> Tensor:
+    """int64 (B, L), tokens of a query's window before its own block."""
+    own = position_BL % size + 1
+    return ((position_BL + 1).clamp(max=window) - own).clamp(min=0)
+
+
+def tokens_read(chosen_BGLN: Tensor, position_BL: Tensor, size: int, window: int) -> Tensor:
+    """int64 (B, G, L), tokens that a query reads in chosen blocks or in its window."""
+    count = chosen_BGLN.shape[3]
+    whole = seen_in_blocks(position_BL, size, count, None)
+    near = seen_in_blocks(position_BL, size, count, window)
+    return torch.where(chosen_BGLN, whole, near).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -114,6 +193,8 @@ class NsaAttention(BlockAttention):
         top_n, compress_block, compress_stride, select_block, window: defaults as published.
     """
 
+    weights: ClassVar[str] = NAME
+
     top_n: int = 16
     compress_block: int = 32
     compress_stride: int = 16
@@ -127,15 +208,16 @@ class NsaAttention(BlockAttention):
                 raise ConfigError(name, getattr(self, name), rule)
 
     def check(self, modules: Sequence[Any]) -> None:
-        if not all(hasattr(module, NAME) for module in modules):
-            rule = "has no NSA weights: the method needs training"
-            raise ConfigError("model", type(modules[0]).__name__, rule, "train it: objective nsa")
+        super().check(modules)
         trained = modules[0].nsa.compress_key.place.shape[0]
         if trained != self.compress_block:
             rule = f"the weights were trained with {trained}"
             raise ConfigError("compress_block", self.compress_block, rule)
 
-    def gates(self, module: Any, hidden_BLM: Tensor) -> Tensor:
+    def new_weights(self, hidden: int, heads: int, size: int) -> Weights:
+        return Weights(hidden, heads, size, self.compress_block)
+
+    def gates(self, module: Any, hidden_BLM: Tensor, forward: Forward) -> Tensor:
         gates: Tensor = module.nsa.gates(hidden_BLM)
         return gates
 
@@ -153,46 +235,13 @@ class NsaAttention(BlockAttention):
         position, size = forward.place.position, self.select_block
         keys = module.nsa.compress_key(key_BGSD, self.compress_stride)
         values = module.nsa.compress_value(value_BGSD, self.compress_stride)
-        compressed, mass = self.compressed(query_BHLD, keys, values, position, scaling)
-        count = -(-key_BGSD.shape[2] // size)
-        chosen = self.choose(mass, position, count)
-        near = blocks_within(position, size, count, self.window).expand_as(chosen)
-        given = query_BHLD, key_BGSD, value_BGSD, position
-        selected = attend(*given, chosen, size, scaling)
-        window = attend(*given, near, size, scaling, self.window)
-        forward.count(module.layer_idx, self.read(chosen, position, keys.shape[2]))
-        gate = gates[..., None]
-        out: Tensor = gate[0] * compressed + gate[1] * selected + gate[2] * window
-        return out.to(query_BHLD.dtype)
-
-    def compressed(
-        self,
-        query_BHLD: Tensor,
-        key_BGKD: Tensor,
-        value_BGKD: Tensor,
-        position_BL: Tensor,
-        scaling: float,
-    ) -> tuple[Tensor, Tensor]:
-        """The first branch, 0 before the first completed window, and its attention by group.
-
-        Returns:
-            (B, H, L, D), and (B, G, L, K), summed over a group's heads, without gradient.
-        """
-        share, entries = query_BHLD.shape[1] // key_BGKD.shape[1], key_BGKD.shape[2]
-        key, value = (part.repeat_interleave(share, 1) for part in (key_BGKD, value_BGKD))
-        end = torch.arange(entries, device=key.device) * self.compress_stride
+        end = torch.arange(keys.shape[2], device=keys.device) * self.compress_stride
         end = end + self.compress_block - 1
-        exact = torch.promote_types(query_BHLD.dtype, torch.float32)
-        outs, masses = [], []
-        for at in range(0, query_BHLD.shape[2], QUERIES_AT_ONCE):
-            queries = slice(at, at + QUERIES_AT_ONCE)
-            score = (query_BHLD[:, :, queries] @ key.transpose(2, 3)).to(exact) * scaling
-            seen = end <= position_BL[:, None, queries, None]
-            score = score.masked_fill(~seen, torch.finfo(exact).min)
-            weight = score.softmax(-1) * seen
-            outs.append(weight.to(value.dtype) @ value)
-            masses.append(weight.detach().unflatten(1, (-1, share)).sum(2))
-        return torch.cat(outs, 2), torch.cat(masses, 2)
+        compressed, mass = attend_compressed(query_BHLD, keys, values, end, position, scaling)
+        chosen = self.choose(mass, position, -(-key_BGSD.shape[2] // size))
+        forward.count(module.layer_idx, self.read(chosen, position, keys.shape[2]))
+        given = query_BHLD, key_BGSD, value_BGSD, position
+        return gated(gates, compressed, given, chosen, size, self.window, scaling)
 
     def choose(self, mass_BGLK: Tensor, position_BL: Tensor, count: int) -> Tensor:
         """bool (B, G, L, N), the selected blocks."""
@@ -206,20 +255,14 @@ class NsaAttention(BlockAttention):
         index = torch.arange(count, device=device)
         most = torch.finfo(score.dtype).max
         score = score.masked_fill(index == 0, most / 2).masked_fill(index == own - 1, most)
-        score = score.masked_fill(index == own, torch.inf).masked_fill(index > own, -torch.inf)
-        wanted = self._wanted(position_BL, mass_BGLK.shape[3])
-        best = score.topk(min(int(wanted.max()), count), dim=-1).indices
-        ranked = (torch.arange(best.shape[-1], device=device) < wanted).expand_as(best)
-        chosen = torch.zeros_like(score, dtype=torch.bool).scatter(3, best, ranked)
-        return chosen & (index <= own)
+        return largest_blocks(score, own, self._wanted(position_BL, mass_BGLK.shape[3]))
 
     def _wanted(self, position_BL: Tensor, entries: int) -> Tensor:
         """int64 (B, 1, L, 1), number of selected blocks, at least three if the number is fixed."""
         size = self.select_block
         if not self.token_ratio:
             return self.most(self.top_n, position_BL, size).clamp(min=3)
-        own = position_BL % size + 1
-        near = ((position_BL + 1).clamp(max=self.window) - own).clamp(min=0)
+        near = near_beside_own(position_BL, size, self.window)
         return self.most(0, position_BL, size, near + self._ended(position_BL, entries))
 
     def _ended(self, position_BL: Tensor, entries: int) -> Tensor:
@@ -229,8 +272,5 @@ class NsaAttention(BlockAttention):
 
     def read(self, chosen_BGLN: Tensor, position_BL: Tensor, entries: int) -> Tensor:
         """int64 (B, G, L), number of entries that a query reads: tokens and compressed entries."""
-        count = chosen_BGLN.shape[3]
-        whole = seen_in_blocks(position_BL, self.select_block, count, None)
-        near = seen_in_blocks(position_BL, self.select_block, count, self.window)
-        tokens = torch.where(chosen_BGLN, whole, near).sum(-1)
+        tokens = tokens_read(chosen_BGLN, position_BL, self.select_block, self.window)
         return tokens + self._ended(position_BL, entries)[:, None]

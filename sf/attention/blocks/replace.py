@@ -5,20 +5,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
 
 from sf.attention.blocks.attend import Place
-from sf.attention.decoder_hooks import Call, DecoderHooks
+from sf.attention.blocks.kinds import Kinds
+from sf.attention.decoder_hooks import Call, DecoderHooks, find_decoder
 from sf.attention.layer import own_attention
 from sf.attention.mask import deferred_mask
 from sf.attention.trace import PairTrace
+from sf.attention.visual_tokens import placeholder_ids
 from sf.errors import ConfigError, UnsupportedModelError
 
-__all__ = ["BlockAttention", "Forward", "Replacement"]
+__all__ = ["BlockAttention", "Forward", "Replacement", "attach"]
 
 NAME = "block_attention"
 
@@ -32,7 +34,12 @@ class BlockAttention(ABC):
             allow, instead of a number of blocks. A query at position t then reads about
             token_ratio² (t + 1) keys, which add up to the pairs of dense attention among that share
             of the tokens. 0 for a fixed number of blocks.
+        weights: name of the weights that the method adds to every attention module; empty: none.
+        reads_kinds: whether visual tokens and text attend differently (`Forward.kinds`).
     """
+
+    weights: ClassVar[str] = ""
+    reads_kinds: ClassVar[bool] = False
 
     token_ratio: float = field(default=0.0, kw_only=True)
 
@@ -55,13 +62,28 @@ class BlockAttention(ABC):
 
     def check(self, modules: Sequence[Any]) -> None:
         """Raise ConfigError if the decoder's attention modules lack weights of the method."""
-        return
+        if self.weights and not all(hasattr(module, self.weights) for module in modules):
+            rule = f"has no weights of {self.weights}: the method needs training"
+            remedy = f"train it: objective {self.weights}"
+            raise ConfigError("model", type(modules[0]).__name__, rule, remedy)
 
-    def applies(self, call: Call) -> bool:
-        """Whether a forward pass uses this attention rather than the model's own."""
+    def new_weights(self, hidden: int, heads: int, size: int) -> nn.Module:
+        """Newly initialised `weights` of one attention module.
+
+        Args:
+            hidden: of the model. heads: attention heads. size: of a head.
+        """
+        raise NotImplementedError(f"{type(self).__name__} adds no weights")
+
+    def applies(self, call: Call, kinds: Kinds | None) -> bool:
+        """Whether a forward pass uses this attention rather than the model's own.
+
+        Args:
+            kinds: see `Forward`.
+        """
         return True
 
-    def gates(self, module: Any, hidden_BLM: Tensor) -> Tensor | None:
+    def gates(self, module: Any, hidden_BLM: Tensor, forward: Forward) -> Tensor | None:
         """Values computed from a layer's input and passed to `attend`."""
         return None
 
@@ -90,6 +112,8 @@ class Forward:
         prompt: number of leading queries that belong to the prompt.
         own: whether the model's own attention runs.
         pairs: layer -> float64 (B,), entries read by the prompt's queries, mean over heads.
+        kinds: the queries that are visual tokens and the others, of an attention that reads them;
+            None: no query is a visual token, or the attention treats all alike.
     """
 
     attention: BlockAttention
@@ -99,6 +123,7 @@ class Forward:
     place: Place
     own: bool = False
     pairs: dict[int, Tensor] = field(default_factory=dict)
+    kinds: Kinds | None = None
 
     def count(self, layer: int, read_BCL: Tensor) -> None:
         """Record the number of entries that each query of a layer read."""
@@ -140,7 +165,8 @@ def block_attention(
         raise UnsupportedModelError("cache", name, rule, "use a plain DynamicCache")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if block_forward.own:
-        block_forward.pairs[module.layer_idx] = query.new_zeros(query.shape[0])  # type: ignore[index]
+        read = block_forward.place.position[:, None] + 1
+        block_forward.count(module.layer_idx, read)  # type: ignore[arg-type]
         given = {"dropout": dropout, "scaling": scaling, **kwargs}
         return own_attention(module, query, key, value, attention_mask, **given)
     align = block_forward.place.align
@@ -148,6 +174,24 @@ def block_attention(
         module, query, align(key), align(value), scaling, block_forward, block_gates
     )
     return out.transpose(1, 2), None
+
+
+def attach(model: nn.Module, attention: BlockAttention) -> None:
+    """Add newly initialised weights of a method to every attention module of the decoder.
+
+    Raises:
+        UnsupportedModelError: modules without the projections that determine the sizes.
+    """
+    _, decoder = find_decoder(model)
+    for layer in decoder.get_submodule("layers").children():
+        module: Any = layer.self_attn
+        if not all(hasattr(module, name) for name in ("k_proj", "head_dim", "config")):
+            rule = f"{attention.weights} needs to know its head size and projections"
+            raise UnsupportedModelError("model", type(module).__name__, rule)
+        config, like = module.config, module.k_proj.weight
+        sizes = (config.hidden_size, config.num_attention_heads, module.head_dim)
+        weights = attention.new_weights(*sizes)
+        module.add_module(attention.weights, weights.to(like.device, like.dtype))
 
 
 class Replacement(DecoderHooks[PairTrace]):
@@ -174,6 +218,7 @@ class Replacement(DecoderHooks[PairTrace]):
     ) -> None:
         super().__init__(model, PairTrace() if trace is None else trace, prompt_width)
         self.attention = attention
+        self._visual_ids = placeholder_ids(self.owner) if attention.reads_kinds else None
         attention.check([layer.self_attn for layer in self.layers])
 
     def open(self) -> PairTrace:
@@ -197,19 +242,47 @@ class Replacement(DecoderHooks[PairTrace]):
             raise ConfigError("cache", given_cache, rule, "use the default cache")
 
     def before(self, call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
-        valid = call.valid
+        valid, kinds = call.valid, self._kinds(call)
         prompt = 0 if call.past else min(call.length, self.prompt_columns(call.length))
-        place, own = Place.of(valid, call.length), not self.attention.applies(call)
-        forward = Forward(self.attention, valid, call.length, prompt, place, own)
+        place, own = Place.of(valid, call.length), not self.attention.applies(call, kinds)
+        forward = Forward(self.attention, valid, call.length, prompt, place, own, kinds=kinds)
         return kwargs | {"block_forward": forward}
+
+    def _early(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super()._early(owner, args, kwargs)
+        self._thread.input_ids = kwargs.get("input_ids", args[0] if args else None)
+
+    def _kinds(self, call: Call) -> Kinds | None:
+        """The visual tokens among the queries, from the ids that the model was called with.
+
+        Raises:
+            ConfigError: it was called with embeddings instead, or visual tokens follow a cache.
+        """
+        if self._visual_ids is None or (call.past and call.length == 1):
+            return None
+        ids, self._thread.input_ids = getattr(self._thread, "input_ids", None), None
+        if ids is None or ids.shape != (call.batch, call.length):
+            rule = "the prompt's token ids say which tokens are visual"
+            raise ConfigError("input_ids", None, rule, "call the model with input_ids")
+        visual = torch.isin(ids, self._visual_ids.to(ids.device)).to(call.device)
+        visual = visual & call.valid[:, -call.length :]
+        if not bool(visual.any()):
+            return None
+        if call.past:
+            rule = (
+                "visual tokens follow a cached prompt, whose visual tokens are not known any more"
+            )
+            raise ConfigError("input_ids", None, rule, "pass the whole conversation as one prompt")
+        return Kinds.of(visual, call.valid)
 
     def _gates(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if not self.is_open:
+        forward: Forward | None = kwargs.get("block_forward")
+        if not self.is_open or forward is None or forward.own:
             return None
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        return args, kwargs | {"block_gates": self.attention.gates(module, hidden)}
+        return args, kwargs | {"block_gates": self.attention.gates(module, hidden, forward)}
 
     def after(self, kwargs: dict[str, Any], output: Any) -> None:
         forward: Forward = kwargs["block_forward"]
