@@ -22,7 +22,7 @@ from sf.tables import write_csv
 if TYPE_CHECKING:
     from sf.evaluation.model import SparseChatModel
 
-__all__ = ["layers_table", "scores_table", "tasks_table", "write_results"]
+__all__ = ["layers_table", "sample_lines", "scores_table", "tasks_table", "write_results"]
 
 
 def _all(result: BenchmarkResult) -> list[Sample]:
@@ -94,7 +94,8 @@ def layers_table(results: Sequence[BenchmarkResult]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _sample_lines(results: Sequence[BenchmarkResult]) -> Iterator[dict[str, Any]]:
+def sample_lines(results: Sequence[BenchmarkResult]) -> Iterator[dict[str, Any]]:
+    """The lines of `samples.jsonl`: `Record`, target, score and the other fields of its score."""
     for sample in (sample for result in results for sample in _all(result)):
         score = asdict(sample.score)
         yield {
@@ -132,7 +133,7 @@ def write_results(
     write_csv(scores, folder / "tables" / "scores.csv")
     write_csv(tasks_table(results), folder / "tables" / "tasks.csv")
     write_csv(layers_table(results), folder / "tables" / "layers.csv")
-    write_json_lines(folder / "samples.jsonl", _sample_lines(results))
+    write_json_lines(folder / "samples.jsonl", sample_lines(results))
     summary: dict[str, Any] = {
         "model": model,
         "row": row,
