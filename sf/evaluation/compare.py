@@ -22,7 +22,9 @@ from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, Benchmark
 from sf.evaluation.intervals import DRAWS, interval
 from sf.evaluation.scoring import SampleScore
 
-__all__ = ["Paired", "holm", "paired", "paired_table"]
+__all__ = ["Evaluation", "Paired", "holm", "paired", "paired_table"]
+
+_CHUNK = 1_000_000  # signs drawn at a time
 
 Scores = Mapping[str, Sequence[SampleScore]]
 
@@ -44,16 +46,28 @@ class Paired:
     p_value: float
 
 
-def _effects(benchmark: Benchmark, first: Scores, second: Scores) -> NDArray[np.float64]:
-    """Each unit's contribution to the difference of the benchmark's scores, (units,).
+@dataclass(frozen=True)
+class _Side:
+    """What a comparison needs of one row's scores.
 
-    Open answers that VideoMMMU excludes from its denominator count as wrong here.
+    Attributes:
+        score: of the benchmark.
+        draws: (draws,), its bootstrap replicates.
+        units: (units,), each unit's part of the score. Open answers that VideoMMMU excludes from
+            its denominator count as wrong here.
     """
-    effects = []
-    for task in benchmark.tasks:
-        a, b = (unit_values(task, side[task.name]) for side in (first, second))
-        effects.append((b - a) * benchmark.factor / len(benchmark.tasks))
-    return np.concatenate(effects)
+
+    score: float
+    draws: NDArray[np.float64]
+    units: NDArray[np.float64]
+
+
+def _side(benchmark: Benchmark, scores: Scores, seed: int, draws: int = DRAWS) -> _Side:
+    return _Side(
+        benchmark_score(benchmark, scores),
+        benchmark_draws(benchmark, scores, seed, draws),
+        np.concatenate([unit_values(task, scores[task.name]) for task in benchmark.tasks]),
+    )
 
 
 def paired(
@@ -68,17 +82,25 @@ def paired(
         seed: of resampling and swapping.
         draws: bootstrap replicates, and permutations.
     """
-    a, b = (benchmark_draws(benchmark, side, seed, draws) for side in (first, second))
-    low, high = interval(b - a)
-    effects = _effects(benchmark, first, second)
+    first_side, second_side = (_side(benchmark, side, seed, draws) for side in (first, second))
+    return _paired(benchmark, first_side, second_side, seed)
+
+
+def _paired(benchmark: Benchmark, first: _Side, second: _Side, seed: int) -> Paired:
+    low, high = interval(second.draws - first.draws)
+    effects = (second.units - first.units) * benchmark.factor / len(benchmark.tasks)
     rng = np.random.default_rng([seed, crc32(benchmark.name.encode())])
-    swapped = np.array(
-        [(effects * rng.choice((-1.0, 1.0), len(effects))).sum() for _ in range(draws)]
+    draws, step = len(first.draws), max(1, _CHUNK // len(effects))
+    swapped = np.concatenate(
+        [
+            (effects * rng.choice((-1.0, 1.0), (min(step, draws - at), len(effects)))).sum(axis=1)
+            for at in range(0, draws, step)
+        ]
     )
     observed = abs(effects.sum())
     extreme = int((np.abs(swapped) >= observed - 1e-9 * max(1.0, observed)).sum())
     return Paired(
-        difference=benchmark_score(benchmark, second) - benchmark_score(benchmark, first),
+        difference=second.score - first.score,
         low=low,
         high=high,
         p_value=(1 + extreme) / (1 + draws),
@@ -96,36 +118,64 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def _read(folder: Path) -> dict[str, dict[str, list[tuple[str, SampleScore]]]]:
-    """Benchmark -> task -> (question's digest, score) of a finished evaluation, in order.
+class Evaluation:
+    """A finished evaluation, read and resampled once for any number of comparisons.
+
+    Args:
+        folder: result of the `evaluate` stage.
 
     Raises:
         DataError: there is no samples.jsonl.
     """
-    path = folder / "samples.jsonl"
-    if not path.is_file():
-        raise DataError("evaluation", str(folder), "has no samples.jsonl", "run the evaluation")
-    scores: dict[str, dict[str, list[tuple[str, SampleScore]]]] = {}
-    with path.open(encoding="utf-8") as stream:
-        for line in map(json.loads, stream):
-            score = SampleScore(
-                value=line["score"],
-                group=line["group"],
-                unit=line["unit"],
-                counted=line["counted"],
-                matched=line["matched"],
-            )
-            tasks = scores.setdefault(line["benchmark"], {})
-            tasks.setdefault(line["task"], []).append((line["source"], score))
-    return scores
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._asked: dict[str, dict[str, list[str]]] = {}
+        self._scores: dict[str, dict[str, list[SampleScore]]] = {}
+        self._sides: dict[tuple[str, int], _Side] = {}
+        path = folder / "samples.jsonl"
+        if not path.is_file():
+            raise DataError("evaluation", str(folder), "has no samples.jsonl", "run the evaluation")
+        with path.open(encoding="utf-8") as stream:
+            for line in map(json.loads, stream):
+                score = SampleScore(
+                    value=line["score"],
+                    group=line["group"],
+                    unit=line["unit"],
+                    counted=line["counted"],
+                    matched=line["matched"],
+                )
+                benchmark, task = line["benchmark"], line["task"]
+                asked = self._asked.setdefault(benchmark, {})
+                asked.setdefault(task, []).append(line["source"])
+                self._scores.setdefault(benchmark, {}).setdefault(task, []).append(score)
+
+    def benchmarks(self) -> list[Benchmark]:
+        """Its benchmarks, in the tables' order."""
+        return [one for one in (*BENCHMARKS, *EXTRA) if one.name in self._scores]
+
+    def asked(self, benchmark: Benchmark) -> dict[str, list[str]]:
+        """The digests of a benchmark's questions by task, in order; {} if it was not run."""
+        return self._asked.get(benchmark.name, {})
+
+    def scores(self, benchmark: Benchmark) -> Scores:
+        """The scores of a benchmark's questions by task, in order; {} if it was not run."""
+        return self._scores.get(benchmark.name, {})
+
+    def side(self, benchmark: Benchmark, seed: int) -> _Side:
+        """Its part of a comparison with that seed."""
+        key = benchmark.name, seed
+        if key not in self._sides:
+            self._sides[key] = _side(benchmark, self.scores(benchmark), seed)
+        return self._sides[key]
 
 
-def paired_table(first: Path, second: Path, seed: int) -> pd.DataFrame:
+def paired_table(first: Evaluation, second: Evaluation, seed: int) -> pd.DataFrame:
     """Compare two finished evaluations, benchmark by benchmark.
 
     Args:
-        first: result of the `evaluate` stage, for example of method full.
-        second: the same of another row.
+        first: for example of method full.
+        second: of another row.
         seed: of resampling and swapping.
 
     Returns:
@@ -133,28 +183,26 @@ def paired_table(first: Path, second: Path, seed: int) -> pd.DataFrame:
         number of benchmarks), samples.
 
     Raises:
-        DataError: a result is missing, or the two did not answer the same questions.
+        DataError: the two did not answer the same questions.
     """
-    sides = _read(first), _read(second)
     lines = []
-    for benchmark in (c for c in (*BENCHMARKS, *EXTRA) if c.name in sides[0]):
-        tasks = [side.get(benchmark.name, {}) for side in sides]
-        asked = [{task: [q for q, _ in samples] for task, samples in t.items()} for t in tasks]
-        if asked[0] != asked[1]:
-            rule = f"{first} and {second} did not answer the same questions"
+    for benchmark in first.benchmarks():
+        asked = first.asked(benchmark)
+        if asked != second.asked(benchmark):
+            rule = f"{first.folder} and {second.folder} did not answer the same questions"
             raise DataError(benchmark.name, None, rule, "evaluate both on the same benchmarks")
-        scores = [{task: [s for _, s in samples] for task, samples in t.items()} for t in tasks]
-        comparison = paired(benchmark, scores[0], scores[1], seed)
+        sides = first.side(benchmark, seed), second.side(benchmark, seed)
+        comparison = _paired(benchmark, *sides, seed)
         lines.append(
             {
                 "benchmark": benchmark.name,
-                "first": benchmark_score(benchmark, scores[0]),
-                "second": benchmark_score(benchmark, scores[1]),
+                "first": sides[0].score,
+                "second": sides[1].score,
                 "difference": comparison.difference,
                 "low": comparison.low,
                 "high": comparison.high,
                 "p_value": comparison.p_value,
-                "samples": sum(len(samples) for samples in asked[0].values()),
+                "samples": sum(len(questions) for questions in asked.values()),
             }
         )
     table = pd.DataFrame(lines)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from sf.errors import DataError
 from sf.evaluation.benchmarks import benchmark_named
-from sf.evaluation.compare import holm, paired_table
+from sf.evaluation.compare import Evaluation, holm, paired_table
 from sf.report.benchmark_tables import Cell
 from sf.report.gate import DENSE
 from sf.report.page import Section, Table
@@ -53,6 +53,7 @@ def paired_lines(study: Study) -> tuple[pd.DataFrame, list[str]]:
     """
     tables, notes = [], []
     for model in study.models:
+        evaluations: dict[Path, Evaluation] = {}  # of one model, which bounds the memory
         for first, second in _pairs(study):
             parts = []
             for suite in study.suites:
@@ -63,8 +64,9 @@ def paired_lines(study: Study) -> tuple[pd.DataFrame, list[str]]:
                 if sides[0] is None or sides[1] is None:
                     continue
                 try:
+                    first_read, second_read = (_read(evaluations, side.folder) for side in sides)
                     seed = int(sides[0].parameters.get("seed", 0))
-                    parts.append(paired_table(sides[0].folder, sides[1].folder, seed))
+                    parts.append(paired_table(first_read, second_read, seed))
                 except DataError as error:
                     notes.append(f"{model}, {first} and {second}: {error}")
             if parts:
@@ -75,6 +77,12 @@ def paired_lines(study: Study) -> tuple[pd.DataFrame, list[str]]:
                 comparison.insert(2, "second_system", second)
                 tables.append(comparison)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), notes
+
+
+def _read(known: dict[Path, Evaluation], folder: Path) -> Evaluation:
+    if folder not in known:
+        known[folder] = Evaluation(folder)
+    return known[folder]
 
 
 def paired_sections(study: Study, folder: Path) -> list[Section]:

@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from sf.errors import DataError
 from sf.evaluation.aggregate import benchmark_score, unit_values
 from sf.evaluation.benchmarks import BENCHMARKS, Task, benchmark_named
-from sf.evaluation.compare import _read, holm, paired, paired_table
+from sf.evaluation.compare import Evaluation, holm, paired, paired_table
 from sf.evaluation.scoring import RULES, SampleScore
 
 
@@ -128,7 +128,7 @@ def _write(folder: Path, values: list[float], source: str = "s") -> Path:
 def test_table_compares_finished_results(tmp_path: Path) -> None:
     first = _write(tmp_path / "a", [0.0, 1.0, 0.0, 1.0])
     second = _write(tmp_path / "b", [1.0, 1.0, 1.0, 1.0])
-    line = paired_table(first, second, seed=0).iloc[0]
+    line = paired_table(Evaluation(first), Evaluation(second), seed=0).iloc[0]
     assert (line["first"], line["second"], line["difference"], line["samples"]) == (50, 100, 50, 4)
     assert line["p_holm"] == line["p_value"]
 
@@ -140,12 +140,32 @@ def test_scores_are_read_as_they_were_written(tmp_path: Path) -> None:
         fields = {"score" if name == "value" else name: v for name, v in asdict(score).items()}
         lines.append({"benchmark": "mlvu_dev", "task": "mlvu_dev", "source": f"{number}", **fields})
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert _read(tmp_path) == {"mlvu_dev": {"mlvu_dev": list(zip("01", scores, strict=True))}}
+    evaluation, benchmark = Evaluation(tmp_path), benchmark_named("mlvu_dev")
+    assert evaluation.benchmarks() == [benchmark]
+    assert evaluation.scores(benchmark) == {"mlvu_dev": scores}
+    assert evaluation.asked(benchmark) == {"mlvu_dev": ["0", "1"]}
+    assert evaluation.asked(benchmark_named("mme")) == {}
+
+
+def test_a_second_comparison_of_an_evaluation_gives_the_same(tmp_path: Path) -> None:
+    """It is read and resampled once; another seed, or another partner, changes nothing of it."""
+    rng = np.random.default_rng(0)
+    names = ("a", "b", "c")
+    values = [(rng.random(50) < 0.5).astype(float).tolist() for _ in names]
+    folders = [_write(tmp_path / name, v) for name, v in zip(names, values, strict=True)]
+    first, second, third = (Evaluation(folder) for folder in folders)
+    for seed in (0, 1, 0):
+        paired_table(first, third, seed)
+        expected = paired(benchmark_named("chartqa"), *map(_scores, values[:2]), seed=seed)
+        line = paired_table(first, second, seed).iloc[0]
+        named = {name: line[name] for name in ("difference", "low", "high", "p_value")}
+        assert named == asdict(expected)
 
 
 def test_other_questions_are_refused(tmp_path: Path) -> None:
-    first = _write(tmp_path / "a", [0.0, 1.0])
+    first = Evaluation(_write(tmp_path / "a", [0.0, 1.0]))
+    other = Evaluation(_write(tmp_path / "b", [0.0, 1.0], source="t"))
     with pytest.raises(DataError, match="did not answer the same questions"):
-        paired_table(first, _write(tmp_path / "b", [0.0, 1.0], source="t"), seed=0)
+        paired_table(first, other, seed=0)
     with pytest.raises(DataError, match=r"has no samples\.jsonl"):
-        paired_table(first, tmp_path, seed=0)
+        Evaluation(tmp_path)
