@@ -57,16 +57,15 @@ def paired_lines(study: Study) -> tuple[pd.DataFrame, list[str]]:
         for first, second in _pairs(study):
             parts = []
             for suite in study.suites:
-                sides = [
+                one, other = (
                     study.result("evaluate", model=model, row=row, suite=suite)
                     for row in (first, second)
-                ]
-                if sides[0] is None or sides[1] is None:
+                )
+                if one is None or other is None:
                     continue
                 try:
-                    first_read, second_read = (_read(evaluations, side.folder) for side in sides)
-                    seed = int(sides[0].parameters.get("seed", 0))
-                    parts.append(paired_table(first_read, second_read, seed))
+                    sides = (_read(evaluations, side.folder) for side in (one, other))
+                    parts.append(paired_table(*sides, seed=int(one.parameters.get("seed", 0))))
                 except DataError as error:
                     notes.append(f"{model}, {first} and {second}: {error}")
             if parts:
