@@ -64,8 +64,10 @@ def paired_lines(study: Study) -> tuple[pd.DataFrame, list[str]]:
                 if one is None or other is None:
                     continue
                 try:
-                    sides = (_read(evaluations, side.folder) for side in (one, other))
-                    parts.append(paired_table(*sides, seed=int(one.parameters.get("seed", 0))))
+                    first_read = _read(evaluations, one.folder)
+                    second_read = _read(evaluations, other.folder)
+                    seed = int(one.parameters.get("seed", 0))
+                    parts.append(paired_table(first_read, second_read, seed))
                 except DataError as error:
                     notes.append(f"{model}, {first} and {second}: {error}")
             if parts:
