@@ -194,10 +194,10 @@ def test_attention_over_blocks_keeps_a_quarter_and_is_refused_where_it_is_dense(
 
 
 def test_attention_over_blocks_has_a_ratio_or_a_number() -> None:
-    for given, said in (({"top_k": 3}, "both are set"), ({"token_ratio": None}, "none is set")):
+    for given, rule in (({"top_k": 3}, "both are set"), ({"token_ratio": None}, "none is set")):
         values = scale_values("mini", ROOT / "params")
         values["objectives"] = {"row": {"objective": "moba", **given}}
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=rule):
             validated(Params, values)
 
 

@@ -208,7 +208,7 @@ def test_a_cut_section_keeps_its_rows_and_a_second_call_goes_on(
         "a: slow": "cut",
         "b: after": "done",
     }
-    assert [found["value"] for found in first.rows] == [1.0, 2.0]
+    assert [each["value"] for each in first.rows] == [1.0, 2.0]
 
     def twice() -> Any:
         raise AssertionError("a finished step was measured again")
@@ -220,7 +220,7 @@ def test_a_cut_section_keeps_its_rows_and_a_second_call_goes_on(
         }
     )
     assert {step["status"] for step in second.steps.values()} == {"done"}
-    assert sorted(found["value"] for found in second.rows) == [1.0, 2.0, 3.0]
+    assert sorted(each["value"] for each in second.rows) == [1.0, 2.0, 3.0]
 
 
 def test_a_failed_step_and_a_dead_process_do_not_take_the_others_along(

@@ -244,9 +244,9 @@ def test_a_store_that_is_down_loses_nothing(stage: Path, monkeypatch: pytest.Mon
         assert run(times=2) == "done"
     with pytest.warns(UserWarning, match="the result is safe"):
         assert run_stage("counting", {"output": "results/test/another"}, "test") == "done"
-    with pytest.warns(UserWarning, match="the result in") as told:
+    with pytest.warns(UserWarning, match="the result in") as warned:
         assert log_all(Path("results")) == 0
-    assert len(told) == 1  # one answer is waited for, not one a result
+    assert len(warned) == 1  # one answer is waited for, not one a result
     uri = f"sqlite:///{stage}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert run(times=2) == "up to date"

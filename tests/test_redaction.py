@@ -147,9 +147,9 @@ def test_a_stage_that_prints_secrets_shows_and_stores_none(tmp_path: Path, fails
 def test_a_secret_in_the_parameters_is_refused_and_not_shown(source: str) -> None:
     values = read_yaml(Path(__file__).parent.parent / "params/mini.yaml")
     values["prepare"]["source"] = source
-    with pytest.raises(ConfigError, match=r"prepare\.source.*contains a secret") as told:
+    with pytest.raises(ConfigError, match=r"prepare\.source.*contains a secret") as caught:
         validated(Params, values)
-    assert PLANTED not in str(told.value)
+    assert PLANTED not in str(caught.value)
 
 
 def test_a_masked_stream_is_otherwise_the_stream(

@@ -178,10 +178,10 @@ def test_seconds_of_killed_calls_count(place: Path, monkeypatch: pytest.MonkeyPa
 def test_a_torn_seconds_file_ends_nothing(place: Path, content: str) -> None:
     work = job(place)
     (work / "seconds").write_text(content)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         assert Tracker(work).seconds() < 13
-    assert content == "12." or "seconds contains no time" in str(told[0].message)
+    assert content == "12." or "seconds contains no time" in str(warned[0].message)
 
 
 def test_half_a_line_of_history_ends_nothing(place: Path) -> None:

@@ -79,13 +79,15 @@ def measured(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return rows_by_device
 
 
-def readme_table(found: Mapping[str, list[dict[str, Any]]]) -> str:
+def readme_table(rows_by_device: Mapping[str, list[dict[str, Any]]]) -> str:
     """A line per target, a column per device."""
-    devices = list(found) or ["GPU"]
+    devices = list(rows_by_device) or ["GPU"]
     lines = [f"| Qwen2.5-VL-7B's shape, bf16, token ratio 0.25 | target | {' | '.join(devices)} |"]
     lines.append(f"|---|---:|{'---:|' * len(devices)}")
     for title, target, section, pattern, form in SHOWN:
-        cells = [_cell(found.get(device, []), section, pattern, form) for device in devices]
+        cells = [
+            _cell(rows_by_device.get(device, []), section, pattern, form) for device in devices
+        ]
         lines.append(f"| {title} | {target} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

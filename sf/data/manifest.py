@@ -122,8 +122,8 @@ def write_manifest(path: Path, rows: Iterable[Row], data_root: Path) -> None:
     schema = manifest_schema()
     columns = {name: [getattr(row, name) for row in rows] for name in _STORED}
     columns["options"] = [list(options) for options in columns["options"]]
-    here, root = path.parent.resolve(), data_root.resolve()
-    stored = os.path.relpath(root, here) if root.is_relative_to(here) else str(root)
+    folder, root = path.parent.resolve(), data_root.resolve()
+    stored = os.path.relpath(root, folder) if root.is_relative_to(folder) else str(root)
     table = pa.table(columns, schema=schema.with_metadata({_ROOT_KEY: stored.encode()}))
     with replacing(path) as part:
         pq.write_table(table, part, compression="zstd")

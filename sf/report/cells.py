@@ -66,22 +66,22 @@ class Figure:
     note: str = ""
 
 
-def verdict(ours: float | None, published: float | None, scale: float, comparable: bool) -> str:
+def verdict(measured: float | None, published: float | None, scale: float, comparable: bool) -> str:
     """The verdict on a pair of values.
 
     Args:
-        ours: None if not measured.
+        measured: None if not measured.
         published: None if not in our sources.
         scale: the highest possible value.
         comparable: whether both are of the same model on the same data.
     """
-    if ours is None:
+    if measured is None:
         return NOT_RUN
     if published is None:
         return NOT_PUBLISHED
     if not comparable:
         return NOT_COMPARABLE
-    return REPRODUCED if abs(ours - published) <= TOLERANCE * scale / 100 else DIFFERS
+    return REPRODUCED if abs(measured - published) <= TOLERANCE * scale / 100 else DIFFERS
 
 
 @dataclass

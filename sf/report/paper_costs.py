@@ -137,15 +137,15 @@ def cost(request: Request) -> PaperTable:
     return PaperTable(keys, columns, tuple(lines), request.published_of)
 
 
-def _cost(request: Request, result: Result, value: float, theirs: float | None) -> Figure:
+def _cost(request: Request, result: Result, value: float, published: float | None) -> Figure:
     if math.isnan(value):
         return request.figure(result)
     return request.figure(
         result,
         text=_three(value),
         value=value,
-        published="" if theirs is None else f"{theirs:g}",
-        verdict=verdict(value, theirs, 100.0, comparable=False),
+        published="" if published is None else f"{published:g}",
+        verdict=verdict(value, published, 100.0, comparable=False),
     )
 
 

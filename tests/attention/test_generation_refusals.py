@@ -118,9 +118,9 @@ def test_outputs_that_are_asked_for(row):
     plain = eager(**row, output_attentions=True, output_hidden_states=True)
     with sparsify(eager, DENSE):
         same = eager(**row, output_attentions=True, output_hidden_states=True)
-    for ours, own in zip((*same.attentions, *same.hidden_states),
+    for sparse, own in zip((*same.attentions, *same.hidden_states),
                          (*plain.attentions, *plain.hidden_states), strict=True):  # fmt: skip
-        assert torch.equal(ours, own)
+        assert torch.equal(sparse, own)
     with sparsify(eager, POLICY):
         states = eager(**row, output_hidden_states=True).hidden_states
         with pytest.raises(ConfigError, match="output_attentions"):

@@ -118,12 +118,12 @@ def test_a_second_turn_continues_the_pruned_cache(model, rows, inputs):
     words = torch.randint(3, 89, (3, 7), generator=torch.Generator().manual_seed(0))
     p = [0.5, 0.8, 0.95]
 
-    def talk(given, share, said):
+    def talk(given, share, words):
         cache = DynamicCache()
         with sparsify(model, TopP(p=share)) as trace:
             first = generate(model, given, past_key_values=cache)
             after = trace.kv_lengths
-            turn = second_turn(given, first, said)
+            turn = second_turn(given, first, words)
             second = generate(model, turn, past_key_values=cache)
         assert torch.equal(trace.kv_lengths, after + 1 + 7 + 5)
         return first, second

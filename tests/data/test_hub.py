@@ -227,7 +227,7 @@ def test_the_card_says_that_the_revision_is_not_pinned(hub, tmp_path):
     job = SimpleNamespace(
         out=tmp_path / "out", tracker=SimpleNamespace(summary=lambda values: None)
     )
-    for revision, said in (("main", True), (COMMIT, False)):
+    for revision, warned in (("main", True), (COMMIT, False)):
         job.out.mkdir(exist_ok=True)
         given = parameters(f"hub:{NAME}@{revision}", tmp_path)
         with warnings.catch_warnings():
@@ -235,7 +235,7 @@ def test_the_card_says_that_the_revision_is_not_pinned(hub, tmp_path):
             prepare.run(given, job)
         card = (job.out / "data_card.md").read_text()
         assert card.startswith(f"# Data card: hub:{NAME}@{COMMIT}")
-        assert ("Not pinned" in card) is said
+        assert ("Not pinned" in card) is warned
         assert json.loads((job.out / "origin.json").read_text())["commit"] == COMMIT
         assert COMMIT in json.loads((job.out / "dataset.json").read_text())["source"]
 

@@ -167,7 +167,7 @@ def test_a_damaged_utf_16_row_is_named():
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "words"),
     [
         (b"<html><body>404</body></html>", "HTML"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "Git LFS"),
@@ -179,10 +179,10 @@ def test_a_damaged_utf_16_row_is_named():
         (b"\x01\x02\x03\x04", "binary"),
     ],
 )
-def test_what_is_no_json_is_called_by_its_name(data, said):
+def test_what_is_no_json_is_called_by_its_name(data, words):
     ((kind, reason),) = faults(data)
     assert kind == "not JSON"
-    assert said in reason
+    assert words in reason
 
 
 @pytest.mark.parametrize("junk", [b"\0\0\0\x80", b"\0\x80", b"\x80\0\0\0", b"PK\x03\x04", b"<p>"])

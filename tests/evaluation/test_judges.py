@@ -41,7 +41,7 @@ def test_only_the_columns_that_say_so_ask_a_judge(
     monkeypatch.setattr(httpx.Client, "send", refuse)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     monkeypatch.setattr(run, "build_task", partial(run.build_task, judge=judge))
-    lm = Scripted({task: ["?!"] * len(said) for task, said in replies.items()})
+    lm = Scripted({task: ["?!"] * len(texts) for task, texts in replies.items()})
     for benchmark in ALL:
         current.append(benchmark)
         run.evaluate_benchmarks(lm, [benchmark], home, tmp_path)  # type: ignore[arg-type]

@@ -57,11 +57,11 @@ def test_a_task_that_exits_is_an_error_with_its_words(others: list[str | None]) 
 
 
 def test_a_failure_without_words_is_one(others: list[str | None], monkeypatch: Any) -> None:
-    told: list[Any] = []
-    monkeypatch.setattr(module, "gathered", lambda own: told.append(own) or [own])
+    messages: list[Any] = []
+    monkeypatch.setattr(module, "gathered", lambda own: messages.append(own) or [own])
     with pytest.raises(AllFailed):
         together("mme", lambda: (_ for _ in ()).throw(ValueError()))
-    assert told == ["ValueError"]
+    assert messages == ["ValueError"]
 
 
 def test_answers_are_handed_out_when_all_have_theirs(others: list[str | None]) -> None:

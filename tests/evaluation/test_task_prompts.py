@@ -38,12 +38,12 @@ def _forms(reply: str) -> list[str]:
     ]
 
 
-def _read(name: str, found: dict[str, Any] | None = None) -> Any:
+def _read(name: str, content: dict[str, Any] | None = None) -> Any:
     """A snapshot, written first if requested."""
     path = SNAPSHOTS / name
-    if found is not None and os.environ.get("SF_WRITE_SNAPSHOTS"):
+    if content is not None and os.environ.get("SF_WRITE_SNAPSHOTS"):
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -65,9 +65,9 @@ def test_images_that_crash_or_hang_a_decoder(ask, copy, monkeypatch, mark) -> No
     monkeypatch.setattr(unopened, "read_picture", crashing_decoders.read_picture)
     monkeypatch.setattr(unopened, "TIME_LIMIT_S", 1.0)
     damage(copy, "chartqa", lambda content: content + mark, 0, 2)
-    with pytest.warns(UserWarning, match=r"2 rows cannot.*\n  chartqa row 0: .*decoder") as said:
+    with pytest.warns(UserWarning, match=r"2 rows cannot.*\n  chartqa row 0: .*decoder") as warned:
         replies = ask("chartqa")
-    assert "chartqa row 2: " in str(said[0].message)
+    assert "chartqa row 2: " in str(warned[0].message)
     assert refused(replies) == [0, 2]
     assert Image.decode_example is DECODE  # undone by `clean`
     assert cv2.VideoCapture is CAPTURE

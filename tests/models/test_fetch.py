@@ -31,7 +31,7 @@ def checkpoint(tiny, tmp_path):
 
 def job(folder) -> SimpleNamespace:
     figures: dict[str, float] = {}
-    tracker = SimpleNamespace(log=lambda step, found: None, summary=figures.update)
+    tracker = SimpleNamespace(log=lambda step, values: None, summary=figures.update)
     return SimpleNamespace(
         out=folder / "out", state=folder / "state", tracker=tracker, figures=figures
     )

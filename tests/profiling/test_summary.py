@@ -41,7 +41,7 @@ def test_one_repeat_has_no_interval() -> None:
 def test_the_interval_covers_the_median_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     draws = [median(list(rng.lognormal(size=6))) for _ in range(1000)]
-    hits = sum(found.low <= 1.0 <= found.high for found in draws)  # the median is exp(0)
+    hits = sum(draw.low <= 1.0 <= draw.high for draw in draws)  # the median is exp(0)
     assert hits / 1000 == pytest.approx(draws[0].coverage, abs=0.02)
 
 

@@ -17,7 +17,7 @@ def test_matched_methods_stand_beside_their_averages(tmp_path: Path) -> None:
     table = measured(study)
     rows = {kind: lines(table, study, kind) for kind in ("image", "video")}
     assert equal_cost_sections(study, rows) == []
-    for row, found, reached in (("zipvl", 0.504, True), ("sparsity_forcing", 0.61, False)):
+    for row, ratio, reached in (("zipvl", 0.504, True), ("sparsity_forcing", 0.61, False)):
         folder = study.folder("evaluate", model="tiny", row=row, suite="all")
         made_study.stamp(
             folder,
@@ -29,7 +29,7 @@ def test_matched_methods_stand_beside_their_averages(tmp_path: Path) -> None:
             "hyperparameter": "retention_p",
             "target": 0.5,
             "value": 0.91234567,
-            "token_ratio": found,
+            "token_ratio": ratio,
             "accuracy": 0.9,
             "reached": reached,
             "measurements": 6,

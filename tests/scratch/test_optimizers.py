@@ -38,10 +38,10 @@ def test_it_is_torchs_step_but_for_its_bfloat16(shape):
                 weight.grad = gradient.clone()
         for optimizer in optimizers:
             optimizer.step()
-    for mine, other, before in zip(own_weights, reference, start, strict=True):
+    for own, other, before in zip(own_weights, reference, start, strict=True):
         moved = (other - before).norm()
         assert moved > 0.1
-        assert (mine - other).norm() < 0.05 * moved
+        assert (own - other).norm() < 0.05 * moved
 
 
 def test_a_matrix_alone_is_the_matrix_in_a_batch():

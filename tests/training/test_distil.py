@@ -166,9 +166,9 @@ def test_memory_settings_do_not_change_the_step(
         perturbed(trainer)
         trainer.train()
         results.append([values for _, values in log.history])
-    for ours, one in zip(*results, strict=True):
+    for plain, one in zip(*results, strict=True):
         for name in ("loss", "grad_norm", "token_ratio", "pathwise_ratio", "pathwise_weight"):
-            assert ours[name] == pytest.approx(one[name], rel=2e-3), name
+            assert plain[name] == pytest.approx(one[name], rel=2e-3), name
 
 
 def test_the_teacher_of_adapters_is_the_model_without_them(

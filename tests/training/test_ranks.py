@@ -108,14 +108,14 @@ def test_a_step_does_not_depend_on_the_number_of_ranks(
     """The same answers and rewards; loss and gradient norm equal up to the order of sums."""
     alone = figures[1][DIVIDED[size][name][0]]
     assert alone[0].get("reward_std", 1.0) > 0  # rewards that differ, or answers that are given
-    for at, (ours, one) in enumerate(zip(figures[size][name], alone, strict=True)):
-        assert {"loss", "grad_norm", "token_ratio"} <= ours.keys() == one.keys()
+    for at, (several, one) in enumerate(zip(figures[size][name], alone, strict=True)):
+        assert {"loss", "grad_norm", "token_ratio"} <= several.keys() == one.keys()
         for figure in SAME & one.keys():
-            assert ours[figure] == pytest.approx(one[figure], abs=1e-6), (at, figure)
+            assert several[figure] == pytest.approx(one[figure], abs=1e-6), (at, figure)
         # Adam divides small gradients by themselves: the second step sees more than rounding.
         near = 1e-5 if at == 0 else 2e-4
         for figure in ROUNDED & one.keys():
-            assert ours[figure] == pytest.approx(one[figure], rel=near, abs=1e-7), (at, figure)
+            assert several[figure] == pytest.approx(one[figure], rel=near, abs=1e-7), (at, figure)
 
 
 if __name__ == "__main__":

@@ -106,10 +106,10 @@ def test_a_job_near_its_limit_checkpoints_its_step_and_the_next_goes_on(
         monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 5))
     with (
         listening(at_once=False),
-        pytest.raises(JobInterrupted, match=r"after step \d of 4") as told,
+        pytest.raises(JobInterrupted, match=r"after step \d of 4") as caught,
     ):
         train(*given, WarnedLog() if near == "signal" else Log(), note)
-    assert told.value.cause == "SIGUSR1"
+    assert caught.value.cause == "SIGUSR1"
     step = 3 if near == "signal" else 1  # step 2 is logged after its end
     assert (tmp_path / "state" / f"checkpoint-{step}" / SEAL).is_file()
     assert not (tmp_path / "out" / "model.safetensors").exists()

@@ -52,11 +52,11 @@ def gradients(model: Any) -> Gradients:
     return {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
 
 
-def same(ours: Gradients, expected: Gradients, atol: float) -> None:
+def same(actual: Gradients, expected: Gradients, atol: float) -> None:
     """Equal up to rounding, and not zero everywhere."""
-    assert ours.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert torch.allclose(ours[name], gradient, atol=atol), name
+        assert torch.allclose(actual[name], gradient, atol=atol), name
     assert max(float(gradient.abs().max()) for gradient in expected.values()) > 100 * atol
 
 

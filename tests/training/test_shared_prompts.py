@@ -110,10 +110,10 @@ def test_same_gradient_as_two_forwards(
     assert all(torch.equal(a, b) for a, b in zip(made[0].kept, made[1].kept, strict=True))
     assert not made[0].passes
     assert len(made[1].passes) == (2 if bucketed else 1)
-    (logps, entropies, plain), (ours, own_entropies, shared) = (
+    (logps, entropies, plain), (own_logps, own_entropies, shared) = (
         learnt(built[0], rollout, bucketed) for rollout in made
     )
-    assert torch.allclose(ours, logps, atol=1e-5)
+    assert torch.allclose(own_logps, logps, atol=1e-5)
     assert torch.allclose(own_entropies, entropies, atol=1e-5)
     assert plain.keys() == shared.keys()
     for name, expected in plain.items():

@@ -71,10 +71,10 @@ def test_scores_and_gradients_are_those_of_the_logits(given, block, monkeypatch)
         assert widest.rows == (block if blocks else ROWS * (TOKENS + 1))
         gradients.append((leaf.grad, model.head.weight.grad))
         results.append(scores)
-    for plain, ours in zip(*results, strict=True):
-        assert torch.allclose(ours, plain, atol=1e-6)
-    for plain, ours in zip(*gradients, strict=True):
-        assert torch.allclose(ours, plain, atol=1e-5)
+    for plain, in_blocks in zip(*results, strict=True):
+        assert torch.allclose(in_blocks, plain, atol=1e-6)
+    for plain, in_blocks in zip(*gradients, strict=True):
+        assert torch.allclose(in_blocks, plain, atol=1e-5)
 
 
 def test_entropies_have_a_gradient_only_where_it_is_asked_for(given) -> None:
