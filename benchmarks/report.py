@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import PIL.Image
-from table import Report, Row, arguments_parser, exact, interval
+from table import Report, Row, arguments_parser, interval
 
 from sf.evaluation.benchmarks import BENCHMARKS, Benchmark, Task
 from sf.evaluation.packed_cells import packed
@@ -39,7 +39,7 @@ LAYERS, GROUPS, CELLS = 28, 3, {"image": (1, 18, 24), "video": (16, 10, 14)}
 MAX_SECONDS, MAX_GIB = 60.0, 2.0
 WORDS = ("the", "a", "red", "blue", "left", "man", "dog", "table", "runs", "holds", "before")
 PROGRAM = """
-import json, resource, sys, time
+import json, os, resource, sys, time
 from pathlib import Path
 began = time.perf_counter()
 from sf.report.build import build_report
@@ -53,7 +53,9 @@ if target:
     write_table_page(target, study, rows, Path(out), "snakemake")
 else:
     build_report(study, "synthetic", Path(out))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+own, largest = (resource.getrusage(who).ru_maxrss / 2**20
+                for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+peak = own + len(os.sched_getaffinity(0)) * largest
 print(json.dumps([time.perf_counter() - began, peak]))
 """
 PAGES = {"report": "", "table1": "table1", "figure7": "figure7"}
@@ -137,13 +139,13 @@ def write_previews(folder: Path, questions: dict[str, int]) -> None:
     write_parquet(pd.DataFrame(lines), folder / "tables/previews.parquet")
 
 
-def write_study(root: Path, models: int, rows: int, questions: int, report: Report) -> int:
-    """All results; returns the number of samples."""
+def write_study(root: Path, models: int, rows: int, questions: int, report: Report) -> None:
+    """All results; the folder has its name when it is complete."""
+    root, final = root.with_name("part"), root
     asked = {t.name: questions // len(b.tasks) for b in BENCHMARKS for t in b.tasks}
     write_previews(root / "previews/all", asked)
     untrained, trained = methods_of(rows)
     names = [*untrained, *(f"{name}/seed0" for name in trained)]
-    count = 0
     for model in range(models):
         report.begin(f"writing the evaluations of model {model + 1} of {models}")
         for row, name in enumerate(names):
@@ -163,12 +165,14 @@ def write_study(root: Path, models: int, rows: int, questions: int, report: Repo
             write_stamp(folder, "evaluate")
             write_csv(scores_table(results, 0), folder / "tables/scores.csv")
             write_json_lines(folder / "samples.jsonl", sample_lines(results))
-            count += sum(len(one) for result in results for one in result.samples.values())
-    return count
+    root.rename(final)
 
 
 def built(root: Path, out: Path, page: str, models: int, rows: int) -> tuple[float, float]:
-    """Seconds and peak GiB of one page, in a fresh process."""
+    """Seconds and GiB of one page, in a fresh process.
+
+    The GiB are its own peak and, for each core, the peak of its largest child: an upper bound.
+    """
     methods, objectives = methods_of(rows)
     names = [f"model{model}" for model in range(models)]
     given = (str(root), str(out), PAGES[page], names, methods, objectives)
@@ -185,15 +189,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=12)
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="keep the results and pages here")
+    parser.add_argument("--folder", type=Path, help="keep results and pages here; results there are used")
     arguments = parser.parse_args()
     models, rows = arguments.models, arguments.rows
     head = f"cpu, {models} models x {rows} rows x 14 benchmarks x {arguments.questions} questions"
     report = Report(head, arguments.json)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
-        count = write_study(folder / "results", models, rows, arguments.questions, report)
-        report.add([exact("samples", count, "samples")])
+        if not (folder / "results").exists():
+            write_study(folder / "results", models, rows, arguments.questions, report)
         for page in PAGES:
             times, peaks = [], []
             for repeat in range(arguments.repeats):

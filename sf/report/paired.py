@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 from sf.errors import DataError
 from sf.evaluation.benchmarks import benchmark_named
 from sf.evaluation.compare import Evaluation, holm, paired_table
+from sf.processes import map_processes
 from sf.report.benchmark_tables import Cell
 from sf.report.gate import DENSE
 from sf.report.page import Section, Table
@@ -51,33 +53,40 @@ def paired_lines(study: Study) -> tuple[pd.DataFrame, list[str]]:
         model, first_system and second_system, with p_holm over all of a pair's benchmarks; and
         notes on pairs that could not be compared.
     """
+    compared = map_processes(partial(_model_lines, study), study.models)
+    tables = [table for parts, _ in compared for table in parts]
+    lines = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    return lines, [note for _, notes in compared for note in notes]
+
+
+def _model_lines(study: Study, model: str) -> tuple[list[pd.DataFrame], list[str]]:
+    """The comparisons of one model, one table per pair of rows, and notes."""
     tables, notes = [], []
-    for model in study.models:
-        evaluations: dict[Path, Evaluation] = {}  # of one model, which bounds the memory
-        for first, second in _pairs(study):
-            parts = []
-            for suite in study.suites:
-                one, other = (
-                    study.result("evaluate", model=model, row=row, suite=suite)
-                    for row in (first, second)
-                )
-                if one is None or other is None:
-                    continue
-                try:
-                    first_read = _read(evaluations, one.folder)
-                    second_read = _read(evaluations, other.folder)
-                    seed = int(one.parameters.get("seed", 0))
-                    parts.append(paired_table(first_read, second_read, seed))
-                except DataError as error:
-                    notes.append(f"{model}, {first} and {second}: {error}")
-            if parts:
-                comparison = pd.concat(parts, ignore_index=True)
-                comparison["p_holm"] = holm(comparison["p_value"].tolist())
-                comparison.insert(0, "model", model)
-                comparison.insert(1, "first_system", first)
-                comparison.insert(2, "second_system", second)
-                tables.append(comparison)
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), notes
+    evaluations: dict[Path, Evaluation] = {}
+    for first, second in _pairs(study):
+        parts = []
+        for suite in study.suites:
+            one, other = (
+                study.result("evaluate", model=model, row=row, suite=suite)
+                for row in (first, second)
+            )
+            if one is None or other is None:
+                continue
+            try:
+                first_read = _read(evaluations, one.folder)
+                second_read = _read(evaluations, other.folder)
+                seed = int(one.parameters.get("seed", 0))
+                parts.append(paired_table(first_read, second_read, seed))
+            except DataError as error:
+                notes.append(f"{model}, {first} and {second}: {error}")
+        if parts:
+            comparison = pd.concat(parts, ignore_index=True)
+            comparison["p_holm"] = holm(comparison["p_value"].tolist())
+            comparison.insert(0, "model", model)
+            comparison.insert(1, "first_system", first)
+            comparison.insert(2, "second_system", second)
+            tables.append(comparison)
+    return tables, notes
 
 
 def _read(known: dict[Path, Evaluation], folder: Path) -> Evaluation:

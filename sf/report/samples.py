@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sf.escaping import printable
 from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, RIGHT
 from sf.evaluation.layer_groups import group_names, layer_groups
 from sf.json_lines import read_json_lines
+from sf.processes import map_processes
 from sf.report.benchmark_tables import Cell
 from sf.report.gate import DENSE
 from sf.report.page import Section, Table, page_environment
@@ -42,15 +44,16 @@ def samples_sections(study: Study, folder: Path) -> list[Section]:
     """
     rows: dict[str, dict[str, list[str]]] = {}
     counts: dict[str, int] = {}
-    for result in study.everything():
-        if result.kind == "evaluate" and study.shown(result):
-            model, row = result.axes["model"], result.axes["row"]
-            for benchmark, lines in _samples(result).items():
-                path = folder / "samples" / benchmark / model / f"{row}.js"
-                write_text(path, _call("replies", [benchmark, model, row], lines))
-                rows.setdefault(benchmark, {}).setdefault(model, []).append(row)
-                counts[benchmark] = max(counts.get(benchmark, 0), len(lines))
-        elif result.kind == "previews":
+    results = study.everything()
+    evaluations = [r for r in results if r.kind == "evaluate" and study.shown(r)]
+    written = map_processes(partial(_write_replies, folder), evaluations)
+    for result, numbers in zip(evaluations, written, strict=True):
+        for benchmark, number in numbers.items():
+            models = rows.setdefault(benchmark, {})
+            models.setdefault(result.axes["model"], []).append(result.axes["row"])
+            counts[benchmark] = max(counts.get(benchmark, 0), number)
+    for result in results:
+        if result.kind == "previews":
             for benchmark, questions in _questions(result).items():
                 path = folder / "samples" / benchmark / "questions.js"
                 write_text(path, _call("questions", [benchmark], questions))
@@ -66,6 +69,16 @@ def samples_sections(study: Study, folder: Path) -> list[Section]:
     ]
     table = Table("samples", "Replies of two rows side by side", HEADER, links)
     return [Section("Samples", text=[_TEXT], tables=[table])]
+
+
+def _write_replies(folder: Path, result: Result) -> dict[str, int]:
+    """Write an evaluation's replies; returns the number of samples of each benchmark."""
+    model, row = result.axes["model"], result.axes["row"]
+    samples = _samples(result)
+    for benchmark, lines in samples.items():
+        path = folder / "samples" / benchmark / model / f"{row}.js"
+        write_text(path, _call("replies", [benchmark, model, row], lines))
+    return {benchmark: len(lines) for benchmark, lines in samples.items()}
 
 
 def _call(name: str, arguments: list[str], content: Any) -> str:
