@@ -2,7 +2,8 @@
 
 Writes synthetic evaluations with the product's own writer, by default of 4 models, 12 rows and the
 tables' 14 benchmarks with 1,000 questions each (672,000 samples with replies, ratios of 28 layers
-and kept cells), and the questions' previews. Then writes the report in a fresh process.
+and kept cells), and the questions' previews. Then writes the report in a fresh process. Results
+that are already in the folder are used.
 
     python benchmarks/report.py [--models 4] [--rows 12] [--questions 1000] [--repeats 3]
                                 [--folder DIR] [--json FILE]
@@ -189,7 +190,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=12)
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="keep results and pages here; results there are used")
+    parser.add_argument("--folder", type=Path, help="keeps results and pages")
     arguments = parser.parse_args()
     models, rows = arguments.models, arguments.rows
     head = f"cpu, {models} models x {rows} rows x 14 benchmarks x {arguments.questions} questions"
