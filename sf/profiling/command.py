@@ -20,7 +20,7 @@ from sf.profiling.measurement import Settings
 from sf.profiling.models import SHAPES, LoadedModel, load_by_name, load_checkpoint
 from sf.profiling.replay import Replay, read_shares, replayed
 from sf.profiling.study import Profiled, figures, profile
-from sf.profiling.summary import FULL, SPARSE
+from sf.profiling.summary import FULL, MEASURED, NO_DIFFERENCE, SPARSE, three_digits
 from sf.result_key.contents import digest_of
 from sf.sections import Runtime
 
@@ -204,15 +204,14 @@ def table(profiled: Profiled) -> Table:
 def _cell(line: Any, factor: float) -> str:
     if line is None:
         return "not measured"
-    if line["status"] != "measured":
+    if line["status"] != MEASURED:
         return str(line["status"])
-    value = line["value"] * factor
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return three_digits(line["value"] * factor)
 
 
 def _ratio(line: Any) -> str:
-    if line["verdict"] == "no difference":
-        return "no difference"
+    if line["verdict"] == NO_DIFFERENCE:
+        return NO_DIFFERENCE
     interval = "" if line["low"] == line["high"] else f" ({line['low']:.2f} to {line['high']:.2f})"
     return f"{line['ratio']:.2f}{interval}"
 

@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sf.plotting import figure, in_style, look, marks, note, rows_figure
-from sf.profiling.summary import PROCESSOR, break_even
+from sf.profiling.summary import MEASURED, PROCESSOR, break_even
 
 __all__ = ["latency_picture", "memory_picture", "parts_picture"]
 
@@ -61,7 +61,7 @@ def _plain_log_y(axes: Axes) -> None:
 def _sides(axes: Axes, table: pd.DataFrame, metric: str, unit: float) -> None:
     for side, (system, label) in SIDES.items():
         part = table[(table["side"] == side) & (table["metric"] == metric)].sort_values("length")
-        measured = part[part["status"] == "measured"]
+        measured = part[part["status"] == MEASURED]
         style = look(system)
         marks(
             axes,
@@ -71,7 +71,7 @@ def _sides(axes: Axes, table: pd.DataFrame, metric: str, unit: float) -> None:
             style,
             label + (_dense(table) if side == "full" else ""),
         )
-        for length in part[part["status"] != "measured"]["length"]:
+        for length in part[part["status"] != MEASURED]["length"]:
             axes.axvline(length, color=style.colour, linestyle=":", linewidth=1)
             axes.annotate(
                 f"{label}: does not fit",

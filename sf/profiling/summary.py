@@ -10,13 +10,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from sf.profiling.timing import Run
+if TYPE_CHECKING:
+    from sf.profiling.timing import Run
 
-__all__ = ["LINE", "NOTES", "SPEEDUP", "Median", "break_even", "median", "speedups", "tidy"]
+__all__ = [
+    "LINE",
+    "MEASURED",
+    "NOTES",
+    "NO_DIFFERENCE",
+    "SPEEDUP",
+    "Median",
+    "break_even",
+    "median",
+    "speedups",
+    "three_digits",
+    "tidy",
+]
 
 LINE = (  # columns of the tidy table
     *("model", "length", "batch", "side", "token_ratio", "metric", "unit"),
@@ -37,7 +51,8 @@ SIZES = (
     "reserved_bytes",
 )
 THROUGHPUT = "tokens_per_s"  # of the decode loop, all rows together
-DOES_NOT_FIT = "does not fit"
+MEASURED, DOES_NOT_FIT = "measured", "does not fit"  # status of a line
+NO_DIFFERENCE = "no difference"
 
 
 @dataclass(frozen=True)
@@ -110,7 +125,7 @@ def tidy(model: str, length: int, batch: int, runs: Mapping[str, Run]) -> list[d
                     "high": middle.high,
                     "coverage": middle.coverage,
                     "repeats": len(values),
-                    "status": "measured",
+                    "status": MEASURED,
                 }
             )
         lines.extend(
@@ -120,7 +135,7 @@ def tidy(model: str, length: int, batch: int, runs: Mapping[str, Run]) -> list[d
                 "unit": "bytes",
                 "value": float(getattr(run, name)),
                 "repeats": 1,
-                "status": "measured",
+                "status": MEASURED,
             }
             for name in SIZES
             if getattr(run, name) is not None
@@ -170,7 +185,7 @@ def speedups(
             continue
         pairs = zip(getattr(full, name), getattr(sparse, name), strict=True)
         middle = median([left / right for left, right in pairs])
-        verdict = "faster" if middle.low > 1 else "slower" if middle.high < 1 else "no difference"
+        verdict = "faster" if middle.low > 1 else "slower" if middle.high < 1 else NO_DIFFERENCE
         lines.append(
             {
                 **head,
@@ -186,7 +201,7 @@ def speedups(
         if not getattr(full, name) or not getattr(sparse, name):
             continue
         ratio = getattr(full, name) / getattr(sparse, name)
-        verdict = "smaller" if ratio > 1 else "larger" if ratio < 1 else "no difference"
+        verdict = "smaller" if ratio > 1 else "larger" if ratio < 1 else NO_DIFFERENCE
         lines.append(
             {**head, "metric": name, "ratio": ratio, "low": ratio, "high": ratio}
             | {"coverage": 1.0, "verdict": verdict}
@@ -211,3 +226,8 @@ def break_even(table: pd.DataFrame, metric: str) -> int | None:
             break
         shortest = int(length)
     return shortest
+
+
+def three_digits(value: float) -> str:
+    """A number with at least three digits: 1,234 for 1234.5, 12.3 for 12.34."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

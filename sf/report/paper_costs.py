@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sf.profiling.summary import MEASURED, NO_DIFFERENCE, three_digits
 from sf.report.cells import Figure, verdict
 from sf.report.page import Picture
 from sf.report.paper_lines import Line, PaperTable, Request, saved
@@ -57,12 +58,14 @@ def _measured(
 ) -> Figure:
     if line is None:
         return Figure()
-    if line["status"] != "measured":
+    if line["status"] != MEASURED:
         return request.figure(result, text=str(line["status"]))
     value, low, high = (float(line[name]) / unit for name in ("value", "low", "high"))
     span = "" if math.isnan(low) or low == high else f"{low:.3g} to {high:.3g}"
     samples = int(line["repeats"])
-    return request.figure(result, text=_three(value), value=value, interval=span, samples=samples)
+    return request.figure(
+        result, text=three_digits(value), value=value, interval=span, samples=samples
+    )
 
 
 def _speedup(request: Request, result: Result, line: Mapping[Any, Any] | None) -> Figure:
@@ -70,13 +73,8 @@ def _speedup(request: Request, result: Result, line: Mapping[Any, Any] | None) -
         return Figure()
     value = float(line["ratio"])
     span = "" if math.isnan(line["low"]) else f"{line['low']:.2f} to {line['high']:.2f}"
-    note = "the interval contains 1" if line["verdict"] == "no difference" else ""
+    note = "the interval contains 1" if line["verdict"] == NO_DIFFERENCE else ""
     return request.figure(result, text=f"{value:.2f}", value=value, interval=span, note=note)
-
-
-def _three(value: float) -> str:
-    """A number with at least three digits."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def profile_sentence(model: str, lines: Sequence[Line]) -> str:
@@ -142,7 +140,7 @@ def _cost(request: Request, result: Result, value: float, published: float | Non
         return request.figure(result)
     return request.figure(
         result,
-        text=_three(value),
+        text=three_digits(value),
         value=value,
         published="" if published is None else f"{published:g}",
         verdict=verdict(value, published, 100.0, comparable=False),

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sf.profiling.summary import MEASURED, NO_DIFFERENCE, three_digits
 from sf.report import published
 from sf.report.benchmark_tables import NOT_MEASURED, Cell
 from sf.report.page import Picture, Section, Table
@@ -187,10 +188,9 @@ def _dense(point: dict[tuple[str, str], Any]) -> str:
 def _measure(line: Any, unit: float) -> Cell:
     if line is None:
         return Cell(NOT_MEASURED)
-    if line["status"] != "measured":
+    if line["status"] != MEASURED:
         return Cell(line["status"])
-    value = line["value"] / unit
-    return Cell(f"{value:,.0f}" if value >= 100 else f"{value:.3g}")
+    return Cell(three_digits(line["value"] / unit))
 
 
 def _ratio(line: Any) -> Cell:
@@ -199,9 +199,9 @@ def _ratio(line: Any) -> Cell:
         return Cell("")
     if str(line["metric"]).endswith("_bytes"):
         return Cell(f"{line['ratio']:.2f}", note="counted, not timed")
-    same = line["verdict"] == "no difference"
+    same = line["verdict"] == NO_DIFFERENCE
     return Cell(
-        "no difference" if same else f"{line['ratio']:.2f}",
+        NO_DIFFERENCE if same else f"{line['ratio']:.2f}",
         f"{line['low']:.2f} to {line['high']:.2f}",
         f"median {line['ratio']:.2f}; the interval covers {100 * line['coverage']:.1f} %",
     )
@@ -227,7 +227,7 @@ def _break_even(result: Result) -> list[str]:
 
 def _plain_transformers(table: pd.DataFrame) -> list[str]:
     """The time with transformers' cache compared with the dense side, if measured."""
-    decode = table[(table["metric"] == "decode_ms") & (table["status"] == "measured")]
+    decode = table[(table["metric"] == "decode_ms") & (table["status"] == MEASURED)]
     times = {
         (str(line["model"]), int(line["length"]), str(line["side"])): float(line["value"])
         for line in decode.to_dict("records")
