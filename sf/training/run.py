@@ -150,7 +150,7 @@ def prepare_model(p: RunParameters, model: Any) -> tuple[Any, Replacement | None
     """Prepare a base model for training: the objective's attention, a frozen tower, adapters.
 
     Returns:
-        the model, with adapters if configured, and the open attention of MoBA or NSA.
+        the model, with adapters if configured, and the open attention that replaces its own.
 
     Raises:
         ConfigError: the base checkpoint was trained with another attention, or adapters do not fit.

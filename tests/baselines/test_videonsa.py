@@ -23,6 +23,7 @@ from sf.attention.blocks.attend import Place
 from sf.attention.blocks.kinds import Kinds
 from sf.attention.blocks.replace import Forward, block_attention
 from sf.attention.blocks.videonsa import Weights
+from sf.attention.decoding import greedy
 from sf.attention.trained import note_trained
 from sf.baselines import apply_method, resolve
 from sf.errors import ConfigError, UnsupportedModelError
@@ -214,6 +215,21 @@ def test_step_by_step_is_teacher_forced(equipped_models, family):
     assert (logits - torch.stack(steps.logits)[:, 0]).abs().max() < 1e-4
     assert torch.allclose(stepped, trace.layer_ratios)
     assert trace.kv_lengths[0].tolist() == [width + 7]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_decode_loop_gives_the_tokens_of_generate(equipped_models, family, prompts):
+    """Decoding is dense over the whole cache, so evaluation and serving may leave the context."""
+    model, inputs = equipped_models[family], batch(prompts)
+    method = resolve(model)
+    assert method.decodes_densely
+    looped, trace = greedy(
+        model, inputs, method.apply(model), decodes_densely=True, max_new_tokens=6
+    )
+    with method.apply(model) as expected:
+        generated = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    assert torch.equal(looped, generated)
+    assert torch.equal(trace.layer_ratios, expected.layer_ratios)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""Attention of queries to chosen blocks of keys, shared by MoBA and NSA.
+"""Attention of queries to chosen blocks of keys, shared by MoBA, NSA and VideoNSA.
 
 Blocks are counted from a row's first valid token, so padding changes nothing. Shape suffixes:
 B rows, H heads, G KV heads, C choosers (H, or G if a group of heads chooses jointly), L queries,
