@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import block_oracle
@@ -392,6 +393,17 @@ def test_threads_do_not_mix_their_prompts(equipped_models):
             thread.join()
     for at, sequences in enumerate(expected):
         assert all(torch.equal(other, sequences) for other in found[at])
+
+
+def test_a_copy_is_a_model_of_its_own():
+    model, row = equipped(build("qwen2_vl")), conversation(6)
+    dense = model(**row).logits
+    with Replacement(model, SMALL):
+        sparse, twin = model(**row).logits, copy.deepcopy(model)
+        assert torch.equal(twin(**row).logits, dense)
+        with Replacement(twin, SMALL):
+            assert torch.equal(twin(**row).logits, sparse)
+    assert torch.equal(model(**row).logits, dense)
 
 
 def test_what_cannot_run_says_what_to_do(equipped_models):

@@ -250,7 +250,8 @@ class Replacement(DecoderHooks[PairTrace]):
 
     def _early(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super()._early(owner, args, kwargs)
-        self._thread.input_ids = kwargs.get("input_ids", args[0] if args else None)
+        if self.is_open and self._visual_ids is not None:
+            self._thread.input_ids = kwargs.get("input_ids", args[0] if args else None)
 
     def _kinds(self, call: Call) -> Kinds | None:
         """The visual tokens among the queries, from the ids that the model was called with.
