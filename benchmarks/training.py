@@ -36,7 +36,7 @@ from table import Report, Row, arguments_parser, exact, interval
 GROUP, TARGET_TIME, TARGET_MEMORY = 8, 0.6, 1.0
 CELL = 28
 """Pixels of a side of what becomes one visual token."""
-LEVELS = [0.94, 0.945, 0.95, 0.955, 0.96, 0.965, 0.97, 0.975]
+GRID = [0.94, 0.945, 0.95, 0.955, 0.96, 0.965, 0.97, 0.975]
 
 
 # -- one trainer in a process of its own -----------------------------------------------------
@@ -140,7 +140,7 @@ def settings(arguments: argparse.Namespace, steps: int) -> Any:
     }  # fmt: skip
     return RunParameters(
         model="random", row="sparsity_forcing", seed=0,
-        objective=row.objective.model_copy(update={"group_size": GROUP, "retention_p": LEVELS}),
+        objective=row.objective.model_copy(update={"group_size": GROUP, "retention_p": GRID}),
         train=row.train.model_copy(update=common),
         answering=params.answering.model_copy(
             update={"max_completion_tokens": arguments.completion}

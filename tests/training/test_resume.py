@@ -138,7 +138,7 @@ class FailingLog(Log):
      {"objective": "distil"}],
     ids=["uniform", "pathwise target", "distil"],
 )  # fmt: skip
-def test_drawn_levels_and_the_dual_variable_go_on(
+def test_drawn_thresholds_and_the_dual_variable_go_on(
     base: Path, rows: list[Row], tmp_path: Path, changes: dict
 ) -> None:
     """Interrupted after its last checkpoint: figures and weights as without interruption."""
