@@ -38,7 +38,9 @@ else:
     settings.load_profile("sf")
 
 
-LONGEST = ("test_engines", "test_resume", "test_ranks", "test_sharding", "test_slurm")
+LONGEST = (
+    *("test_engines", "test_resume", "test_ranks", "test_sharding", "test_slurm", "test_llava"),
+)
 """Files of a minute and more."""
 
 

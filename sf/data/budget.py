@@ -24,6 +24,7 @@ __all__ = [
     "FACTOR",
     "MAX_ASPECT",
     "MIN_FRAMES",
+    "SHORT_QUESTION",
     "TEMPORAL_PATCH",
     "frame_indices",
     "frames_at",

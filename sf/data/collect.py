@@ -169,7 +169,7 @@ class _Collector:
     def _one(self, record: Any, file: str, number: int) -> None:
         try:
             row = parse_record(record)
-            if self._sources and not self._sources & {row.data_source, row.media.split("/")[0]}:
+            if self._sources and not self._sources & row.data_sources:
                 self.collected.num_unselected += 1
                 return
             self._refuse_twice(row)

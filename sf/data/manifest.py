@@ -80,6 +80,12 @@ class Row:
     visual_tokens: int = 0
 
     @property
+    def data_sources(self) -> frozenset[str]:
+        """The names that select the row: its dataset, and top folders on disk and in an archive."""
+        folders = (part.lstrip("/").split("/")[0] for part in self.media.split("!/"))
+        return frozenset({self.data_source, *folders})
+
+    @property
     def media_path(self) -> Path:
         """Path of the media: data root and `media` joined."""
         return Path(self.data_root) / self.media

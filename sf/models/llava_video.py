@@ -9,6 +9,7 @@ video, D channels.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -77,6 +78,13 @@ class LlavaVideoProcessor(LlavaOnevisionProcessor):
         frames = len(video_inputs["pixel_values_videos"][video_idx])
         count = self.video_form.num_tokens(frames, math.isqrt(self.num_image_tokens))
         return str(self.video_token) * count
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, as a processor of its own class: the form is in config.json."""
+        plain = copy.copy(self)
+        vars(plain).pop("llava_video")
+        plain.__class__ = LlavaOnevisionProcessor  # type: ignore[assignment]
+        return plain.save_pretrained(*args, **kwargs)
 
     def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; signals to the template that line-end tokens will be added."""

@@ -32,7 +32,7 @@ FAMILIES: dict[str, Any] = {
     "llava_onevision": LlavaOnevisionForConditionalGeneration,
     "llava_next_video": LlavaNextVideoForConditionalGeneration,
 }
-"""Model type in config.json -> class. The LLaVA families can be evaluated but not trained."""
+"""Model type in config.json -> class."""
 
 _ORIGINAL_LLAVA = ("llava", "llava_qwen", "llava_mistral")  # of the LLaVA-NeXT code
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

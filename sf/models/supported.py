@@ -23,8 +23,12 @@ class SupportedModel(NamedTuple):
     media: bool = False
 
 
-_TRAINED = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL"}
-_WITH_MEDIA = {"llava_onevision": "LLaVA-OneVision", "llava_next_video": "LLaVA-NeXT-Video"}
+_TRAINED = {
+    "qwen2_vl": "Qwen2-VL",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "llava_onevision": "LLaVA-OneVision",
+    "llava_next_video": "LLaVA-NeXT-Video",
+}
 _OTHERS = {
     "qwen3_vl": "Qwen3-VL",
     "qwen3_vl_moe": "Qwen3-VL MoE",
@@ -57,5 +61,4 @@ def supported_models() -> tuple[SupportedModel, ...]:
     attention interface, and raise `UnsupportedModelError` if it does not.
     """
     rows = [SupportedModel(kind, name, trained=True, media=True) for kind, name in _TRAINED.items()]
-    rows += [SupportedModel(kind, name, media=True) for kind, name in _WITH_MEDIA.items()]
     return (*rows, *(SupportedModel(kind, name) for kind, name in _OTHERS.items()))

@@ -32,6 +32,10 @@ class Collapse(Section):
 class Train(Section):
     """Training settings shared by all objectives."""
 
+    data_sources: list[str] = Field(
+        default_factory=list,
+        description="train rows with this data_source or top media folder; empty for all",
+    )
     short_share: Fraction = Field(
         description="share of the rows that ask for a bare answer, without tags"
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sf.data.prompts import Template, messages
-from sf.errors import DataError
+from sf.errors import ConfigError, DataError
 from sf.extras import extra
 
 with extra("train"):
@@ -17,10 +18,31 @@ with extra("train"):
 if TYPE_CHECKING:
     from sf.data.manifest import Row
 
-__all__ = ["question_order", "templates_of", "training_set"]
+__all__ = ["question_order", "rows_of_sources", "templates_of", "training_set"]
 
+_NAMED = 8
+"""Data sources that an error lists."""
 _STREAM = 0x73686F7274
 """Tells the choice of templates from the order of the questions, which has the same seed."""
+
+
+def rows_of_sources(rows: Sequence[Row], sources: Sequence[str]) -> list[Row]:
+    """The rows of the given `data_source` values or top media folders, in order.
+
+    Args:
+        rows: the train manifest.
+        sources: their names; empty for all rows.
+
+    Raises:
+        ConfigError: one of them has no row.
+    """
+    known = Counter(name for row in rows for name in row.data_sources)
+    for name in sources:
+        if not known[name]:
+            common = ", ".join(other for other, _ in known.most_common(_NAMED)) or "no rows"
+            rule = f"has no row in the train manifest, which holds {common}"
+            raise ConfigError("train.data_sources", name, rule, "correct it, or prepare such rows")
+    return [row for row in rows if not sources or row.data_sources & set(sources)]
 
 
 def question_order(num_rows: int, count: int, seed: int) -> list[int]:

@@ -12,41 +12,26 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from sf.attention.decoder_hooks import unwrapped
 from sf.data.prompts import Template, messages
 from sf.data.vision import encode
-from sf.errors import DataError, UnsupportedModelError
+from sf.errors import DataError
+from sf.training.backbone import (
+    MEDIA,
+    as_position_ids,
+    joined_features,
+    prompt_positions,
+    tower_output,
+)
 
 if TYPE_CHECKING:
     from sf.data.manifest import Row
     from sf.sections import Vision
 
-__all__ = ["EncodedQuestion", "Encoder", "PromptBatch", "backbone"]
-
-GRID = {"image": "image_grid_thw", "video": "video_grid_thw"}
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
-
-
-def backbone(model: Any) -> Any:
-    """The model without its language-model head: holds the tower and the rope index.
-
-    Raises:
-        UnsupportedModelError: the model does not have Qwen2-VL's architecture.
-    """
-    inner = getattr(unwrapped(model), "model", None)
-    if inner is None or not hasattr(inner, "get_rope_index") or not hasattr(inner, "visual"):
-        raise UnsupportedModelError(
-            "model",
-            type(model).__name__,
-            "does not have Qwen2-VL's architecture",
-            "train a Qwen2(.5)-VL model",
-        )
-    return inner
+__all__ = ["EncodedQuestion", "Encoder", "PromptBatch", "encoder_outputs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +40,11 @@ class EncodedQuestion:
 
     Attributes:
         input_ids: (l,) long.
-        positions: (3, l) long, multimodal rope positions.
-        next_position: the position of the first completion token, on all three axes.
+        positions: (A, l) long; three axes of multimodal rope positions, or one.
+        next_position: the position of the first completion token, on all axes.
         modality: "image" or "video".
-        grid_thw: (1, 3) long, the medium's patch grid.
-        pixels: (patches, channels * patch volume), the processor's output; None when `features`
-            stand for it.
+        media: the processor's output for the medium, as `sf.training.backbone.MEDIA` names it;
+            empty when `features` stand for it.
         features: (V, H), the frozen tower's output; None if the tower is trained.
     """
 
@@ -68,14 +52,13 @@ class EncodedQuestion:
     positions: torch.Tensor
     next_position: int
     modality: str
-    grid_thw: torch.Tensor
-    pixels: torch.Tensor | None
+    media: dict[str, torch.Tensor]
     features: torch.Tensor | None
 
     @property
     def num_bytes(self) -> int:
         """Memory of the tensors in bytes."""
-        tensors = (self.input_ids, self.positions, self.grid_thw, self.pixels, self.features)
+        tensors = (self.input_ids, self.positions, self.features, *self.media.values())
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
@@ -87,7 +70,7 @@ class PromptBatch:
         questions: U of them.
         input_ids: (U, P) long.
         attention_mask: (U, P) long, 1 at valid tokens.
-        positions: (3, U, P) long.
+        positions: (A, U, P) long.
     """
 
     questions: tuple[EncodedQuestion, ...]
@@ -103,7 +86,8 @@ class PromptBatch:
         shape = (len(questions), width)
         input_ids = torch.full(shape, pad_token_id, dtype=torch.long, device=device)
         mask = torch.zeros(shape, dtype=torch.long, device=device)
-        positions = torch.zeros((3, *shape), dtype=torch.long, device=device)
+        axes = len(questions[0].positions)
+        positions = torch.zeros((axes, *shape), dtype=torch.long, device=device)
         for at, question in enumerate(questions):
             start = width - question.input_ids.numel()
             input_ids[at, start:] = question.input_ids
@@ -112,19 +96,30 @@ class PromptBatch:
         return cls(tuple(questions), input_ids, mask, positions)
 
     def positions_with(self, owner: torch.Tensor, completion_width: int) -> torch.Tensor:
-        """Rope positions of rollouts, prompt and completion.
+        """Positions of rollouts, prompt and completion.
 
         Args:
             owner: (R,) long, the question of each rollout.
             completion_width: completion tokens after the prompt.
 
         Returns:
-            (3, R, P + completion_width) long.
+            (A, R, P + completion_width) long.
         """
         following = [self.questions[at].next_position for at in owner.tolist()]
         first = torch.tensor(following, device=owner.device)[:, None]
         tail = first + torch.arange(completion_width, device=owner.device)
-        return torch.cat([self.positions[:, owner], tail.expand(3, -1, -1)], dim=2)
+        tails = tail.expand(len(self.positions), -1, -1)
+        return torch.cat([self.positions[:, owner], tails], dim=2)
+
+    def position_ids(
+        self, owner: torch.Tensor, columns: slice, completion_width: int = 0
+    ) -> torch.Tensor:
+        """Columns of `positions_with`, as the model takes them.
+
+        Returns:
+            (R, columns) long, with three axes in front for multimodal rope positions.
+        """
+        return as_position_ids(self.positions_with(owner, completion_width)[:, :, columns])
 
     def features(self, model: Any) -> list[torch.Tensor]:
         """(V, H) per question: the stored features, or the model's own tower run on the pixels."""
@@ -135,21 +130,16 @@ def features_of(model: Any, question: EncodedQuestion) -> torch.Tensor:
     """(V, H), the visual tokens of a question as the language model sees them."""
     if question.features is not None:
         return question.features
-    return tower_output(model, question.modality, question.pixels, question.grid_thw)
-
-
-def tower_output(model: Any, modality: str, pixels: Any, grid_thw: torch.Tensor) -> torch.Tensor:
-    """(V, H), the tower and its merger on one medium."""
-    run = getattr(backbone(model), f"get_{modality}_features")
-    return torch.cat(list(run(pixels, grid_thw, return_dict=True).pooler_output), dim=0)
+    return tower_output(model, question.modality, question.media)
 
 
 def encoder_outputs(
-    prompts: PromptBatch, features: Sequence[torch.Tensor], owner: torch.Tensor
+    model: Any, prompts: PromptBatch, features: Sequence[torch.Tensor], owner: torch.Tensor
 ) -> dict[str, Any]:
     """Visual tokens of rollouts as transformers' `mm_encoder_outputs`, which replace the pixels.
 
     Args:
+        model: that will take them.
         prompts: the questions.
         features: (V, H) per question.
         owner: (R,) long, the question of each rollout.
@@ -157,17 +147,14 @@ def encoder_outputs(
     groups: dict[str, list[torch.Tensor]] = {}
     for at in owner.tolist():
         groups.setdefault(prompts.questions[at].modality, []).append(features[at])
-    return {
-        modality: BaseModelOutputWithPooling(pooler_output=cast(Any, tuple(parts)))
-        for modality, parts in groups.items()
-    }
+    return {kind: joined_features(model, kind, parts) for kind, parts in groups.items()}
 
 
 class Encoder:
     """Encodes rows and keeps the latest ones.
 
     Args:
-        model: gives the rope index, and the tower while it is frozen.
+        model: gives the positions, and the tower while it is frozen.
         processor: of the model.
         rows: the training rows; questions are identified by their index.
         vision: pixel and frame bounds.
@@ -213,30 +200,19 @@ class Encoder:
         device = self.model.device
         inputs = encode(self.processor, [messages(row, template)], self.vision, device)
         modality = row.data_type
-        grid = inputs.get(GRID[modality])
-        if grid is None or grid.shape[0] != 1:
+        media = {name: inputs[name] for name in MEDIA[modality] if name in inputs}
+        # The last of them has one entry per medium.
+        if not media or len([*media.values()][-1]) != 1:
             raise DataError(
                 f"row {row.id}", None, f"must hold exactly one {modality}", "prepare the data again"
             )
-        positions, deltas = backbone(self.model).get_rope_index(
-            inputs["input_ids"],
-            mm_token_type_ids=inputs["mm_token_type_ids"],
-            image_grid_thw=inputs.get("image_grid_thw"),
-            video_grid_thw=inputs.get("video_grid_thw"),
-            second_per_grid_ts=inputs.get("second_per_grid_ts"),
-            attention_mask=inputs["attention_mask"],
-        )
-        pixels = inputs[PIXELS[modality]]
-        features = None
-        if self.frozen_tower:
-            features = tower_output(self.model, modality, pixels, grid)
-        length = inputs["input_ids"].shape[1]
+        positions, following = prompt_positions(self.model, inputs)
+        features = tower_output(self.model, modality, media) if self.frozen_tower else None
         return EncodedQuestion(
             input_ids=inputs["input_ids"][0],
-            positions=positions[:, 0],
-            next_position=length + int(deltas[0]),
+            positions=positions,
+            next_position=following,
             modality=modality,
-            grid_thw=grid,
-            pixels=None if self.frozen_tower else pixels,
+            media={} if self.frozen_tower else media,
             features=features,
         )

@@ -119,7 +119,7 @@ class PolicyForward:
         inputs = {
             "input_ids": ids,
             "attention_mask": mask,
-            "position_ids": prompts.positions_with(owner, width)[:, :, -width:],
+            "position_ids": prompts.position_ids(owner, slice(-width, None), width),
             "past_key_values": part.cache,
             "use_cache": True,
         }
@@ -140,11 +140,12 @@ class PolicyForward:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One bucket; `start` columns of padding are cut off everything."""
         prompts, owner = self.forced.prompts, self.forced.owner[rows]
+        features = prompts.features(self.bare)
         inputs = {
             "input_ids": ids,
             "attention_mask": mask,
-            "position_ids": prompts.positions_with(owner, width)[:, :, start:],
-            "mm_encoder_outputs": encoder_outputs(prompts, prompts.features(self.bare), owner),
+            "position_ids": prompts.position_ids(owner, slice(start, None), width),
+            "mm_encoder_outputs": encoder_outputs(self.bare, prompts, features, owner),
             "use_cache": False,
         }
         policy, term = self.forced.policy(rows, start), None

@@ -80,8 +80,8 @@ def _group_logps(
     first = model(
         input_ids=prompts.input_ids[unique],
         attention_mask=prompts.attention_mask[unique],
-        position_ids=prompts.positions[:, unique],
-        mm_encoder_outputs=encoder_outputs(prompts, features, unique),
+        position_ids=prompts.position_ids(unique, slice(None)),
+        mm_encoder_outputs=encoder_outputs(model, prompts, features, unique),
         use_cache=True,
         logits_to_keep=1,
     )
@@ -96,7 +96,7 @@ def _group_logps(
             output = model(
                 input_ids=input_ids[:, start:-1],
                 attention_mask=attention_mask[:, :-1],
-                position_ids=prompts.positions_with(owner, completion_width)[:, :, start:-1],
+                position_ids=prompts.position_ids(owner, slice(start, -1), completion_width),
                 past_key_values=cache,
                 use_cache=True,
             )

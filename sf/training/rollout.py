@@ -196,8 +196,8 @@ class Sampler:
         output = model(
             input_ids=prompts.input_ids[owner, start:],
             attention_mask=prompts.attention_mask[owner, start:],
-            position_ids=prompts.positions[:, owner, start:],
-            mm_encoder_outputs=encoder_outputs(prompts, features, owner),
+            position_ids=prompts.position_ids(owner, slice(start, None)),
+            mm_encoder_outputs=encoder_outputs(model, prompts, features, owner),
             use_cache=True,
             logits_to_keep=1,
         )

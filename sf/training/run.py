@@ -22,13 +22,14 @@ from sf.models import load_model, load_processor
 from sf.progress import progress, without_tensor_bars
 from sf.ranks import agreed, rank, world_size
 from sf.training.answers import answer_set
+from sf.training.backbone import vision_parts
 from sf.training.card import usage_of, write_card
 from sf.training.checkpoints import SealCheckpoints, check_disk, last_sealed
 from sf.training.collapse import CollapseWatch, kept_checkpoints
 from sf.training.cost import CostEstimate, RankMemory
-from sf.training.dataset import templates_of, training_set
+from sf.training.dataset import rows_of_sources, templates_of, training_set
 from sf.training.distil import DistilTrainer
-from sf.training.encoding import Encoder, backbone
+from sf.training.encoding import Encoder
 from sf.training.monitor import FiniteGradients, Monitor
 from sf.training.objectives import Distil, Pathwise, Sharpness, block_attention
 from sf.training.parameters import RunParameters
@@ -90,7 +91,7 @@ def assemble(
     Args:
         p: parameters.
         base: the initial model, which is also the reference.
-        rows: the train manifest.
+        rows: the train manifest, of which `train.data_sources` are used.
         checkpoints: folder for checkpoints, on a disk with enough space.
         tracker: `log(step, values)`.
         counter: progress counter.
@@ -98,12 +99,15 @@ def assemble(
 
     Raises:
         EnvironmentFault: not enough space for the checkpoints.
-        ConfigError: the rollouts or the weights do not divide over the ranks.
+        ConfigError: the rollouts or the weights do not divide over the ranks, or there is no row of
+            a data source.
     """
     check_sharding(p, world_size())
+    rows = rows_of_sources(rows, p.train.data_sources)
     checkpoints.mkdir(parents=True, exist_ok=True)
     # The weights stay float32 for any dtype of the computation: steps of 1e-6 vanish in bfloat16.
     model = load_model(base, device=p.runtime.device)
+    _check_trained_tower(p, model)
     processor = load_processor(base)
     model, replacement = prepare_model(p, model)
     trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
@@ -156,7 +160,8 @@ def prepare_model(p: RunParameters, model: Any) -> tuple[Any, Replacement | None
         ConfigError: the base checkpoint was trained with another attention, or adapters do not fit.
     """
     replacement = _replaced(p, model)
-    backbone(model).visual.requires_grad_(p.train.train_vision)
+    for part in vision_parts(model).values():
+        part.requires_grad_(p.train.train_vision)
     return _with_adapters(p, model), replacement
 
 
@@ -260,6 +265,18 @@ def check_sharding(p: RunParameters, ranks: int) -> None:
         remedy += " or train_vision to false"
     if rule:
         raise ConfigError("train.sharding", p.train.sharding, rule, remedy)
+
+
+def _check_trained_tower(p: RunParameters, model: Any) -> None:
+    """
+    Raises:
+        ConfigError: data parallelism would fail on parts of the tower that have no gradient.
+    """
+    unread = model.config.model_type.startswith("llava")  # what follows the layer that is read
+    if unread and p.train.train_vision and p.train.gradient_checkpointing and world_size() > 1:
+        rule = "with a trained LLaVA tower needs one process: parts of the tower have no gradient"
+        remedy = "set it to false, or train_vision to false"
+        raise ConfigError("train.gradient_checkpointing", True, rule, remedy)
 
 
 def _replaced(p: RunParameters, model: Any) -> Replacement | None:

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-__all__ = ["Truncation", "sampling_seeds", "truncations", "vision_token_ids"]
+from sf.attention.decoder_hooks import unwrapped
+
+__all__ = ["Truncation", "forbidden_ids", "sampling_seeds", "truncations"]
 
 VISION_TOKENS = (
     "<|image_pad|>",
@@ -19,13 +21,17 @@ VISION_TOKENS = (
 )
 
 
-def vision_token_ids(tokenizer: Any) -> list[int]:
+def forbidden_ids(tokenizer: Any, model: Any) -> list[int]:
     """Ids that must not be sampled: in a prompt they are placeholders for pixels.
 
-    (TRL suppresses the image token alone.)
+    (TRL suppresses the image token alone.) Nor may ids that a checkpoint never generates
+    (`suppress_tokens`, such as a converted LLaVA-Video's rows beyond its vocabulary).
     """
-    known = tokenizer.get_vocab()
-    return [known[token] for token in VISION_TOKENS if token in known]
+    known, whole = tokenizer.get_vocab(), unwrapped(model)
+    ids = [known[token] for token in VISION_TOKENS if token in known]
+    ids += [whole.config.image_token_id, whole.config.video_token_id]
+    ids += whole.generation_config.suppress_tokens or []
+    return sorted(set(ids))
 
 
 def sampling_seeds(seed: int, step: int, places: Sequence[int]) -> list[int]:

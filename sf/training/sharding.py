@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor
 
 from sf.attention.decoder_hooks import find_decoder
 from sf.ranks import join, rank, world_size
-from sf.training.encoding import backbone
+from sf.training.backbone import backbone, vision_parts
 from sf.training.optimizer_files import read_state, write_state
 
 __all__ = [
@@ -52,7 +52,7 @@ OPTIMIZER_FOLDER = "optimizer"
 def shard(model: nn.Module, device: str, dtype: str) -> None:
     """Shard a model's weights over all ranks, in place.
 
-    Frozen weights outside the decoder (the vision tower) stay whole on each rank: they are used for
+    Frozen weights outside the decoder (the vision parts) stay whole on each rank: they are used for
     each rank's own questions, at different times.
 
     Args:
@@ -78,14 +78,15 @@ def shard(model: nn.Module, device: str, dtype: str) -> None:
 
 
 def shard_reference(reference: nn.Module, policy: nn.Module, device: str, dtype: str) -> None:
-    """Shard the reference's weights; it shares the policy's frozen vision tower.
+    """Shard the reference's weights; it shares the policy's frozen vision parts.
 
     Args:
         reference: a model that is not trained.
         policy: after `shard`.
         device, dtype: as in `shard`.
     """
-    backbone(reference).visual = backbone(policy).visual
+    for name, part in vision_parts(policy).items():
+        setattr(backbone(reference), name, part)
     shard(reference.requires_grad_(False), device, dtype)
 
 

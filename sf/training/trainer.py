@@ -29,7 +29,7 @@ from sf.training.reference import reference_logps
 from sf.training.retention_schedule import RetentionSchedule
 from sf.training.rewards import GroupReward, ScoredRollouts
 from sf.training.rollout import Sampler
-from sf.training.sampling import truncations, vision_token_ids
+from sf.training.sampling import forbidden_ids, truncations
 from sf.training.sharding import is_sharded, shard_reference
 from sf.training.sparsity_weight import PathwiseWeight
 from sf.training.trainer_settings import check_grpo_config
@@ -119,7 +119,7 @@ class SparsityForcingTrainer(RolloutGeneration, GRPOTrainer):
             max_completion_tokens=cast(int, args.max_completion_length),
             eos_token_ids=self.eos_token_ids,
             pad_token_id=self._tokenizer.pad_token_id,
-            forbidden=vision_token_ids(self._tokenizer),
+            forbidden=forbidden_ids(self._tokenizer, model),
             make_policy=schedule.policy,
             truncate=truncations(args.top_k or 0, args.top_p, args.min_p or 0.0),
         )

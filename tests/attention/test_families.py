@@ -128,4 +128,6 @@ def test_the_list_names_each_type_once() -> None:
     assert {model.model_type for model in sf.supported_models() if model.trained} == {
         "qwen2_vl",
         "qwen2_5_vl",
+        "llava_onevision",
+        "llava_next_video",
     }

@@ -19,7 +19,8 @@ from sf.evaluation.answer import encode_rows
 from sf.evaluation.benchmarks import benchmark_named
 from sf.evaluation.model import SparseChatModel
 from sf.evaluation.run import evaluate_benchmarks
-from sf.training.encoding import Encoder, backbone
+from sf.training.backbone import backbone
+from sf.training.encoding import Encoder
 
 NUM_FRAMES, RATE = 51, 12
 VISUAL = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
@@ -95,8 +96,8 @@ def test_all_paths_see_the_same_video(
             assert (name in inputs) == (name in expected)
             if name in inputs:
                 assert torch.equal(torch.as_tensor(inputs[name]), torch.as_tensor(expected[name]))
-        assert torch.equal(trained.pixels, inputs["pixel_values_videos"])
-        assert torch.equal(trained.grid_thw, inputs["video_grid_thw"])
+        for name in ("pixel_values_videos", "video_grid_thw"):
+            assert torch.equal(trained.media[name], inputs[name])
         positions, _ = backbone(lm.model).get_rope_index(
             inputs["input_ids"],
             mm_token_type_ids=inputs["mm_token_type_ids"],

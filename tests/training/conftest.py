@@ -17,9 +17,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     return tiny_world.write_rows(tmp_path_factory.mktemp("media"))
 
 
-@pytest.fixture(scope="session", params=["qwen2_5_vl", "qwen2_vl"])
+@pytest.fixture(scope="session", params=tiny_world.FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
-    """Both supported families."""
+    """Each supported family."""
     return str(request.param)
 
 
@@ -32,8 +32,19 @@ def built(family: str, rows: list[Row]) -> tuple[Any, Any]:
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory, rows: list[Row]) -> Path:
     """A saved Qwen2.5-VL base checkpoint."""
-    folder = tmp_path_factory.mktemp("base")
-    model, processor = tiny_world.build("qwen2_5_vl", rows)
+    return _saved("qwen2_5_vl", rows, tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session", params=tiny_world.LLAVA)
+def llava_base(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Row], request: pytest.FixtureRequest
+) -> Path:
+    """A saved base checkpoint of each LLaVA family."""
+    return _saved(request.param, rows, tmp_path_factory.mktemp(request.param))
+
+
+def _saved(family: str, rows: list[Row], folder: Path) -> Path:
+    model, processor = tiny_world.build(family, rows)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -17,7 +17,7 @@ from sf.training.encoding import Encoder, PromptBatch
 from sf.training.logps import PolicyForward
 from sf.training.rollout import Rollout, Sampler
 from sf.training.run import assemble
-from sf.training.sampling import vision_token_ids
+from sf.training.sampling import forbidden_ids
 
 PAD = 0
 
@@ -44,7 +44,7 @@ def rollouts(
         max_completion_tokens=tokens,
         eos_token_ids=[tokenizer.convert_tokens_to_ids("<|im_end|>")],
         pad_token_id=PAD,
-        forbidden=vision_token_ids(tokenizer),
+        forbidden=forbidden_ids(tokenizer, model),
         make_policy=lambda p: TopP(p=p),
     )
     return sampler(
@@ -56,6 +56,13 @@ def rollouts(
         bucketed=bucketed,
         shared=shared,
     )
+
+
+def near(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Equal up to rounding of the largest gradient, which is several hundred in tiny LLaVA."""
+    for name, gradient in expected.items():
+        atol = 1e-5 * max(1.0, float(gradient.abs().max()))
+        assert torch.allclose(ours[name], gradient, atol=atol), name
 
 
 def learnt(
@@ -116,8 +123,7 @@ def test_same_gradient_as_two_forwards(
     assert torch.allclose(own_logps, logps, atol=1e-5)
     assert torch.allclose(own_entropies, entropies, atol=1e-5)
     assert plain.keys() == shared.keys()
-    for name, expected in plain.items():
-        assert torch.allclose(shared[name], expected, atol=1e-5), name
+    near(shared, plain)
     assert max(float(value.abs().max()) for value in plain.values()) > 0.1
 
 
@@ -154,8 +160,7 @@ def test_same_in_blocks(
         assert max(widths) <= 2 or tokens == 1
         assert torch.allclose(own_logps, logps, atol=1e-6)
         assert torch.allclose(own_entropies, entropies, atol=1e-6)
-        for name, expected in whole.items():
-            assert torch.allclose(gradients[name], expected, atol=1e-5), name
+        near(gradients, whole)
 
 
 def test_passes_are_used_once_and_by_a_forward_that_learns(

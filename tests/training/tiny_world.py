@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tiny_llava import build_llava
 
+from sf.attention.video_form import CONFIG_KEY, VideoForm
 from sf.config import Answering, Runtime, Vision, merged
 from sf.data.manifest import Row
 from sf.data.prompts import question_text
 from sf.mini.scenes import ask, render, sample_clip, sample_scene, write_video
 from sf.models import build_tiny
+from sf.models.llava_video import apply_video_form
 from sf.training.config import Train
 from sf.training.parameters import RunParameters
 
@@ -142,10 +145,25 @@ def write_rows(folder: Path, images: int = 3, videos: int = 3) -> list[Row]:
     return rows
 
 
+LLAVA = ("llava_video", "llava_next_video")
+FAMILIES = ("qwen2_5_vl", "qwen2_vl", *LLAVA)
+"""`llava_video` is of the classes of LLaVA-OneVision, with LLaVA-Video's form of videos."""
+_TIMES = "The video lasts for 0.25 seconds, and 4 frames are uniformly sampled from it."
+
+
 def build(family: str, rows: list[Row]) -> tuple[Any, Any]:
     """An untrained tiny model and its processor."""
     corpus = [f"{question_text(row, 'answer')} {row.solution}" for row in rows]
-    return build_tiny(family, corpus, seed=1)
+    if family not in LLAVA:
+        return build_tiny(family, corpus, seed=1)
+    own = family == "llava_video"
+    model, processor = build_llava("llava_onevision" if own else family, [*corpus, _TIMES])
+    if own:
+        form = VideoForm(line_ends="grid", time_text=True)
+        setattr(model.config, CONFIG_KEY, form.as_config())
+        for part in (model, processor):
+            apply_video_form(part, model.config)
+    return model, processor
 
 
 def first_batch(trainer: Any) -> dict[str, Any]:
