@@ -7,14 +7,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from sf.atomic_files import read_json
 from sf.data.hub import HubSource, parse_hub, recorded_commit
 from sf.data.hub_cache import WEIGHT_FILES, hub_folder
 from sf.disk import require_room
 from sf.errors import DataError, UnsupportedModelError
 from sf.layout import STAMP
-from sf.models.load import load_config
+from sf.models.convert_llava import convert_llava
+from sf.models.load import load_config, readable
 
 __all__ = ["check_family", "checkpoint_files", "fetch_checkpoint"]
+
+LLAVA_NEXT = "llava_qwen"
+"""The model type in LLaVA-NeXT's files that `convert_llava` knows."""
 
 
 def check_family(folder: Path, family: str) -> Any:
@@ -45,19 +50,33 @@ def _place(source: Path, target: Path) -> None:
         shutil.copy2(real, target)
 
 
+def _in_llava_next_format(folder: Path) -> bool:
+    """Whether a checkpoint is of LLaVA-NeXT's code, such as LLaVA-Video-7B-Qwen2."""
+    config = folder / "config.json"
+    if not config.is_file():
+        return False
+    with readable("config.json", folder):
+        return bool(read_json(config).get("model_type") == LLAVA_NEXT)
+
+
 def fetch_checkpoint(
-    source: str, family: str, target: Path, fetched: Path | None = None
+    source: str, family: str, target: Path, fetched: Path | None = None, work: Path | None = None
 ) -> dict[str, str]:
     """Put a checkpoint's files into `target`, unchanged.
+
+    A hub's checkpoint in LLaVA-NeXT's format is converted if the family is `llava_onevision`
+    (`sf.models.convert_llava`); a local one is to be converted before.
 
     Args:
         source: a local folder, or "hub:OWNER/NAME@REVISION".
         family: the required model type.
         target: existing folder.
         fetched: result of the stage `fetch`, which resolves a branch or tag to a commit.
+        work: folder for a conversion, on the disk of `target`; a later call continues it.
 
     Returns:
-        The origin: the source and, for a hub, the commit of the revision.
+        The origin: the source and, for a hub, the commit of the revision; `converted` names the
+        format that it was converted from.
 
     Raises:
         ConfigError: a malformed hub source.
@@ -70,6 +89,9 @@ def fetch_checkpoint(
         hub = parse_hub(source)
         commit = recorded_commit(source, [fetched] if fetched else [])
         folder, origin["commit"] = hub_folder(HubSource(hub.name, commit or hub.revision))
+        if work is not None and family == "llava_onevision" and _in_llava_next_format(folder):
+            convert_llava(f"hub:{hub.name}@{origin['commit']}", work / "converted")
+            folder, origin["converted"] = work / "converted", LLAVA_NEXT
     else:
         folder = Path(source)
     check_family(folder, family)

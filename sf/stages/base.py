@@ -43,10 +43,11 @@ def inputs(p: Parameters) -> dict[str, Path]:
 def run(p: Parameters, job: Job) -> None:
     """Write a transformers checkpoint (model and processor) and its held-out accuracy.
 
-    Writes the checkpoint's files, `base.json` (its origin) and, for a model trained here,
-    `tables/heldout.csv` and `tables/heldout_answers.parquet`: greedy accuracy on the held-out
-    split by media and problem type, with Wilson intervals. A killed training run continues from
-    its last checkpoint to the same weights.
+    A hub's checkpoint in LLaVA-NeXT's format (LLaVA-Video-7B-Qwen2) is converted to transformers'
+    LLaVA-OneVision classes. Writes the checkpoint's files, `base.json` (its origin) and, for a
+    model trained here, `tables/heldout.csv` and `tables/heldout_answers.parquet`: greedy accuracy
+    on the held-out split by media and problem type, with Wilson intervals. A killed training run
+    continues from its last checkpoint to the same weights.
 
     Raises:
         ConfigError, DataError, EnvironmentFault, UnsupportedModelError: see
@@ -63,5 +64,5 @@ def run(p: Parameters, job: Job) -> None:
     else:
         from sf.models.fetch import fetch_checkpoint
 
-        origin = fetch_checkpoint(p.base.source, p.base.family, job.out, p.fetched)
+        origin = fetch_checkpoint(p.base.source, p.base.family, job.out, p.fetched, job.state)
     write_json(job.out / "base.json", origin)

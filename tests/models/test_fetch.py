@@ -15,7 +15,7 @@ from sf.data.hub_cache import hub_folder
 from sf.data.manifest import Row, read_manifest, write_manifest
 from sf.errors import ConfigError, DataError, EnvironmentFault, UnsupportedModelError
 from sf.mini.rows import ANNOTATIONS, write_dataset
-from sf.models import load_model, load_processor
+from sf.models import convert_llava, fetch, load_model, load_processor
 from sf.models.fetch import checkpoint_files, fetch_checkpoint
 from sf.scratch.heldout import accuracy_table
 from sf.stages.base import Parameters, run
@@ -211,6 +211,28 @@ def test_a_branch_is_the_commit_that_was_fetched(hub, tmp_path):
     record_commit(tmp_path / "fetched", source, "d" * 40)
     origin = fetch_checkpoint(source, hub.family, target, tmp_path / "fetched")
     assert origin == {"source": source, "commit": "d" * 40}
+
+
+def test_a_checkpoint_in_llava_nexts_format_is_converted(
+    source, target, tmp_path, vision, monkeypatch
+):
+    """As `sf convert` does; what a killed stage left is taken."""
+    found = lambda hub: (source, "b" * 40)  # noqa: E731
+    for module in (fetch, convert_llava):
+        monkeypatch.setattr(module, "hub_folder", found)
+    work = job(tmp_path)
+    base = {"source": "hub:lmms-lab/LLaVA-Video-tiny@main", "family": "llava_onevision"}
+    for _ in range(2):
+        run(parameters(vision, tmp_path, base=base), work)
+    origin = json.loads((work.out / "base.json").read_text())
+    assert origin == {"source": base["source"], "commit": "b" * 40, "converted": "llava_qwen"}
+    expected = load_model(target).state_dict()
+    assert all(torch.equal(w, expected[n]) for n, w in load_model(work.out).state_dict().items())
+    assert load_processor(work.out).video_form == load_processor(target).video_form
+    with pytest.raises(UnsupportedModelError, match="sf convert SOURCE"):  # a local one is not
+        fetch_checkpoint(str(source), "llava_onevision", work.out, None, work.state)
+    with pytest.raises(UnsupportedModelError, match="must be one of"):
+        fetch_checkpoint(base["source"], "qwen2_vl", work.out, None, work.state)
 
 
 def test_an_unpinned_hub_source_is_refused(tmp_path):
