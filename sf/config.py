@@ -28,13 +28,13 @@ from sf.fields import Name, Positive, Section, Seed, flat
 from sf.redaction import without_credentials
 from sf.report.definitions import DEFINITIONS
 from sf.sections import (
-    ANSWERING_FAMILIES,
     Answering,
     Axes,
     BaseModelSpec,
     Benchmarks,
     Calibrate,
     Evaluate,
+    Method,
     Prepare,
     Profile,
     Runtime,
@@ -96,6 +96,23 @@ class Resources(Section):
         return self.processes_a_node * self.nodes
 
 
+class StudyModel(BaseModelSpec):
+    """A base model of a study: where it is from, and what differs for it."""
+
+    without: list[Method] = Field(
+        default_factory=list,
+        description="methods of axes that this model does not run; those that it cannot run",
+    )
+    train: dict[str, Any] = Field(
+        default_factory=dict, description="settings of the section train that differ for it"
+    )
+
+    @property
+    def spec(self) -> BaseModelSpec:
+        """Where it is from."""
+        return BaseModelSpec(family=self.family, source=self.source)
+
+
 class TrainedRow(Section):
     """A row with training: its objective and the common settings."""
 
@@ -120,7 +137,7 @@ class Params(Section):
     runtime: Runtime
     answering: Answering
     prepare: Prepare
-    base: Annotated[dict[Name, BaseModelSpec], Field(min_length=1)]
+    base: Annotated[dict[Name, StudyModel], Field(min_length=1)]
     scratch: Scratch | None = Field(
         None, description="training of base models with source 'scratch'"
     )
@@ -135,14 +152,15 @@ class Params(Section):
     nsa: NsaSettings
     videonsa: VideoNsaSettings
     objectives: dict[Name, dict[str, Any]] = Field(
-        description="rows with training: objective, and settings that differ from "
-        "its sections; empty for no training"
+        description="rows with training: objective, settings that differ from its sections, and "
+        "`models` if not all base models are trained; empty for no training"
     )
     benchmarks: Benchmarks
     evaluate: Evaluate
     profile: Profile
     resources: dict[str, Resources]
     _trained: dict[str, TrainedRow] = PrivateAttr()
+    _of_models: dict[tuple[str, str], TrainedRow] = PrivateAttr()
 
     def resources_of(self, run: str) -> tuple[str, Resources]:
         """The key and the entry of `resources` for a stage of `sf run`."""
@@ -151,16 +169,43 @@ class Params(Section):
 
     @property
     def trained(self) -> Mapping[str, TrainedRow]:
-        """The rows with training, with all settings."""
+        """The rows with training, with all settings but those of a base model."""
         return self._trained
+
+    def trained_of(self, model: str, row: str) -> TrainedRow:
+        """A row with training with all settings, for a base model that `has_row`."""
+        return self._of_models[model, row]
+
+    def has_row(self, model: str, row: str) -> bool:
+        """Whether a row of the tables, with or without training, is to be made for a base model."""
+        if row in self.objectives:
+            return (model, row) in self._of_models
+        return row not in self.base[model].without
 
     @model_validator(mode="after")
     def _rows_complete(self) -> Params:
         self._trained = {name: self._complete(name, row) for name, row in self.objectives.items()}
+        self._of_models = {}
+        for name, row in self.objectives.items():
+            for model in _models_of(name, row, list(self.base)):
+                own = self.base[model].train
+                values = merged(self.train.model_dump(), own)
+                validated(Train, values, f"base.{model}.train.")
+                trained = self._complete(name, row, own) if own else self._trained[name]
+                self._of_models[model, name] = trained
         return self
 
-    def _complete(self, name: str, row: dict[str, Any]) -> TrainedRow:
-        """A row with all settings, unchanged ones taken from their sections."""
+    def _complete(
+        self, name: str, row: dict[str, Any], train: Mapping[str, Any] | None = None
+    ) -> TrainedRow:
+        """A row with all settings, unchanged ones taken from their sections.
+
+        Args:
+            name: of the row.
+            row: its settings.
+            train: settings of the section train that differ for a base model; the row's own go
+                first.
+        """
         if name == "base" or name in (*self.axes.methods, *self.axes.curve_methods):
             rule = "is also the name of a row without training"
             raise ConfigError("objectives", name, rule, "choose another name")
@@ -175,13 +220,13 @@ class Params(Section):
             settings |= getattr(self, section).model_dump()
         if "pathwise" in OBJECTIVES[kind].model_fields:
             settings["pathwise"] = self.pathwise.model_dump()
-        own = {key: value for key, value in row.items() if key != "train"}
+        own = {key: value for key, value in row.items() if key not in ("train", "models")}
         common = row.get("train", {})
         if not isinstance(common, dict):
             raise ConfigError(f"objectives.{name}.train", common, "must be a mapping")
         values = {
             "objective": merged(settings, own),
-            "train": merged(self.train.model_dump(), common),
+            "train": merged(merged(self.train.model_dump(), train or {}), common),
         }
         complete = validated(TrainedRow, values, f"objectives.{name}: ")
         if isinstance(complete.objective, BlockSettings):
@@ -201,22 +246,32 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Params:
-        untrained = [
-            model for model, spec in self.base.items() if spec.family in ANSWERING_FAMILIES
-        ]
-        if untrained and self.objectives:
-            raise ValueError(
-                f"objectives with {', '.join(untrained)}: LLaVA models can be evaluated, not "
-                "trained; give them a study with objectives: {}"
-            )
         for model, spec in self.base.items():
             for method in (*self.axes.methods, *self.axes.curve_methods):
                 # The method of a finished checkpoint is checked when it is loaded.
                 trained_with = None if spec.source == "scratch" else method
                 rule = misfit(method, spec.family, trained_with)
-                if rule is not None:
-                    raise ValueError(f"axes.methods with {model}: {rule}")
+                if rule is not None and method not in spec.without:
+                    fault, _, remedy = rule.partition("; ")
+                    remedy = f"{remedy}, or add it to base.{model}.without"
+                    raise ConfigError("axes.methods", method, f"{model}: {fault}", remedy)
+            unknown = set(spec.without) - {*self.axes.methods, *self.axes.curve_methods}
+            if unknown:
+                rule = f"{', '.join(sorted(unknown))} is not one of axes.methods"
+                raise ConfigError(f"base.{model}.without", spec.without, rule, "leave it out")
         return self
+
+
+def _models_of(name: str, row: Mapping[str, Any], every: list[str]) -> list[str]:
+    """The base models that a row with training is made for."""
+    given = row.get("models", every)
+    where, known = f"objectives.{name}.models", f"known: {', '.join(every)}"
+    if not isinstance(given, list) or not given:
+        raise ConfigError(where, given, "must be a list of base models", known)
+    for model in given:
+        if model not in every:
+            raise ConfigError(where, model, "is not one of the base models", known)
+    return given
 
 
 def _check_sparse(name: str, settings: BlockSettings, vision: Vision) -> None:

@@ -59,7 +59,6 @@ Method = Annotated[str, AfterValidator(_known_method)]
 CurveMethod = Annotated[str, AfterValidator(_with_retention_p)]
 Suite = Annotated[str, AfterValidator(_known_suite)]
 Family = Literal["qwen2_vl", "qwen2_5_vl", "llava_onevision", "llava_next_video"]
-ANSWERING_FAMILIES = ("llava_onevision", "llava_next_video")  # evaluated but not trained
 SCRATCH_FAMILIES = ("qwen2_vl", "qwen2_5_vl")  # supported by source 'scratch'
 
 

@@ -76,7 +76,7 @@ def with_change(tmp_path: Path, old: str, new: str) -> Path:
             "  methods: [full, zipvl]",
             "  methods: [full, nsa]",
             (
-                "axes.methods with tiny-qwen2.5-vl",
+                "axes.methods = 'nsa'. tiny-qwen2.5-vl",
                 "nsa needs weights that this model lacks",
                 "objective nsa",
             ),
@@ -112,11 +112,15 @@ def test_a_method_that_cannot_run_on_a_model_is_refused_before_any_job() -> None
     with pytest.raises(ConfigError, match=r"scratch\. is not used: no base model has source"):
         validated(Params, values)
     del values["scratch"]
-    with pytest.raises(ConfigError, match="not trained; give them a study with objectives:"):
-        validated(Params, values)
-    values["objectives"] = {}
     with pytest.raises(ConfigError, match=r"visionzip runs on qwen2_vl and qwen2_5_vl only, not"):
         validated(Params, values)
+    spec["without"] = ["visionzip"]
+    params = validated(Params, values)
+    assert [row for row in ("full", "visionzip") if params.has_row(*params.base, row)] == ["full"]
+    values["axes"]["methods"] = ["full", "zipvl"]
+    with pytest.raises(ConfigError, match=r"without = .*visionzip is not one of axes\.methods"):
+        validated(Params, values)
+    del spec["without"]
     values["axes"]["methods"] = ["full", "nsa"]  # the hub's checkpoint may be one trained with NSA
     validated(Params, values)
 
@@ -164,6 +168,33 @@ def test_rows_of_one_objective_may_differ_in_their_settings() -> None:
     assert rows["plain"].train.lora is None
     target = rows["target"].objective.pathwise  # type: ignore[union-attr]
     assert (target.weight, target.target.token_ratio) == (1.0, 0.25)
+
+
+def test_settings_of_training_and_rows_may_differ_by_base_model() -> None:
+    values = scale_values("mini", ROOT / "params")
+    (spec,) = values["base"].values()
+    values["base"] = {"a": dict(spec), "b": {**spec, "train": {"steps": 7, "log_every": 3}}}
+    values["objectives"] = {
+        "all": {"objective": "sparsity_forcing"},
+        "own": {"objective": "zipvl_sft", "train": {"steps": 9}, "models": ["b"]},
+    }
+    params = validated(Params, values)
+    assert params.trained_of("a", "all") == params.trained["all"]
+    assert params.trained_of("a", "all").train.steps == values["train"]["steps"]
+    settings = {row: params.trained_of("b", row).train for row in ("all", "own")}
+    assert [(train.steps, train.log_every) for train in settings.values()] == [(7, 3), (9, 3)]
+    rest = settings["all"].model_dump(exclude={"steps", "log_every"})
+    assert rest == params.train.model_dump(exclude={"steps", "log_every"})
+    rows = [(model, row) for model in "ab" for row in values["objectives"]]
+    assert [pair for pair in rows if not params.has_row(*pair)] == [("a", "own")]
+    for models, said in ((["c"], "'c'. is not one of the base models. known: a, b"), ([], "list")):
+        values["objectives"]["own"]["models"] = models
+        with pytest.raises(ConfigError, match=rf"objectives\.own\.models = .*{said}"):
+            validated(Params, values)
+    del values["objectives"]["own"]
+    values["base"]["b"]["train"] = {"stepps": 7}
+    with pytest.raises(ConfigError, match=r"base\.b\.train\.stepps.* did you mean steps"):
+        validated(Params, values)
 
 
 PUBLISHED = {

@@ -3,15 +3,16 @@
 DVC substitutes the names from params.yaml at run time. The first stages write the parameters of
 every job and the digest of every stage's code to files, on which the jobs depend.
 
-Four settings of params.yaml are rendered into the file, because DVC cannot express them: whether
-the study has benchmarks, its hub sources, the results that a table depends on and, if `tables`
-selects some tables, the jobs that these need. `sf use`, `sf plan` and the stage `resolve` update
-the file when these settings change.
+Five settings of params.yaml are rendered into the file, because DVC cannot express them: whether
+the study has benchmarks, its hub sources, the results that a table depends on, rows that some base
+models lack and, if `tables` selects some tables, the jobs that these need. `sf use`, `sf plan` and
+the stage `resolve` update the file when these settings change.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from sf.atomic_files import write_text
 from sf.config import Params
 from sf.layout import FOLDERS, STAMP
 from workflow.code_digests import code_file
-from workflow.jobs import JobSpec, command, config_file, jobs, load_params
+from workflow.jobs import JobSpec, command, config_file, jobs, load_params, look_up
 from workflow.stages import STAGES, Stage, stages_of
 from workflow.targets import asked_jobs
 
@@ -103,6 +104,12 @@ def _stage(stage: Stage, asked: Sequence[JobSpec], some: bool) -> dict[str, Any]
     return body
 
 
+def _partial(stage: Stage, asked: Sequence[JobSpec], params: Params) -> bool:
+    """Whether a base model lacks some of the rows that the axes name."""
+    own = sum(job.stage == stage for job in asked)
+    return own < math.prod(len(look_up(params, path)) for path in stage.axes.values())
+
+
 def _body(stage: Stage, names: dict[str, str], deps: list[str]) -> dict[str, Any]:
     # `dvc exp show` and `dvc pull` read the reports of other commits from the cache.
     cached = {} if stage.gather else {"cache": False}
@@ -146,7 +153,7 @@ def render(params: Params) -> str:
         if stage.name == "table":
             stages |= _tables(asked)
         elif not some or stage.name in asked_stages:
-            stages[stage.name] = _stage(stage, asked, some)
+            stages[stage.name] = _stage(stage, asked, some or _partial(stage, asked, params))
     yaml.dump({"stages": stages, **SHOWN}, stream)
     return HEADER + stream.getvalue()
 

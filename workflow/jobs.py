@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from sf.errors import ConfigError
 from sf.jobs import stage_module
 from sf.layout import FOLDERS, STAMP
 from workflow.stages import STAGES, Stage, stages_of
-from workflow.targets import asked_jobs, lacking, made, rows_of
+from workflow.targets import asked_jobs, lacking, made, models_of, rows_of
 
 __all__ = [
     "JobSpec",
@@ -26,6 +26,7 @@ __all__ = [
     "jobs",
     "launcher",
     "load_params",
+    "look_up",
     "resources_of",
     "write_configs",
 ]
@@ -159,16 +160,19 @@ def _table_jobs(stage: Stage, params: Params, listed: list[JobSpec]) -> list[Job
     """A job for each table and figure that the study can produce."""
     specs = []
     for target, shown in made(params, listed).items():
+        models, rows = models_of(target, params), rows_of(target, params)
         names = {
             **_constants(params),
             "target": target,
+            "models": models,
+            "without": _without(params, models, [row.name for row in rows if row.name != "base"]),
             "rows": [
                 {
                     "name": row.name,
                     "as_published": row.as_published,
                     "trained": row.objective is not None,
                 }
-                for row in rows_of(target, params)
+                for row in rows
             ],
             "suites": list(dict.fromkeys(j.names["suite"] for j in shown if "suite" in j.names)),
             "train_seed": params.axes.seeds[0],
@@ -183,7 +187,20 @@ def _constants(params: Params) -> dict[str, Any]:
         "seed": params.seed,
         "models": list(params.base),
         "objectives": list(params.objectives),
+        "without": _without(params, params.base, _rows(params)),
     }
+
+
+def _rows(params: Params) -> list[str]:
+    """The names of all rows, with and without training."""
+    axes = params.axes
+    return list(dict.fromkeys([*axes.methods, *axes.curve_methods, *params.objectives]))
+
+
+def _without(params: Params, models: Iterable[str], rows: Sequence[str]) -> dict[str, list[str]]:
+    """The rows that a base model does not have, by model; models with all of them are omitted."""
+    absent = {m: [row for row in rows if not params.has_row(m, row)] for m in models}
+    return {model: names for model, names in absent.items() if names}
 
 
 def _combinations(stage: Stage, params: Params, listed: list[JobSpec]) -> Iterator[dict[str, Any]]:
@@ -194,7 +211,10 @@ def _combinations(stage: Stage, params: Params, listed: list[JobSpec]) -> Iterat
         constants["lacking"] = lacking(params)
     choices = [list(look_up(params, path)) for path in stage.axes.values()]
     for values in itertools.product(*choices):
-        yield {**constants, **dict(zip(stage.axes, values, strict=True))}
+        axes = dict(zip(stage.axes, values, strict=True))
+        row = axes.get("objective", axes.get("method"))
+        if row is None or params.has_row(axes["model"], row):
+            yield {**constants, **axes}
 
 
 def _parameters(stage: Stage, names: Mapping[str, Any], params: Params) -> dict[str, Any]:
@@ -207,11 +227,11 @@ def _parameters(stage: Stage, names: Mapping[str, Any], params: Params) -> dict[
     model = stage_module(stage.run).Parameters
     for section in stage.sections:
         if section == "row":
-            values |= dict(params.trained[names["objective"]])
+            values |= dict(params.trained_of(names["model"], names["objective"]))
         elif section == "source":
             values["source"] = params.base[names["model"]].source
         elif section == "base":
-            base = params.base[names["model"]]
+            base = params.base[names["model"]].spec
             values |= {
                 "base": base,
                 "scratch": params.scratch if base.source == "scratch" else None,

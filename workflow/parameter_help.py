@@ -80,6 +80,8 @@ def _places(name: str, job: JobSpec, params: Params) -> Iterator[str]:
         own = rest if section == "objective" else name
         if own in flat(params.objectives[row]):
             yield from (f"objectives.{row}.{own}", f"objectives.{row}")
+    if section == "train" and name in flat({"train": params.base[job.names["model"]].train}):
+        yield f"base.{job.names['model']}.{name}"
     if section == "objective":
         kind = job.parameters["objective"]["objective"]
         yield from (f"{own}.{rest}" for own in OBJECTIVES[kind].sections)

@@ -6,8 +6,9 @@ changed value changes only the files of the jobs that use it. The code that a st
 derived from its imports (`sf.result_key.imports`).
 
 Placeholders: `{model}`, `{method}`, `{objective}`, `{train_seed}`, `{suite}` are axis values;
-`{scale}` and `{seed}` come from the parameters, `{models}` and `{objectives}` are all names;
-`{rows}`, `{suites}`, `{targets}` and `{lacking}` come from `workflow.targets`.
+`{scale}` and `{seed}` come from the parameters, `{models}` and `{objectives}` are all names,
+`{without}` the rows that a model does not have; `{rows}`, `{suites}`, `{targets}` and `{lacking}`
+come from `workflow.targets`.
 """
 
 from __future__ import annotations
@@ -251,6 +252,7 @@ STAGES = (
         values={
             "target": "{target}",
             "models": "{models}",
+            "without": "{without}",
             "rows": "{rows}",
             "suites": "{suites}",
             "train_seed": "{train_seed}",
@@ -265,6 +267,7 @@ STAGES = (
             "results": "results/{scale}",
             "scale": "{scale}",
             "models": "{models}",
+            "without": "{without}",
             "objectives": "{objectives}",
             "targets": "{targets}",
             "lacking": "{lacking}",

@@ -26,6 +26,7 @@ __all__ = [
     "jobs_of",
     "lacking",
     "made",
+    "models_of",
     "rows_of",
 ]
 
@@ -192,6 +193,24 @@ def rows_of(name: str, params: Params) -> list[Row]:
     return chosen
 
 
+def models_of(name: str, params: Params) -> list[str]:
+    """The base models that a table or figure shows: those with a row of each required kind."""
+    rows = _rows(params, DEFINITIONS[name].results)
+    return [
+        model
+        for model in params.base
+        if all(
+            any(wanted.fits(row) and _has(model, row, params) for row in rows)
+            for wanted in TARGETS[name]
+            if wanted.required
+        )
+    ]
+
+
+def _has(model: str, row: Row, params: Params) -> bool:
+    return row.name == "base" or params.has_row(model, row.name)
+
+
 def lacking(params: Params) -> dict[str, int]:
     """The number of missing rows by table; tables without missing rows are omitted."""
     counts = {name: len(_missing(name, params)) for name in TARGETS}
@@ -210,7 +229,7 @@ def _rows(params: Params, results: Collection[str]) -> list[Row]:
         names = ["base", *params.axes.curve_methods]
     untrained = [Row(name, method=name) for name in names]
     trained = [
-        Row(name, "", row.objective, frozenset(params.objectives[name]) - {"objective"})
+        Row(name, "", row.objective, frozenset(params.objectives[name]) - {"objective", "models"})
         for name, row in params.trained.items()
     ]
     return [*untrained, *trained]
@@ -230,13 +249,17 @@ def jobs_of(name: str, params: Params, listed: Sequence[JobSpec]) -> list[JobSpe
     if name == "all":
         return asked_jobs(params, listed)
     rows, definition = {row.name for row in rows_of(name, params)}, DEFINITIONS[name]
-    seed = params.axes.seeds[0]
+    seed, models = params.axes.seeds[0], models_of(name, params)
+    if not models:
+        rule, remedy = "needs rows that no base model has together", "widen objectives: ROW: models"
+        raise ConfigError("target", name, rule, remedy)
     chosen = [
         job
         for job in listed
         if job.stage.output in definition.results
         and (job.parameters.get("row") in rows or job.stage.output in _OF_NO_ROW)
         and job.names.get("train_seed", seed) == seed
+        and job.names.get("model") in (None, *models)
         and ("suite" not in job.names or definition.is_in(job.names["suite"]))
     ]
     if not chosen:

@@ -4,8 +4,8 @@ The bounds count weights, gradients, optimiser and reference (`sf.training.cost.
 and values, and the layers' inputs that a backward pass keeps even with gradient checkpointing.
 Everything else needs additional memory, so a job that does not fit here does not fit at all.
 
-Prompts are the longest that the pixel and frame bounds allow; answers of sampled objectives have
-`max_completion_tokens`, those of the dataset count as empty.
+Prompts are the longest that the pixel and frame bounds allow, for LLaVA the longest video; answers
+of sampled objectives have `max_completion_tokens`, those of the dataset count as empty.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from sf.data.budget import longest_prompt
+from sf.attention.video_form import video_form
+from sf.data.budget import SHORT_QUESTION, longest_prompt
 from sf.rehearsal.shapes import ModelShape
 from sf.rehearsal.weights import weight_counts
 from sf.sections import Runtime, Vision
@@ -68,6 +69,16 @@ def _element(runtime: Runtime) -> int:
     return int(getattr(torch, runtime.dtype).itemsize)
 
 
+def _longest(shape: ModelShape, vision: Vision) -> int:
+    """Tokens of the longest prompt: LLaVA resizes frames to its tower's size."""
+    config: Any = shape.config
+    if "llava" not in config.model_type:
+        return longest_prompt(vision)
+    tower = config.vision_config
+    side = tower.image_size // tower.patch_size
+    return video_form(config).num_tokens(vision.video_max_frames, side) + SHORT_QUESTION
+
+
 def training(shape: ModelShape, p: RunParameters, ranks: int) -> list[Need]:
     """The parts of a training step of one of its processes.
 
@@ -81,7 +92,7 @@ def training(shape: ModelShape, p: RunParameters, ranks: int) -> list[Need]:
     """
     memory, element = weight_counts(shape, p, ranks).memory, _element(p.runtime)
     text: Any = shape.config.get_text_config()
-    prompt, needs = longest_prompt(p.vision), list[Need]()
+    prompt, needs = _longest(shape, p.vision), list[Need]()
     size, forwards = micro_batch(p, ranks)
     answer = 0
     if isinstance(p.objective, Grpo):
@@ -109,6 +120,6 @@ def answering(
         name: of the stage that has this `batch`.
     """
     element = _element(runtime)
-    entries = batch * (longest_prompt(vision) + new_tokens)
+    entries = batch * (_longest(shape, vision) + new_tokens)
     held = {WEIGHTS: element * shape.num_parameters, KV_CACHE: entries * _entry(shape, element)}
     return Need("a batch, full attention", Counter(held), f"{name}.batch")

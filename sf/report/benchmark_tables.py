@@ -186,7 +186,7 @@ def lines(table: pd.DataFrame, study: Study, kind: str) -> list[Line]:
     named = [*study.methods, *study.objectives]
     rows: list[Line] = []
     for model in study.models:
-        for row in named:
+        for row in (row for row in named if study.has_row(model, row)):
             scores = table[
                 (table["kind"] == kind) & (table["model"] == model) & (table["row"] == row)
             ]

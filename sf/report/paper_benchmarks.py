@@ -43,6 +43,7 @@ def table(request: Request) -> PaperTable:
             _line(request, model, row, scores.get((model, row.name), {}))
             for model in request.study.models
             for row in request.rows
+            if request.study.has_row(model, row.name)
         ),
         request.published_of,
         ours,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,7 @@ class Study:
         root: their folder, `results/SCALE`.
         models, methods, objectives, suites, seeds, curve_methods: the axes. Without a seed, the
             first one is meant.
+        without: rows that a model does not have, by model.
     """
 
     root: Path
@@ -86,6 +88,11 @@ class Study:
     suites: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
     curve_methods: tuple[str, ...] = ()
+    without: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def has_row(self, model: str, row: str) -> bool:
+        """Whether a model has a row of the tables."""
+        return row not in self.without.get(model, ())
 
     def folder(self, kind: str, **axes: str) -> Path:
         """The folder of a result below `root`; a row may be an objective, with a `seed`."""
@@ -142,4 +149,8 @@ class Study:
             ]
             wanted.append(("profile", named))
         wanted += [("previews", {"suite": suite}) for suite in self.suites]
-        return wanted
+        return [
+            (kind, axes)
+            for kind, axes in wanted
+            if self.has_row(axes.get("model", ""), axes.get("row", axes.get("objective", "")))
+        ]

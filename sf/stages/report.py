@@ -21,6 +21,9 @@ class Parameters(Section):
 
     scale: str = Field(description="name of the study")
     models: list[str] = Field(description="names of the base models")
+    without: dict[str, list[str]] = Field(
+        default_factory=dict, description="rows that a model does not have, by model"
+    )
     objectives: list[str] = Field(description="names of the rows with training")
     targets: list[str] = Field(
         default_factory=list, description="tables and figures with their own page"
@@ -44,6 +47,7 @@ def study_of(p: Parameters) -> Study:
         tuple(p.benchmarks.suites),
         tuple(p.axes.seeds),
         tuple(p.axes.curve_methods),
+        p.without,
     )
 
 

@@ -21,6 +21,9 @@ class Parameters(Section):
 
     target: str = Field(description="table1 to table8, figure4a, …")
     models: list[str] = Field(description="names of the base models")
+    without: dict[str, list[str]] = Field(
+        default_factory=dict, description="rows that a model does not have, by model"
+    )
     rows: list[Row] = Field(description="rows that the table shows; empty: none")
     suites: list[Suite] = Field(description="suites that contain its benchmarks")
     train_seed: Seed = Field(description="seed of the training whose results are shown")
@@ -39,6 +42,7 @@ def study_of(p: Parameters) -> Study:
         tuple(p.suites),
         (p.train_seed,),
         tuple(name for name in untrained if name != "base"),
+        p.without,
     )
 
 

@@ -85,6 +85,44 @@ def test_a_table_takes_the_rows_that_it_is_about() -> None:
     assert rows_of("figure7") == {"full", "zipvl"} | own
 
 
+def test_a_table_shows_the_models_that_have_its_rows() -> None:
+    """Table 6 compares two rewards of LLaVA-Video: no other model is trained for it."""
+    params = load_scale("paper", FOLDER)
+    listed = jobs(params)
+    chosen = closure(jobs_of("table6", params, listed), listed)
+    trained = [job for job in chosen if job.stage.run == "train"]
+    assert {job.names["model"] for job in chosen if "model" in job.names} == {"llava-video-7b"}
+    assert [job.names["objective"] for job in trained] == ["sparsity_forcing", "token_and_latency"]
+    assert [job.parameters["objective"]["reward_latency_weight"] for job in trained] == [0.0, 1.0]
+    for job in trained:
+        assert job.parameters["train"]["data_sources"] == ["LLaVA-Video-178K"]
+    (table,) = (job for job in listed if job.name == "table6")
+    assert table.parameters["models"] == ["llava-video-7b"]
+    assert table.parameters["without"] == {}
+    every = [job for job in listed if job.stage.run == "train"]
+    assert [
+        job.names["model"] for job in every if job.names["objective"] == "sparsity_forcing"
+    ] == [*params.base]
+    assert [job.parameters["train"]["data_sources"] for job in every[:3]] == [[], [], []]
+    (second,) = (job for job in listed if job.name == "table2")
+    assert second.parameters["models"] == [*params.base]
+    assert second.parameters["without"] == {"llava-video-7b": ["visionzip"]}
+    assert not any(
+        job.names.get("method") == "visionzip" and job.names["model"] == "llava-video-7b"
+        for job in listed
+    )
+
+
+def test_rows_that_no_model_has_together_make_no_table() -> None:
+    values = scale_values("paper", FOLDER)
+    values["objectives"]["sparsity_forcing"]["models"] = ["qwen2-vl-7b"]
+    params = validated(Params, values)
+    listed = jobs(params)
+    assert "table6" not in {job.name for job in listed}
+    with pytest.raises(ConfigError, match=r"table6.*rows that no base model has together"):
+        jobs_of("table6", params, listed)
+
+
 def test_a_job_whose_benchmarks_a_table_does_not_show_is_left_out() -> None:
     values = scale_values("mini", FOLDER)
     values["benchmarks"]["suites"] = ["mme", "mlvu_dev"]

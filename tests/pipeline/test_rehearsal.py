@@ -145,8 +145,9 @@ def test_a_study_without_a_fault_passes() -> None:
         ("objectives/k", {"objective": "sparsity_forcing", "rollout_selector": "top_k"},
          r"objectives\.k\.retention_p = 0\.9575"),
         ("axes/methods", ["full", "nsa"], r"axes\.methods = 'nsa'.*cannot run on base"),
-        ("base/own", {"family": "llava_onevision", "source": "hub:a/b@main"},
-         r"not trained; give them a study"),
+        ("base/qwen2.5-vl-3b/train", {"stepps": 1}, r"base\.qwen2\.5-vl-3b\.train\.stepps.*steps"),
+        ("base/own", {"family": "llava_onevision", "source": "hub:a/b@main", "without": ["fastv"]},
+         r"base\.own\.without.*fastv is not one of axes\.methods"),
         ("prepare/source", "rows", r"prepare\.source = 'rows'"),
         ("benchmarks/source", "home", r"benchmarks\.source = 'home'"),
     ],
@@ -155,6 +156,15 @@ def test_a_planted_fault_is_named(path: str, value: Any, message: str) -> None:
     faults = rehearsed(set_to(path, value)).faults
     assert len(faults) == 1
     assert re.search(message, str(faults[0]), flags=re.S), str(faults[0])
+
+
+def test_a_llava_prompt_has_the_tokens_of_its_frames() -> None:
+    """Frames have the tower's size: 27 x 27 patches, pooled; the pixel bounds do not apply."""
+    shape = ModelShape(*class_and_config(SHAPES["llava-video-7b"]), "", is_published=True)
+    params = validated(Params, scale_values("paper", FOLDER))
+    need = answering(shape, params.runtime, params.evaluation_vision, 1, 0, "evaluate")
+    tokens, entry = 32 * 14 * 14 + 1 + 64, 2 * 28 * 4 * 128 * 2
+    assert need.bytes["KV cache"] == tokens * entry
 
 
 @pytest.mark.parametrize(("batch", "field"), [(1, ""), (256, "train.rollouts_per_forward")])
@@ -173,8 +183,9 @@ def test_a_forward_that_does_not_fit_is_named(batch: int, field: str) -> None:
 def test_whole_weights_that_do_not_fit_are_named() -> None:
     def change(values: dict[str, Any]) -> None:
         values["train"]["sharding"] = "none"
-        for model in ("qwen2-vl-7b", "qwen2.5-vl-3b"):
+        for model in ("qwen2-vl-7b", "qwen2.5-vl-3b", "llava-video-7b"):
             del values["base"][model]
+        del values["objectives"]["token_and_latency"]
 
     (fault,) = rehearsed(change, "paper").faults
     assert "train.sharding = 'none'. does not fit" in str(fault)

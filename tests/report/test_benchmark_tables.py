@@ -110,6 +110,14 @@ def test_a_rows_ratio_samples_and_published_figures_are_its_own(tmp_path: Path) 
     assert mme["full"] != mme["zipvl"]
 
 
+def test_a_row_that_a_model_lacks_has_no_line(tmp_path: Path) -> None:
+    study = replace(made_study.study_at(tmp_path), models=("a", "b"), without={"b": ["zipvl"]})
+    rows = [(line.model, line.row) for line in lines(measured(study), study, "video")]
+    assert ("a", "zipvl") in rows
+    assert ("b", "zipvl") not in rows
+    assert ("b", "sparsity_forcing") in rows
+
+
 def test_a_model_of_the_paper_stands_beside_its_own_published_rows(tmp_path: Path) -> None:
     study = Study(tmp_path, ("qwen2-vl-7b",), ("full", "zipvl"), ("sparsity_forcing",), ("all",))
     rows = lines(measured(study), study, "video")

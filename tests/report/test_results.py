@@ -74,3 +74,17 @@ def test_a_study_without_suites_misses_no_benchmarks(tmp_path: Path) -> None:
     missing = Study(tmp_path, ("m",), ("full",), (), (), (0,)).missing()
     assert missing
     assert not [name for name in missing if name.startswith(("benchmarks", "evaluate"))]
+
+
+def test_rows_that_a_model_lacks_are_not_missing(tmp_path: Path) -> None:
+    axes = ("m", "n"), ("full", "fastv"), ("o",), ("image",)
+    every = Study(tmp_path, *axes).missing()
+    less = Study(tmp_path, *axes, without={"n": ["fastv", "o"]}).missing()
+    gone = set(every) - set(less)
+    assert set(less) < set(every)
+    assert gone == {
+        "train/n/o/seed0",
+        "accuracy_curve/n/o/seed0",
+        "evaluate/n/o/seed0/image",
+        "evaluate/n/fastv/image",
+    }

@@ -133,7 +133,8 @@ def test_videos_of_any_length_share_a_batch(family: str, rows: list[Row], tmp_pa
     chosen = [rows[0], rows[1], short, rows[2]]
     model, processor = build(family, rows)
     encoder = Encoder(model, processor, chosen, VISION, templates=["answer"] * 4, frozen_tower=True)
-    prompts = PromptBatch.collate([encoder(at) for at in range(4)], processor.tokenizer.pad_token_id)
+    pad = processor.tokenizer.pad_token_id
+    prompts = PromptBatch.collate([encoder(at) for at in range(4)], pad)
     owner = torch.tensor([2, 0, 3, 1, 1])
     ours = model(
         input_ids=prompts.input_ids[owner],

@@ -63,12 +63,18 @@ def _unfit_methods(values: dict[str, Any]) -> Iterator[ConfigError]:
             faults = [
                 ConfigError(f"axes.{axis}", method, f"cannot run on base.{model}: {rule}")
                 for model, spec in bases.items()
-                if isinstance(spec, Mapping)
+                if isinstance(spec, Mapping) and method not in (spec.get("without") or ())
                 for rule in [_misfit(method, spec)]
                 if rule is not None
             ]
             if faults:
                 values["axes"][axis] = [each for each in values["axes"][axis] if each != method]
+                values["base"] = {
+                    model: {**spec, "without": [m for m in spec["without"] if m != method]}
+                    if isinstance(spec, Mapping) and spec.get("without")
+                    else spec
+                    for model, spec in bases.items()
+                }
             yield from faults
 
 
@@ -103,6 +109,8 @@ def unfit_bases(params: Params) -> Iterator[tuple[str, ConfigError]]:
         except SparsityForcingError:
             continue  # the sources are looked at apart
         for name, row in params.trained.items():
+            if not params.has_row(model, name):
+                continue
             if record is not None and record.block and block_attention(row.objective) is None:
                 rule = f"cannot be trained on base.{model}, which was trained with {record.method}"
                 remedy = f"train the objective {record.method}, or start from a base before it"
