@@ -134,7 +134,8 @@ class Step:
         self.logps = torch.zeros(self.written.shape, device=device) if choice.scored else None
         self.active = slots
         self._start: Any = None
-        self._token: Callable[[], None] = self._make_token
+        # None: its own method. Held here, it would be a cycle, and the cache stay until collected.
+        self._token: Callable[[], None] | None = None
         if compiled:
             self._token = torch.compile(self._make_token, fullgraph=True, dynamic=False)
 
@@ -217,7 +218,7 @@ class Step:
         for held, _ in views:
             held["config"] = config
         try:
-            self._token()
+            (self._token or self._make_token)()
         finally:
             for held, view in views:
                 held["config"] = view

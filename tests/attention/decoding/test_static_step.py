@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -186,7 +188,7 @@ def test_recording_warms_up_beside_the_stream_and_starts_anew(monkeypatch, model
         monkeypatch.setattr(torch.cuda, name, stand_in)
     loop = prefill(model, inputs, TopP(p=0.6), forced=True).loop(5)
     step, loop.device = loop.step, torch.device("cuda")
-    make = step._token
+    make = step._make_token
     step._token = lambda: (calls.append("step"), make())
     loop._replay = loop._record()
     assert calls == [
@@ -195,3 +197,17 @@ def test_recording_warms_up_beside_the_stream_and_starts_anew(monkeypatch, model
     ]
     assert step.cache.at.tolist() == [0, 0]
     assert torch.equal(made(loop, 5), right)
+
+
+def test_buffers_are_freed_with_their_loop(model):
+    """Without waiting for the garbage collector: a training step needs their memory next."""
+    loop = prefill(model, batch([prompt("text", 20, 3)]), TopP(p=0.6), forced=True).loop(3)
+    loop.advance(2)
+    buffers = weakref.ref(loop.cache)
+    gc.collect()
+    gc.disable()
+    try:
+        del loop
+        assert buffers() is None
+    finally:
+        gc.enable()
