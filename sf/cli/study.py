@@ -153,12 +153,16 @@ def rehearse_command(
         float | None,
         typer.Option(help="seconds per training step; by default from the published time"),
     ] = None,
+    peak: Annotated[
+        bool, typer.Option(help="also the peak memory of training steps; takes minutes")
+    ] = False,
 ) -> None:
     """Estimate the cost of a study and list what would fail, before anything runs."""
     from sf.atomic_files import write_json
     from workflow import rehearsal
 
-    seen = rehearsal.rehearse(scale, rehearsal.Options(gpu_gib, disk_gib, seconds_a_step))
+    options = rehearsal.Options(gpu_gib, disk_gib, seconds_a_step, peak)
+    seen = rehearsal.rehearse(scale, options)
     for part in rehearsal.shown(seen):
         stdout.print(escape(part) if isinstance(part, str) else part)
     if json_file is not None:

@@ -18,6 +18,7 @@ import torch
 
 from sf.attention.video_form import video_form
 from sf.data.budget import SHORT_QUESTION, longest_prompt
+from sf.rehearsal.live_memory import FIXED, GATHERED, KV_CACHE, WEIGHTS
 from sf.rehearsal.shapes import ModelShape
 from sf.rehearsal.weights import weight_counts
 from sf.sections import Runtime, Vision
@@ -25,11 +26,10 @@ from sf.training.parameters import RunParameters
 from sf.training.settings import micro_batch
 from sf.training.trainer_config import Grpo
 
-__all__ = ["GATHERED", "HELD", "INPUTS", "KV_CACHE", "WEIGHTS", "Need", "answering", "training"]
+__all__ = ["HELD", "INPUTS", "Need", "answering", "training"]
 
 HELD = "weights, gradients, optimiser, reference"
-GATHERED, WEIGHTS = "weights put together", "weights"
-KV_CACHE, INPUTS = "KV cache", "inputs of layers"
+INPUTS = "inputs of layers"
 LEAST_RATIO = 0.25
 """Share of a prompt's tokens in the cache of a sampled answer: published after training."""
 
@@ -55,7 +55,7 @@ class Need:
     @property
     def fixed(self) -> int:
         """The bytes that are independent of the batch size."""
-        return sum(self.bytes[name] for name in (HELD, GATHERED, WEIGHTS))
+        return sum(self.bytes[name] for name in (HELD, *FIXED))
 
 
 def _entry(shape: ModelShape, element: int) -> int:

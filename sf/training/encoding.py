@@ -197,8 +197,7 @@ class Encoder:
 
     @torch.no_grad()
     def _encode(self, row: Row, template: Template) -> EncodedQuestion:
-        device = self.model.device
-        inputs = encode(self.processor, [messages(row, template)], self.vision, device)
+        inputs = self._inputs(row, template)
         modality = row.data_type
         media = {name: inputs[name] for name in MEDIA[modality] if name in inputs}
         # The last of them has one entry per medium.
@@ -216,3 +215,7 @@ class Encoder:
             media={} if self.frozen_tower else media,
             features=features,
         )
+
+    def _inputs(self, row: Row, template: Template) -> Any:
+        """The processor's output for one row, on the model's device."""
+        return encode(self.processor, [messages(row, template)], self.vision, self.model.device)

@@ -129,25 +129,59 @@ def assemble(
         frozen_tower=not p.train.train_vision,
     )
     monitor, watch = Monitor(tracker, counter, cost), CollapseWatch(p)
-    pathwise = PathwiseWeight.of(p) if isinstance(p.objective, Pathwise) else None
-    lagged = LaggedWeight.of(p) if isinstance(p.objective, Distil) else None
-    parts = {"collapse": watch} | ({"pathwise": pathwise or lagged} if pathwise or lagged else {})
-    sealing, time_limit = SealCheckpoints(parts), TimeLimit()
-    common: dict[str, Any] = {
-        "samples": samples.add if samples else None,
-        "callbacks": [cost, monitor, watch, sealing, FiniteGradients(), time_limit],
-    }
+    weight = weight_of(p)
+    sealing = SealCheckpoints({"collapse": watch} | ({"pathwise": weight} if weight else {}))
+    time_limit = TimeLimit()
+    trainer = trainer_of(
+        p, base, model, replacement, processor, encoder, checkpoints, weight,
+        samples=samples.add if samples else None,
+        callbacks=[cost, monitor, watch, sealing, FiniteGradients(), time_limit],
+    )  # fmt: skip
+    return Training(trainer, processor, monitor, sealing, time_limit, checkpoints)
+
+
+def weight_of(p: RunParameters) -> LaggedWeight | PathwiseWeight | None:
+    """The weight of the objective's sparsity term."""
+    if isinstance(p.objective, Pathwise):
+        return PathwiseWeight.of(p)
+    return LaggedWeight.of(p) if isinstance(p.objective, Distil) else None
+
+
+def trainer_of(
+    p: RunParameters,
+    base: Path,
+    model: Any,
+    replacement: Replacement | None,
+    processor: Any,
+    encoder: Encoder,
+    checkpoints: Path,
+    weight: LaggedWeight | PathwiseWeight | None,
+    **common: Any,
+) -> ResumableTrainer:
+    """The objective's trainer.
+
+    Args:
+        p: parameters.
+        base: the initial model, which is also the reference.
+        model: from `prepare_model`, divided over the ranks if it is to be.
+        replacement: from `prepare_model`.
+        processor: of the model.
+        encoder: of the training rows.
+        checkpoints: folder for checkpoints.
+        weight: from `weight_of`.
+        common: arguments of all trainers.
+    """
     trainer: ResumableTrainer
-    if sampled:
-        trainer = _grpo(p, model, processor, encoder, checkpoints, pathwise=pathwise, **common)
+    if isinstance(p.objective, Grpo):
+        trainer = _grpo(p, model, processor, encoder, checkpoints, pathwise=weight, **common)
     else:
-        if lagged is not None:
-            common |= {"teacher": Teacher.of(p, base, model), "weight": lagged}
+        if isinstance(weight, LaggedWeight):
+            common |= {"teacher": Teacher.of(p, base, model), "weight": weight}
         else:
             common["replacement"] = replacement
         trainer = _sft(p, model, processor, encoder, checkpoints, **common)
     trainer.remove_callback(PrinterCallback)
-    return Training(trainer, processor, monitor, sealing, time_limit, checkpoints)
+    return trainer
 
 
 def prepare_model(p: RunParameters, model: Any) -> tuple[Any, Replacement | None]:

@@ -24,7 +24,7 @@ from sf.scales import scale_values
 from sf.sections import BaseModelSpec
 from sf.training.collapse import kept_checkpoints
 from workflow.jobs import jobs
-from workflow.rehearsal import Options, Rehearsal, rehearse
+from workflow.rehearsal import Options, Rehearsal, as_json, rehearse
 from workflow.rehearsal.bill import bill_of
 
 FOLDER = Path(__file__).parent.parent.parent / "params"
@@ -178,6 +178,25 @@ def test_a_forward_that_does_not_fit_is_named(batch: int, field: str) -> None:
     assert [getattr(fault, "field", "") for fault in rehearsed(change).faults] == [field][
         : batch > 1
     ]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_whose_activations_do_not_fit_is_named() -> None:
+    """Its lower bound fits; its peak, found by running it on shapes, does not."""
+
+    def change(values: dict[str, Any]) -> None:
+        values["objectives"] = {"row": {"objective": "zipvl_sft"}}
+        values["runtime"]["device"] = "cuda"
+        values["resources"]["train"]["gpus"] = 1
+
+    assert rehearsed(change, "mini", gpu_gib=0.2).faults == []
+    result = rehearsed(change, "mini", gpu_gib=0.2, peak=True)
+    (fault,) = result.faults
+    message = r"train\.rollouts_per_forward = 128.*up to 0\.\d GiB on each GPU in backward"
+    assert re.search(message, str(fault), flags=re.S), str(fault)
+    assert "activations" in str(fault)
+    written = as_json(result)["peak_memory"]
+    assert {each["part"] for each in written} >= {"forward", "backward", "optimiser step"}
 
 
 def test_whole_weights_that_do_not_fit_are_named() -> None:

@@ -31,6 +31,7 @@ class JobNeed:
         given: its resources. section: their key.
         needs: on each GPU, by part.
         host: bytes on each node while weights are loaded.
+        least: whether the needs are lower bounds, or peaks.
     """
 
     job: JobSpec
@@ -38,6 +39,7 @@ class JobNeed:
     section: str
     needs: tuple[Need, ...]
     host: int
+    least: bool = True
 
     @property
     def largest(self) -> Need:
@@ -95,7 +97,7 @@ def memory_faults(listed: Sequence[JobNeed], params: Params, gpu_gib: float) -> 
         if not cpu and each.largest.total > gpu_gib * GIB:
             yield _fault(each, gpu_gib)
         if host > each.given.mem_gib * GIB:
-            rule = f"is too little for {each.job.name}, which needs at least {host / GIB:.1f} GiB"
+            rule = f"is too little for {each.job.name}, which needs {_about(each, host)}"
             where = "for its step" if cpu else "on each node while weights are loaded"
             remedy = f"raise it to {math.ceil(1.2 * host / GIB)} or more"
             field = f"resources.{each.section}.mem_gib"
@@ -106,7 +108,7 @@ def _fault(each: JobNeed, gpu_gib: float) -> ConfigError:
     need, job = each.largest, each.job
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in need.bytes.items() if size)
     rule = (
-        f"does not fit: {job.name} needs at least {need.total / GIB:.1f} GiB on each GPU in "
+        f"does not fit: {job.name} needs {_about(each, need.total)} on each GPU in "
         f"{need.part} ({parts}), and a GPU has {gpu_gib:g}"
     )
     if need.fixed > gpu_gib * GIB:
@@ -118,4 +120,16 @@ def _fault(each: JobNeed, gpu_gib: float) -> ConfigError:
                            "with more memory, or a smaller model")  # fmt: skip
     section, _, field = need.batch.partition(".")
     value = job.parameters[section][field]
-    return ConfigError(need.batch, value, rule, "lower it")
+    if value > 1:
+        return ConfigError(need.batch, value, rule, "lower it")
+    train = job.parameters.get("train", {})
+    if train.get("gradient_checkpointing") is False:
+        return ConfigError("train.gradient_checkpointing", False, rule, "set it to true")
+    bounds = "vision" if job.stage.run == "train" else "evaluation_vision"
+    frames = job.parameters["vision"]["video_max_frames"]
+    remedy = "lower it or the pixels of an image or a frame, or use more or larger GPUs"
+    return ConfigError(f"{bounds}.video_max_frames", frames, rule, remedy)
+
+
+def _about(each: JobNeed, size: float) -> str:
+    return f"{'at least' if each.least else 'up to'} {size / GIB:.1f} GiB"

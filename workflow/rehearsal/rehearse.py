@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from sf.config import Params, read_yaml
 from sf.errors import ConfigError, SparsityForcingError
+from sf.rehearsal.live_memory import CATEGORIES
 from sf.rehearsal.shapes import ModelShape, shape_of
 from sf.scales import FOLDER, scale_values
 from workflow.jobs import jobs
@@ -37,11 +38,13 @@ class Options:
         gpu_gib: memory of each GPU.
         disk_gib: free space for the results; None for that of this disk, if the study runs here.
         seconds_a_step: training time per step; None for an estimate from the published time.
+        peak: run a step of each training on shapes, for its peak memory; takes minutes.
     """
 
     gpu_gib: float = GPU_GIB
     disk_gib: float | None = None
     seconds_a_step: float | None = None
+    peak: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Rehearsal:
 
     Attributes:
         scale: the study's name.
-        needs: least memory of trainings, evaluations and calibrations.
+        needs: least memory of trainings, evaluations and calibrations; or peak memory.
         bill: None if the parameters are unusable.
         faults: errors that name a parameter and the rule.
         notes: omitted checks, with the reason.
@@ -95,6 +98,10 @@ def rehearse(scale: str | None, options: Options = Options(), folder: Path = FOL
     divided = list(rank_faults(specs, params))
     bill = bill_of(params, specs, shapes, options.seconds_a_step)
     needs = least_needs(params, specs, shapes)
+    if options.peak:
+        from workflow.rehearsal.peaks import with_peaks
+
+        needs = with_peaks(needs, shapes)
     faults += [*divided, *memory_faults(needs, params, options.gpu_gib)]
     faults += [*_limit_faults(bill), *_disk_faults(bill, params, options, notes)]
     return Rehearsal(name, bill, needs, list(dict.fromkeys(faults)), notes)
@@ -203,7 +210,26 @@ def _bill_tables(bill: Bill) -> Iterator[Table | str]:
     yield from _sentences(bill)
 
 
-def _memory_table(needs: Iterable[JobNeed]) -> Iterator[Table | str]:
+def _memory_table(needs: Sequence[JobNeed]) -> Iterator[Table | str]:
+    peaks = [each for each in needs if not each.least]
+    for each in peaks:
+        yield f"peak memory of {each.job.name}, GiB"
+        yield _table(
+            ("stage", "total", *CATEGORIES),
+            (
+                (
+                    need.part,
+                    f"{need.total / GIB:,.2f}",
+                    *(f"{need.bytes[name] / GIB:,.2f}" for name in CATEGORIES),
+                )
+                for need in each.needs
+            ),
+        )
+    if peaks:
+        yield (
+            "peak memory: of one step on each GPU or in each process, at the longest prompts and "
+            "answers, nearly all tokens kept; the CUDA context and fragmentation come on top"
+        )
     yield _table(
         ("least memory", "part", "GiB", "of which"),
         (
@@ -214,6 +240,7 @@ def _memory_table(needs: Iterable[JobNeed]) -> Iterator[Table | str]:
                 ", ".join(f"{name} {size / GIB:,.1f}" for name, size in need.bytes.items() if size),
             )
             for each in needs
+            if each.least
             for need in each.needs
         ),
     )
@@ -248,11 +275,15 @@ def as_json(seen: Rehearsal) -> dict[str, Any]:
     return {
         "scale": seen.scale,
         "bill": None if bill is None else _bill_values(bill),
-        "least_memory": [
-            {"job": each.job.name, "part": need.part, "bytes": dict(need.bytes)}
-            for each in seen.needs
-            for need in each.needs
-        ],
+        **{
+            name: [
+                {"job": each.job.name, "part": need.part, "bytes": dict(need.bytes)}
+                for each in seen.needs
+                if each.least == least
+                for need in each.needs
+            ]
+            for name, least in (("least_memory", True), ("peak_memory", False))
+        },
         "notes": seen.notes,
         "faults": [_fault_values(fault) for fault in seen.faults],
     }
