@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,9 +38,12 @@ class ModelShape:
     is_published: bool = False
 
     def meta(self) -> Any:
-        """The model on the meta device, in float32: sizes without memory."""
+        """A new model on the meta device, in float32: sizes without memory.
+
+        Its configuration is its own: training records the attention there.
+        """
         with torch.device("meta"):
-            return self.build(self.config)
+            return self.build(deepcopy(self.config))
 
     @property
     def num_parameters(self) -> int:

@@ -44,8 +44,9 @@ def weight_counts(shape: ModelShape, p: RunParameters, ranks: int = 1) -> Weight
 @cache
 def _counts(shape: ModelShape, parameters: str, ranks: int) -> WeightCounts:
     p = RunParameters.model_validate_json(parameters)
+    model: Any = shape.meta()
     with torch.device("meta"):
-        model: Any = prepare_model(p, shape.build(shape.config))[0]
+        model = prepare_model(p, model)[0]
     weights = list(model.parameters())
     trained = sum(weight.numel() for weight in weights if weight.requires_grad)
     memory = RankMemory.of(p, model, ranks, has_reference(p))

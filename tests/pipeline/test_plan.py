@@ -21,7 +21,7 @@ from sf.result_key.key import key_of
 from sf.scales import load_scale, render_scale, scale_values
 from workflow.jobs import JobSpec, jobs
 from workflow.plan import plan, sentences
-from workflow.targets import TARGETS, check_asked, closure, jobs_of, lacking
+from workflow.targets import TARGETS, asked_jobs, check_asked, closure, jobs_of, lacking
 
 FOLDER = Path(__file__).parent.parent.parent / "params"
 
@@ -70,6 +70,15 @@ def test_the_scale_tables_has_jobs_for_every_table_and_figure() -> None:
 def rows_of(name: str) -> set[str]:
     chosen = shown(name, load_scale("tables", FOLDER))
     return {job.parameters["row"] for job in chosen if "row" in job.parameters}
+
+
+@pytest.mark.parametrize(("scale", "default"), [("tables", None), ("paper", {"sparsity_forcing"})])
+def test_every_table_can_be_made_at_these_scales(scale: str, default: set[str] | None) -> None:
+    params = load_scale(scale, FOLDER)
+    assert lacking(params) == {}
+    listed = jobs(params)
+    trained = {job.names["objective"] for job in asked_jobs(params, listed) if "train" in job.name}
+    assert trained == (default or {*params.objectives})
 
 
 def test_a_table_takes_the_rows_that_it_is_about() -> None:

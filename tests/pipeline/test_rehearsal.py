@@ -20,8 +20,10 @@ from sf.profiling.memory import cache_bytes
 from sf.profiling.models import SHAPES, class_and_config
 from sf.rehearsal.least_memory import answering
 from sf.rehearsal.shapes import ModelShape, shape_of
+from sf.rehearsal.weights import weight_counts
 from sf.scales import scale_values
 from sf.sections import BaseModelSpec
+from sf.stages import train as train_stage
 from sf.training.collapse import kept_checkpoints
 from workflow.jobs import jobs
 from workflow.rehearsal import Options, Rehearsal, as_json, rehearse
@@ -125,6 +127,21 @@ def test_a_step_takes_the_published_time_in_proportion_to_weights() -> None:
         assert charge.hours == pytest.approx((steps * step + written) / 3600, rel=1e-3)
 
 
+def test_an_objective_leaves_the_shape_of_the_base_model_as_it_is() -> None:
+    """Training records NSA's attention in the configuration of the model that it trains."""
+    params = validated(Params, scale_values("paper", FOLDER))
+    shape = shape_of(params.base["qwen2.5-vl-7b"])
+    assert shape is not None
+    before = shape.config.to_dict()
+    train = {job.name: job for job in jobs(params) if job.stage.run == "train"}
+    for row in ("nsa", "sharpness"):
+        parameters = validated(
+            train_stage.Parameters, train[f"train__qwen2.5-vl-7b__{row}__0"].parameters
+        )
+        weight_counts(shape, parameters)
+        assert shape.config.to_dict() == before
+
+
 def test_a_study_without_a_fault_passes() -> None:
     assert rehearsed(unchanged).faults == []
     assert rehearsed(unchanged, "mini").faults == []
@@ -204,7 +221,7 @@ def test_whole_weights_that_do_not_fit_are_named() -> None:
         values["train"]["sharding"] = "none"
         for model in ("qwen2-vl-7b", "qwen2.5-vl-3b", "llava-video-7b"):
             del values["base"][model]
-        del values["objectives"]["token_and_latency"]
+        values["objectives"] = {"sparsity_forcing": {"objective": "sparsity_forcing"}}
 
     (fault,) = rehearsed(change, "paper").faults
     assert "train.sharding = 'none'. does not fit" in str(fault)
