@@ -5,6 +5,7 @@ One step runs, after an update with gradients of 0, which makes the optimiser's 
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -157,6 +158,7 @@ class _Watch(TrainerCallback):
         every = (value for held in inner.state.values() for value in held.values())
         self.memory.note(OPTIMISER, every)
         self.memory.gradients(model)
+        gc.collect()  # weights before they were divided, in cycles: a later step has none
         self.memory.peaks.clear()
         inner.step = self.memory.staged(UPDATE, inner.step)
 
