@@ -153,6 +153,9 @@ class _Watch(TrainerCallback):
         inner = optimizer.optimizer
         for weight in model.parameters():
             weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
+        # The first call with sharded gradients makes tensors of whole shapes, on shapes alone, to
+        # find the sharding of its result.
+        torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         inner.step()
         inner.zero_grad()
         every = (value for held in inner.state.values() for value in held.values())
