@@ -150,7 +150,8 @@ def unit_values(task: Task, scores: Sequence[SampleScore]) -> NDArray[np.float64
         (units,), in the order in which categories and units first appear; the sum is the score.
     """
     rule = RULES[task.name]
-    groups = _groups(rule, [replace(score, counted=True) for score in scores])
+    all_counted = [s if s.counted else replace(s, counted=True) for s in scores]
+    groups = _groups(rule, all_counted)
     share = 1 / (rule.num_groups or len(groups)) if rule.groups == "mean" else 1.0
     parts = [group.sums / group.counts.sum() for group in groups.values()]
     return rule.factor * share * np.concatenate(parts)

@@ -91,12 +91,10 @@ def _paired(benchmark: Benchmark, first: _Side, second: _Side, seed: int) -> Pai
     effects = (second.units - first.units) * benchmark.factor / len(benchmark.tasks)
     rng = np.random.default_rng([seed, crc32(benchmark.name.encode())])
     draws, step = len(first.draws), max(1, _CHUNK // len(effects))
-    swapped = np.concatenate(
-        [
-            (effects * rng.choice((-1.0, 1.0), (min(step, draws - at), len(effects)))).sum(axis=1)
-            for at in range(0, draws, step)
-        ]
-    )
+    swapped = np.empty(draws)
+    for at in range(0, draws, step):
+        kept = rng.integers(0, 2, (min(step, draws - at), len(effects))).astype(np.float64)
+        swapped[at : at + step] = 2 * (kept @ effects) - effects.sum()
     observed = abs(effects.sum())
     extreme = int((np.abs(swapped) >= observed - 1e-9 * max(1.0, observed)).sum())
     return Paired(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -15,10 +16,11 @@ MAJORITY = 0.5
 """Share of a group's layers from which the group counts as keeping a cell."""
 
 
-def layer_groups(layers: int, count: int = 3) -> list[range]:
+@cache  # called for every sample of a study
+def layer_groups(layers: int, count: int = 3) -> tuple[range, ...]:
     """Neighbouring layers in up to `count` groups of nearly equal size."""
     edges = [round(at * layers / count) for at in range(count + 1)]
-    return [range(low, high) for low, high in pairwise(edges) if high > low]
+    return tuple(range(low, high) for low, high in pairwise(edges) if high > low)
 
 
 def keep_rates(kept_JTHW: NDArray[np.bool_], groups: Sequence[range]) -> NDArray[np.float64]:
@@ -26,12 +28,13 @@ def keep_rates(kept_JTHW: NDArray[np.bool_], groups: Sequence[range]) -> NDArray
     return np.stack([kept_JTHW[list(group)].mean(0, dtype=np.float64) for group in groups])
 
 
-def group_names(groups: Sequence[range]) -> list[str]:
+@cache
+def group_names(groups: tuple[range, ...]) -> tuple[str, ...]:
     """ "first third (layers 1-9)" and so on; layers count from 1."""
-    spans = [
+    spans = tuple(
         f"layer {group[0] + 1}" if len(group) == 1 else f"layers {group[0] + 1}-{group[-1] + 1}"
         for group in groups
-    ]
+    )
     if len(groups) != len(THIRDS):
         return spans
-    return [f"{third} third ({span})" for third, span in zip(THIRDS, spans, strict=True)]
+    return tuple(f"{third} third ({span})" for third, span in zip(THIRDS, spans, strict=True))

@@ -7,6 +7,7 @@ data get no index, because the hub would list them as real benchmark scores.
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sf.escaping import markdown as escaped
 from sf.escaping import printable
 from sf.evaluation.benchmarks import BENCHMARKS, EXTRA
 from sf.plotting import save
+from sf.processes import map_processes
 from sf.report.benchmark_tables import NOT_MEASURED, Cell, measured, shown, span
 from sf.report.gate import DENSE, STAND_INS, stand_ins
 from sf.report.page import Section, Table, markdown_table
@@ -37,19 +39,27 @@ def results_cards(study: Study, folder: Path) -> list[Section]:
         folder: of the report.
     """
     table = measured(study)
-    links = []
-    for model in study.models:
-        scores = table[table["model"] == model]
-        for row in study.objectives:
-            if row not in set(scores["row"]):
-                continue
-            place = f"cards/{model}_{row}.md"
-            write_text(folder / place, _card(study, scores, model, row, folder / "cards"))
-            links.append([Cell(f"{model}, {row}", link=place)])
-    if not links:
+    evaluated = set(zip(table["model"], table["row"], strict=True))
+    trained = [(model, row) for model in study.models for row in study.objectives]
+    cards = [pair for pair in trained if pair in evaluated]
+    if not cards:
         return []
+    places = map_processes(partial(_write_card, study, table, folder), cards)
+    links = [
+        [Cell(f"{model}, {row}", link=place)]
+        for (model, row), place in zip(cards, places, strict=True)
+    ]
     listed = Table("cards", "Results for model cards", ["trained model"], links)
     return [Section("Results cards", tables=[listed])]
+
+
+def _write_card(study: Study, table: pd.DataFrame, folder: Path, trained: tuple[str, str]) -> str:
+    """Write the card of a (model, row); returns its place in the folder."""
+    model, row = trained
+    place = f"cards/{model}_{row}.md"
+    scores = table[table["model"] == model]
+    write_text(folder / place, _card(study, scores, model, row, folder / "cards"))
+    return place
 
 
 def _card(study: Study, scores: pd.DataFrame, model: str, row: str, folder: Path) -> str:

@@ -84,11 +84,11 @@ def test_groups_cover_all_layers_in_order(layers, sizes):
 
 
 def test_group_names_count_from_one():
-    assert group_names(layer_groups(28)) == [
+    assert group_names(layer_groups(28)) == (
         "first third (layers 1-9)",
         "middle third (layers 10-19)",
         "last third (layers 20-28)",
-    ]
+    )
 
 
 def test_rates_are_shares_of_a_groups_layers():
