@@ -39,7 +39,14 @@ else:
 
 
 LONGEST = (
-    *("test_engines", "test_resume", "test_ranks", "test_sharding", "test_slurm", "test_llava"),
+    *(
+        "test_engines",
+        "test_resume",
+        "test_ranks",
+        "test_sharding",
+        "test_slurm",
+        "test_train_llava",
+    ),
 )
 """Files of a minute and more."""
 

@@ -116,16 +116,18 @@ def checkout(folder: Path, scale: str, tables: str = "[]") -> Params:
 
 
 def test_both_engines_run_the_same_commands(tmp_path: Path) -> None:
+    """By default; DVC knows no other commands than those of `tables`."""
     for scale in SCALES:
-        checkout(tmp_path, scale)
+        params = checkout(tmp_path, scale)
+        made = asked_jobs(params, jobs(params))
         with Repo(str(tmp_path)) as repo:
             dvc_commands = sorted(stage.cmd for stage in repo.index.stages)
             dvc_names = {stage.name for stage in repo.index.stages}
             read = {dep.def_path for stage in repo.index.stages for dep in stage.deps}
-        commands = [f"{job.stage.launch} {job.command}".strip() for job in specs(scale)]
+        commands = [f"{job.stage.launch} {job.command}".strip() for job in made]
         assert dvc_commands == sorted([*commands, "python -m workflow.resolve", CODE["cmd"]])
-        assert {job.config for job in specs(scale)} <= read
-        assert dvc_names == {*map(dvc_yaml.stage_name, specs(scale)), "resolve", "code"}
+        assert {job.config for job in made} <= read
+        assert dvc_names == {*map(dvc_yaml.stage_name, made), "resolve", "code"}
 
 
 def test_a_study_may_leave_out_the_benchmarks(tmp_path: Path) -> None:
