@@ -154,7 +154,10 @@ def rehearse_command(
         typer.Option(help="seconds per training step; by default from the published time"),
     ] = None,
     peak: Annotated[
-        bool, typer.Option(help="also the peak memory of training steps; takes minutes")
+        bool,
+        typer.Option(
+            help="also the peak memory of training steps and batches of answers; takes minutes"
+        ),
     ] = False,
 ) -> None:
     """Estimate the cost of a study and list what would fail, before anything runs."""

@@ -14,9 +14,10 @@ from dataclasses import replace
 from sf.rehearsal.live_memory import Peaks
 from sf.rehearsal.shapes import ModelShape
 
-__all__ = ["at_depth", "by_depth"]
+__all__ = ["at_depth", "by_depth", "extrapolated", "few_blocks"]
 
 DEPTHS = (2, 4)
+_BLOCKS = 2
 
 
 def at_depth(shape: ModelShape, layers: int) -> ModelShape:
@@ -29,18 +30,27 @@ def at_depth(shape: ModelShape, layers: int) -> ModelShape:
     return replace(shape, config=config, origin=f"{shape.origin}, {layers} layers")
 
 
-def by_depth(peaks_of: Callable[[ModelShape], Peaks], shape: ModelShape) -> Peaks:
-    """Peaks of the whole model, extrapolated from `DEPTHS` layers if it has more.
+def by_depth(
+    peaks_of: Callable[[ModelShape], Peaks],
+    shape: ModelShape,
+    depths: tuple[int, int] = DEPTHS,
+) -> Peaks:
+    """Peaks of the whole model, extrapolated from those of `depths` layers if it has more.
 
     Args:
         peaks_of: runs a model.
         shape: the whole model.
+        depths: numbers of layers to run.
     """
     layers = shape.config.get_text_config().num_hidden_layers
-    if layers <= max(DEPTHS):
+    if layers <= max(depths):
         return peaks_of(shape)
-    low, high = (peaks_of(at_depth(shape, depth)) for depth in DEPTHS)
-    steps = (layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
+    low, high = (peaks_of(at_depth(shape, depth)) for depth in depths)
+    return extrapolated(low, high, (layers - depths[0]) / (depths[1] - depths[0]))
+
+
+def extrapolated(low: Peaks, high: Peaks, steps: float) -> Peaks:
+    """The peaks that lie `steps` times the way from `low` to `high` beyond `low`."""
     return {
         stage: Counter(
             {
@@ -50,3 +60,19 @@ def by_depth(peaks_of: Callable[[ModelShape], Peaks], shape: ModelShape) -> Peak
         )
         for stage in low
     }
+
+
+def few_blocks(shape: ModelShape) -> ModelShape:
+    """The shape with a vision tower of two blocks, both of full attention.
+
+    Without gradients a tower of any depth has the same activations, and blocks with attention in
+    windows have no more.
+    """
+    config = deepcopy(shape.config)
+    tower = config.vision_config
+    if tower.depth <= _BLOCKS:
+        return shape
+    tower.depth = _BLOCKS
+    if hasattr(tower, "fullatt_block_indexes"):
+        tower.fullatt_block_indexes = list(range(_BLOCKS))
+    return replace(shape, config=config, origin=f"{shape.origin}, {_BLOCKS} tower blocks")

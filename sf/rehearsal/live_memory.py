@@ -86,13 +86,17 @@ class LiveMemory(TorchDispatchMode):
         self._total = 0
         self._stage = ""
         self._category: str | None = None
-        self._resize: Any = None
+        self._resize: list[Any] = []  # before each time that this was entered
 
     # What is counted
 
     def __enter__(self) -> LiveMemory:
         """FSDP frees gathered weights by resizing their storage, which is no operator."""
-        self._resize = own = torch.UntypedStorage.resize_
+        own = torch.UntypedStorage.resize_
+        self._resize.append(own)
+        if len(self._resize) > 1:  # for the parts of an operator
+            super().__enter__()
+            return self
 
         @wraps(own)
         def resize(storage: Any, size: int) -> Any:
@@ -107,7 +111,7 @@ class LiveMemory(TorchDispatchMode):
         return self
 
     def __exit__(self, *error: Any) -> None:
-        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_ = self._resize.pop()  # type: ignore[method-assign]
         super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

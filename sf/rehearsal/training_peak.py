@@ -9,6 +9,8 @@ import gc
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -78,6 +80,7 @@ def run_step(
         What the trainer logged.
     """
     p = _one_step(p)
+    shape = replace(shape, config=deepcopy(shape.config))  # training changes it
     memory = memory or LiveMemory(0)
     model, replacement = prepare_model(p, shape.build(shape.config))
     if p.train.sharding == "fsdp":
@@ -181,7 +184,7 @@ def _stages(trainer: Any, memory: LiveMemory) -> Iterator[None]:
             memory.staged(REFERENCE, _named("sf.training.trainer", "reference_logps")),
         ),
         patch.object(Teacher, "hidden", memory.staged(REFERENCE, Teacher.hidden)),
-        _caches(memory),
+        noted_caches(memory),
         _gathering(memory),
     ):
         yield
@@ -213,7 +216,7 @@ def _gathering(memory: LiveMemory) -> Iterator[None]:
 
 
 @contextmanager
-def _caches(memory: LiveMemory) -> Iterator[None]:
+def noted_caches(memory: LiveMemory) -> Iterator[None]:
     """Notes keys and values."""
     from transformers.cache_utils import DynamicLayer
 

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("Training", "assemble", "check_sharding", "has_reference", "prepare_model", "train"),
+    "trained_attention_of",
 ]
 
 
@@ -401,7 +402,7 @@ def save(
     trainer = training.trainer
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     whole = model.merge_and_unload() if p.train.lora else model
-    record = _record(p)
+    record = trained_attention_of(p)
     if record.block is None:
         note_trained(whole, record)
     drop_curve(whole)  # the base model's, if it had one
@@ -412,7 +413,7 @@ def save(
     write_card(out, title, p.objective.about, flat(provenance), figures, usage_of(record))
 
 
-def _record(p: RunParameters) -> TrainedAttention:
+def trained_attention_of(p: RunParameters) -> TrainedAttention:
     """The attention of the trained model."""
     attention = block_attention(p.objective)
     if attention is not None:

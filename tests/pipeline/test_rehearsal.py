@@ -216,6 +216,32 @@ def test_a_step_whose_activations_do_not_fit_is_named() -> None:
     assert {each["part"] for each in written} >= {"forward", "backward", "optimiser step"}
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_batch_of_answers_that_does_not_fit_is_named() -> None:
+    """Weights, keys and values fit, the rest does not; every method has a peak or is listed."""
+
+    def change(values: dict[str, Any]) -> None:
+        values["axes"]["methods"] = ["full", "zipvl", "fastv", "minference", "temperature"]
+        values["objectives"] = {
+            "row": {"objective": "zipvl_sft", "train": {"rollouts_per_forward": 1}},
+            "blocks": {"objective": "moba", "train": {"rollouts_per_forward": 1}},
+        }
+        values["runtime"]["device"] = "cuda"
+        values["resources"]["train"]["gpus"] = 1
+        values["evaluate"]["batch"] = 400
+
+    assert rehearsed(change, "mini", gpu_gib=0.8).faults == []
+    result = rehearsed(change, "mini", gpu_gib=0.8, peak=True)
+    (fault,) = result.faults
+    message = r"evaluate\.batch = 400.*up to \d\.\d GiB on each GPU in (prefill|decoding)"
+    assert re.search(message, str(fault), flags=re.S), str(fault)
+    written = as_json(result)["peak_memory"]
+    evaluations = {each["job"] for each in written if each["part"] == "decoding"}
+    assert {name.split("__")[2] for name in evaluations} == {"full", "zipvl", "fastv"}
+    (note,) = [note for note in result.notes if "lower bound only" in note]
+    assert note.endswith("minference, temperature, moba")
+
+
 def test_whole_weights_that_do_not_fit_are_named() -> None:
     def change(values: dict[str, Any]) -> None:
         values["train"]["sharding"] = "none"

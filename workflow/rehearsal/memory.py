@@ -32,6 +32,7 @@ class JobNeed:
         needs: on each GPU, by part.
         host: bytes on each node while weights are loaded.
         least: whether the needs are lower bounds, or peaks.
+        new_tokens: length of the longest reply; 0 for trainings.
     """
 
     job: JobSpec
@@ -40,6 +41,7 @@ class JobNeed:
     needs: tuple[Need, ...]
     host: int
     least: bool = True
+    new_tokens: int = 0
 
     @property
     def largest(self) -> Need:
@@ -61,6 +63,7 @@ def least_needs(
         section, given = params.resources_of(run)
         if shape is None or run not in ("train", "evaluate", "calibrate"):
             continue
+        tokens = 0
         if run == "train":
             p = validated(stage_module("train").Parameters, job.parameters)
             try:
@@ -79,7 +82,7 @@ def least_needs(
             batch = params.evaluate.batch if run == "evaluate" else params.calibrate.batch
             need = answering(shape, params.runtime, params.evaluation_vision, batch, tokens, run)
             needs, host = (need,), need.fixed * given.processes_a_node
-        listed.append(JobNeed(job, given, section, needs, host))
+        listed.append(JobNeed(job, given, section, needs, host, new_tokens=tokens))
     return listed
 
 
@@ -91,7 +94,7 @@ def memory_faults(listed: Sequence[JobNeed], params: Params, gpu_gib: float) -> 
         params: of the study.
         gpu_gib: memory of each GPU.
     """
-    for each in listed:
+    for each in _largest(listed):
         cpu = params.runtime.device == "cpu"
         host = each.host + (each.largest.total if cpu else 0)
         if not cpu and each.largest.total > gpu_gib * GIB:
@@ -102,6 +105,21 @@ def memory_faults(listed: Sequence[JobNeed], params: Params, gpu_gib: float) -> 
             remedy = f"raise it to {math.ceil(1.2 * host / GIB)} or more"
             field = f"resources.{each.section}.mem_gib"
             yield ConfigError(field, each.given.mem_gib, f"{rule} {where}", remedy)
+
+
+def _largest(listed: Sequence[JobNeed]) -> Iterator[JobNeed]:
+    """The needs; of the evaluations of each base model, which share their batch, the largest."""
+    for each in listed:
+        model = each.job.parameters["model"]
+        alike = [
+            other
+            for other in listed
+            if other.job.stage.run == "evaluate" and other.job.parameters["model"] == model
+        ]
+        if each.job.stage.run != "evaluate" or each is max(
+            alike, key=lambda other: other.largest.total
+        ):
+            yield each
 
 
 def _fault(each: JobNeed, gpu_gib: float) -> ConfigError:

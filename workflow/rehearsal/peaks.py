@@ -1,18 +1,22 @@
-"""Peak memory of a study's trainings: one step of each, run on shapes."""
+"""Peak memory of a study: a step of each training and a batch of each method, run on shapes."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from transformers.utils import logging
 
+from sf.attention.trained import TrainedAttention
+from sf.baselines import Method, build
+from sf.baselines.registry import BLOCKS, TRAINED
 from sf.config import validated
 from sf.errors import ConfigError
 from sf.jobs import stage_module
 from sf.progress import progress
+from sf.rehearsal.answering_peak import answering_peaks
 from sf.rehearsal.depth import by_depth
 from sf.rehearsal.least_memory import Need
 from sf.rehearsal.live_memory import Peaks
@@ -20,37 +24,141 @@ from sf.rehearsal.shapes import ModelShape
 from sf.rehearsal.training_peak import SAMPLING, training_peaks
 from sf.sections import SCRATCH_FAMILIES
 from sf.training.parameters import RunParameters
-from sf.training.run import check_sharding
+from sf.training.run import check_sharding, trained_attention_of
+from workflow.jobs import JobSpec
 from workflow.rehearsal.memory import JobNeed
 
-__all__ = ["with_peaks"]
+__all__ = ["with_peaks", "without_peaks"]
 
 
-def with_peaks(listed: Sequence[JobNeed], shapes: Mapping[str, ModelShape | None]) -> list[JobNeed]:
-    """The needs with peaks in the place of the trainings' lower bounds.
+def with_peaks(
+    listed: Sequence[JobNeed], specs: Sequence[JobSpec], shapes: Mapping[str, ModelShape | None]
+) -> list[JobNeed]:
+    """The needs with peaks, where a job can be run on shapes.
 
-    Trainings that differ only in their seed are run once. A training whose weights cannot be
-    divided keeps its lower bound (`findings.rank_faults` reports it), and so does one of a LLaVA
-    model, whose longest inputs are not known here.
+    - Trainings: in the place of their lower bounds; those that differ only in their seed are run
+      once. A training whose weights cannot be divided keeps its lower bound
+      (`findings.rank_faults` reports it).
+    - Evaluations: after the base model's lower bound, one for each attention of its evaluations,
+      `axes.methods` and that of each training (see `without_peaks` for those left out).
+
+    What needs a LLaVA model, whose longest inputs are not known here, keeps its lower bound.
 
     Args:
         listed: from `least_needs`.
+        specs: the jobs of the study.
         shapes: of the base models.
     """
-    trainings = {at: each for at, each in enumerate(listed) if each.job.stage.run == "train"}
+    trainings = [each for each in listed if each.job.stage.run == "train"]
     known: dict[str, tuple[Need, ...]] = {}
-    result = list(listed)
-    with progress("peak memory", len(trainings)) as counter, _quiet():
-        for at, each in trainings.items():
-            p = validated(stage_module("train").Parameters, each.job.parameters)
-            ranks, shape = each.given.processes, shapes[p.model]
-            key = f"{ranks} {p.model_dump_json(exclude={'seed', 'row'})}"
-            if shape is not None and _runs(shape) and _divides(p, ranks):
-                if key not in known:
-                    known[key] = _needs(_peaks(shape, p, ranks))
-                result[at] = replace(each, needs=known[key], least=False)
-            counter.advance(note=each.job.name)
+    result: list[JobNeed] = []
+    answered = {
+        model: [each for each in _attentions(model, specs) if each.runs(shape)]
+        for model, shape in shapes.items()
+    }
+    count = len(trainings) + sum(len(each) for each in answered.values())
+    with progress("peak memory", count) as counter, _quiet():
+        for each in listed:
+            if each.job.stage.run == "train":
+                p = validated(stage_module("train").Parameters, each.job.parameters)
+                ranks, shape = each.given.processes, shapes[p.model]
+                key = f"{ranks} {p.model_dump_json(exclude={'seed', 'row'})}"
+                if shape is not None and _runs(shape) and _divides(p, ranks):
+                    if key not in known:
+                        known[key] = _needs(_peaks(shape, p, ranks))
+                    each = replace(each, needs=known[key], least=False)
+                result.append(each)
+                counter.advance(note=each.job.name)
+                continue
+            result.append(each)
+            if each.job.stage.run != "evaluate":
+                continue
+            model = str(each.job.parameters["model"])
+            for answering in answered[model]:
+                shape = shapes[model]
+                assert shape is not None
+                result.append(_batch(each, shape, answering))
+                counter.advance(note=answering.job.name)
     return result
+
+
+def without_peaks(
+    specs: Sequence[JobSpec], shapes: Mapping[str, ModelShape | None]
+) -> Iterator[str]:
+    """Sentences on the attentions of evaluations that have a lower bound only.
+
+    They decode token by token, need weights that the base model lacks, or run on a LLaVA model.
+
+    Args:
+        specs: the jobs of the study.
+        shapes: of the base models.
+    """
+    for model, shape in shapes.items():
+        left = [each.method.name for each in _attentions(model, specs) if not each.runs(shape)]
+        if left:
+            names = ", ".join(dict.fromkeys(left))
+            yield f"memory of evaluations of {model}: lower bound only for {names}"
+
+
+@dataclass(frozen=True)
+class _Answering:
+    """An attention under which a base model or a checkpoint trained from it is evaluated.
+
+    Attributes:
+        method: with its value.
+        job: the first evaluation of it.
+    """
+
+    method: Method
+    job: JobSpec
+
+    def runs(self, shape: ModelShape | None) -> bool:
+        """Whether a batch can be run on shapes."""
+        return (
+            shape is not None
+            and _runs(shape)
+            and self.method.decodes_densely
+            and self.method.name not in BLOCKS
+        )
+
+
+def _attentions(model: str, specs: Sequence[JobSpec]) -> list[_Answering]:
+    """The different attentions of a base model's evaluations, in the order of the jobs."""
+    jobs = [each for each in specs if each.parameters.get("model") == model]
+    trained: dict[str, TrainedAttention] = {}
+    for job in jobs:
+        if job.stage.run == "train":
+            p = validated(stage_module("train").Parameters, job.parameters)
+            trained.setdefault(p.row, trained_attention_of(p))
+    found: dict[Method, JobSpec] = {}
+    for job in jobs:
+        if job.stage.run != "evaluate":
+            continue
+        name, value = job.parameters["method"], job.parameters["value"]
+        record = trained[job.parameters["row"]] if name == TRAINED else None
+        name = record.method if record else name
+        if value is None and name == "zipvl":
+            value = job.parameters["evaluate"]["retention_p"]  # as `sf.baselines.resolve`
+        elif value is None and record:
+            value = record.value
+        found.setdefault(build(name, value), job)
+    return [_Answering(*each) for each in found.items()]
+
+
+def _batch(least: JobNeed, shape: ModelShape, answering: _Answering) -> JobNeed:
+    """The needs of one evaluation.
+
+    Args:
+        least: of the model's evaluations.
+        shape: of the model.
+        answering: what to evaluate.
+    """
+    p = validated(stage_module("evaluate").Parameters, answering.job.parameters)
+    peaks = answering_peaks(
+        shape, p.runtime.dtype, p.vision, p.evaluate.batch, least.new_tokens, answering.method
+    )
+    needs = tuple(Need(stage, bytes_, "evaluate.batch") for stage, bytes_ in peaks.items())
+    return replace(least, job=answering.job, needs=needs, least=False)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from sf.config import Params, read_yaml
 from sf.errors import ConfigError, SparsityForcingError
-from sf.rehearsal.live_memory import CATEGORIES
+from sf.rehearsal.least_memory import Need
 from sf.rehearsal.shapes import ModelShape, shape_of
 from sf.scales import FOLDER, scale_values
 from workflow.jobs import jobs
@@ -38,7 +38,8 @@ class Options:
         gpu_gib: memory of each GPU.
         disk_gib: free space for the results; None for that of this disk, if the study runs here.
         seconds_a_step: training time per step; None for an estimate from the published time.
-        peak: run a step of each training on shapes, for its peak memory; takes minutes.
+        peak: run a step of each training and a batch of each evaluated method on shapes, for the
+            peak memory; takes minutes.
     """
 
     gpu_gib: float = GPU_GIB
@@ -99,9 +100,10 @@ def rehearse(scale: str | None, options: Options = Options(), folder: Path = FOL
     bill = bill_of(params, specs, shapes, options.seconds_a_step)
     needs = least_needs(params, specs, shapes)
     if options.peak:
-        from workflow.rehearsal.peaks import with_peaks
+        from workflow.rehearsal.peaks import with_peaks, without_peaks
 
-        needs = with_peaks(needs, shapes)
+        needs = with_peaks(needs, specs, shapes)
+        notes += without_peaks(specs, shapes)
     faults += [*divided, *memory_faults(needs, params, options.gpu_gib)]
     faults += [*_limit_faults(bill), *_disk_faults(bill, params, options, notes)]
     return Rehearsal(name, bill, needs, list(dict.fromkeys(faults)), notes)
@@ -211,41 +213,30 @@ def _bill_tables(bill: Bill) -> Iterator[Table | str]:
 
 
 def _memory_table(needs: Sequence[JobNeed]) -> Iterator[Table | str]:
-    peaks = [each for each in needs if not each.least]
-    for each in peaks:
-        yield f"peak memory of {each.job.name}, GiB"
-        yield _table(
-            ("stage", "total", *CATEGORIES),
-            (
+    shared = "on each GPU or in each process, at the longest prompts"
+    texts = {
+        "peak memory": f"{shared} and answers, nearly all tokens kept; the CUDA context and "
+        "fragmentation come on top",
+        "least memory": f"{shared}, without activations",
+    }
+    for title, text in texts.items():
+        listed = [each for each in needs if each.least == (title == "least memory")]
+        if listed:
+            yield _table(
+                (title, "part", "GiB", "of which"),
                 (
-                    need.part,
-                    f"{need.total / GIB:,.2f}",
-                    *(f"{need.bytes[name] / GIB:,.2f}" for name in CATEGORIES),
-                )
-                for need in each.needs
-            ),
-        )
-    if peaks:
-        yield (
-            "peak memory: of one step on each GPU or in each process, at the longest prompts and "
-            "answers, nearly all tokens kept; the CUDA context and fragmentation come on top"
-        )
-    yield _table(
-        ("least memory", "part", "GiB", "of which"),
-        (
-            (
-                each.job.name,
-                need.part,
-                f"{need.total / GIB:,.1f}",
-                ", ".join(f"{name} {size / GIB:,.1f}" for name, size in need.bytes.items() if size),
+                    (each.job.name, need.part, f"{need.total / GIB:,.2f}", _categories(need))
+                    for each in listed
+                    for need in each.needs
+                ),
             )
-            for each in needs
-            if each.least
-            for need in each.needs
-        ),
-    )
-    where = "on each GPU or in each process, at the longest prompts"
-    yield f"least memory: {where}, without activations"
+            yield f"{title}: {text}"
+
+
+def _categories(need: Need) -> str:
+    """The categories that are not zero to two decimals, in GiB."""
+    shown = {name: f"{size / GIB:,.2f}" for name, size in need.bytes.items()}
+    return ", ".join(f"{name} {text}" for name, text in shown.items() if text != "0.00")
 
 
 def _span(values: Iterable[float]) -> str:
