@@ -77,6 +77,11 @@ class MobaSettings(BlockSettings):
         return min(place, (number - 1) * self.block + place % self.block) + 1
 
 
+def _near_beside_own(place: int, size: int, window: int) -> int:
+    """Tokens of a query's window before its own block."""
+    return max(0, min(place + 1, window) - place % size - 1)
+
+
 class NsaSettings(BlockSettings):
     """NSA (arXiv 2502.11089)."""
 
@@ -109,7 +114,7 @@ class NsaSettings(BlockSettings):
     def _read(self, place: int) -> int:
         size = self.select_block
         ended = max(0, (place - self.compress_block + 1) // self.compress_stride + 1)
-        near = max(0, min(place + 1, self.window) - place % size - 1)
+        near = _near_beside_own(place, size, self.window)
         number = self._number(place, size, near + ended, self.top_n)
         return min(place, max(near, (number - 1) * size) + place % size) + 1 + ended
 
@@ -135,6 +140,6 @@ class VideoNsaSettings(BlockSettings):
 
     def _read(self, place: int) -> int:
         size, ended = self.block, (place + 1) // self.block
-        near = max(0, min(place + 1, self.window) - place % size - 1)
+        near = _near_beside_own(place, size, self.window)
         number = self._number(place, size, near + ended, self.top_n)
         return min(place, near + (number - 1) * size + place % size) + 1 + ended

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import FAMILIES, batch, build, generate, text_model
+from tiny_models import FAMILIES, batch, build, text_model
 from torch import nn
+from with_weights import check_left_padding, equipped
 
 from sf.attention.blocks import MobaAttention, NsaAttention, Replacement
 from sf.attention.trained import note_trained
@@ -18,20 +19,10 @@ MOBA = MobaAttention(top_k=2, block_size=4)
 NATIVE = NsaAttention(top_n=3, compress_block=4, compress_stride=2, select_block=4, window=6)
 
 
-def equipped(model, attention=NATIVE):
-    """With NSA weights that are not those of the start."""
-    note_trained(model, attention)
-    torch.manual_seed(4)
-    for name, parameter in model.named_parameters():
-        if ".nsa." in name:
-            nn.init.normal_(parameter, std=0.3)
-    return model
-
-
 @pytest.fixture(scope="module")
 def equipped_models():
-    return {family: equipped(build(family)) for family in FAMILIES} | {
-        "qwen2": equipped(text_model())
+    return {family: equipped(build(family), NATIVE) for family in FAMILIES} | {
+        "qwen2": equipped(text_model(), NATIVE)
     }
 
 
@@ -42,18 +33,7 @@ def method(request):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_left_padding_is_the_row_alone(equipped_models, family, method, rows):
-    model = equipped_models[family]
-    with Replacement(model, method) as trace:
-        together = generate(model, batch(rows, 44))
-        ratios, kv = trace.layer_ratios, trace.kv_lengths
-        for at, row in enumerate(rows):
-            alone = generate(model, row)
-            assert torch.equal(together.sequences[at, -6:], alone.sequences[0, -6:])
-            gap = torch.stack(together.logits)[:, at] - torch.stack(alone.logits)[:, 0]
-            assert gap.abs().max() < 1e-4
-            assert torch.allclose(ratios[:, at], trace.layer_ratios[:, 0])
-            assert kv[:, at].tolist() == trace.kv_lengths[:, 0].tolist()
-            assert kv[0, at] == row["input_ids"].shape[1] + 5
+    check_left_padding(equipped_models[family], method, rows, 44)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "qwen2"])
@@ -140,7 +120,7 @@ def test_the_expected_token_ratio_is_the_measured_one(settings, most_below, floo
 
 
 def test_gradient_checkpointing_changes_nothing(method, rows):
-    model, outcomes = equipped(build("qwen2_5_vl")).train(), []
+    model, outcomes = equipped(build("qwen2_5_vl"), NATIVE).train(), []
     for checkpointing in (False, True):
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -183,7 +163,7 @@ def test_what_cannot_run_says_what_to_do(equipped_models):
 def test_a_saved_model_comes_back_with_its_attention(family, method, rows, tmp_path):
     model = build(family)
     if isinstance(method, NsaAttention):
-        model = equipped(model)
+        model = equipped(model, NATIVE)
     else:
         note_trained(model, method)
     model.save_pretrained(tmp_path)
