@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from copy import deepcopy
 from typing import Any
 from unittest.mock import patch
 
@@ -61,7 +60,7 @@ def _peaks(
     shape: ModelShape, dtype: str, vision: Vision, batch: int, new_tokens: int, attention: Method
 ) -> Peaks:
     memory = LiveMemory(shape.config.get_text_config().vocab_size)
-    with shapes_only(), memory, stated_sizes(), noted_caches(memory):
+    with shapes_only(), memory.counting(), stated_sizes(), noted_caches(memory):
         answer_batch(shape, dtype, vision, batch, new_tokens, attention, memory)
     return memory.peaks
 
@@ -80,7 +79,7 @@ def answer_batch(
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     try:
-        model: Any = shape.build(deepcopy(shape.config)).eval()
+        model: Any = shape.new().eval()
     finally:
         torch.set_default_dtype(before)
     memory.weights(model)

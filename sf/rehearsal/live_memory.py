@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, wraps
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,9 @@ __all__ = [
     "OPTIMISER",
     "TEMPORARY",
     "WEIGHTS",
+    "EachOperator",
     "LiveMemory",
     "Peaks",
-    "is_composite",
 ]
 
 WEIGHTS, GATHERED = "weights", "gathered weights"
@@ -51,9 +52,25 @@ Peaks = dict[str, Counter[str]]
 """Stage -> bytes by category at the stage's peak."""
 
 
+class EachOperator(TorchDispatchMode):
+    """Sees all operators: the parts of composite ones, and those on the local parts of DTensors."""
+
+    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator."""
+        raise NotImplementedError
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if DTensor in types:
+            return NotImplemented
+        kwargs = kwargs or {}
+        if _is_composite(func):  # in inference mode, it arrives here in one piece
+            with self:
+                return func.decompose(*args, **kwargs)
+        return self.operator(func, args, kwargs)
+
+
 @cache
-def is_composite(func: Any) -> bool:
-    """Whether an operator is made of others; in inference mode, it arrives here in one piece."""
+def _is_composite(func: Any) -> bool:
     return func.namespace != "prim" and bool(func._can_decompose())
 
 
@@ -66,8 +83,8 @@ class _Held:
     watch: Any = field(repr=False)
 
 
-class LiveMemory(TorchDispatchMode):
-    """Counts the tensors that are made inside, and those that are told with `note`.
+class LiveMemory(EachOperator):
+    """Counts the tensors that are made within `counting`, and those that are told with `note`.
 
     Args:
         vocabulary: tensors whose last dimension has this size are logits.
@@ -86,17 +103,16 @@ class LiveMemory(TorchDispatchMode):
         self._total = 0
         self._stage = ""
         self._category: str | None = None
-        self._resize: list[Any] = []  # before each time that this was entered
 
     # What is counted
 
-    def __enter__(self) -> LiveMemory:
-        """FSDP frees gathered weights by resizing their storage, which is no operator."""
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what is made inside.
+
+        FSDP frees gathered weights by resizing their storage, which is no operator.
+        """
         own = torch.UntypedStorage.resize_
-        self._resize.append(own)
-        if len(self._resize) > 1:  # for the parts of an operator
-            super().__enter__()
-            return self
 
         @wraps(own)
         def resize(storage: Any, size: int) -> Any:
@@ -106,21 +122,10 @@ class LiveMemory(TorchDispatchMode):
                 self._change(held, storage.nbytes())
             return result
 
-        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign,assignment]
-        super().__enter__()
-        return self
+        with patch.object(torch.UntypedStorage, "resize_", resize), self:
+            yield
 
-    def __exit__(self, *error: Any) -> None:
-        torch.UntypedStorage.resize_ = self._resize.pop()  # type: ignore[method-assign]
-        super().__exit__(*error)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if DTensor in types:  # its operators on the local parts come here
-            return NotImplemented
-        kwargs = kwargs or {}
-        if is_composite(func):
-            with self:
-                return func.decompose(*args, **kwargs)
+    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
         for each in tree_leaves(result):
             if isinstance(each, Tensor):

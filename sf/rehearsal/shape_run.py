@@ -23,11 +23,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
-from sf.rehearsal.live_memory import is_composite
+from sf.rehearsal.live_memory import EachOperator
 
 __all__ = ["shapes_only"]
 
@@ -110,20 +109,14 @@ def _counts(tensor: Tensor) -> bool:
     return not (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
 
 
-class _Values(TorchDispatchMode):
+class _Values(EachOperator):
     """Computes values beside shapes."""
 
     def __init__(self, fake: FakeTensorMode) -> None:
         super().__init__()
         self.fake = fake
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if DTensor in types:  # its operators on the local parts come here
-            return NotImplemented
-        kwargs = kwargs or {}
-        if is_composite(func):
-            with self:
-                return func.decompose(*args, **kwargs)
+    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         if kwargs.get("device") is not None:  # "cpu:0" is "cpu", which fake tensors do not know
             kwargs = {**kwargs, "device": torch.device("cpu")}
         if func is _aten._local_scalar_dense.default:

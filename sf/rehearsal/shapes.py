@@ -37,13 +37,14 @@ class ModelShape:
     origin: str
     is_published: bool = False
 
-    def meta(self) -> Any:
-        """A new model on the meta device, in float32: sizes without memory.
+    def new(self) -> Any:
+        """A new model. Its configuration is its own: training and decoding change it."""
+        return self.build(deepcopy(self.config))
 
-        Its configuration is its own: training records the attention there.
-        """
+    def meta(self) -> Any:
+        """A new model on the meta device, in float32: sizes without memory."""
         with torch.device("meta"):
-            return self.build(deepcopy(self.config))
+            return self.new()
 
     @property
     def num_parameters(self) -> int:

@@ -9,8 +9,6 @@ import gc
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -30,9 +28,10 @@ from sf.rehearsal.shape_run import shapes_only
 from sf.rehearsal.shapes import ModelShape
 from sf.rehearsal.weights import weight_counts
 from sf.selection import Scores, Threshold, TopP
+from sf.training.build_trainer import prepare_model, trainer_of, weight_of
 from sf.training.encoding import Encoder
 from sf.training.parameters import RunParameters
-from sf.training.run import prepare_model, trainer_of, weight_of
+from sf.training.reference import reference_logps
 from sf.training.sharding import shard
 from sf.training.teacher import Teacher
 
@@ -57,7 +56,7 @@ def training_peaks(
         token_ratio: of the rollouts, see `stated_sizes`.
     """
     memory = LiveMemory(shape.config.get_text_config().vocab_size)
-    with one_of(ranks), shapes_only(), memory, stated_sizes(token_ratio):
+    with one_of(ranks), shapes_only(), memory.counting(), stated_sizes(token_ratio):
         run_step(shape, p, memory)
     if ranks > 1 and p.train.sharding == "none":
         # Data parallelism adds gradients up in buffers of the same size.
@@ -80,9 +79,8 @@ def run_step(
         What the trainer logged.
     """
     p = _one_step(p)
-    shape = replace(shape, config=deepcopy(shape.config))  # training changes it
     memory = memory or LiveMemory(0)
-    model, replacement = prepare_model(p, shape.build(shape.config))
+    model, replacement = prepare_model(p, shape.new())
     if p.train.sharding == "fsdp":
         shard(model, p.runtime.device, p.runtime.dtype)
     processor = build_processor(shape.config.model_type, ["a b"] * 2)
@@ -95,7 +93,7 @@ def run_step(
         references: list[Any] = []
 
         def another(*_: Any, **__: Any) -> Any:
-            references.append(shape.build(shape.config).requires_grad_(False).eval())
+            references.append(shape.new().requires_grad_(False).eval())
             return references[-1]
 
         for name in ("trl.trainer.grpo_trainer.create_model_from_path",
@@ -181,19 +179,13 @@ def _stages(trainer: Any, memory: LiveMemory) -> Iterator[None]:
         memory.stage(REST),
         patch(
             "sf.training.trainer.reference_logps",
-            memory.staged(REFERENCE, _named("sf.training.trainer", "reference_logps")),
+            memory.staged(REFERENCE, reference_logps),
         ),
         patch.object(Teacher, "hidden", memory.staged(REFERENCE, Teacher.hidden)),
         noted_caches(memory),
         _gathering(memory),
     ):
         yield
-
-
-def _named(module: str, name: str) -> Any:
-    import importlib
-
-    return getattr(importlib.import_module(module), name)
 
 
 @contextmanager

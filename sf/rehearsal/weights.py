@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from sf.rehearsal.shapes import ModelShape
+from sf.training.build_trainer import has_reference, prepare_model
 from sf.training.cost import RankMemory
 from sf.training.parameters import RunParameters
-from sf.training.run import has_reference, prepare_model
 
 __all__ = ["WeightCounts", "weight_counts"]
 

@@ -55,7 +55,7 @@ def test_a_deep_tower_adds_its_weights_alone() -> None:
     deep = replace(shape, config=config, origin="six blocks")
     given = ("float32", vision, 2, 16, build("full"))
     memory = LiveMemory(0)
-    with memory:
+    with memory.counting():
         answer_batch(deep, *given, memory)
     counted = answering_peaks(deep, *given)
     assert set(counted) == set(memory.peaks) == {"vision tower", "prefill", "decoding"}
@@ -65,9 +65,11 @@ def test_a_deep_tower_adds_its_weights_alone() -> None:
 
 
 def test_counting_puts_torch_back() -> None:
-    """Parts of an operator are counted within; each left a wrapper of the storage's resize."""
+    """Also after a composite operator, whose parts are counted within."""
     own = torch.UntypedStorage.resize_
     memory = LiveMemory(0)
-    with memory, memory:
+    with memory.counting(), torch.inference_mode():
+        torch.nn.functional.linear(torch.ones(2, 3), torch.ones(4, 3))
         assert torch.UntypedStorage.resize_ is not own
     assert torch.UntypedStorage.resize_ is own
+    assert memory.peaks[""].total() >= 4 * (6 + 12 + 8)

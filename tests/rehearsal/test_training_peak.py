@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sf.config import Params, merged, validated
+from sf.config import Params
 from sf.jobs import stage_module
 from sf.profiling.memory import peak_of
 from sf.rehearsal.depth import at_depth, by_depth
@@ -20,6 +20,7 @@ from sf.rehearsal.training_peak import run_step, training_peaks
 from sf.scales import scale_values
 from sf.training.objectives import OBJECTIVES
 from sf.training.parameters import RunParameters
+from sf.validation import merged, validated
 from workflow.jobs import jobs
 
 FOLDER = Path(__file__).parent.parent.parent / "params"
@@ -84,7 +85,7 @@ def test_counting_a_real_step_gives_what_the_profiler_gives() -> None:
     gc.collect()
 
     def run(mark: Any) -> None:
-        with memory:
+        with memory.counting():
             run_step(shape, p, memory)
         mark()
 
