@@ -51,24 +51,29 @@ def uninterrupted(
     return folder, run(base, rows, folder, objective)
 
 
-def test_killed_run_goes_on_to_the_same_weights(
-    base: Path, rows: list[Row], tmp_path: Path, objective: str, uninterrupted: tuple[Path, dict]
-) -> None:
-    """kill -9 between two checkpoints, in another process."""
-    media = Path(rows[0].data_root)
-    command = [sys.executable, __file__, str(base), str(media), str(tmp_path), objective]
+def kill_between_checkpoints(base: Path, rows: list[Row], folder: Path, objective: str) -> None:
+    """Start this file's run in another process, and kill it after its first checkpoint."""
+    words = [str(base), str(rows[0].data_root), str(folder), objective]
     path = os.pathsep.join(str(Path(__file__).parents[at]) for at in range(3))
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
+    environment = {**os.environ, "PYTHONPATH": path}
+    process = subprocess.Popen([sys.executable, __file__, *words], env=environment)
     try:
-        until = time.monotonic() + 120
-        while not (tmp_path / "state" / "checkpoint-2" / SEAL).is_file():
+        until = time.monotonic() + 300
+        while not (folder / "state" / "checkpoint-2" / SEAL).is_file():
             assert process.poll() is None, "the run ended before it could be killed"
             assert time.monotonic() < until
             time.sleep(0.02)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert not (folder / "out" / "model.safetensors").exists()
+
+
+def test_killed_run_goes_on_to_the_same_weights(
+    base: Path, rows: list[Row], tmp_path: Path, objective: str, uninterrupted: tuple[Path, dict]
+) -> None:
+    """kill -9 between two checkpoints, in another process."""
+    kill_between_checkpoints(base, rows, tmp_path, objective)
     resumed = run(base, rows, tmp_path, objective)
     first, whole = uninterrupted
     assert resumed.keys() == whole.keys()

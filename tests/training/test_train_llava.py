@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,6 @@ from sf.progress import Progress
 from sf.ranks import rank
 from sf.selection import TopP
 from sf.training.backbone import backbone, vision_parts
-from sf.training.checkpoints import SEAL
 from sf.training.dataset import rows_of_sources
 from sf.training.encoding import Encoder, PromptBatch, encoder_outputs
 from sf.training.run import assemble, train
@@ -222,23 +219,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 ) -> None:
     """kill -9 between two checkpoints; the result is a plain checkpoint with its video form."""
     whole = test_resume.run(llava_base, rows, tmp_path / "whole", "sparsity_forcing")
-    media, parts = Path(rows[0].data_root), tmp_path / "parts"
-    words = [str(part) for part in (llava_base, media, parts)]
-    path = os.pathsep.join(str(Path(__file__).parents[at]) for at in range(3))
-    process = subprocess.Popen(
-        [sys.executable, test_resume.__file__, *words, "sparsity_forcing"],
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    try:
-        until = time.monotonic() + 300
-        while not (parts / "state" / "checkpoint-2" / SEAL).is_file():
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < until
-            time.sleep(0.02)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert not (parts / "out" / "model.safetensors").exists()
+    parts = tmp_path / "parts"
+    test_resume.kill_between_checkpoints(llava_base, rows, parts, "sparsity_forcing")
     resumed = test_resume.run(llava_base, rows, parts, "sparsity_forcing")
     assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
     assert any(not torch.equal(w, whole[n]) for n, w in load_model(llava_base).state_dict().items())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sf.attention.video_form import CONFIG_KEY, VideoForm
-from sf.config import Answering, Runtime, Vision, merged
+from sf.config import Answering, Runtime, Vision
 from sf.data.manifest import Row
 from sf.data.prompts import question_text
 from sf.mini.scenes import ask, render, sample_clip, sample_scene, write_video
@@ -16,6 +16,7 @@ from sf.models import build_tiny
 from sf.models.llava_video import apply_video_form
 from sf.training.config import Train
 from sf.training.parameters import RunParameters
+from sf.validation import merged
 
 VISION = Vision(
     image_min_pixels=784,
