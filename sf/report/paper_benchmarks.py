@@ -176,10 +176,10 @@ def notes(request: Request) -> list[str]:
     """Notes for comparing measured with published values."""
     definition, generated = request.definition, stand_ins(request.study)
     extra = [row.name for row in request.rows if row.as_published in NOT_IN_PAPER]
-    said = [f"Rows in no table of the paper: {', '.join(extra)}."] if extra else []
+    added = [f"Rows in no table of the paper: {', '.join(extra)}."] if extra else []
     if definition.published in published.TABLES.values():
-        return [*gate(request.scores, request.study, definition.kind, generated), *said]
-    return [*([STAND_INS] if generated else []), *said]
+        return [*gate(request.scores, request.study, definition.kind, generated), *added]
+    return [*([STAND_INS] if generated else []), *added]
 
 
 @a_model_each

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sf.escaping import printable
 from sf.evaluation.benchmarks import FAMILIES
+from sf.processes import map_processes
 from sf.report.cells import Figure
 from sf.report.definitions import Row
 from sf.report.example_picture import example_picture, kept_of, shown_of
@@ -109,19 +111,25 @@ def pictures(request: Request, table: PaperTable, folder: Path) -> list[Picture]
         if (pair := request.examples.first(model, row.name, family, outcome)) is not None
     ]
     previews = _previews(request, {pair.place for *_, pair in chosen})
-    drawn = []
-    for model, row, family, outcome, pair in chosen:
-        preview = previews.get(pair.place)
-        shown = shown_of(preview) if preview is not None else []
-        if preview is None or not shown:
-            continue
-        lines = _lines(row, pair, str(preview["question"]))
-        drawing = example_picture(shown, kept_of(pair.sparse, shown), lines)
-        name = "_".join([model, row, family.replace(" ", "-"), outcome])
-        rule = RULE.format(dense=DENSE, row=row, outcome=_WHAT[outcome])
-        caption = f"{outcome.capitalize()}, {model}, {row}: {pair.place.name}, {rule} ({family})."
-        drawn.append(saved(drawing, name, caption, folder))
-    return drawn
+    drawn = map_processes(partial(_drawn, previews, folder), chosen)
+    return [picture for picture in drawn if picture is not None]
+
+
+def _drawn(
+    previews: Mapping[Place, dict[str, Any]], folder: Path, chosen: tuple[str, str, str, str, Pair]
+) -> Picture | None:
+    """The picture of one example; None if it has no media."""
+    model, row, family, outcome, pair = chosen
+    preview = previews.get(pair.place)
+    shown = shown_of(preview) if preview is not None else []
+    if preview is None or not shown:
+        return None
+    lines = _lines(row, pair, str(preview["question"]))
+    drawing = example_picture(shown, kept_of(pair.sparse, shown), lines)
+    name = "_".join([model, row, family.replace(" ", "-"), outcome])
+    rule = RULE.format(dense=DENSE, row=row, outcome=_WHAT[outcome])
+    caption = f"{outcome.capitalize()}, {model}, {row}: {pair.place.name}, {rule} ({family})."
+    return saved(drawing, name, caption, folder)
 
 
 def _previews(request: Request, places: set[Place]) -> dict[Place, dict[str, Any]]:
