@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sf.attention import Trace
+    from sf.attention.trained import TrainedAttention
     from sf.selection import Policy
 
-__all__ = ["apply_method", "apply_policy", "check_policy", "resolve", "resolve_point"]
+__all__ = [
+    *("apply_method", "apply_policy", "check_policy", "resolve", "resolve_point"),
+    "resolve_record",
+]
 
 BASE_METHOD = "zipvl"
 
@@ -50,12 +54,31 @@ def resolve(
     from sf.attention.trained import record_of
 
     record = record_of(source)
+    resolved = resolve_record(record, method, value, retention_p)
     recorded = None if record is None else record.method
-    name = (recorded or BASE_METHOD) if method == TRAINED else method
-    family = _family(source)
-    rule = misfit(name, family, recorded)
+    rule = misfit(resolved.name, _family(source), recorded)
     if rule is not None:
         raise UnsupportedModelError("method", method, rule)
+    return resolved
+
+
+def resolve_record(
+    record: TrainedAttention | None,
+    method: str = TRAINED,
+    value: float | None = None,
+    retention_p: float | None = None,
+) -> Method:
+    """The attention by a checkpoint's record, without a check that it runs there.
+
+    Args:
+        record: None for a base model.
+        method, value, retention_p: as in `resolve`.
+
+    Raises:
+        ConfigError: see `resolve`.
+    """
+    recorded = None if record is None else record.method
+    name = (recorded or BASE_METHOD) if method == TRAINED else method
     if value is None and name == BASE_METHOD:
         value = retention_p
     if value is None and record is not None and name == recorded:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sf.config import Params, validated
+from sf.config import Params
 from sf.evaluation.benchmarks import benchmarks_of
 from sf.jobs import stage_module
 from sf.profiling.models import SHAPES, class_and_config
@@ -21,6 +21,7 @@ from sf.rehearsal.weights import WeightCounts, weight_counts
 from sf.report.published import figure_of
 from sf.training.checkpoints import checkpoint_bytes
 from sf.training.collapse import kept_checkpoints
+from sf.validation import validated
 from workflow.jobs import JobSpec, resources_of
 from workflow.status import expected_by_job, study_status
 from workflow.targets import closure

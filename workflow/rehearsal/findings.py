@@ -9,14 +9,15 @@ from typing import Any
 
 from sf.attention.trained import record_of
 from sf.baselines.registry import misfit
-from sf.config import DENSE, Params, validated
+from sf.config import DENSE, Params
 from sf.errors import ConfigError, SparsityForcingError
 from sf.jobs import stage_module
 from sf.profiling.models import published
+from sf.training.build_trainer import check_sharding
 from sf.training.objectives import AnyObjective, Distil, Pathwise, block_attention
-from sf.training.run import check_sharding
 from sf.training.settings import micro_batch
 from sf.training.trainer_config import Rollouts, Uniform
+from sf.validation import validated
 from workflow.jobs import JobSpec
 
 __all__ = ["dense_ratios", "rank_faults", "unfit_bases", "usable"]

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sf.config import Params, Resources, validated
+from sf.config import Params, Resources
 from sf.errors import ConfigError
 from sf.evaluation.benchmarks import benchmarks_of
 from sf.jobs import stage_module
 from sf.rehearsal.least_memory import Need, answering, training
 from sf.rehearsal.shapes import ModelShape
+from sf.validation import validated
 from workflow.jobs import JobSpec
 from workflow.rehearsal.bill import GIB
 
@@ -107,19 +108,16 @@ def memory_faults(listed: Sequence[JobNeed], params: Params, gpu_gib: float) -> 
             yield ConfigError(field, each.given.mem_gib, f"{rule} {where}", remedy)
 
 
-def _largest(listed: Sequence[JobNeed]) -> Iterator[JobNeed]:
+def _largest(listed: Sequence[JobNeed]) -> list[JobNeed]:
     """The needs; of the evaluations of each base model, which share their batch, the largest."""
+    largest: dict[str, JobNeed] = {}
     for each in listed:
-        model = each.job.parameters["model"]
-        alike = [
-            other
-            for other in listed
-            if other.job.stage.run == "evaluate" and other.job.parameters["model"] == model
-        ]
-        if each.job.stage.run != "evaluate" or each is max(
-            alike, key=lambda other: other.largest.total
-        ):
-            yield each
+        if each.job.stage.run == "evaluate":
+            known = largest.setdefault(each.job.parameters["model"], each)
+            if each.largest.total > known.largest.total:
+                largest[each.job.parameters["model"]] = each
+    kept = {id(each) for each in largest.values()}
+    return [each for each in listed if each.job.stage.run != "evaluate" or id(each) in kept]
 
 
 def _fault(each: JobNeed, gpu_gib: float) -> ConfigError:

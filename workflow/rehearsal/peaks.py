@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from transformers.utils import logging
 
 from sf.attention.trained import TrainedAttention
-from sf.baselines import Method, build
+from sf.baselines import Method
 from sf.baselines.registry import BLOCKS, TRAINED
-from sf.config import validated
+from sf.baselines.resolve import resolve_record
 from sf.errors import ConfigError
 from sf.jobs import stage_module
 from sf.progress import progress
@@ -23,8 +23,9 @@ from sf.rehearsal.live_memory import Peaks
 from sf.rehearsal.shapes import ModelShape
 from sf.rehearsal.training_peak import SAMPLING, training_peaks
 from sf.sections import SCRATCH_FAMILIES
+from sf.training.build_trainer import check_sharding, trained_attention_of
 from sf.training.parameters import RunParameters
-from sf.training.run import check_sharding, trained_attention_of
+from sf.validation import validated
 from workflow.jobs import JobSpec
 from workflow.rehearsal.memory import JobNeed
 
@@ -130,19 +131,15 @@ def _attentions(model: str, specs: Sequence[JobSpec]) -> list[_Answering]:
         if job.stage.run == "train":
             p = validated(stage_module("train").Parameters, job.parameters)
             trained.setdefault(p.row, trained_attention_of(p))
-    found: dict[Method, JobSpec] = {}
+    methods: dict[Method, JobSpec] = {}
     for job in jobs:
-        if job.stage.run != "evaluate":
-            continue
-        name, value = job.parameters["method"], job.parameters["value"]
-        record = trained[job.parameters["row"]] if name == TRAINED else None
-        name = record.method if record else name
-        if value is None and name == "zipvl":
-            value = job.parameters["evaluate"]["retention_p"]  # as `sf.baselines.resolve`
-        elif value is None and record:
-            value = record.value
-        found.setdefault(build(name, value), job)
-    return [_Answering(*each) for each in found.items()]
+        if job.stage.run == "evaluate":
+            given = job.parameters
+            record = trained[given["row"]] if given["method"] == TRAINED else None
+            retention_p = given["evaluate"]["retention_p"]
+            method = resolve_record(record, given["method"], given["value"], retention_p)
+            methods.setdefault(method, job)
+    return [_Answering(*each) for each in methods.items()]
 
 
 def _batch(least: JobNeed, shape: ModelShape, answering: _Answering) -> JobNeed:

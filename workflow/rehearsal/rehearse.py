@@ -13,11 +13,12 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from sf.config import Params, read_yaml
+from sf.config import Params
 from sf.errors import ConfigError, SparsityForcingError
 from sf.rehearsal.least_memory import Need
 from sf.rehearsal.shapes import ModelShape, shape_of
 from sf.scales import FOLDER, scale_values
+from sf.validation import read_yaml
 from workflow.jobs import jobs
 from workflow.rehearsal.bill import GIB, Bill, bill_of
 from workflow.rehearsal.findings import dense_ratios, rank_faults, unfit_bases, usable
