@@ -29,13 +29,14 @@ import sf  # noqa: F401  (before transformers: it lets torchvision import beside
 import numpy as np
 import torch
 
-from sf.config import Params, validated
+from sf.config import Params
 from sf.data.manifest import read_manifest
 from sf.provenance import ROOT
 from sf.scales import scale_values
 from sf.training.logps import PolicyForward
 from sf.training.parameters import RunParameters
 from sf.training.run import assemble
+from sf.validation import validated
 
 RANGES = {
     "mini": [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975],

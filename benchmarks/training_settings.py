@@ -31,7 +31,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from table import Row, write_rows
 
-from sf.config import Params, merged, validated
+from sf.config import Params
 from sf.errors import TrainingCollapse
 from sf.evaluation.benchmarks import suite
 from sf.jobs import run_stage
@@ -42,6 +42,7 @@ from sf.report.across_seeds import across_seeds
 from sf.report.published import average
 from sf.scales import scale_values
 from sf.tables import rows_at
+from sf.validation import merged, validated
 
 MODEL = "tiny-qwen2.5-vl"
 RESULTS = Path("results/settings")

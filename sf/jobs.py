@@ -25,7 +25,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from sf import provenance, ranks, reuse
-from sf.config import validated
 from sf.disk import require_room
 from sf.errors import ConfigError, EnvironmentFault
 from sf.interruption import listening
@@ -36,6 +35,7 @@ from sf.result_key.contents import digest_of, file_digests
 from sf.result_key.key import Key, input_paths, key_of
 from sf.slurm_job import complete_environment
 from sf.tracking import SilentTracker, Tracker, log_pending
+from sf.validation import validated
 
 STAGES = (
     *("fetch", "prepare", "benchmarks", "base", "calibrate", "train", "evaluate", "profile"),

@@ -13,8 +13,8 @@ from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from sf.config import RENAMED, merged
 from sf.errors import ConfigError
+from sf.validation import RENAMED, merged
 
 __all__ = ["Parameter", "overridden", "parameters_of"]
 

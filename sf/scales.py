@@ -1,8 +1,8 @@
 """Named scales: `params/defaults.yaml`, the changes of each scale, and the resulting file.
 
 A scale's file contains only the differences from the defaults, or from the scale named by its key
-`extends`. Mappings are merged, null removes a key (`sf.config.merged`). Rendering works on lines:
-the resulting file has the comments, order and spacing of the defaults.
+`extends`. Mappings are merged, null removes a key (`sf.validation.merged`). Rendering works on
+lines: the resulting file has the comments, order and spacing of the defaults.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from sf.atomic_files import write_text
-from sf.config import Params, field_differences, merged, read_yaml, validated
+from sf.config import Params
 from sf.errors import ConfigError
+from sf.validation import field_differences, merged, read_yaml, validated
 
 __all__ = [
     "load_scale",

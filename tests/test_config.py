@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from sf.config import Params, field_differences, load_params, merged, validated
+from sf.config import Params, load_params
 from sf.data.budget import longest_prompt
 from sf.errors import ConfigError
 from sf.scales import render_scale, scale_values
+from sf.validation import field_differences, merged, validated
 
 ROOT = Path(__file__).parent.parent
 

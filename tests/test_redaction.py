@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from sf.atomic_files import write_json
-from sf.config import Params, read_yaml, validated
+from sf.config import Params
 from sf.errors import ConfigError
 from sf.redaction import RedactedStream, redact, without_credentials
+from sf.validation import read_yaml, validated
 
 PLANTED = "PLANTED5ecret"
 PLACES = {

@@ -12,10 +12,11 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from sf.cli import app
-from sf.config import load_params, read_yaml
+from sf.config import load_params
 from sf.errors import ConfigError
 from sf.fields import flat
 from sf.scales import load_scale, render_scale, scale_names, scale_values, use_scale
+from sf.validation import read_yaml
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "params"

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from sf.atomic_files import write_json
-from sf.config import Params, Resources, load_params, validated
+from sf.config import Params, Resources, load_params
 from sf.errors import ConfigError
 from sf.jobs import stage_module
 from sf.layout import FOLDERS, STAMP
+from sf.validation import validated
 from workflow.stages import STAGES, Stage, stages_of
 from workflow.targets import asked_jobs, lacking, made, models_of, rows_of
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sf.config import validated
 from sf.errors import ConfigError
 from sf.jobs import stage_module
 from sf.overrides import overridden
 from sf.result_key.contents import digest_of
+from sf.validation import validated
 from workflow.jobs import JobSpec, jobs, load_params
 
 __all__ = ["OWN", "asked_job", "chosen_job", "own_output"]

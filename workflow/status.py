@@ -16,7 +16,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from sf.attempts import FAILED, STOPPED, Attempt, last_attempt
-from sf.config import validated
 from sf.errors import DataError, EnvironmentFault
 from sf.escaping import printable
 from sf.jobs import stage_module
@@ -25,6 +24,7 @@ from sf.result_key.contents import input_digest
 from sf.result_key.key import RECORD, Change, State, input_paths, key_of, state_of
 from sf.result_key.stamp import read_stamp
 from sf.reuse import LOCK
+from sf.validation import validated
 from workflow import slurm
 from workflow.jobs import JobSpec
 from workflow.time_left import expected_seconds

@@ -18,12 +18,12 @@ from sf.ask.answer import AskResult, answer, overlay
 from sf.ask.media import FPS, MAX_FRAMES, Media, bounds, check_decodable, chosen, load_media
 from sf.attention import Budget
 from sf.baselines import check_policy
-from sf.config import validated
 from sf.data.control_tokens import check_text
 from sf.data.llava import is_llava
 from sf.errors import ConfigError, EnvironmentFault
 from sf.sections import Runtime
 from sf.selection import Policy, TopP
+from sf.validation import validated
 
 __all__ = [
     "AskResult",

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sf.config import validated
 from sf.data.budget import TEMPORAL_PATCH
 from sf.data.images import load_image
 from sf.data.media import split_reference
 from sf.data.video import load_own_size, load_video
 from sf.errors import ConfigError, DataError
 from sf.sections import Vision
+from sf.validation import validated
 
 __all__ = [
     "FPS",

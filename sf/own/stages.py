@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sf.config import validated
 from sf.jobs import run_stage, stage_module
 from sf.result_key.contents import digest_of
+from sf.validation import validated
 
 if TYPE_CHECKING:
     from sf.own.options import Inputs

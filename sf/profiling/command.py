@@ -11,7 +11,6 @@ from rich.table import Table
 
 from sf.atomic_files import write_json
 from sf.baselines import TRAINED, build, resolve
-from sf.config import validated
 from sf.errors import ConfigError, OutputConflictError
 from sf.models.load import load_config
 from sf.profiling.generation import Side
@@ -23,6 +22,7 @@ from sf.profiling.study import Profiled, figures, profile
 from sf.profiling.summary import FULL, MEASURED, NO_DIFFERENCE, SPARSE, three_digits
 from sf.result_key.contents import digest_of
 from sf.sections import Runtime
+from sf.validation import validated
 
 __all__ = ["Request", "run", "sentences", "table"]
 

@@ -18,7 +18,7 @@ from sf import FixedMask, TopP
 from sf.ask import answer, ask, load_media, overlay
 from sf.ask.media import bounds
 from sf.attention.visual_tokens import locate, visual_mask
-from sf.config import BaseModelSpec, Vision, validated
+from sf.config import BaseModelSpec, Vision
 from sf.data.llava import load_own_size
 from sf.data.vision import encode, encode_parts
 from sf.errors import ConfigError, DataError, UnsupportedModelError
@@ -28,6 +28,7 @@ from sf.evaluation.question import Question
 from sf.evaluation.run import evaluate_benchmarks
 from sf.mini.scenes import render, sample_clip, sample_scene, write_video
 from sf.models.load import load_config, load_model, load_processor
+from sf.validation import validated
 
 CORPUS = ["What color is the ring? A. red B. green Answer with the option's letter."] * 3
 QUESTION = "What color is the ring?"

@@ -16,12 +16,13 @@ import pytest
 from ruamel.yaml import YAML
 
 from sf.atomic_files import write_json
-from sf.config import Params, Resources, validated
+from sf.config import Params, Resources
 from sf.errors import ConfigError
 from sf.layout import STAMP, work_folder
 from sf.result_key.contents import file_digests
 from sf.scales import scale_values
 from sf.training.checkpoints import SEAL
+from sf.validation import validated
 from workflow.jobs import JobSpec, jobs, launcher, write_configs
 from workflow.slurm import on_every_node
 

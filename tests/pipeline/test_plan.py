@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from sf.atomic_files import write_json
 from sf.cli import app
-from sf.config import Params, validated
+from sf.config import Params
 from sf.errors import ConfigError
 from sf.jobs import stage_module
 from sf.layout import work_folder
@@ -19,6 +19,7 @@ from sf.report.definitions import DEFINITIONS
 from sf.result_key.contents import file_digests
 from sf.result_key.key import key_of
 from sf.scales import load_scale, render_scale, scale_values
+from sf.validation import validated
 from workflow.jobs import JobSpec, jobs
 from workflow.plan import plan, sentences
 from workflow.targets import TARGETS, asked_jobs, check_asked, closure, jobs_of, lacking

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from sf.cli import app
-from sf.config import Params, Runtime, Vision, validated
+from sf.config import Params, Runtime, Vision
 from sf.data.budget import longest_prompt
 from sf.models import build_tiny
 from sf.profiling.memory import cache_bytes
@@ -25,6 +25,7 @@ from sf.scales import scale_values
 from sf.sections import BaseModelSpec
 from sf.stages import train as train_stage
 from sf.training.collapse import kept_checkpoints
+from sf.validation import validated
 from workflow.jobs import jobs
 from workflow.rehearsal import Options, Rehearsal, as_json, rehearse
 from workflow.rehearsal.bill import bill_of

@@ -26,10 +26,11 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 from test_launch import job, params, study, weights
 
-from sf.config import Resources, validated
+from sf.config import Resources
 from sf.errors import EnvironmentFault
 from sf.layout import work_folder
 from sf.training.checkpoints import SEAL
+from sf.validation import validated
 from workflow import slurm
 
 ROOT = Path(__file__).parent.parent.parent

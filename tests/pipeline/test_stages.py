@@ -14,11 +14,12 @@ import pytest
 from dvc.repo import Repo
 
 from sf.atomic_files import write_json
-from sf.config import Params, load_params, validated
+from sf.config import Params, load_params
 from sf.jobs import read_config, stage_module
 from sf.layout import STAMP
 from sf.scales import load_scale, render_scale, scale_values
 from sf.sections import Vision
+from sf.validation import validated
 from workflow import dvc_yaml, resolve
 from workflow.dvc_yaml import CODE
 from workflow.jobs import (

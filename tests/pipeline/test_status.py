@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 from sf.atomic_files import write_json
 from sf.attempts import Attempt
 from sf.cli import app
-from sf.config import Params, validated
+from sf.config import Params
 from sf.jobs import stage_module
 from sf.layout import work_folder
 from sf.result_key.contents import file_digests
 from sf.result_key.key import key_of
 from sf.scales import scale_values
+from sf.validation import validated
 from workflow.jobs import JobSpec, jobs
 from workflow.slurm import QueuedJob
 from workflow.status import JobStatus, log_file, stale_jobs, study_status, totals
