@@ -22,6 +22,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -113,6 +114,7 @@ def work(section: Section, todo: list[str], scale: Scale, folder: Path, parent: 
                 continue
             except Exception as error:  # noqa: BLE001  (the next step may do without what failed)
                 journal.note(section.name, name, "failed", f"{type(error).__name__}: {error}")
+                traceback.print_exc()
                 say(f"{section.name}: {name}: failed: {error!r}"[:1000])
                 if "CUDA error" in str(error) or isinstance(error, torch.AcceleratorError):
                     os._exit(NEW_PROCESS)
