@@ -1,10 +1,10 @@
 """PyTorch's scaled_dot_product_attention with kernels that need no plan per shape.
 
 On Hopper, PyTorch prefers cuDNN for half precision. cuDNN builds a plan for every exact shape,
-which takes 0.04 to 0.4 s. With top-p, every layer has a different token count, and a growing cache
-a different length at each token, so that choice would cost seconds per prompt. Here the kernel is
-selected explicitly: flash, then memory-efficient, then math. `plans=True` selects cuDNN; its caller
-must bound the shapes.
+which takes 44 ms on an H100. With top-p, every layer has a different token count, and a growing
+cache a different length at each token, so that choice would cost seconds per prompt. Here the
+kernel is selected explicitly: flash, then memory-efficient, then math. `plans=True` selects cuDNN;
+its caller must bound the shapes.
 
 Shape suffixes: see `base`; Q queries, K keys.
 """
@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["HALF", "attend", "runs_flash"]
+__all__ = ["HALF", "attend", "runs_cudnn", "runs_flash"]
 
 HALF = (torch.float16, torch.bfloat16)
 _LARGEST_FLASH_HEAD = 256
+_LARGEST_CUDNN_HEAD = 128
 _WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _WITH_PLANS = [SDPBackend.CUDNN_ATTENTION, *_WITHOUT_PLANS]
 
@@ -97,4 +98,25 @@ def runs_flash(device: torch.device) -> bool:
         device.type == "cuda"
         and torch.backends.cuda.is_flash_attention_available()
         and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
+def runs_cudnn(query_BHQD: Tensor) -> bool:
+    """Whether cuDNN attends to these queries, on a GPU where it is faster than flash (Hopper)."""
+    size = query_BHQD.shape[-1]
+    return (
+        query_BHQD.dtype in HALF
+        and size % 8 == 0
+        and size <= _LARGEST_CUDNN_HEAD
+        and torch.backends.cuda.cudnn_sdp_enabled()
+        and _has_cudnn(query_BHQD.device)
+    )
+
+
+@lru_cache
+def _has_cudnn(device: torch.device) -> bool:
+    return (
+        device.type == "cuda"
+        and torch.backends.cudnn.is_available()
+        and torch.cuda.get_device_capability(device) >= (9, 0)
     )

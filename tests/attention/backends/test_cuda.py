@@ -8,7 +8,7 @@ from layer_inputs import DEVICE, draw, left_padded
 from tiny_models import batch, build, prompt
 
 from sf import TopP, sparsify
-from sf.attention.backends import SdpaBackend, backend_for, using_backend
+from sf.attention.backends import SdpaBackend, backend_for, cuda, using_backend
 from sf.attention.backends.cuda import CudaBackend
 from sf.selection import Probes
 
@@ -72,6 +72,51 @@ def test_prefill_on_the_device(dtype, ragged, lengths, heads, groups, size):
     index = columns(lengths, 1000, seed=2)
     unit = torch.finfo(dtype).eps
     compare(parts, index, lengths, dtype, CudaBackend(ragged=ragged), 8 * unit, 64 * unit)
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """The lengths that cuDNN got, on a machine that would run it, for rows of 8 tokens and more."""
+    calls = []
+    real = cuda.attend_planned
+
+    def spy(query, key, value, packing, *given):
+        calls.append(packing.width)
+        return real(query, key, value, packing, *given)
+
+    monkeypatch.setattr(cuda, "attend_planned", spy)
+    monkeypatch.setattr(cuda, "runs_cudnn", lambda query: True)
+    monkeypatch.setattr(cuda, "_LEAST_PLANNED", 8)
+    return calls
+
+
+def attend_once(backend, length, dropout=0.0, grad=False):
+    parts = layer_tensors(2, 12, 6, 2, 16, torch.float32)
+    index = columns([length] * 2, 12, seed=1)
+    with torch.set_grad_enabled(grad):
+        backend.prefill(*parts, index, [length] * 2, 0.25, dropout)
+
+
+def test_long_rows_get_cudnn_by_default(planned, monkeypatch):
+    for length in (7, 8, 12):
+        attend_once(CudaBackend(), length)
+    assert planned == [8, 12]
+    monkeypatch.setattr(cuda, "runs_cudnn", lambda query: False)
+    attend_once(CudaBackend(), 12)
+    assert planned == [8, 12]
+
+
+def test_gradients_and_dropout_keep_flash(planned):
+    attend_once(CudaBackend(), 12, grad=True)
+    attend_once(CudaBackend(), 12, dropout=0.1)
+    assert planned == []
+
+
+def test_a_named_kernel_is_used_at_every_length(planned):
+    for length in (5, 12):
+        attend_once(CudaBackend(uniform="flash"), length)
+        attend_once(CudaBackend(uniform="cudnn"), length, grad=True)
+    assert planned == [5, 12]
 
 
 def test_decode_is_split_for_long_caches_only(monkeypatch):

@@ -67,6 +67,23 @@ def test_scores_of_grouped_queries_are_never_held_on_a_gpu(monkeypatch):
     assert not named_sdpa._takes_groups(OnCuda(), None)
 
 
+def test_cudnn_is_taken_on_hopper_in_half_precision(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: True)
+    for capability, fits in (((8, 9), False), ((9, 0), True), ((10, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        named_sdpa._has_cudnn.cache_clear()
+        assert named_sdpa.runs_cudnn(OnCuda()) is fits
+    assert not named_sdpa.runs_cudnn(OnCuda(torch.float32))
+    assert not named_sdpa.runs_cudnn(OnCuda(size=256))
+    assert not named_sdpa.runs_cudnn(OnCuda(size=100))
+    assert not named_sdpa.runs_cudnn(torch.zeros(1, 1, 1, 8, dtype=torch.bfloat16))
+    monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: False)
+    assert not named_sdpa.runs_cudnn(OnCuda())
+    monkeypatch.undo()
+    named_sdpa._has_cudnn.cache_clear()
+
+
 @pytest.mark.parametrize("takes", [True, False])
 def test_repeated_heads_are_the_same_attention(monkeypatch, takes):
     monkeypatch.setattr(named_sdpa, "_takes_groups", lambda query, mask: takes)
