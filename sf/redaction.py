@@ -8,13 +8,15 @@ import re
 from typing import Any, TextIO
 from urllib.parse import unquote
 
-__all__ = ["RedactedStream", "redact", "without_credentials"]
+__all__ = ["IncrementalRedactor", "RedactedStream", "redact", "without_credentials"]
 
 _MASK = "***"
 _SHORTEST = 4  # shorter values are not secret and would mask parts of ordinary words
 _SECRET_NAMES = re.compile(r"TOKEN|PASSW|SECRET|API_?KEY|ACCESS_KEY|CREDENTIAL|PRIVATE_KEY", re.I)
 _NO_SECRETS = re.compile(r"TOKENIZERS_|_TIMEOUT|_PATH$|_FILE$|_DIR$|PARALLELISM", re.I)
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s'\"<>]*@")
+_UNFINISHED = re.compile(r"(?::|:/|://[^/\s'\"<>]*|[?&;][^&\s]*)\Z")
+"""The end of a text in which a URL's credentials or secret parameter may have begun."""
 _QUERY = re.compile(
     r"([?&;][^=&\s]*(?:token|passw|secret|key|credential)[^=&\s]*=)[^&\s'\"]+", re.I
 )
@@ -35,6 +37,31 @@ def redact(text: str) -> str:
 def without_credentials(text: str) -> str:
     """Text with user, password and secret parameters removed from its URLs."""
     return _QUERY.sub(rf"\1{_MASK}", _CREDENTIALS.sub(f"{_MASK}@", text))
+
+
+class IncrementalRedactor:
+    """Redacts a text that arrives in parts, however it is divided.
+
+    It holds back an end that may be the beginning of a secret, so text without one passes at once.
+    """
+
+    _MOST_HELD = 2**20
+    """Characters; longer than any value in the environment of a Linux process."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def feed(self, text: str, end: bool = False) -> str:
+        """The next part of the redacted text.
+
+        Args:
+            text: the next part of the text.
+            end: whether it is the last one.
+        """
+        text = self._held + text
+        cut = len(text) if end or len(text) > self._MOST_HELD else _begin_of_unfinished(text)
+        self._held = text[cut:]
+        return redact(text[:cut])
 
 
 class RedactedStream(io.TextIOBase):
@@ -80,6 +107,26 @@ class RedactedStream(io.TextIOBase):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+def _begin_of_unfinished(text: str) -> int:
+    """The index from which the text may continue as a secret; its length if it cannot."""
+    unfinished = _UNFINISHED.search(text)
+    cut = unfinished.start() if unfinished else len(text)
+    whole: list[tuple[int, int]] = []
+    for secret in _secrets():
+        for length in range(min(len(secret) - 1, len(text)), 0, -1):
+            if text.endswith(secret[:length]):
+                cut = min(cut, len(text) - length)
+                break
+        whole += [found.span() for found in re.finditer(re.escape(secret), text)]
+    for pattern in (_CREDENTIALS, _QUERY):
+        whole += [(found.start() - len("://"), found.end()) for found in pattern.finditer(text)]
+    # What is already complete must not be divided.
+    for begin, end in sorted(whole, reverse=True):
+        if begin < cut < end:
+            cut = begin
+    return max(cut, 0)
 
 
 def _secrets() -> set[str]:

@@ -20,6 +20,7 @@ from sf.errors import EnvironmentFault, SparsityForcingError
 from sf.escaping import printable
 from sf.extras import extra_of, missing
 from sf.interruption import LIMIT, STATUS, JobInterrupted, requeue
+from sf.redacted_output import redacted_descriptors
 from sf.redaction import RedactedStream, redact
 
 __all__ = ["main"]
@@ -48,6 +49,14 @@ def main() -> None:
     Secrets of the environment are masked in all output, and terminal escape sequences in tracebacks
     are escaped.
     """
+    try:
+        with redacted_descriptors():
+            _run()
+    except OSError as error:
+        _stop(_as_fault(error))
+
+
+def _run() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an engine's shell may ignore it
     sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
     warnings.formatwarning = _one_line
