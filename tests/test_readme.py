@@ -1,4 +1,4 @@
-"""Commands in README and docs can be typed, and their links lead somewhere."""
+"""Examples in README and docs run, and their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 import sf
-from sf.cli import app
-from sf.jobs import stage_module
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -28,19 +25,6 @@ LINKS = [
 ]
 
 
-def _commands() -> list[list[str]]:
-    commands = []
-    for text in PAGES.values():
-        commands += re.findall(r"`((?:sf|make|snakemake|dvc|python) [^`\n]+)`", text)
-        for block in re.findall(r"```(?:bash|text)?\n(.*?)```", text, flags=re.S):
-            commands += block.replace("\\\n", " ").splitlines()
-    words = [command.split("#")[0].split() for command in dict.fromkeys(commands)]
-    return [line for line in words if line and line[0] in ("sf", "make", "python")]
-
-
-COMMANDS = _commands()
-
-
 def test_the_first_two_commands_are_the_two_commands() -> None:
     kind, block = BLOCKS[0]
     assert kind == "bash"
@@ -48,31 +32,6 @@ def test_the_first_two_commands_are_the_two_commands() -> None:
         "make study",
         "make test",
     ]
-
-
-@pytest.mark.parametrize("words", [c for c in COMMANDS if c[0] == "make"], ids=" ".join)
-def test_make_targets_exist(words: list[str]) -> None:
-    target = next(word for word in words[1:] if "=" not in word)
-    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.M)
-
-
-@pytest.mark.parametrize("words", [c for c in COMMANDS if c[0] == "sf"], ids=" ".join)
-def test_sf_commands_and_their_options_exist(words: list[str]) -> None:
-    options = {word for word in words if word.startswith("--")} - {"--help"}
-    if words[1] == "run" and len(words) > 2 and words[2].islower():
-        stage_module(words[2])
-    command = [word for word in words[1:2] if not word.startswith("-")]
-    runner = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
-    result = runner.invoke(app, [*command, "--help"])
-    assert result.exit_code == 0, result.output
-    assert all(option in result.output for option in options)
-
-
-@pytest.mark.parametrize("words", [c for c in COMMANDS if c[0] == "python"], ids=" ".join)
-def test_scripts_and_modules_exist(words: list[str]) -> None:
-    path = f"{words[2].replace('.', '/')}.py" if words[1] == "-m" else words[1]
-    text = (ROOT / path).read_text()
-    assert all(word in text for word in words[2:] if word.startswith("--"))
 
 
 EXAMPLES = [
