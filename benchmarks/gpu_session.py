@@ -61,6 +61,7 @@ SECTIONS = (
     Section("attention", 60, "attention"),
     Section("attention without cuDNN", 30, "attention", "without_plans"),
     Section("tiles", 30, "tiles"),
+    Section("decode tiles", 75, "tiles", "decode_steps"),
     Section("model", 60, "model"),
     Section("decode profile", 25, "model", "profile_steps"),
     Section("top-p", 35, "prefill", "top_p_steps"),
@@ -68,7 +69,6 @@ SECTIONS = (
     Section("training", 120, "training"),
     Section("rollouts", 45, "model", "engine_steps"),
     Section("throughput", 60, "model", "throughput_steps"),
-    Section("compiled", 120, "model", "compiled_steps"),
 )
 Steps = dict[str, Callable[[], list[Any]]]
 
@@ -249,6 +249,7 @@ def main() -> None:
     parser.add_argument("--carry", action="store_true", help="no device: only carry the figures")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU; its times mean nothing")
     arguments = parser.parse_args()
+    sys.path.insert(0, str(ROOT))  # this checkout's `sf`, installed or not
     from gpu_sections import figures
 
     if arguments.carry:
@@ -256,7 +257,6 @@ def main() -> None:
         return
     if arguments.rehearse:
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
-    sys.path.insert(0, str(ROOT))
     import sf  # noqa: F401  (before transformers)
 
     # isort: split

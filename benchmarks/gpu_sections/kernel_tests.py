@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from table import Row, exact
@@ -19,7 +21,9 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("kernels", "backends", "decoding")
 LOG = "gpu_session_tests.txt"
 SECONDS = 80  # below the section's limit: a cut run still gives its counts
-_LINE = re.compile(r"^tests/attention/(\w+)/\S.* (PASSED|FAILED|ERROR|SKIPPED)\b", re.MULTILINE)
+PROCESSES = 8  # kernels compile on the host, most of the time
+_PLAIN = r"^tests/attention/(?P<folder>\w+)/\S.* (?P<result>PASSED|FAILED|ERROR|SKIPPED)\b"
+_SPREAD = r"^\[gw\d+\] .*?(?P<result>PASSED|FAILED|ERROR|SKIPPED) tests/attention/(?P<folder>\w+)/"
 
 
 def steps(scale: Scale, folder: Path) -> dict[str, Callable[[], list[Row]]]:
@@ -33,16 +37,19 @@ def run(scale: Scale, folder: Path) -> list[Row]:
     Raises:
         RuntimeError: pytest collected nothing, or could not collect a file.
     """
+    spread = [] if find_spec("xdist") is None or scale.rehearsal else ["-n", str(PROCESSES)]
     command = [
-        *(sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider"),
+        *(sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", *spread),
         *("-W", "ignore", *(f"tests/attention/{name}" for name in FOLDERS)),
     ]
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     log = folder / LOG
     with log.open("w", encoding="utf-8") as out:
         try:
             subprocess.run(
                 command,
                 cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 timeout=SECONDS * scale.patience,
@@ -64,8 +71,15 @@ def counts(words: str, cut: bool) -> list[Row]:
     Raises:
         RuntimeError: see `run`.
     """
-    counted = Counter(_LINE.findall(words))
-    selected = re.search(r"/ (\d+) selected", words) or re.search(r"collected (\d+) items", words)
+    counted: Counter[tuple[str, str]] = Counter()
+    for pattern in (_PLAIN, _SPREAD):
+        for line in re.finditer(pattern, words, re.MULTILINE):
+            counted[line["folder"], line["result"]] += 1
+    selected = (
+        re.search(r"/ (\d+) selected", words)
+        or re.search(r"collected (\d+) items", words)
+        or re.search(r"\[(\d+) items\]", words)
+    )
     if not counted or "errors during collection" in words or selected is None:
         raise RuntimeError(f"pytest collected no test, or not all: {words[-500:]}")
     rows = []

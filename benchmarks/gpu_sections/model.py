@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from table import Row, exact, interval
 
 from gpu_sections.measure import Skipped
 from gpu_sections.scale import RATIO, Scale
+from sf.attention.backends import using_backend
+from sf.attention.backends.cuda import CudaBackend
 from sf.attention.decoding import DecodeLoop
 from sf.profiling.clock import Clock
 from sf.profiling.generation import random_prefilled
@@ -25,7 +27,7 @@ from sf.profiling.models import load_by_name
 from sf.profiling.roofline import Ceilings, Sizes, ceilings, decode_work
 from sf.profiling.timing import attempt, free
 
-__all__ = ["built", "compiled_steps", "engine_steps", "profile_steps", "steps", "throughput_steps"]
+__all__ = ["built", "engine_steps", "profile_steps", "steps", "throughput_steps"]
 
 FLOOR_TARGET, THROUGHPUT_TARGET, KV_TARGET = 1.2, 3.3, 0.27
 MARGIN_BYTES = 4 << 30
@@ -72,17 +74,12 @@ def throughput_steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
     return {f"throughput {scale.throughput}": lambda: throughput(scale)}
 
 
-def compiled_steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
-    """The step with its small kernels fused by torch.compile."""
-    return {f"token {scale.long[-1]}, compiled": lambda: compiled(scale)}
-
-
-def loop_of(scale: Scale, length: int, side: str, rows: int, compiled: bool = False) -> DecodeLoop:
+def loop_of(scale: Scale, length: int, side: str, rows: int) -> DecodeLoop:
     """A recorded loop over `rows` copies of a random cache."""
     model = built(scale)
     kept = max(1, round(SIDES[side] * length))
     start = random_prefilled(model, 1, length, [kept] * Sizes.of(model).layers)
-    return start.loop(scale.tokens, repeat=rows, compiled=compiled)
+    return start.loop(scale.tokens, repeat=rows)
 
 
 def token_ms(loop: DecodeLoop, tokens: int, repeats: int) -> list[float]:
@@ -108,38 +105,28 @@ def floor_ms(scale: Scale, loop: DecodeLoop) -> float:
     return 1e3 * sum(part.bytes for part in work.values()) / limits(scale).bytes
 
 
-def token(scale: Scale, length: int, compiled: bool = False) -> list[Row]:
-    """Time per token over its floor, batch 1."""
-    note = ", compiled" if compiled else ""
+def token(scale: Scale, length: int) -> list[Row]:
+    """Time per token over its floor, batch 1; sparse also by the model's own modules."""
     rows, taken = [], {}
-    for side in SIDES:
-        loop = loop_of(scale, length, side, 1, compiled)
+    for side, note in (("dense", ""), ("sparse", ""), ("sparse", ", by modules")):
+        with using_backend(CudaBackend(fuses=not note)):
+            loop = loop_of(scale, length, side, 1)
         times = token_ms(loop, scale.tokens, scale.repeats)
         floor = floor_ms(scale, loop)
         label = f"token {length} {side}{note}"
         over = interval([ms / floor for ms in times])
+        target = None if note else FLOOR_TARGET
         rows += [
             Row(label, *interval(times), "ms"),
             exact(f"{label}, floor", floor, "ms"),
-            Row(f"{label} over its floor", *over, "x", FLOOR_TARGET, "lower"),
+            Row(f"{label} over its floor", *over, "x", target, "lower"),
         ]
-        taken[side] = times
+        taken[side + note] = times
         del loop
         free(scale.at)
     pairs = zip(taken["dense"], taken["sparse"], strict=True)
     gains = interval([dense / sparse for dense, sparse in pairs])
-    return [*rows, Row(f"token {length} sparse over dense{note}", *gains, "x")]
-
-
-def compiled(scale: Scale) -> list[Row]:
-    """`token` with torch.compile.
-
-    Raises:
-        Skipped: on a CPU, whose compiler takes minutes and says nothing about a GPU.
-    """
-    if scale.rehearsal:
-        raise Skipped("torch.compile of the step is measured on a GPU only")
-    return token(scale, scale.long[-1], True)
+    return [*rows, Row(f"token {length} sparse over dense", *gains, "x")]
 
 
 def memory(scale: Scale, length: int) -> list[Row]:
@@ -189,21 +176,30 @@ def batch_that_fits(scale: Scale, length: int) -> list[Row]:
     ]
 
 
-def rates(scale: Scale, length: int, rows: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Tokens per second and KV bytes of both sides.
+class Rates(NamedTuple):
+    """Tokens per second of each repeat, KV bytes, and the bound by bandwidth, by side."""
+
+    per_second: dict[str, list[float]]
+    held: dict[str, int]
+    bound: dict[str, float]
+
+
+def rates(scale: Scale, length: int, rows_by_side: dict[str, int]) -> Rates:
+    """Both sides, each at its number of rows.
 
     Each loop is built and timed in turn, twice: the second round shows drift.
     """
-    per_second: dict[str, list[float]] = {side: [] for side in SIDES}
-    held = {}
+    made = Rates({side: [] for side in SIDES}, {}, {})
     for side in ("dense", "sparse", "sparse", "dense"):
+        rows = rows_by_side[side]
         loop = loop_of(scale, length, side, rows)
-        taken = token_ms(loop, scale.tokens, scale.repeats)
-        per_second[side] += [1e3 * rows / ms for ms in taken]
-        held[side] = loop.step.cache.nbytes
+        taken = token_ms(loop, scale.tokens, scale.loop_repeats)
+        made.per_second[side] += [1e3 * rows / ms for ms in taken]
+        made.held[side] = loop.step.cache.nbytes
+        made.bound[side] = 1e3 * rows / floor_ms(scale, loop)
         del loop
         free(scale.at)
-    return per_second, held
+    return made
 
 
 def rate_rows(label: str, measured: dict[str, list[float]], target: float | None) -> list[Row]:
@@ -218,20 +214,27 @@ def rate_rows(label: str, measured: dict[str, list[float]], target: float | None
 
 def rollouts(scale: Scale, rows: int) -> list[Row]:
     """One batch of rollouts after a prompt of a training step's length."""
-    measured, _ = rates(scale, scale.rollout_prompt, rows)
+    measured = rates(scale, scale.rollout_prompt, dict.fromkeys(SIDES, rows)).per_second
     return rate_rows(f"rollouts after {scale.rollout_prompt}, batch {rows},", measured, None)
 
 
 def throughput(scale: Scale) -> list[Row]:
-    """Both sides at the largest batch that fits with dense caches."""
+    """Both sides at the largest batch of dense caches, then each at its own largest batch.
+
+    At equal batches the gain is bounded by the bytes of the weights, which both sides read.
+    """
     length = scale.throughput
-    rows = largest_batch(scale, length, "dense")
-    measured, held = rates(scale, length, rows)
-    share = held["sparse"] / held["dense"]
+    largest = {side: largest_batch(scale, length, side) for side in SIDES}
+    equal = rates(scale, length, dict.fromkeys(SIDES, largest["dense"]))
+    own = rates(scale, length, largest)
+    share = equal.held["sparse"] / equal.held["dense"]
+    label = f"throughput {length}"
     return [
-        exact(f"throughput {length}, batch", float(rows), "rows"),
-        *rate_rows(f"throughput {length}", measured, THROUGHPUT_TARGET),
-        Row(f"throughput {length} KV", share, share, share, "x", KV_TARGET, "lower"),
+        *(exact(f"{label}, batch {side}", float(rows), "rows") for side, rows in largest.items()),
+        *rate_rows(f"{label}, equal batch,", equal.per_second, THROUGHPUT_TARGET),
+        exact(f"{label}, equal batch, bound", equal.bound["sparse"] / equal.bound["dense"], "x"),
+        *rate_rows(f"{label}, own batch,", own.per_second, THROUGHPUT_TARGET),
+        Row(f"{label} KV", share, share, share, "x", KV_TARGET, "lower"),
     ]
 
 

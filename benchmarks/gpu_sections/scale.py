@@ -30,7 +30,8 @@ class Scale:
         throughput: the published length. rollout_prompt: of the rollout engine's rows.
         batches: of the rollout engine.
         tokens: of a timed decode loop.
-        repeats: of short measurements. long_repeats: of a whole prefill.
+        repeats: of short measurements. long_repeats: of a whole prefill. loop_repeats: of a batch's
+            decode loop.
         warm: untimed rounds before them. caches: that a recorded decode walks through.
         most_rows: of a batch that fits.
         train_steps: after warming up.
@@ -55,6 +56,7 @@ class Scale:
     tokens: int
     repeats: int
     long_repeats: int
+    loop_repeats: int
     warm: int
     caches: int
     most_rows: int
@@ -96,6 +98,7 @@ FULL = Scale(
     tokens=64,
     repeats=7,
     long_repeats=2,
+    loop_repeats=3,
     warm=2,
     caches=8,
     most_rows=256,
@@ -121,6 +124,7 @@ REHEARSAL = Scale(
     tokens=3,
     repeats=1,
     long_repeats=1,
+    loop_repeats=1,
     warm=0,
     caches=1,
     most_rows=3,

@@ -3,7 +3,8 @@
 The complete trainer as the stage `train` assembles it: rollouts at the published thresholds, the
 dense reference, images through a vision tower of the real size, AdamW on float32 weights, bfloat16
 computation. Layers and tower are as wide as Qwen2.5-VL-3B's; 14 of its 36 layers have 1.4 B
-weights, the tower 0.7 B. Requires TRL, datasets and pydantic.
+weights, the tower 0.7 B. Requires TRL, datasets, pydantic, ruamel.yaml
+and jiwer.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from gpu_sections.scale import Scale
 
 __all__ = ["steps"]
 
-NEEDED = ("trl", "datasets", "pydantic", "ruamel.yaml")
+NEEDED = ("trl", "datasets", "pydantic", "ruamel.yaml", "jiwer")
 WARM = 2
 """Steps that are not counted."""
 

@@ -6,7 +6,6 @@ from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -108,6 +107,8 @@ def render(scene: Scene) -> Image.Image:
 
 def write_video(clip: Clip, path: Path, fps: int = 1) -> None:
     """Write the clip as H.264 in MP4, one encoded frame per scene, each lasting 1/`fps` s."""
+    import av
+
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps))
         stream.width, stream.height = clip.first.cols * CELL, clip.first.rows * CELL

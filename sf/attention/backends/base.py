@@ -14,7 +14,14 @@ __all__ = ["Backend"]
 
 
 class Backend(Protocol):
-    """Three operations, whose keys and values are not repeated for grouped queries."""
+    """Three operations, whose keys and values are not repeated for grouped queries.
+
+    Attributes:
+        fuses: whether new tokens pass the decoder's layers in fused kernels, where these apply.
+    """
+
+    @property
+    def fuses(self) -> bool: ...
 
     def probe_mass(
         self,

@@ -51,6 +51,7 @@ class CudaBackend(SdpaBackend):
             directly. "cudnn" pads to multiples of 512 tokens; it builds a plan at the first use of
             each such length in a process. "auto" is cuDNN for rows of at least 8,192 tokens where
             it runs, without gradients and dropout, and flash otherwise.
+        fuses: see `Backend`.
 
     Measured on an H100 (28 heads, 4 KV heads, head size 128, bfloat16): cuDNN takes 3.2 instead of
     5.8 ms for 16,384 kept tokens and 11.9 instead of 21.2 ms for 32,768; a plan takes 44 ms, which
@@ -61,6 +62,7 @@ class CudaBackend(SdpaBackend):
 
     ragged: Literal["packed", "rows"] = "packed"
     uniform: Literal["auto", "flash", "cudnn"] = "auto"
+    fuses: bool = True
 
     def probe_mass(
         self,

@@ -23,6 +23,8 @@ _MASK_ELEMENTS = 1 << 21
 class SdpaBackend:
     """Gathers the active tokens, then runs dense kernels on them."""
 
+    fuses: bool = False
+
     @torch.no_grad()
     def probe_mass(
         self,

@@ -190,6 +190,12 @@ class DecodeCache:
         """
         self.at[: self._active].add_(written_A)
 
+    def open_buffers(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values (A, G, C, D) of a layer's rows in use, and their open entries (A,)."""
+        active = slice(self._active)
+        entry_A = self._entry_JS[layer, active]
+        return self.keys[layer][active], self.values[layer][active], entry_A
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:

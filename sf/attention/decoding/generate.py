@@ -85,7 +85,6 @@ class Prefilled:
         *,
         repeat: int = 1,
         graph: bool | None = None,
-        compiled: bool = False,
     ) -> DecodeLoop:
         """Move the cache into fixed buffers; can be done once.
 
@@ -93,11 +92,9 @@ class Prefilled:
             room: tokens after the first, at most.
             repeat: rows of the loop per row of the prompt, all with the same contents: a larger
                 batch than could be prefilled at once.
-            graph: see `DecodeLoop`. compiled: see `Step`.
+            graph: see `DecodeLoop`.
         """
-        loop = DecodeLoop(
-            self.model, len(self.token) * repeat, room, self.rules, graph=graph, compiled=compiled
-        )
+        loop = DecodeLoop(self.model, len(self.token) * repeat, room, self.rules, graph=graph)
         loop.start(self.prompts(room + 1), repeat)
         return loop
 
@@ -218,14 +215,13 @@ def decode(
     *,
     max_new_tokens: int,
     graph: bool | None = None,
-    compiled: bool = False,
 ) -> Decoded:
     """Generate greedily: the tokens that `model.generate` gives.
 
     Args:
         start: result of `prefill`; its cache is moved.
         max_new_tokens: number of tokens, including the first.
-        graph: see `DecodeLoop`. compiled: see `Step`.
+        graph: see `DecodeLoop`.
     """
     if max_new_tokens < 1:
         raise ConfigError("max_new_tokens", max_new_tokens, "must be at least 1")
@@ -235,7 +231,6 @@ def decode(
         max(1, max_new_tokens - 1),
         start.rules,
         graph=graph,
-        compiled=compiled,
     )
     waiting = Waiting(len(start.token), lambda: start.prompts(max_new_tokens))
     tokens = loop.answer([waiting])[0].tokens

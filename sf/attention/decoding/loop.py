@@ -82,7 +82,6 @@ class DecodeLoop:
         slots: number of concurrent rows. room: most tokens after a row's first one.
         rules: end tokens and padding.
         graph: record and replay the step; by default on CUDA.
-        compiled: see `Step`.
 
     Raises:
         EnvironmentFault: a graph was requested on a CPU.
@@ -98,9 +97,8 @@ class DecodeLoop:
         rules: Rules,
         *,
         graph: bool | None = None,
-        compiled: bool = False,
     ) -> None:
-        self.model, self.rules, self.compiled = model, rules, compiled
+        self.model, self.rules = model, rules
         self.device = next(model.parameters()).device
         self.cache = DecodeCache(slots, room, self.device)
         cuda = self.device.type == "cuda"
@@ -230,7 +228,7 @@ class DecodeLoop:
         self.cache.put(slots, prompts.cache, prompts.valid, rows, keep=prompts.keep)
         if first:
             choice = prompts.choice.empty(self.cache.slots)
-            self.step = Step(self.model, self.cache, choice, self.rules, compiled=self.compiled)
+            self.step = Step(self.model, self.cache, choice, self.rules)
         self.step.choice.put(slots, prompts.choice, rows)
         limits = [prompts.limits[row] for row in rows]
         self.step.put(slots, prompts.token, prompts.logp, prompts.position, limits, rows)

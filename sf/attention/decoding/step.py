@@ -10,37 +10,23 @@ height, width), N most tokens after the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, library, nn
+from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLDecoderLayer
 
 from sf.attention.backends import backend_for
 from sf.attention.decoder_hooks import unwrapped
 from sf.attention.decoding.buffers import DecodeCache
 from sf.attention.decoding.choice import Choice, Rules
+from sf.attention.decoding.fused import LAYERS, FusedLayers
 from sf.errors import UnsupportedModelError
 
 __all__ = ["Step", "supported"]
 
 NAME = "sparsity_forcing_decode"
-_LAYERS = (Qwen2DecoderLayer, Qwen2VLDecoderLayer, Qwen2_5_VLDecoderLayer)
-
-
-@library.custom_op("sparsity_forcing::decode_attention", mutates_args=())
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """A single operator for torch.compile, independent of the backend."""
-    return backend_for(query.device).decode(query, key, value, mask, scaling).contiguous()
-
-
-@_attend.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    return query.new_empty(query.shape[0], 1, query.shape[1], value.shape[-1])
 
 
 def cached_attention(
@@ -63,7 +49,7 @@ def cached_attention(
         (B, 1, H, D), None.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _attend(query, key, value, attention_mask, scaling), None
+    return backend_for(query.device).decode(query, key, value, attention_mask, scaling), None
 
 
 def supported(model: Any) -> Any:
@@ -76,7 +62,7 @@ def supported(model: Any) -> Any:
     name = type(model).__name__
     decoder = unwrapped(model).get_decoder()
     layers = getattr(decoder, "layers", ())
-    if not layers or not all(isinstance(layer, _LAYERS) for layer in layers):
+    if not layers or not all(isinstance(layer, LAYERS) for layer in layers):
         raise UnsupportedModelError(
             "model", name, "the decode loop supports Qwen2 and Qwen2-VL layers", "use generate"
         )
@@ -99,8 +85,6 @@ class Step:
         cache: for its keys and values.
         choice: of tokens, for as many rows as the cache has slots.
         rules: end tokens and padding.
-        compiled: fuse the small kernels with torch.compile (minutes for a large model; rounding
-            changes, so near ties may be resolved differently).
 
     Attributes:
         written: int64 (S, N + 2), each row's answer from its first token on, followed by `pad`.
@@ -110,15 +94,7 @@ class Step:
         end: int64 (E,), the end-of-sequence tokens.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        cache: DecodeCache,
-        choice: Choice,
-        rules: Rules,
-        *,
-        compiled: bool = False,
-    ) -> None:
+    def __init__(self, model: Any, cache: DecodeCache, choice: Choice, rules: Rules) -> None:
         AttentionInterface.register(NAME, cached_attention)
         self.decoder, self.head = supported(model), unwrapped(model).get_output_embeddings()
         self._attentions = [layer.self_attn for layer in self.decoder.layers]
@@ -134,10 +110,7 @@ class Step:
         self.logps = torch.zeros(self.written.shape, device=device) if choice.scored else None
         self.active = slots
         self._start: Any = None
-        # None: its own method. Held here, it would be a cycle, and the cache stay until collected.
-        self._token: Callable[[], None] | None = None
-        if compiled:
-            self._token = torch.compile(self._make_token, fullgraph=True, dynamic=False)
+        self._fused = FusedLayers.of(self.decoder, self.head)
 
     def put(
         self,
@@ -218,14 +191,11 @@ class Step:
         for held, _ in views:
             held["config"] = config
         try:
-            (self._token or self._make_token)()
+            self._choose(self._logits())
         finally:
             for held, view in views:
                 held["config"] = view
             config._attn_implementation = before
-
-    def _make_token(self) -> None:
-        self._choose(self._logits())
 
     def _logits(self) -> Tensor:
         """float32 (A, V)."""
@@ -236,6 +206,8 @@ class Step:
         position = self.position[:, :active]
         position = position[-3:] if len(position) > 1 else position[0]
         rotary = self.decoder.rotary_emb(hidden, position)
+        if self._fused is not None and self._fused.usable(active):
+            return self._fused.logits(hidden[:, 0], rotary, cache).float()
         for layer, mask in zip(self.decoder.layers, cache.masks, strict=True):
             hidden = layer(
                 hidden,

@@ -11,6 +11,8 @@ S stretches.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -19,13 +21,30 @@ from torch import Tensor
 from sf.attention.kernels.tiles import padded, shared_memory
 from sf.errors import ConfigError
 
-__all__ = ["decode_attention", "decode_tile"]
+__all__ = ["DecodeTile", "decode_attention", "decode_tile"]
 
 # Entries per stretch for caches up to 8192 entries, and above. They depend only on the cache, so a
 # row's result is the same in every batch of the same width.
 _SHORT, _LONG, _SHORT_CACHE = 256, 512, 8192
 _LOG2_E = 1.4426950408889634
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# Stretches that are joined at once.
+_JOINED = 64
+
+
+@dataclass(frozen=True)
+class DecodeTile:
+    """How a cache is read; `make gpu` compares some.
+
+    Attributes:
+        stretch: entries of a program. entries: of one tile of K and V, a power of two, at least 16.
+        warps: per program. stages: tiles in flight.
+    """
+
+    stretch: int
+    entries: int
+    warps: int = 4
+    stages: int = 3
 
 
 @triton.jit
@@ -156,6 +175,7 @@ def decode_attention(
     value_BGKD: Tensor,
     mask_BK: Tensor | None,
     scaling: float,
+    tile: DecodeTile | None = None,
 ) -> Tensor:
     """Attention of one query per row and head over cached entries.
 
@@ -165,6 +185,7 @@ def decode_attention(
             read in place).
         mask_BK: bool, True where the row may attend; None for everywhere.
         scaling: factor on the scores, before the softmax.
+        tile: by default that of `decode_tile`.
 
     Returns:
         (B, H, D) in the query's dtype, accumulated in float32; 0 for a fully masked row. No
@@ -177,8 +198,9 @@ def decode_attention(
     batch, heads, size = query_BHD.shape
     groups, entries, device = key_BGKD.shape[1], key_BGKD.shape[2], query_BHD.device
     repeats = heads // groups
-    stretch = _SHORT if entries <= _SHORT_CACHE else _LONG
-    count = triton.cdiv(entries, stretch)
+    if tile is None:
+        tile = decode_tile(size, query_BHD.dtype, shared_memory(device), entries)
+    count = triton.cdiv(entries, tile.stretch)
     peak = torch.empty(batch * groups, count, repeats, dtype=torch.float32, device=device)
     total = torch.empty_like(peak)
     part = torch.empty(*peak.shape, size, dtype=torch.float32, device=device)
@@ -186,35 +208,41 @@ def decode_attention(
     # The kernel needs a pointer in any case; without a mask it is not read.
     mask = peak if mask_BK is None else mask_BK.view(torch.uint8)
     mask_strides = (0, 0) if mask_BK is None else mask_BK.stride()
-    tile, stages = decode_tile(size, query_BHD.dtype, shared_memory(device))
     with torch.cuda.device_of(query_BHD):
         _stretches[(count, batch * groups)](
             query_BHD.contiguous(), key_BGKD, value_BGKD, mask, part, peak, total,
             *key_BGKD.stride(), *value_BGKD.stride(), *mask_strides, entries, scaling * _LOG2_E,
-            GROUPS=groups, REPEATS=repeats, MASKED=mask_BK is not None, STRETCH=stretch,
+            GROUPS=groups, REPEATS=repeats, MASKED=mask_BK is not None, STRETCH=tile.stretch,
             HEAD_DIM=size, BLOCK_D=padded(size), BLOCK_R=padded(repeats),
-            BLOCK_N=tile,
+            BLOCK_N=tile.entries,
             # NumPy has no bfloat16, so Triton's interpreter multiplies in float32.
             UPCAST=device.type == "cpu" and query_BHD.dtype == torch.bfloat16,
-            num_warps=4, num_stages=stages,
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         _join[(batch * heads,)](
             part, peak, total, out, count,
-            REPEATS=repeats, HEAD_DIM=size, BLOCK_D=padded(size), BLOCK_S=16, num_warps=4,
+            REPEATS=repeats, HEAD_DIM=size, BLOCK_D=padded(size),
+            BLOCK_S=min(_JOINED, padded(count)), num_warps=4,
         )  # fmt: skip
     return out
 
 
-def decode_tile(head_dim: int, dtype: torch.dtype, available: int) -> tuple[int, int]:
-    """Entries per tile, and the number of tiles of K and V in flight that fit in shared memory."""
+def decode_tile(head_dim: int, dtype: torch.dtype, available: int, entries: int) -> DecodeTile:
+    """The tile in use.
+
+    Args:
+        available: bytes of shared memory for one program, for the tiles of K and V in flight.
+        entries: of the cache.
+    """
+    stretch = _SHORT if entries <= _SHORT_CACHE else _LONG
     row_bytes = 2 * padded(head_dim) * dtype.itemsize
-    for entries, stages in ((64, 3), (64, 2), (32, 2)):
+    for rows, stages in ((64, 3), (64, 2), (32, 2)):
         # float32 products do not use tensor cores; smaller tiles keep them in registers.
-        if dtype == torch.float32 and entries > 32:
+        if dtype == torch.float32 and rows > 32:
             continue
-        if entries * stages * row_bytes <= available - 8192:
-            return entries, stages
-    return 16, 1
+        if rows * stages * row_bytes <= available - 8192:
+            return DecodeTile(stretch, rows, 4, stages)
+    return DecodeTile(stretch, 16, 4, 1)
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:

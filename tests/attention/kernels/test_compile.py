@@ -55,7 +55,7 @@ def compiled(kernel: Any, given: dict[str, str], constants: dict[str, Any], arch
 def compile_all(arch: int, name: str, size: int) -> list[dict[str, Any]]:
     import torch
 
-    from sf.attention.kernels import decode, probe_scores
+    from sf.attention.kernels import decode, linear, probe_scores, rotary
     from sf.attention.kernels.tiles import padded, tiles_for
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
@@ -63,7 +63,7 @@ def compile_all(arch: int, name: str, size: int) -> list[dict[str, Any]]:
     given = {**pointers, "column_ptr": "*i32", "valid_ptr": "*u8", "mask_ptr": "*u8"}
     given["scale_log2"] = "fp32"
     tiles = tiles_for(size, dtype, LIMITS[arch])
-    entries, stages = decode.decode_tile(size, dtype, LIMITS[arch])
+    tile = decode.decode_tile(size, dtype, LIMITS[arch], 1 << 15)
     common = {"REPEATS": 7, "HEAD_DIM": size, "BLOCK_D": padded(size)}
     scores = {
         **common,
@@ -84,23 +84,53 @@ def compile_all(arch: int, name: str, size: int) -> list[dict[str, Any]]:
         "MASKED": True,
         "STRETCH": 512,
         "BLOCK_R": padded(7),
-        "BLOCK_N": entries,
+        "BLOCK_N": tile.entries,
         "stride_kd": 1,
         "stride_vd": 1,
         "stride_ml": 1,
-        "num_warps": 4,
-        "num_stages": stages,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
     }
+    parts = ("row", "gain", "first", "second", "third", "residual", "out")
+    parts += ("first_bias", "second_bias", "third_bias")
+    projected = {f"{part}_ptr": f"*{name}" for part in parts} | {"epsilon": "fp32"}
+
+    def projection(rows: int, gated: bool) -> dict[str, Any]:
+        tile = linear.linear_tile(rows, gated, dtype)
+        return {
+            "INPUTS": 3584,
+            "NORMED": True,
+            "GATED": gated,
+            "BIASED": not gated,
+            "ADDED": False,
+            "UPCAST": False,
+            "BLOCK_M": padded(rows),
+            "BLOCK_N": tile.outputs,
+            "BLOCK_K": tile.inputs,
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+        }
+
+    rotation = {**common, "HEADS": 28, "GROUPS": 4, "num_warps": 1, "num_stages": 1}
+    del rotation["REPEATS"]
+    turned = {f"{part}_ptr": f"*{name}" for part in ("projected", "cos", "sin")}
+    turned |= pointers | {"entry_ptr": "*i64"}
     work = [
-        (probe_scores._row_statistics, {**scores, "STRETCH": probe_scores._STRETCH}),
-        (probe_scores._merge_statistics, {"BLOCK": 128, **small}),
-        (probe_scores._key_mass, {**scores, "BLOCK_P": 128}),
-        (decode._stretches, stretch),
-        (decode._join, {**common, "BLOCK_S": 16, **small}),
+        (probe_scores._row_statistics, given, {**scores, "STRETCH": probe_scores._STRETCH}),
+        (probe_scores._merge_statistics, given, {"BLOCK": 128, **small}),
+        (probe_scores._key_mass, given, {**scores, "BLOCK_P": 128}),
+        (decode._stretches, given, stretch),
+        (decode._join, given, {**common, "BLOCK_S": decode._JOINED, **small}),
+        *(
+            (kernel, projected, projection(rows, gated))
+            for kernel, rows in ((linear._one_row, 1), (linear._few_rows, linear.MOST_ROWS))
+            for gated in (False, True)
+        ),
+        (rotary._rotate_and_store, turned, rotation),
     ]
     rows = []
-    for kernel, constants in work:
-        made, usage = compiled(kernel, given, constants, arch)
+    for kernel, types, constants in work:
+        made, usage = compiled(kernel, types, constants, arch)
         rows.append(
             {
                 "kernel": kernel.__name__,
@@ -138,7 +168,7 @@ def check(arch: int, dtype: str, size: int, cache: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])
-    assert len(rows) == 5
+    assert len(rows) == 10
     for row in rows:
         assert row["shared"] <= LIMITS[arch], row
         if dtype != "fp32":

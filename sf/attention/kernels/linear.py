@@ -1,0 +1,350 @@
+"""Projections of a few rows: every weight is read once, at the speed of memory.
+
+One launch computes what a decoder layer puts around a matrix product when it generates a token:
+RMSNorm before it, several matrices that read the same rows (query, key and value), a gate, and the
+residual afterwards. The norm is linear in its input up to one factor per row, so the factor is
+applied to the product:
+
+    sum_k W[n, k] (x[k] g[k]) / rms(x)
+
+A single row multiplies in registers. Several rows use tensor cores; their tile has at least 16.
+
+Shape suffixes: M rows, K inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sf.attention.kernels.tiles import padded
+from sf.errors import ConfigError
+
+__all__ = ["MOST_ROWS", "LinearTile", "linear_tile", "project"]
+
+MOST_ROWS = 64
+"""More rows are bound by arithmetic, for which the vendor's matrix products are made."""
+_MOST_WEIGHTS = 3
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True)
+class LinearTile:
+    """Tile sizes of a projection; `make gpu` compares some.
+
+    Attributes:
+        outputs, inputs: of one tile of a weight; powers of two, with several rows at least 16.
+        warps: per program. stages: tiles in flight; with one row, the hardware's warps hide the
+            latency instead.
+    """
+
+    outputs: int = 8
+    inputs: int = 512
+    warps: int = 4
+    stages: int = 1
+
+
+def linear_tile(rows: int, gated: bool, dtype: torch.dtype) -> LinearTile:
+    """The tile in use.
+
+    Args:
+        rows: M. gated: two weights are read per output.
+        dtype: of the weights.
+    """
+    if rows == 1:
+        return LinearTile(4 if gated else 8, 512)
+    if dtype == torch.float32:
+        return LinearTile(16, 32, 4, 1)
+    return LinearTile(16, 128, 4, 3 if gated else 4)
+
+
+@triton.jit
+def _one_row(
+    row_ptr: tl.tensor,
+    gain_ptr: tl.tensor,
+    first_ptr: tl.tensor,
+    second_ptr: tl.tensor,
+    third_ptr: tl.tensor,
+    first_bias_ptr: tl.tensor,
+    second_bias_ptr: tl.tensor,
+    third_bias_ptr: tl.tensor,
+    residual_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    first_size: tl.tensor,
+    second_size: tl.tensor,
+    third_size: tl.tensor,
+    rows: tl.tensor,
+    epsilon: tl.tensor,
+    INPUTS: tl.constexpr,
+    NORMED: tl.constexpr,
+    GATED: tl.constexpr,
+    BIASED: tl.constexpr,
+    ADDED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    UPCAST: tl.constexpr,
+) -> None:
+    """Grid (blocks of all outputs)."""
+    weight, bias, size, block, before = _weight_of(
+        tl.program_id(0), first_ptr, second_ptr, third_ptr, first_bias_ptr, second_bias_ptr,
+        third_bias_ptr, first_size, second_size, third_size, GATED, BLOCK_N,
+    )  # fmt: skip
+    line = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = line < size
+    wide = line.to(tl.int64)[:, None] * INPUTS
+    place = tl.arange(0, BLOCK_K)
+    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    other = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    square = tl.zeros((BLOCK_K,), tl.float32)
+    for start in range(0, INPUTS, BLOCK_K):
+        at = start + place
+        value = tl.load(row_ptr + at, mask=at < INPUTS, other=0.0).to(tl.float32)
+        if NORMED:
+            square += value * value
+            value *= tl.load(gain_ptr + at, mask=at < INPUTS, other=0.0).to(tl.float32)
+        tile = inside[:, None] & (at < INPUTS)[None, :]
+        part = tl.load(weight + wide + at[None, :], mask=tile, other=0.0)
+        total += part.to(tl.float32) * value[None, :]
+        if GATED:
+            part = tl.load(second_ptr + wide + at[None, :], mask=tile, other=0.0)
+            other += part.to(tl.float32) * value[None, :]
+    result = tl.sum(total, 1)
+    gate = tl.sum(other, 1)
+    if NORMED:
+        factor = tl.rsqrt(tl.sum(square, 0) / INPUTS + epsilon)
+        result *= factor
+        gate *= factor
+    kind = out_ptr.dtype.element_ty
+    if BIASED:
+        result += tl.load(bias + line, mask=inside, other=0.0).to(tl.float32)
+    # Rounded where a layer of transformers stores a tensor.
+    result = result.to(kind).to(tl.float32)
+    if GATED:
+        silu = (result / (1.0 + tl.exp(-result))).to(kind).to(tl.float32)
+        result = silu * gate.to(kind).to(tl.float32)
+    if ADDED:
+        result += tl.load(residual_ptr + before + line, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + before + line, result.to(kind), mask=inside)
+
+
+@triton.jit
+def _few_rows(
+    row_ptr: tl.tensor,
+    gain_ptr: tl.tensor,
+    first_ptr: tl.tensor,
+    second_ptr: tl.tensor,
+    third_ptr: tl.tensor,
+    first_bias_ptr: tl.tensor,
+    second_bias_ptr: tl.tensor,
+    third_bias_ptr: tl.tensor,
+    residual_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    first_size: tl.tensor,
+    second_size: tl.tensor,
+    third_size: tl.tensor,
+    rows: tl.tensor,
+    epsilon: tl.tensor,
+    INPUTS: tl.constexpr,
+    NORMED: tl.constexpr,
+    GATED: tl.constexpr,
+    BIASED: tl.constexpr,
+    ADDED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    UPCAST: tl.constexpr,
+) -> None:
+    """Grid (blocks of all outputs): all rows in one tile."""
+    weight, bias, size, block, before = _weight_of(
+        tl.program_id(0), first_ptr, second_ptr, third_ptr, first_bias_ptr, second_bias_ptr,
+        third_bias_ptr, first_size, second_size, third_size, GATED, BLOCK_N,
+    )  # fmt: skip
+    line = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = line < size
+    wide = line.to(tl.int64)[:, None] * INPUTS
+    place = tl.arange(0, BLOCK_K)
+    row = tl.arange(0, BLOCK_M)
+    used = row < rows
+    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    other = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    square = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(0, INPUTS, BLOCK_K):
+        at = start + place
+        value = tl.load(
+            row_ptr + row[:, None] * INPUTS + at[None, :],
+            mask=used[:, None] & (at < INPUTS)[None, :],
+            other=0.0,
+        )
+        if NORMED:
+            exact = value.to(tl.float32)
+            square += tl.sum(exact * exact, 1)
+            gain = tl.load(gain_ptr + at, mask=at < INPUTS, other=0.0).to(tl.float32)
+            value = (exact * gain[None, :]).to(value.dtype)
+        tile = inside[:, None] & (at < INPUTS)[None, :]
+        part = tl.load(weight + wide + at[None, :], mask=tile, other=0.0)
+        if UPCAST:
+            value = value.to(tl.float32)
+            part = part.to(tl.float32)
+        total = tl.dot(part, tl.trans(value), total, input_precision="ieee")
+        if GATED:
+            part = tl.load(second_ptr + wide + at[None, :], mask=tile, other=0.0)
+            if UPCAST:
+                part = part.to(tl.float32)
+            other = tl.dot(part, tl.trans(value), other, input_precision="ieee")
+    if NORMED:
+        factor = tl.rsqrt(square / INPUTS + epsilon)
+        total *= factor[None, :]
+        other *= factor[None, :]
+    kind = out_ptr.dtype.element_ty
+    if BIASED:
+        total += tl.load(bias + line, mask=inside, other=0.0).to(tl.float32)[:, None]
+    # Rounded where a layer of transformers stores a tensor.
+    total = total.to(kind).to(tl.float32)
+    if GATED:
+        silu = (total / (1.0 + tl.exp(-total))).to(kind).to(tl.float32)
+        total = silu * other.to(kind).to(tl.float32)
+    width = first_size if GATED else first_size + second_size + third_size
+    slot = row[None, :] * width + before + line[:, None]
+    tile = inside[:, None] & used[None, :]
+    if ADDED:
+        total += tl.load(residual_ptr + slot, mask=tile, other=0.0).to(tl.float32)
+    tl.store(out_ptr + slot, total.to(kind), mask=tile)
+
+
+@triton.jit
+def _weight_of(
+    program: tl.tensor,
+    first_ptr: tl.tensor,
+    second_ptr: tl.tensor,
+    third_ptr: tl.tensor,
+    first_bias_ptr: tl.tensor,
+    second_bias_ptr: tl.tensor,
+    third_bias_ptr: tl.tensor,
+    first_size: tl.tensor,
+    second_size: tl.tensor,
+    third_size: tl.tensor,
+    GATED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """A program's weight, bias and outputs, its block of them, and the outputs before them."""
+    weight = first_ptr
+    bias = first_bias_ptr
+    size = first_size
+    block = program
+    before = first_size * 0
+    if not GATED:
+        first = tl.cdiv(first_size, BLOCK_N)
+        second = first + tl.cdiv(second_size, BLOCK_N)
+        if program >= second:
+            weight = third_ptr
+            bias = third_bias_ptr
+            size = third_size
+            block = program - second
+            before = first_size + second_size
+        elif program >= first:
+            weight = second_ptr
+            bias = second_bias_ptr
+            size = second_size
+            block = program - first
+            before = first_size
+    return weight, bias, size, block, before
+
+
+@torch.no_grad()
+def project(
+    rows_MK: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None = None,
+    *,
+    norm: tuple[Tensor, float] | None = None,
+    gated: bool = False,
+    residual: Tensor | None = None,
+    tile: LinearTile | None = None,
+) -> Tensor:
+    """Products of the same few rows with one to three weights, in one launch.
+
+    Sums are float32 in a fixed order; results are rounded to the dtype where transformers' layers
+    store a tensor.
+
+    Args:
+        rows_MK: contiguous, at most `MOST_ROWS`; float16, bfloat16 or float32.
+        weights: each (N, K), contiguous, of the rows' dtype.
+        biases: one (N,) for each weight, or None.
+        norm: gain (K,) and epsilon of an RMSNorm of the rows before the product.
+        gated: two weights of equal shape; returns silu(first) * second.
+        residual: (M, sum of N), added to the result; may share memory with nothing else.
+        tile: by default `linear_tile`'s.
+
+    Returns:
+        (M, sum of N), or (M, N) if gated, in the rows' dtype. No gradient.
+
+    Raises:
+        ConfigError: shapes, dtypes or strides do not match, or too many rows.
+    """
+    _check(rows_MK, weights, biases, norm, gated, residual)
+    count, inputs = rows_MK.shape
+    sizes = [len(weight) for weight in weights]
+    width = sizes[0] if gated else sum(sizes)
+    out = torch.empty(count, width, dtype=rows_MK.dtype, device=rows_MK.device)
+    if tile is None:
+        tile = linear_tile(count, gated, rows_MK.dtype)
+    blocks = sum(triton.cdiv(size, tile.outputs) for size in (sizes[:1] if gated else sizes))
+    absent = _MOST_WEIGHTS - len(weights)
+    # The kernel needs pointers in any case; absent ones are not read.
+    held = [*weights, *[weights[0]] * absent]
+    shifts = [out] * _MOST_WEIGHTS if biases is None else [*biases, *[out] * absent]
+    kernel = _one_row if count == 1 else _few_rows
+    with torch.cuda.device_of(rows_MK):
+        kernel[(blocks,)](
+            rows_MK, rows_MK if norm is None else norm[0], *held, *shifts,
+            out if residual is None else residual, out,
+            *sizes, *[0] * absent, count, 0.0 if norm is None else norm[1],
+            INPUTS=inputs, NORMED=norm is not None, GATED=gated, BIASED=biases is not None,
+            ADDED=residual is not None, BLOCK_M=padded(count), BLOCK_N=tile.outputs,
+            BLOCK_K=tile.inputs,
+            # NumPy has no bfloat16, so Triton's interpreter multiplies in float32.
+            UPCAST=rows_MK.device.type == "cpu" and rows_MK.dtype == torch.bfloat16,
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+    return out
+
+
+def _check(
+    rows: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
+    norm: tuple[Tensor, float] | None,
+    gated: bool,
+    residual: Tensor | None,
+) -> None:
+    if rows.ndim != 2 or not 1 <= len(rows) <= MOST_ROWS or rows.dtype not in _DTYPES:
+        raise ConfigError(
+            "rows",
+            (tuple(rows.shape), rows.dtype),
+            f"(M, K) with 1 to {MOST_ROWS} rows, dtype one of {_DTYPES}",
+        )
+    inputs = rows.shape[1]
+    shapes = [tuple(weight.shape) for weight in weights]
+    if not 1 <= len(weights) <= _MOST_WEIGHTS or any(shape[1:] != (inputs,) for shape in shapes):
+        raise ConfigError("weights", shapes, f"1 to {_MOST_WEIGHTS} of shape (N, {inputs})")
+    if gated and (len(weights) != 2 or shapes[0] != shapes[1] or biases is not None):
+        raise ConfigError("weights", shapes, "gated: two of equal shape, without biases")
+    wanted = [(shape[0],) for shape in shapes]
+    if biases is not None and [tuple(bias.shape) for bias in biases] != wanted:
+        raise ConfigError("biases", [tuple(bias.shape) for bias in biases], f"shapes {wanted}")
+    if norm is not None and tuple(norm[0].shape) != (inputs,):
+        raise ConfigError("norm", tuple(norm[0].shape), f"shape {(inputs,)}")
+    width = shapes[0][0] if gated else sum(shape[0] for shape in shapes)
+    if residual is not None and tuple(residual.shape) != (len(rows), width):
+        raise ConfigError("residual", tuple(residual.shape), f"shape {(len(rows), width)}")
+    extra = [*(biases or ()), *([] if norm is None else [norm[0]])]
+    parts = [rows, *weights, *extra, *([] if residual is None else [residual])]
+    if any(part.dtype != rows.dtype or not part.is_contiguous() for part in parts):
+        found = [(part.dtype, part.stride()) for part in parts]
+        raise ConfigError("rows, weights", found, f"all contiguous and {rows.dtype}")
