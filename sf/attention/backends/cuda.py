@@ -16,17 +16,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sf.attention.backends.named_sdpa import HALF, runs_cudnn, runs_flash
+from sf.attention.backends.named_sdpa import HALF, attend, runs_cudnn, runs_flash
 from sf.attention.backends.packed import (
     Packing,
     attend_planned,
     attend_rows,
     attend_uniform,
-    gather_padded,
     pack,
+    planned_length,
 )
 from sf.attention.backends.sdpa import SdpaBackend
 from sf.attention.kernels.decode import decode_attention
+from sf.attention.kernels.kept_tokens import gather_tokens, spread_tokens
 from sf.attention.kernels.probe_scores import probe_mass
 
 __all__ = ["CudaBackend"]
@@ -87,32 +88,53 @@ class CudaBackend(SdpaBackend):
         scaling: float,
         dropout: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        parts = query_BHLD, key_BGLD, value_BGLD
+        if min(lengths) == index_BW.shape[1] > 0 and not _records_gradient(*parts):
+            return self._prefill_uniform(*parts, index_BW, scaling, dropout)
         packing = pack(index_BW, lengths, query_BHLD.shape[2])
         query_THD = packing.take(query_BHLD)
         # The cache needs left-padded rows; without padding, the packed rows serve.
-        key_BWGD, value_BWGD = (gather_padded(part, index_BW) for part in (key_BGLD, value_BGLD))
+        key_BWGD, value_BWGD = (packing.take_padded(part) for part in (key_BGLD, value_BGLD))
         key_TGD, value_TGD = key_BWGD.flatten(0, 1), value_BWGD.flatten(0, 1)
         if packing.uniform:
-            planned = self._plans(query_BHLD, key_BGLD, value_BGLD, packing.width, dropout)
-            attend = attend_planned if planned else attend_uniform
+            # With gradients; see `_prefill_uniform`.
+            run = attend_planned if self.uniform == "cudnn" else attend_uniform
         else:
             key_TGD, value_TGD = (
                 part.index_select(0, packing.slot_T) for part in (key_TGD, value_TGD)
             )
-            attend = attend_packed if self._packs(query_THD, dropout) else attend_rows
-        out_THD = attend(query_THD, key_TGD, value_TGD, packing, scaling, dropout)
+            run = attend_packed if self._packs(query_THD, dropout) else attend_rows
+        out_THD = run(query_THD, key_TGD, value_TGD, packing, scaling, dropout)
         return packing.spread(out_THD), key_BWGD.transpose(1, 2), value_BWGD.transpose(1, 2)
 
-    def _plans(self, query: Tensor, key: Tensor, value: Tensor, width: int, dropout: float) -> bool:
-        """Whether cuDNN attends within rows of `width` tokens."""
+    def _prefill_uniform(
+        self,
+        query_BHLD: Tensor,
+        key_BGLD: Tensor,
+        value_BGLD: Tensor,
+        index_BW: Tensor,
+        scaling: float,
+        dropout: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`prefill` of rows of equal length, without a gradient.
+
+        The room behind a row reaches the next planned length. The causal mask hides it from the
+        row's queries, and its output is not read.
+        """
+        width = index_BW.shape[1]
+        planned = self._plans(query_BHLD, width, dropout)
+        room = planned_length(width) if planned else width
+        *parts_BRHD, slot_BL = gather_tokens(query_BHLD, key_BGLD, value_BGLD, index_BW, room)
+        query, key, value = (part.transpose(1, 2) for part in parts_BRHD)
+        out_BHRD = attend(query, key, value, scaling, causal=True, dropout=dropout, plans=planned)
+        out_BLHD = spread_tokens(out_BHRD.transpose(1, 2), slot_BL)
+        return out_BLHD, key[:, :, :width], value[:, :, :width]
+
+    def _plans(self, query_BHLD: Tensor, width: int, dropout: float) -> bool:
+        """Whether cuDNN attends within rows of `width` tokens, without a gradient."""
         if self.uniform != "auto":
             return self.uniform == "cudnn"
-        return (
-            width >= _LEAST_PLANNED
-            and dropout == 0
-            and not _records_gradient(query, key, value)
-            and runs_cudnn(query)
-        )
+        return width >= _LEAST_PLANNED and dropout == 0 and runs_cudnn(query_BHLD)
 
     def _packs(self, query_THD: Tensor, dropout: float) -> bool:
         size = query_THD.shape[-1]

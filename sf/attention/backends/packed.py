@@ -10,6 +10,7 @@ three columns, of which one and two are active:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -18,7 +19,14 @@ from torch.nn.functional import pad
 
 from sf.attention.backends.named_sdpa import attend
 
-__all__ = ["Packing", "attend_planned", "attend_rows", "attend_uniform", "gather_padded", "pack"]
+__all__ = [
+    "Packing",
+    "attend_planned",
+    "attend_rows",
+    "attend_uniform",
+    "pack",
+    "planned_length",
+]
 
 # Multiples of this have a cuDNN plan: 64 plans cover layers that keep up to 32,768 tokens.
 _PLAN_LENGTHS = 512
@@ -29,28 +37,51 @@ class Packing:
     """The origin of the packed tokens.
 
     Attributes:
-        place_T: int64, row x columns + column of each packed token.
-        slot_T: int64, its index among the B x W entries of a left-padded buffer.
-        ends_C: int32 (B + 1,), row boundaries in the packed buffer ("cu_seqlens").
-        lengths: packed tokens of each row, on the host.
-        width: W. columns: of a row in the unpacked tensors.
+        line_BW: int64, row x columns + column of the entries of a left-padded buffer.
+        lengths: packed tokens of each row, on the host; each row's last entries.
+        columns: of a row in the unpacked tensors.
     """
 
-    place_T: Tensor
-    slot_T: Tensor
-    ends_C: Tensor
+    line_BW: Tensor
     lengths: list[int]
-    width: int
     columns: int
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return self.line_BW.shape[1]
 
     @property
     def uniform(self) -> bool:
         """Whether all rows have the same length."""
         return min(self.lengths) == self.width
 
+    @cached_property
+    def place_T(self) -> Tensor:
+        """int64, row x columns + column of each packed token."""
+        return _last(self.line_BW, self.lengths)
+
+    @cached_property
+    def slot_T(self) -> Tensor:
+        """int64, its index among the B x W entries of a left-padded buffer."""
+        count = self.line_BW.numel()
+        every = torch.arange(count, device=self.line_BW.device)
+        return _last(every.view(self.line_BW.shape), self.lengths)
+
+    @cached_property
+    def ends_C(self) -> Tensor:
+        """int32 (B + 1,), row boundaries in the packed buffer ("cu_seqlens")."""
+        ends = torch.tensor(list(accumulate(self.lengths, initial=0)), dtype=torch.int32)
+        return ends.to(self.line_BW.device, non_blocking=True)
+
     def take(self, part_BHLD: Tensor) -> Tensor:
         """The packed tokens of an unpacked tensor, (T, H, D); differentiable."""
         return _lines(part_BHLD).index_select(0, self.place_T)
+
+    def take_padded(self, part_BGLD: Tensor) -> Tensor:
+        """All W entries of each row, (B, W, G, D), contiguous; differentiable."""
+        taken = _lines(part_BGLD).index_select(0, self.line_BW.reshape(-1))
+        return taken.view(*self.line_BW.shape, *taken.shape[1:])
 
     def spread(self, out_THD: Tensor) -> Tensor:
         """(B, L, H, D) with zeros at unpacked columns; differentiable."""
@@ -65,27 +96,10 @@ def pack(index_BW: Tensor, lengths: list[int], columns: int) -> Packing:
 
     It does not synchronise with the device, since the host knows the lengths.
     """
-    batch, width = index_BW.shape
-    device = index_BW.device
-    row_B1 = torch.arange(batch, device=device)[:, None]
-    slot_BW = torch.arange(batch * width, device=device).view(batch, width)
-    ends = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32)
-    return Packing(
-        place_T=_last(index_BW + row_B1 * columns, lengths),
-        slot_T=_last(slot_BW, lengths),
-        ends_C=ends.to(device, non_blocking=True),
-        lengths=lengths,
-        width=width,
-        columns=columns,
-    )
-
-
-def gather_padded(part_BGLD: Tensor, index_BW: Tensor) -> Tensor:
-    """All W indexed columns of each row, (B, W, G, D), contiguous; differentiable."""
-    batch, groups, columns, size = part_BGLD.shape
-    row_B1 = torch.arange(batch, device=index_BW.device)[:, None]
-    place = (index_BW + row_B1 * columns).reshape(-1)
-    return _lines(part_BGLD).index_select(0, place).view(batch, -1, groups, size)
+    if len(lengths) > 1:
+        first = torch.arange(0, len(lengths) * columns, columns, device=index_BW.device)
+        index_BW = index_BW + first[:, None]
+    return Packing(index_BW, lengths, columns)
 
 
 def attend_uniform(
@@ -102,6 +116,11 @@ def attend_uniform(
     return out_BHWD.transpose(1, 2).flatten(0, 1)
 
 
+def planned_length(width: int) -> int:
+    """The next length that has a cuDNN plan."""
+    return width + -width % _PLAN_LENGTHS
+
+
 def attend_planned(
     query_THD: Tensor,
     key_TGD: Tensor,
@@ -114,7 +133,7 @@ def attend_planned(
 
     Each row is padded with zeros, which the causal mask hides from all real queries.
     """
-    extra = -packing.width % _PLAN_LENGTHS
+    extra = planned_length(packing.width) - packing.width
     query, key, value = (
         pad(part, (0, 0, 0, extra)) for part in _rows_of(packing, query_THD, key_TGD, value_TGD)
     )

@@ -2,6 +2,7 @@
 
 The scores of heads x probes x length are computed twice in tiles and never stored:
 
+    0. `_pick` copies the probes' queries into one buffer.
     1. `_row_statistics`: per query row and stretch of keys, the largest score and the sum of
        exponentials; `_merge_statistics` merges a row's stretches into one log-sum-exp.
     2. `_key_mass`: per key, the sum of exp(score - log-sum-exp) over the rows that see it.
@@ -29,6 +30,46 @@ __all__ = ["probe_mass"]
 _STRETCH = 1024
 _LOG2_E = 1.4426950408889634
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@triton.jit
+def _pick(
+    query_ptr: tl.tensor,
+    at_ptr: tl.tensor,
+    present_ptr: tl.tensor,
+    picked_ptr: tl.tensor,
+    column_ptr: tl.tensor,
+    stride_qb: tl.tensor,
+    stride_qh: tl.tensor,
+    stride_ql: tl.tensor,
+    stride_qd: tl.tensor,
+    stride_cb: tl.tensor,
+    stride_cp: tl.tensor,
+    stride_pb: tl.tensor,
+    stride_pp: tl.tensor,
+    HEADS: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> None:
+    """Grid (P, B): picked (B, P, H, D), and int32 columns (B, P) with -1 for absent probes."""
+    probe = tl.program_id(0)
+    batch = tl.program_id(1).to(tl.int64)
+    at = tl.load(at_ptr + batch * stride_cb + probe * stride_cp).to(tl.int64)
+    present = tl.load(present_ptr + batch * stride_pb + probe * stride_pp)
+    line = batch * tl.num_programs(0) + probe
+    tl.store(column_ptr + line, tl.where(present != 0, at, -1).to(tl.int32))
+    head = tl.arange(0, BLOCK_H)
+    place = tl.arange(0, BLOCK_D)
+    inside = (head < HEADS)[:, None] & (place < HEAD_DIM)[None, :]
+    start = query_ptr + batch * stride_qb + at * stride_ql
+    query = tl.load(
+        start + head.to(tl.int64)[:, None] * stride_qh + place[None, :] * stride_qd,
+        mask=inside,
+        other=0.0,
+    )
+    out = picked_ptr + (line * HEADS + head[:, None]) * HEAD_DIM + place[None, :]
+    tl.store(out, query, mask=inside)
 
 
 @triton.jit
@@ -237,15 +278,9 @@ def probe_mass(
     rows = probes * (heads // groups)
     if tiles is None:
         tiles = tiles_for(size, query_BHLD.dtype, shared_memory(device))
-    number = torch.arange(batch, device=device)[:, None]
-    picked_BPHD = query_BHLD.transpose(1, 2)[number, column_BP].contiguous()
-    column = column_BP.masked_fill(~present_BP, -1).int().contiguous()
-    valid = valid_BL.view(torch.uint8)
-    stretches = triton.cdiv(length, _STRETCH)
-    peak = torch.empty(batch * groups, stretches, rows, dtype=torch.float32, device=device)
-    total = torch.empty_like(peak)
-    merged = torch.empty(batch * groups, rows, dtype=torch.float32, device=device)
-    mass_BGL = torch.empty(batch, groups, length, dtype=torch.float32, device=device)
+    picked_BPHD = query_BHLD.new_empty(batch, probes, heads, size)
+    column = torch.empty(batch, probes, dtype=torch.int32, device=device)
+    present, valid = (mask.view(torch.uint8) for mask in (present_BP, valid_BL))
     shapes = (*key_BGLD.stride(), *valid.stride(), probes, length)
     sizes = {
         "GROUPS": groups,
@@ -262,14 +297,28 @@ def probe_mass(
     scale = scaling * _LOG2_E
     # Triton launches on the current device, which may differ from the tensors'.
     with torch.cuda.device_of(query_BHLD):
+        _pick[(probes, batch)](
+            query_BHLD, column_BP, present, picked_BPHD, column,
+            *query_BHLD.stride(), *column_BP.stride(), *present.stride(),
+            HEADS=heads, BLOCK_H=triton.next_power_of_2(heads), HEAD_DIM=size,
+            BLOCK_D=padded(size),
+        )  # fmt: skip
+        # Buffers are allocated while the device works on what was launched before.
+        stretches = triton.cdiv(length, _STRETCH)
+        partial = torch.empty(
+            2, batch * groups, stretches, rows, dtype=torch.float32, device=device
+        )
+        peak, total = partial.unbind()
         grid = (triton.cdiv(rows, tiles.rows), stretches, batch * groups)
         _row_statistics[grid](
             picked_BPHD, key_BGLD, column, valid, peak, total, *shapes, scale,
             STRETCH=_STRETCH, **sizes,
         )  # fmt: skip
+        merged = torch.empty(batch * groups, rows, dtype=torch.float32, device=device)
         _merge_statistics[(triton.cdiv(rows, 128), batch * groups)](
             peak, total, merged, stretches, rows, BLOCK=128
         )
+        mass_BGL = torch.empty(batch, groups, length, dtype=torch.float32, device=device)
         _key_mass[(triton.cdiv(length, tiles.keys), batch * groups)](
             picked_BPHD, key_BGLD, column, valid, merged, mass_BGL, *shapes, scale,
             BLOCK_P=triton.next_power_of_2(probes), **sizes,

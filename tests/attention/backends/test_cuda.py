@@ -8,7 +8,7 @@ from layer_inputs import DEVICE, draw, left_padded
 from tiny_models import batch, build, prompt
 
 from sf import TopP, sparsify
-from sf.attention.backends import SdpaBackend, backend_for, cuda, using_backend
+from sf.attention.backends import SdpaBackend, backend_for, cuda, packed, using_backend
 from sf.attention.backends.cuda import CudaBackend
 from sf.selection import Probes
 
@@ -78,15 +78,18 @@ def test_prefill_on_the_device(dtype, ragged, lengths, heads, groups, size):
 def planned(monkeypatch):
     """The lengths that cuDNN got, on a machine that would run it, for rows of 8 tokens and more."""
     calls = []
-    real = cuda.attend_planned
+    real = packed.attend
 
-    def spy(query, key, value, packing, *given):
-        calls.append(packing.width)
-        return real(query, key, value, packing, *given)
+    def spy(query, *given, plans=False, **named):
+        if plans:
+            calls.append(query.shape[2])
+        return real(query, *given, plans=plans, **named)
 
-    monkeypatch.setattr(cuda, "attend_planned", spy)
+    for module in (cuda, packed):
+        monkeypatch.setattr(module, "attend", spy)
+    monkeypatch.setattr(packed, "_PLAN_LENGTHS", 4)
     monkeypatch.setattr(cuda, "runs_cudnn", lambda query: True)
-    monkeypatch.setattr(cuda, "_LEAST_PLANNED", 8)
+    monkeypatch.setattr(cuda, "_LEAST_PLANNED", 9)
     return calls
 
 
@@ -98,12 +101,12 @@ def attend_once(backend, length, dropout=0.0, grad=False):
 
 
 def test_long_rows_get_cudnn_by_default(planned, monkeypatch):
-    for length in (7, 8, 12):
+    for length in (8, 9, 12):
         attend_once(CudaBackend(), length)
-    assert planned == [8, 12]
+    assert planned == [12, 12]
     monkeypatch.setattr(cuda, "runs_cudnn", lambda query: False)
     attend_once(CudaBackend(), 12)
-    assert planned == [8, 12]
+    assert planned == [12, 12]
 
 
 def test_gradients_and_dropout_keep_flash(planned):
@@ -115,8 +118,43 @@ def test_gradients_and_dropout_keep_flash(planned):
 def test_a_named_kernel_is_used_at_every_length(planned):
     for length in (5, 12):
         attend_once(CudaBackend(uniform="flash"), length)
-        attend_once(CudaBackend(uniform="cudnn"), length, grad=True)
-    assert planned == [5, 12]
+        for grad in (True, False):
+            attend_once(CudaBackend(uniform="cudnn"), length, grad=grad)
+    assert planned == [8, 8, 12, 12]
+
+
+@pytest.mark.parametrize("uniform", ["flash", "cudnn"])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("lengths", [[6, 6, 6], [4], [12]])
+def test_prefill_without_gradients_is_the_same(planned, uniform, transposed, lengths):
+    """The gathering kernels copy what PyTorch's operators copy."""
+    parts = layer_tensors(len(lengths), 12, 6, 2, 16, torch.float32, transposed)
+    index = columns(lengths, 12, seed=1)
+    backend = CudaBackend(uniform=uniform)
+    wanted = backend.prefill(*parts, index, lengths, 0.25, 0.0)
+    with torch.no_grad():
+        output = backend.prefill(*parts, index, lengths, 0.25, 0.0)
+    for left, right in zip(output, wanted, strict=True):
+        assert left.shape == right.shape
+        assert not left.requires_grad
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-6)
+    for left, right in zip(output[1:], wanted[1:], strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("uniform", ["auto", "flash", "cudnn"])
+@pytest.mark.parametrize("lengths", [[640, 640], [8193]])
+def test_prefill_without_gradients_on_the_device(uniform, lengths):
+    dtype = torch.bfloat16
+    parts = layer_tensors(len(lengths), 9000, 7, 1, 128, dtype)
+    index = columns(lengths, 9000, seed=2)
+    with torch.no_grad():
+        output = CudaBackend(uniform=uniform).prefill(*parts, index, lengths, 0.1, 0.0)
+    wanted = CudaBackend(uniform="flash").prefill(*parts, index, lengths, 0.1, 0.0)
+    assert (output[0] - wanted[0]).abs().max() < 8 * torch.finfo(dtype).eps
+    for left, right in zip(output[1:], wanted[1:], strict=True):
+        assert torch.equal(left, right)
 
 
 def test_decode_is_split_for_long_caches_only(monkeypatch):
@@ -196,6 +234,7 @@ def test_the_host_waits_for_nothing():
         probes = Probes().columns(valid)
         backend.probe_mass(query, key, *probes, valid, 0.125)
         backend.prefill(query, key, value, index, lengths, 0.125, 0.0)
+        backend.prefill(query, key, value, index, [index.shape[1]] * 2, 0.125, 0.0)
         backend.decode(query[:, :, -1:], key, value, valid[:, None, None], 0.125)
 
     work()

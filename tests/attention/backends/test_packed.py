@@ -11,7 +11,6 @@ from sf.attention.backends.packed import (
     attend_planned,
     attend_rows,
     attend_uniform,
-    gather_padded,
     pack,
 )
 
@@ -57,7 +56,7 @@ def test_an_empty_row_takes_no_room():
 
 def test_padded_rows_are_the_indexed_columns():
     part = draw([3, 3], 3, 2, 8, torch.float32, 3)
-    padded = gather_padded(part, torch.tensor([[1, 2], [0, 2]], device=DEVICE))
+    padded = example().take_padded(part)
     assert torch.equal(padded[0], part[0, :, 1:].transpose(0, 1))
     assert torch.equal(padded[1], part[1, :, [0, 2]].transpose(0, 1))
 

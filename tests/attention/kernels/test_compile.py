@@ -55,7 +55,7 @@ def compiled(kernel: Any, given: dict[str, str], constants: dict[str, Any], arch
 def compile_all(arch: int, name: str, size: int) -> list[dict[str, Any]]:
     import torch
 
-    from sf.attention.kernels import decode, linear, probe_scores, rotary
+    from sf.attention.kernels import decode, kept_tokens, linear, probe_scores, rotary
     from sf.attention.kernels.tiles import padded, tiles_for
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
@@ -128,6 +128,30 @@ def compile_all(arch: int, name: str, size: int) -> list[dict[str, Any]]:
         ),
         (rotary._rotate_and_store, turned, rotation),
     ]
+    tokens = {
+        "HEADS": 28,
+        "GROUPS": 4,
+        "HEAD_DIM": size,
+        "BLOCK_D": padded(size),
+        "BLOCK_T": kept_tokens._TOKENS,
+        "num_warps": 4,
+        "num_stages": 3,
+    }
+    given |= dict.fromkeys(
+        ("query_out_ptr", "key_out_ptr", "value_out_ptr", "part_ptr"), f"*{name}"
+    )
+    given |= {"slot_ptr": "*i32", "index_ptr": "*i64"}
+    ones = {"stride_qd": 1, "stride_kd": 1, "stride_vd": 1, "stride_iw": 1}
+    spread = {**tokens, "stride_pd": 1}
+    spread.pop("GROUPS")
+    given |= {"at_ptr": "*i64", "present_ptr": "*u8", "picked_ptr": f"*{name}"}
+    pick = {**tokens, "BLOCK_H": 32, "stride_qd": 1, "stride_cp": 1, "stride_pp": 1}
+    del pick["GROUPS"], pick["BLOCK_T"]
+    work += [
+        (probe_scores._pick, given, pick),
+        (kept_tokens._gather, given, {**tokens, **ones}),
+        (kept_tokens._spread, given, spread),
+    ]
     rows = []
     for kernel, types, constants in work:
         made, usage = compiled(kernel, types, constants, arch)
@@ -168,7 +192,7 @@ def check(arch: int, dtype: str, size: int, cache: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])
-    assert len(rows) == 10
+    assert len(rows) == 13
     for row in rows:
         assert row["shared"] <= LIMITS[arch], row
         if dtype != "fp32":

@@ -1,0 +1,178 @@
+"""Gathering the active tokens of a layer and putting their output back, one launch each.
+
+PyTorch's operators need a launch for each of queries, keys and values, a copy for padding, and a
+fill of the whole output before it is written. No gradient is recorded.
+
+Shape suffixes: B rows of the batch, H query heads, G KV heads, L columns, W active columns of a
+row, R room (W and padding), D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sf.attention.kernels.tiles import padded
+
+__all__ = ["gather_tokens", "spread_tokens"]
+
+# Tokens per program; with 128 dimensions in half precision, 16 KiB.
+_TOKENS = 64
+
+
+# Lengths differ by layer and prompt: no kernel is compiled again for one divisible by 16.
+@triton.jit(do_not_specialize=["width", "room", "length", "stride_ib"])
+def _gather(
+    query_ptr: tl.tensor,
+    key_ptr: tl.tensor,
+    value_ptr: tl.tensor,
+    index_ptr: tl.tensor,
+    query_out_ptr: tl.tensor,
+    key_out_ptr: tl.tensor,
+    value_out_ptr: tl.tensor,
+    slot_ptr: tl.tensor,
+    stride_qb: tl.tensor,
+    stride_qh: tl.tensor,
+    stride_ql: tl.tensor,
+    stride_qd: tl.tensor,
+    stride_kb: tl.tensor,
+    stride_kg: tl.tensor,
+    stride_kl: tl.tensor,
+    stride_kd: tl.tensor,
+    stride_vb: tl.tensor,
+    stride_vg: tl.tensor,
+    stride_vl: tl.tensor,
+    stride_vd: tl.tensor,
+    stride_ib: tl.tensor,
+    stride_iw: tl.tensor,
+    width: tl.tensor,
+    room: tl.tensor,
+    length: tl.tensor,
+    HEADS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+) -> None:
+    """Grid (H + 2 G, R / BLOCK_T, B): one head of one block of tokens."""
+    head = tl.program_id(0)
+    batch = tl.program_id(2).to(tl.int64)
+    slot = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    # Room behind a row repeats its last token, which no earlier query sees.
+    entry = tl.minimum(slot, width - 1)
+    column = tl.load(index_ptr + batch * stride_ib + entry * stride_iw).to(tl.int64)
+    place = tl.arange(0, BLOCK_D)
+    inside = (slot < room)[:, None] & (place < HEAD_DIM)[None, :]
+    line = (batch * room + slot)[:, None]
+    if head < HEADS:
+        start = query_ptr + batch * stride_qb + head.to(tl.int64) * stride_qh
+        part = tl.load(
+            start + column[:, None] * stride_ql + place[None, :] * stride_qd, mask=inside, other=0.0
+        )
+        out = query_out_ptr + (line * HEADS + head) * HEAD_DIM + place[None, :]
+        tl.store(out, part, mask=inside)
+        if head == 0:
+            tl.store(slot_ptr + batch * length + column, slot, mask=slot < width)
+    elif head < HEADS + GROUPS:
+        group = head - HEADS
+        start = key_ptr + batch * stride_kb + group.to(tl.int64) * stride_kg
+        part = tl.load(
+            start + column[:, None] * stride_kl + place[None, :] * stride_kd, mask=inside, other=0.0
+        )
+        out = key_out_ptr + (line * GROUPS + group) * HEAD_DIM + place[None, :]
+        tl.store(out, part, mask=inside)
+    else:
+        group = head - HEADS - GROUPS
+        start = value_ptr + batch * stride_vb + group.to(tl.int64) * stride_vg
+        part = tl.load(
+            start + column[:, None] * stride_vl + place[None, :] * stride_vd, mask=inside, other=0.0
+        )
+        out = value_out_ptr + (line * GROUPS + group) * HEAD_DIM + place[None, :]
+        tl.store(out, part, mask=inside)
+
+
+@triton.jit(do_not_specialize=["length"])
+def _spread(
+    part_ptr: tl.tensor,
+    slot_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    stride_pb: tl.tensor,
+    stride_pr: tl.tensor,
+    stride_ph: tl.tensor,
+    stride_pd: tl.tensor,
+    length: tl.tensor,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+) -> None:
+    """Grid (H, L / BLOCK_T, B): one head of one block of columns."""
+    head = tl.program_id(0)
+    batch = tl.program_id(2).to(tl.int64)
+    column = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    slot = tl.load(slot_ptr + batch * length + column, mask=column < length, other=-1)
+    place = tl.arange(0, BLOCK_D)
+    inside = (place < HEAD_DIM)[None, :]
+    start = part_ptr + batch * stride_pb + head.to(tl.int64) * stride_ph
+    part = tl.load(
+        start + slot.to(tl.int64)[:, None] * stride_pr + place[None, :] * stride_pd,
+        mask=(slot >= 0)[:, None] & inside,
+        other=0.0,
+    )
+    line = (batch * length + column)[:, None]
+    out = out_ptr + (line * HEADS + head) * HEAD_DIM + place[None, :]
+    tl.store(out, part, mask=(column < length)[:, None] & inside)
+
+
+@torch.no_grad()
+def gather_tokens(
+    query_BHLD: Tensor, key_BGLD: Tensor, value_BGLD: Tensor, index_BW: Tensor, room: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The indexed columns of each row, and `room` - W copies of the last one behind them.
+
+    Args:
+        query_BHLD, key_BGLD, value_BGLD: one dtype and head size, any strides.
+        index_BW: int64, distinct columns of each row; W is at least 1.
+        room: R, at least W.
+
+    Returns:
+        Query (B, R, H, D), key and value (B, R, G, D), contiguous, and slot_BL, int32: the place
+        of each column among the W of its row, or -1. No gradient.
+    """
+    batch, heads, length, size = query_BHLD.shape
+    groups, width = key_BGLD.shape[1], index_BW.shape[1]
+    query = query_BHLD.new_empty(batch, room, heads, size)
+    key, value = (query.new_empty(batch, room, groups, size) for _ in range(2))
+    slot = torch.full((batch, length), -1, dtype=torch.int32, device=query.device)
+    strides = (*query_BHLD.stride(), *key_BGLD.stride(), *value_BGLD.stride(), *index_BW.stride())
+    with torch.cuda.device_of(query):
+        _gather[(heads + 2 * groups, triton.cdiv(room, _TOKENS), batch)](
+            query_BHLD, key_BGLD, value_BGLD, index_BW, query, key, value, slot, *strides,
+            width, room, length, HEADS=heads, GROUPS=groups, HEAD_DIM=size, BLOCK_D=padded(size),
+            BLOCK_T=_TOKENS,
+        )  # fmt: skip
+    return query, key, value, slot
+
+
+@torch.no_grad()
+def spread_tokens(part_BRHD: Tensor, slot_BL: Tensor) -> Tensor:
+    """Each column's entry of `part_BRHD`, zeros where its slot is -1.
+
+    Args:
+        part_BRHD: any strides.
+        slot_BL: int32, contiguous, as `gather_tokens` returns it.
+
+    Returns:
+        (B, L, H, D), contiguous. No gradient.
+    """
+    batch, length = slot_BL.shape
+    heads, size = part_BRHD.shape[2:]
+    out = part_BRHD.new_empty(batch, length, heads, size)
+    with torch.cuda.device_of(out):
+        _spread[(heads, triton.cdiv(length, _TOKENS), batch)](
+            part_BRHD, slot_BL, out, *part_BRHD.stride(), length,
+            HEADS=heads, HEAD_DIM=size, BLOCK_D=padded(size), BLOCK_T=_TOKENS,
+        )  # fmt: skip
+    return out
