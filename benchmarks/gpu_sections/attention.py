@@ -43,6 +43,12 @@ BACKENDS = {
     "sparse, cuDNN": CudaBackend(uniform="cudnn"),
 }
 CUDNN = "SDPA cuDNN"
+SHARED = (
+    "_prompt",
+    "_places",
+    "_remembered",
+    "full_lengths",
+)  # what the layers of a forward compute once
 
 
 class Layer(nn.Module):
@@ -120,7 +126,7 @@ def prefill(scale: Scale, length: int, cudnn: bool = True) -> list[Row]:
     valid = torch.ones(1, length, dtype=torch.bool, device=scale.at)
     policy, scaling, layer = TopK(ratio=RATIO), scale.head_dim**-0.5, Layer(1)
     shared = ForwardState(kind="prefill", policy=policy, valid=valid)
-    shared_parts = {name: getattr(shared, name) for name in ("_columns", "full_lengths")}
+    shared_parts = {name: getattr(shared, name) for name in SHARED}
 
     def plan(selector: Any) -> ForwardState:
         made = ForwardState(kind="prefill", policy=selector, valid=valid)

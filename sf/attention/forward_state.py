@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -67,10 +67,29 @@ class ForwardState:
     _moved: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _prompt(self) -> dict[str, Tensor]:
+        """What selection reads besides queries and keys: the same in every layer."""
         assert self.valid is not None
         column, present = self.policy.probes.columns(self.valid)
-        return column, present, visible_probes(column, present, self.valid.shape[1])
+        last = self.valid.long().cumsum(-1).argmax(-1, keepdim=True)
+        return {
+            "column": column,
+            "present": present,
+            "visible": visible_probes(column, present, self.valid.shape[1]),
+            "num_probes": present.sum(-1),
+            "last": torch.zeros_like(self.valid).scatter_(1, last, True),
+        }
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """int64 (1, L), the columns' numbers."""
+        assert self.valid is not None
+        return torch.arange(self.valid.shape[1] + self.tail, device=self.valid.device)[None]
+
+    @cached_property
+    def _remembered(self) -> dict[Any, Any]:
+        """What a policy computes once for all layers; see `Scores.once`."""
+        return {}
 
     @cached_property
     def full_lengths(self) -> list[int]:
@@ -97,21 +116,22 @@ class ForwardState:
         assert self.valid is not None
         device = key_BGPD.device
         valid = self._at("valid", self.valid, device)
-        column, present, visible = (
-            self._at(str(i), part, device) for i, part in enumerate(self._columns)
-        )
+        prompt = {name: self._at(name, part, device) for name, part in self._prompt.items()}
         with torch.no_grad():
             if self.policy.scores_at(layer):
-                mass = backend.probe_mass(
-                    query_BHPD.detach(), key_BGPD.detach(), column, present, valid, scaling
-                )
+                parts = query_BHPD.detach(), key_BGPD.detach(), prompt["column"], prompt["present"]
+                mass = backend.probe_mass(*parts, valid, scaling)
             else:
                 mass = torch.zeros(valid.shape, device=device)
-            scores = Scores(mass=mass, visible=visible, num_probes=present.sum(-1), valid=valid)
-            kept = self.policy.keep(scores, layer) & valid
+            scores = Scores(
+                mass=mass,
+                visible=prompt["visible"],
+                num_probes=prompt["num_probes"],
+                valid=valid,
+                memory=self._remembered,
+            )
             # The last prompt token predicts the first answer token.
-            last = valid.long().cumsum(-1).argmax(-1, keepdim=True)
-            kept = kept.scatter(1, last, True) & valid
+            kept = (self.policy.keep(scores, layer) | prompt["last"]) & valid
         self.kept[layer] = kept
         return kept
 
@@ -125,10 +145,10 @@ class ForwardState:
             prompt = query_BHLD[:, :, :width], key_BGLD[:, :, :width]
             kept = self.choose(*prompt, scaling, layer, backend_for(key_BGLD.device))
             active = self.active(kept)
+            order, count = _ordered(active, self._at("places", self._places, active.device))
             # The one wait for the device in a layer: its tensors' sizes follow from these numbers.
-            count = active.sum(-1)
             lengths = [int(n) for n in count.tolist()]
-            index = _active_columns(active, lengths)
+            index = order[:, order.shape[1] - max(lengths) :]
             self._layout = layer, Layout(index, count, lengths, lengths == self.full_lengths)
         return self._layout[1]
 
@@ -136,12 +156,13 @@ class ForwardState:
     def _everything(self) -> Layout:
         """All valid columns, for every layer alike."""
         assert self.valid is not None
-        active, lengths = self.active(self.valid), self.full_lengths
-        return Layout(_active_columns(active, lengths), active.sum(-1), lengths, full=True)
+        order, count = _ordered(self.active(self.valid), self._places)
+        lengths = self.full_lengths
+        return Layout(order[:, order.shape[1] - max(lengths) :], count, lengths, full=True)
 
     def probe_columns(self, device: torch.device) -> Tensor:
         """int64 (B, probes); rows with fewer probes repeat column 0."""
-        return self._at("0", self._columns[0], device)
+        return self._at("column", self._prompt["column"], device)
 
     def active(self, kept_BP: Tensor) -> Tensor:
         """bool (B, L): kept prompt tokens and every valid token after the prompt."""
@@ -196,10 +217,15 @@ class ForwardState:
         return torch.cat([prompt[:, None, None].expand(-1, -1, new, -1), after], dim=-1)
 
 
-def _active_columns(active_BL: Tensor, lengths: list[int]) -> Tensor:
-    """(B, W) columns: each row's active ones last, in order, others of the row before them."""
-    if len(lengths) == 1 and active_BL.device.type == "cpu":
-        return active_BL[0].nonzero().view(1, -1)
-    # On CUDA, nonzero would synchronise for the count; a sort does not.
-    order = torch.argsort(active_BL.to(torch.uint8), dim=-1, stable=True)
-    return order[:, order.shape[1] - max(lengths) :]
+def _ordered(active_BL: Tensor, column_1L: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns with each row's active ones last, both parts ascending; and how many are active.
+
+    Returns:
+        int64 (B, L) and (B,). Nothing waits for the device: nonzero would, and a sort takes longer.
+    """
+    until_BL = active_BL.cumsum(-1)
+    count_B1 = until_BL[:, -1:]
+    inactive_B1 = active_BL.shape[1] - count_B1
+    rank_BL = torch.where(active_BL, until_BL.add(inactive_B1).sub_(1), column_1L - until_BL)
+    order_BL = torch.empty_like(rank_BL).scatter_(1, rank_BL, column_1L.expand_as(rank_BL))
+    return order_BL, count_B1[:, 0]

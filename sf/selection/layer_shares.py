@@ -34,7 +34,11 @@ class LayerShares(Policy):
             raise ConfigError(
                 "shares", f"{len(self.shares)} layers", f"the model has a layer {layer}"
             )
-        last = scores.valid.long().cumsum(-1).argmax(-1, keepdim=True)
-        led = replace(scores, mass=scores.mass.scatter(1, last, float("inf")))
+        last_B1 = scores.once(
+            "last",
+            scores.valid,
+            make=lambda: scores.valid.long().cumsum(-1).argmax(-1, keepdim=True),
+        )
+        led = replace(scores, mass=scores.mass.scatter(1, last_B1, float("inf")))
         count = (self.shares[layer] * scores.lengths.double()).round().long()
         return led.best(count.clamp(min=1))

@@ -34,7 +34,9 @@ class Threshold(Policy):
         return bool((per_row("value", self.value) == 0).all())
 
     def keep(self, scores: Scores, layer: int) -> Tensor:
-        least_B = per_row("value", self.value, scores.mass.shape[0]).to(
-            scores.mass.device, non_blocking=True
-        )
-        return scores.normalised >= least_B[:, None]
+        least_B1 = scores.once("least", self, scores.valid, make=lambda: self._least(scores))
+        return scores.normalised >= least_B1
+
+    def _least(self, scores: Scores) -> Tensor:
+        least_B = per_row("value", self.value, scores.valid.shape[0])
+        return least_B.to(scores.valid.device, non_blocking=True)[:, None]

@@ -30,8 +30,13 @@ class TopK(Policy):
         return bool((per_row("ratio", self.ratio) == 1).all())
 
     def keep(self, scores: Scores, layer: int) -> Tensor:
-        ratio_B = per_row("ratio", self.ratio, scores.mass.shape[0]).to(
-            scores.mass.device, non_blocking=True
+        return scores.best(
+            scores.once("count", self, scores.valid, make=lambda: self._count(scores))
+        )
+
+    def _count(self, scores: Scores) -> Tensor:
+        ratio_B = per_row("ratio", self.ratio, scores.valid.shape[0]).to(
+            scores.valid.device, non_blocking=True
         )
         # 0.3 * 10 is a little above 3 in float64; that must not cost a token.
-        return scores.best((ratio_B * scores.lengths - 1e-9).ceil().long())
+        return (ratio_B * scores.lengths - 1e-9).ceil().long()

@@ -36,9 +36,15 @@ class TopP(Policy):
         return bool((per_row("p", self.p) == 1).all())
 
     def keep(self, scores: Scores, layer: int) -> Tensor:
-        p_B = per_row("p", self.p, scores.mass.shape[0]).to(scores.mass.device, non_blocking=True)
+        needed_B1 = scores.once(
+            "needed", self, scores.num_probes, make=lambda: self._needed(scores)
+        )
         # float64: neighbouring sums differ by less than float32's rounding on long prompts.
         held_BL = scores.mass.sort(dim=-1, descending=True).values.double().cumsum(-1)
-        count_B = (held_BL < (p_B * scores.num_probes)[:, None]).sum(-1) + 1
-        count_B = count_B.where(p_B < 1, scores.lengths).minimum(scores.lengths)
-        return scores.best(count_B)
+        count_B = (held_BL < needed_B1).sum(-1).add_(1)
+        return scores.best(count_B.minimum(scores.lengths))
+
+    def _needed(self, scores: Scores) -> Tensor:
+        """The mass to keep, float64 (B, 1); infinite where everything is kept."""
+        p_B = per_row("p", self.p, scores.valid.shape[0]).to(scores.valid.device, non_blocking=True)
+        return (p_B * scores.num_probes).masked_fill(p_B == 1, float("inf"))[:, None]
