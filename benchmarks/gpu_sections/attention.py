@@ -21,7 +21,7 @@ from table import Row, exact, interval
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from gpu_sections.measure import Times, gain, recorded, rows_of, timed
+from gpu_sections.measure import Times, by_kernel, gain, recorded, rows_of, timed
 from gpu_sections.scale import RATIO, Scale
 from sf.attention.backends import using_backend
 from sf.attention.backends.cuda import CudaBackend
@@ -43,6 +43,7 @@ BACKENDS = {
     "sparse, cuDNN": CudaBackend(uniform="cudnn"),
 }
 CUDNN = "SDPA cuDNN"
+SHOWN_KERNELS = 16
 SHARED = (
     "_prompt",
     "_places",
@@ -65,10 +66,12 @@ class Layer(nn.Module):
 def steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
     """The prompts of the targets, the shorter one first."""
     plans = {f"prefill {length}": partial(prefill, scale, length) for length in scale.long}
+    shortest = scale.long[0]
     return {
         **plans,
         f"ragged {scale.ragged}": lambda: ragged(scale),
         f"decode {scale.decode}": lambda: decode(scale),
+        f"prefill {shortest} by kernel": lambda: kernels(scale, shortest),
     }
 
 
@@ -120,40 +123,68 @@ def quickest(times: Times) -> str:
     return min((n for n in times if n.startswith("dense")), key=lambda n: median(times[n]))
 
 
-def prefill(scale: Scale, length: int, cudnn: bool = True) -> list[Row]:
-    """One prompt: dense against sparse, and the parts of sparse."""
-    query, key, value = quantities(scale, 1, length)
-    valid = torch.ones(1, length, dtype=torch.bool, device=scale.at)
-    policy, scaling, layer = TopK(ratio=RATIO), scale.head_dim**-0.5, Layer(1)
-    shared = ForwardState(kind="prefill", policy=policy, valid=valid)
-    shared_parts = {name: getattr(shared, name) for name in SHARED}
+class Prompt:
+    """One prompt's sparse attention in one layer, as often as it is asked for."""
 
-    def plan(selector: Any) -> ForwardState:
-        made = ForwardState(kind="prefill", policy=selector, valid=valid)
-        vars(made).update(shared_parts)
+    def __init__(self, scale: Scale, length: int) -> None:
+        self.parts = quantities(scale, 1, length)
+        self.valid = torch.ones(1, length, dtype=torch.bool, device=scale.at)
+        self.policy, self.scaling = TopK(ratio=RATIO), scale.head_dim**-0.5
+        shared = ForwardState(kind="prefill", policy=self.policy, valid=self.valid)
+        self._shared = {name: getattr(shared, name) for name in SHARED}
+
+    def plan(self, selector: Any) -> ForwardState:
+        """The state of a forward whose shared parts exist, with an empty cache."""
+        _, key, value = self.parts
+        made = ForwardState(kind="prefill", policy=selector, valid=self.valid)
+        vars(made).update(self._shared)
         made.cache = prune_in_place(None, 1)
         made.open_cache(True)
         made.cache.update(key, value, 0)
         return made
 
-    def sparse(backend: CudaBackend, selector: Any) -> Any:
+    def sparse(self, backend: CudaBackend, selector: Any) -> Any:
+        """Selection, attention and the pruned cache."""
         with using_backend(backend):
-            return sparse_attention(layer, query, key, value, None, sparse_state=plan(selector))
+            return sparse_attention(Layer(1), *self.parts, None, sparse_state=self.plan(selector))
 
-    def select() -> Any:
+    def select(self) -> Any:
+        """Selection alone, up to the layout."""
         with using_backend(BACKENDS["sparse"]):
-            return plan(policy).layout(query, key, scaling, 0)
+            return self.plan(self.policy).layout(*self.parts[:2], self.scaling, 0)
 
+
+def kernels(scale: Scale, length: int) -> list[Row]:
+    """Where a layer's time goes: the kernels of the default path, without gaps between them."""
+    prompt = Prompt(scale, length)
+    spent = by_kernel(partial(prompt.sparse, BACKENDS["sparse"], prompt.policy), scale.at)
+    label = f"prefill {length} sparse,"
+    rows = [
+        Row(f"{label} kernel {name[:80]}", taken, None, None, f"ms in {launches:g} launches")
+        for name, taken, launches in spent[:SHOWN_KERNELS]
+    ]
+    return [
+        *rows,
+        exact(f"{label} all kernels", sum(each[1] for each in spent), "ms"),
+        exact(f"{label} launches", sum(each[2] for each in spent), "a layer"),
+    ]
+
+
+def prefill(scale: Scale, length: int, cudnn: bool = True) -> list[Row]:
+    """One prompt: dense against sparse, and the parts of sparse."""
+    prompt = Prompt(scale, length)
+    policy, valid, scaling = prompt.policy, prompt.valid, prompt.scaling
+    query, key, _ = prompt.parts
     with using_backend(BACKENDS["sparse"]):
-        kept = plan(policy).choose(query, key, scaling, 0, BACKENDS["sparse"])
+        kept = prompt.plan(policy).choose(query, key, scaling, 0, BACKENDS["sparse"])
     probes = Probes().columns(valid)
     backends = {n: b for n, b in BACKENDS.items() if cudnn or b.uniform == "flash"}
     ours = next(iter(backends))
     variants: dict[str, Callable[[], Any]] = {
-        **contenders(scale, dense_calls(scale, (query, key, value), cudnn)),
-        **{name: partial(sparse, backend, policy) for name, backend in backends.items()},
-        f"{ours}, chosen beforehand": partial(sparse, backends[ours], FixedMask([kept])),
-        "selection": select,
+        **contenders(scale, dense_calls(scale, prompt.parts, cudnn)),
+        **{name: partial(prompt.sparse, backend, policy) for name, backend in backends.items()},
+        f"{ours}, chosen beforehand": partial(prompt.sparse, backends[ours], FixedMask([kept])),
+        "selection": prompt.select,
         "probe scores": lambda: BACKENDS["sparse"].probe_mass(query, key, *probes, valid, scaling),
     }
     times = timed(variants, scale)

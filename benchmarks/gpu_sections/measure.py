@@ -12,7 +12,7 @@ from table import Row, interval
 from gpu_sections.scale import Scale
 from sf.profiling.clock import Clock
 
-__all__ = ["Skipped", "Times", "gain", "recorded", "rows_of", "timed"]
+__all__ = ["Skipped", "Times", "by_kernel", "gain", "recorded", "rows_of", "timed"]
 
 Times = dict[str, list[float]]
 
@@ -39,6 +39,38 @@ def timed(
             if repeat >= scale.warm:
                 times[name].append(clock.ms(began, ended))
     return times
+
+
+def by_kernel(
+    call: Callable[[], Any], device: torch.device, calls: int = 4
+) -> list[tuple[str, float, float]]:
+    """Name, milliseconds and launches of each kernel in one call, the longest first.
+
+    On a CPU, of each operator.
+
+    Raises:
+        Skipped: the profiler saw nothing.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    call()
+    cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as record:
+        for _ in range(calls):
+            call()
+            Clock(device).synchronize()
+    spent = [
+        (
+            event.key,
+            (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3 / calls,
+            event.count / calls,
+        )
+        for event in record.key_averages()
+    ]
+    spent = sorted((each for each in spent if each[1] > 0), key=lambda each: -each[1])
+    if not spent:
+        raise Skipped("the profiler saw no kernel on this device")
+    return spent
 
 
 def rows_of(times: Times, label: str) -> list[Row]:

@@ -11,11 +11,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from table import Row
+from table import Row, exact
 from torch.nn.functional import linear, silu
 
 from gpu_sections.attention import quantities
-from gpu_sections.measure import recorded, rows_of, timed
+from gpu_sections.measure import by_kernel, recorded, rows_of, timed
 from gpu_sections.scale import RATIO, Scale
 from sf.attention.kernels.decode import DecodeTile, decode_attention, decode_tile
 from sf.attention.kernels.linear import LinearTile, linear_tile, project
@@ -26,12 +26,18 @@ from sf.selection import Probes
 
 __all__ = ["decode_steps", "steps"]
 
+# The first pass streams keys past fixed queries, the second one queries past fixed keys, so that
+# they may prefer different tiles.
+PASSES = {"_row_statistics": "first pass", "_key_mass": "second pass"}
 READ_BYTES = 200e6  # of all copies
 
 
 def steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
     """The longest prompt: selection takes the largest share where attention is short."""
-    return {f"tiles {length}": partial(tune, scale, length) for length in scale.long[:1]}
+    length = scale.long[0]
+    both = {f"tiles {length}": lambda: tune(scale, length)}
+    # Triton's interpreter has no kernels to profile.
+    return both if scale.rehearsal else {**both, "tiles by pass": lambda: passes(scale, length)}
 
 
 def choices(scale: Scale, in_use: Tiles) -> list[Tiles]:
@@ -48,8 +54,8 @@ def choices(scale: Scale, in_use: Tiles) -> list[Tiles]:
     return [in_use, *(tiles for tiles in others if tiles != in_use)]
 
 
-def tune(scale: Scale, length: int) -> list[Row]:
-    """Milliseconds of the probe scores of one layer."""
+def variants_of(scale: Scale, length: int) -> dict[str, Callable[[], Any]]:
+    """The probe scores of one layer by each choice of tiles."""
     query, key, _ = quantities(scale, 1, length)
     valid = torch.ones(1, length, dtype=torch.bool, device=scale.at)
     column, present = Probes().columns(valid)
@@ -61,7 +67,24 @@ def tune(scale: Scale, length: int) -> list[Row]:
         variants[name + note] = partial(
             probe_mass, query, key, column, present, valid, scale.head_dim**-0.5, tiles
         )
-    return rows_of(timed(variants, scale), f"probe scores {length}")
+    return variants
+
+
+def tune(scale: Scale, length: int) -> list[Row]:
+    """Milliseconds of the probe scores of one layer."""
+    return rows_of(timed(variants_of(scale, length), scale), f"probe scores {length}")
+
+
+def passes(scale: Scale, length: int) -> list[Row]:
+    """Milliseconds of each pass on the device, without launches."""
+    rows = []
+    for name, call in variants_of(scale, length).items():
+        spent = {kernel: taken for kernel, taken, _ in by_kernel(call, scale.at)}
+        rows += [
+            exact(f"probe scores {length} {name}, {title}", spent[kernel], "ms")
+            for kernel, title in PASSES.items()
+        ]
+    return rows
 
 
 def decode_steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given
@@ -131,3 +133,27 @@ def test_exports():
     assert sf.selection.__all__ == sorted(sf.selection.__all__)
     assert all(hasattr(sf.selection, name) for name in sf.selection.__all__)
     assert Policy.__abstractmethods__ == {"keep"}
+
+
+@pytest.mark.parametrize("policy", [TopK, TopP, Threshold])
+def test_layers_share_only_what_their_policy_and_prompt_decide(policy):
+    """One memory for all layers of a forward; another policy or prompt must not read it."""
+    first = scores([0.4, 0.3, 0.2, 0.1], num_probes=[1])
+    second = dataclasses.replace(first, mass=first.mass.flip(-1))
+    third = dataclasses.replace(first, valid=torch.tensor([[False, True, True, True]]))
+    assert first.memory is second.memory is third.memory
+    low, high = (0.25, 0.75) if policy is not TopP else (0.4, 0.9)
+    for value in (low, high):
+        for of in (first, second, third):
+            alone = dataclasses.replace(of, memory={})
+            assert kept(policy(value), of) == kept(policy(value), alone)
+
+
+def test_what_layers_share_is_made_once():
+    of = scores([0.4, 0.3, 0.2, 0.1])
+    made = []
+    for _ in range(2):
+        of.once("count", of.valid, make=lambda: made.append(1) or torch.ones(1))
+    assert made == [1]
+    of.once("count", of.mass, make=lambda: made.append(2) or torch.ones(1))
+    assert made == [1, 2]
