@@ -99,8 +99,8 @@ def projection_choices(scale: Scale, rows: int, in_use: LinearTile) -> list[Line
     """The tile in use, then others."""
     if scale.rehearsal:
         return [in_use]
-    one = ((4, 512, 2, 1), (8, 512, 2, 1), (4, 1024, 4, 1), (16, 512, 4, 1), (2, 2048, 8, 1))
-    few = ((16, 128, 4, 3), (16, 256, 4, 3), (32, 128, 4, 4), (16, 128, 2, 5))
+    one = ((8, 512, 4, 1), (4, 1024, 4, 1), (2, 2048, 8, 1), (4, 2048, 8, 1), (2, 1024, 4, 1))
+    few = ((16, 128, 2, 5), (32, 128, 4, 4), (64, 128, 4, 3), (32, 64, 4, 6), (16, 256, 2, 4))
     others = [LinearTile(*tile) for tile in (one if rows == 1 else few)]
     return [in_use, *(tile for tile in others if tile != in_use)]
 
@@ -115,6 +115,7 @@ def projections(scale: Scale, rows: int) -> list[Row]:
         ("query, key, value", shape.hidden, (attention, kept, kept)),
         ("gate and up", shape.hidden, (shape.intermediate,) * 2),
         ("down", shape.intermediate, (shape.hidden,)),
+        ("output", attention, (shape.hidden,)),
     ):
         gated = name == "gate and up"
         copies = 1 if scale.rehearsal else 1 + int(READ_BYTES / (2 * inputs * sum(sizes)))
@@ -124,8 +125,8 @@ def projections(scale: Scale, rows: int) -> list[Row]:
             [torch.randn(size, inputs, dtype=scale.dtype, device=scale.at) for size in sizes]
             for _ in range(copies)
         ]
-        norm = None if name == "down" else (gain, 1e-6)
-        in_use = linear_tile(rows, gated, scale.dtype)
+        norm = None if name in ("down", "output") else (gain, 1e-6)
+        in_use = linear_tile(rows, inputs, gated, scale.dtype)
         variants: dict[str, Callable[[], Any]] = {}
         for tile in projection_choices(scale, rows, in_use):
             note = " (in use)" if tile == in_use else ""

@@ -95,16 +95,15 @@ def compile_all(arch: int, name: str, size: int) -> list[dict[str, Any]]:
     parts += ("first_bias", "second_bias", "third_bias")
     projected = {f"{part}_ptr": f"*{name}" for part in parts} | {"epsilon": "fp32"}
 
-    def projection(rows: int, gated: bool) -> dict[str, Any]:
-        tile = linear.linear_tile(rows, gated, dtype)
+    def projection(rows: int, inputs: int, gated: bool) -> dict[str, Any]:
+        tile = linear.linear_tile(rows, inputs, gated, dtype)
+        few = {"UPCAST": False, "BLOCK_M": padded(rows)}
         return {
-            "INPUTS": 3584,
-            "NORMED": True,
+            **({"NORMED": True} if rows == 1 else few),
+            "INPUTS": inputs,
             "GATED": gated,
             "BIASED": not gated,
             "ADDED": False,
-            "UPCAST": False,
-            "BLOCK_M": padded(rows),
             "BLOCK_N": tile.outputs,
             "BLOCK_K": tile.inputs,
             "num_warps": tile.warps,
@@ -122,10 +121,11 @@ def compile_all(arch: int, name: str, size: int) -> list[dict[str, Any]]:
         (decode._stretches, given, stretch),
         (decode._join, given, {**common, "BLOCK_S": decode._JOINED, **small}),
         *(
-            (kernel, projected, projection(rows, gated))
+            (kernel, projected, projection(rows, inputs, gated))
             for kernel, rows in ((linear._one_row, 1), (linear._few_rows, linear.MOST_ROWS))
-            for gated in (False, True)
+            for inputs, gated in ((3584, False), (3584, True), (18944, False))
         ),
+        (linear._normalise, projected, {"INPUTS": 3584, "BLOCK_K": 4096, **small}),
         (rotary._rotate_and_store, turned, rotation),
     ]
     tokens = {
