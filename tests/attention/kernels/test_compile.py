@@ -192,7 +192,7 @@ def check(arch: int, dtype: str, size: int, cache: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])
-    assert len(rows) == 13
+    assert len(rows) == 16
     for row in rows:
         assert row["shared"] <= LIMITS[arch], row
         if dtype != "fp32":
