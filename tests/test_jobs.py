@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from contextlib import closing
 from dataclasses import asdict
@@ -134,6 +135,57 @@ def test_a_killed_job_continues_where_it_was(stage: Path) -> None:
     assert (output / "calls.txt").read_text() == "2"
     steps = [json.loads(line)["step"] for line in (output / "history.jsonl").open()]
     assert steps == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("hours", [-9000, 9000])
+def test_a_clock_that_was_moved_changes_nothing(
+    stage: Path, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """Interrupted work continues, a result holds, and new content counts whatever its time."""
+    source = stage / "rows.json"
+    source.write_text("[1]")
+    Path("stop_at").write_text("3")
+    with pytest.raises(KeyboardInterrupt):
+        run(times=5, source=source)
+    Path("stop_at").unlink()
+    now = time.time
+    moved = now() + 3600 * hours
+    monkeypatch.setattr("time.time", lambda: now() + 3600 * hours)
+    assert run(times=5, source=source) == "done"
+    output = stage / "results/test/counting"
+    assert (output / "calls.txt").read_text() == "2"
+    for path in (source, *(stage / "results").rglob("*")):
+        os.utime(path, (moved, moved))
+    assert run(times=5, source=source) == "up to date"
+    source.write_text("[2]")
+    os.utime(source, (moved, moved))
+    assert run(times=5, source=source) == "done"
+
+
+WITHOUT_HOME = """
+import sys
+sys.path[:0] = sys.argv[1].split(":")
+import counting_stage
+from sf import jobs
+jobs.stage_module = lambda name: counting_stage
+output = {"output": "results/test/counting"}
+print(jobs.run_stage("counting", output, "test"), jobs.run_stage("counting", output, "test"))
+"""
+
+
+@pytest.mark.parametrize("home", [None, "/nowhere", "/proc"])
+def test_a_stage_needs_no_home(stage: Path, home: str | None) -> None:
+    """As in a container: no home folder or none that can be written, and no git on PATH."""
+    path = os.pathsep.join([str(stage), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_HOME, path],
+        env={"PATH": "/nowhere", "USER": "x", **({} if home is None else {"HOME": home})},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[-2] == "done up to date"
+    assert "Traceback" not in done.stderr
 
 
 def test_partial_work_of_other_parameters_is_dropped(stage: Path) -> None:
