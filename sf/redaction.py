@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import re
@@ -13,6 +14,7 @@ __all__ = ["IncrementalRedactor", "RedactedStream", "redact", "without_credentia
 _MASK = "***"
 _SHORTEST = 4  # shorter values are not secret and would mask parts of ordinary words
 _SECRET_NAMES = re.compile(r"TOKEN|PASSW|SECRET|API_?KEY|ACCESS_KEY|CREDENTIAL|PRIVATE_KEY", re.I)
+_ASSIGNED = re.compile(r"(?:token|passw\w*|secret\w*|key)\s*[\s=:]\s*(\S+)", re.I)
 _NO_SECRETS = re.compile(r"TOKENIZERS_|_TIMEOUT|_PATH$|_FILE$|_DIR$|PARALLELISM", re.I)
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s'\"<>]*@")
 _UNFINISHED = re.compile(r"(?::|:/|://[^/\s'\"<>]*|[?&;][^&\s]*)\Z")
@@ -25,8 +27,9 @@ _QUERY = re.compile(
 def redact(text: str) -> str:
     """Text without the secrets of the environment and without credentials in URLs.
 
-    It masks user and password of every URL, URL parameters such as `token=`, and the values of
-    environment variables whose names indicate a token, a password, a secret or a key.
+    It masks user and password of every URL, URL parameters such as `token=`, the values of
+    environment variables whose names indicate a token, a password, a secret or a key, and what the
+    files of the hub's, MLflow's, AWS's and curl's logins contain.
     """
     text = without_credentials(text)
     for secret in sorted(_secrets(), key=len, reverse=True):
@@ -129,8 +132,36 @@ def _begin_of_unfinished(text: str) -> int:
     return max(cut, 0)
 
 
+def _login_files() -> list[str]:
+    """Files in which programs that this package uses keep a user's secrets."""
+    place, home = os.environ.get, os.path.expanduser("~")
+    cache = place("XDG_CACHE_HOME", f"{home}/.cache")
+    hub = place("HF_HOME", f"{cache}/huggingface")
+    return [
+        place("HF_TOKEN_PATH", f"{hub}/token"),
+        place("HF_STORED_TOKENS_PATH", f"{hub}/stored_tokens"),
+        place("NETRC", f"{home}/.netrc"),
+        place("AWS_SHARED_CREDENTIALS_FILE", f"{home}/.aws/credentials"),
+        f"{home}/.mlflow/credentials",
+    ]
+
+
+@functools.cache
+def _secrets_of(path: str) -> frozenset[str]:
+    """The secrets in a file with one secret or with lines such as `password = …`; read once."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+            text = stream.read()
+    except OSError:
+        return frozenset()
+    words = text.split()
+    return frozenset(words if len(words) == 1 else _ASSIGNED.findall(text))
+
+
 def _secrets() -> set[str]:
-    values = set()
+    values: set[str] = set()
+    for path in _login_files():
+        values |= _secrets_of(path)
     for name, value in os.environ.items():
         if _SECRET_NAMES.search(name) and not _NO_SECRETS.search(name):
             values.add(value)

@@ -37,6 +37,29 @@ def test_what_is_secret_in_the_environment_is_masked(
     assert PLANTED not in redact(f"no answer from {PLACES[name]} ({PLACES[name]!r})")
 
 
+FILES = {
+    "hub/token": f"hf_{PLANTED}\n",
+    "hub/stored_tokens": f"[name]\nhf_token = hf_{PLANTED}2\n",
+    ".netrc": f"machine host login me password {PLANTED}3\n",
+    ".aws/credentials": f"[default]\naws_secret_access_key={PLANTED}/4\nregion = eu-west\n",
+    ".mlflow/credentials": f"[mlflow]\nmlflow_tracking_password = {PLANTED}5",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_secret_in_the_files_of_logins_is_masked(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    for other in ("HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH", "AWS_SHARED_CREDENTIALS_FILE", "NETRC"):
+        monkeypatch.delenv(other, raising=False)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(FILES[name])
+    secret = next(word for word in FILES[name].replace("=", " ").split() if PLANTED in word)
+    assert redact(f"me at eu-west: {secret}, {secret}") == "me at eu-west: ***, ***"
+
+
 def test_ordinary_text_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.setenv("SOME_TOKEN", "a")
