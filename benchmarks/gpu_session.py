@@ -67,6 +67,7 @@ SECTIONS = (
     Section("top-p", 35, "prefill", "top_p_steps"),
     Section("prefill", 75, "prefill"),
     Section("training", 120, "training"),
+    Section("predicted memory", 45, "training", "predicted_steps"),
     Section("rollouts", 45, "model", "engine_steps"),
     Section("throughput", 60, "model", "throughput_steps"),
 )

@@ -92,17 +92,10 @@ def small_shape(layers: int) -> tuple[dict[str, Any], dict[str, Any]]:
     return text, vision
 
 
-def base_model(
-    folder: Path, rows: list[Any], text: dict[str, Any], vision: dict[str, Any], device: str = "cpu"
-) -> Path:
-    """A saved random model and its processor."""
-    import torch
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+def base_config(processor: Any, text: dict[str, Any], vision: dict[str, Any]) -> Any:
+    """The configuration of a Qwen2.5-VL with these parts and the processor's tokens."""
+    from transformers import Qwen2_5_VLConfig
 
-    from sf.data.prompts import question_text
-    from sf.models.tiny import build_processor
-
-    processor = build_processor("qwen2_5_vl", [question_text(row, "answer") for row in rows])
     ids = processor.tokenizer.convert_tokens_to_ids
     common = {
         "max_position_embeddings": 32768, "bos_token_id": None, "tie_word_embeddings": True,
@@ -116,9 +109,24 @@ def base_model(
         "vision_start_token_id": ids("<|vision_start|>"),
         "vision_end_token_id": ids("<|vision_end|>"),
     }  # fmt: skip
-    torch.manual_seed(0)
     config = Qwen2_5_VLConfig(text_config={**text, **common}, vision_config=vision, **tokens)
     config.tie_word_embeddings = True
+    return config
+
+
+def base_model(
+    folder: Path, rows: list[Any], text: dict[str, Any], vision: dict[str, Any], device: str = "cpu"
+) -> Path:
+    """A saved random model and its processor."""
+    import torch
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    from sf.data.prompts import question_text
+    from sf.models.tiny import build_processor
+
+    processor = build_processor("qwen2_5_vl", [question_text(row, "answer") for row in rows])
+    config = base_config(processor, text, vision)
+    torch.manual_seed(0)
     with torch.device(device):
         model = Qwen2_5_VLForConditionalGeneration(config)
     model.save_pretrained(folder)

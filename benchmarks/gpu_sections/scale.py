@@ -102,7 +102,7 @@ FULL = Scale(
     warm=2,
     caches=8,
     most_rows=256,
-    train_steps=6,
+    train_steps=4,
 )
 REHEARSAL = Scale(
     device="cpu",

@@ -3,8 +3,7 @@
 The complete trainer as the stage `train` assembles it: rollouts at the published thresholds, the
 dense reference, images through a vision tower of the real size, AdamW on float32 weights, bfloat16
 computation. Layers and tower are as wide as Qwen2.5-VL-3B's; 14 of its 36 layers have 1.4 B
-weights, the tower 0.7 B. Requires TRL, datasets, pydantic, ruamel.yaml
-and jiwer.
+weights, the tower 0.7 B. Requires TRL, datasets, pydantic, ruamel.yaml and jiwer.
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ from transformers import TrainerCallback
 
 from gpu_sections.measure import Skipped
 from gpu_sections.scale import Scale
+from sf.profiling.timing import free
 
-__all__ = ["steps"]
+__all__ = ["predicted_steps", "steps"]
 
 NEEDED = ("trl", "datasets", "pydantic", "ruamel.yaml", "jiwer")
 WARM = 2
@@ -34,6 +34,11 @@ WARM = 2
 def steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
     """A single step of the session: several training steps."""
     return {"training step": lambda: train(scale)}
+
+
+def predicted_steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
+    """What `sf rehearse --peak` says of the same training step."""
+    return {"predicted peak": lambda: predict(scale)}
 
 
 def absent() -> list[str]:
@@ -89,8 +94,8 @@ class Times(TrainerCallback):
         return time.perf_counter()
 
 
-def train(scale: Scale) -> list[Row]:
-    """Seconds per step, tokens per second, memory, and the error of the replay in half precision.
+def require() -> None:
+    """Refuse to start.
 
     Raises:
         Skipped: TRL or another package is not installed.
@@ -98,31 +103,85 @@ def train(scale: Scale) -> list[Row]:
     missing = absent()
     if missing:
         raise Skipped(f"training needs {', '.join(missing)}, not installed on this machine")
+
+
+def sizes(scale: Scale) -> tuple[int, int, Any]:
+    """Cells of an image's side, steps, and the settings of the run."""
+    from training import settings
+
+    from sf.sections import Runtime
+
+    cells, completion = (2, 2) if scale.rehearsal else (22, 128)
+    count = WARM + scale.train_steps
+    p = settings(argparse.Namespace(questions=1, completion=completion, cells=cells), count)
+    dtype = str(scale.dtype).removeprefix("torch.")
+    update = {
+        "runtime": Runtime(device=scale.device, dtype=dtype),
+        "train": p.train.model_copy(update={"collapse": None}),
+    }
+    return cells, count, p.model_copy(update=update)
+
+
+def shape_of(scale: Scale) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Language model and tower."""
+    from training import small_shape
+
+    return small_shape(1) if scale.rehearsal else wide_shape(14)
+
+
+def predict(scale: Scale) -> list[Row]:
+    """Peak memory of the same step by `sf.rehearsal`, on shapes, at a token ratio of 1.
+
+    Raises:
+        Skipped: see `require`.
+    """
+    require()
+    from training import base_config
+
+    from sf.models.load import FAMILIES
+    from sf.models.tiny import build_processor
+    from sf.rehearsal.shapes import ModelShape
+    from sf.rehearsal.training_peak import training_peaks
+
+    _, _, p = sizes(scale)
+    p = p.model_copy(update={"runtime": p.runtime.model_copy(update={"device": "cpu"})})
+    config = base_config(build_processor("qwen2_5_vl", ["a b"] * 2), *shape_of(scale))
+    shape = ModelShape(FAMILIES[config.model_type], config, "the session's")
+    with torch.inference_mode(False), torch.enable_grad():
+        peaks = training_peaks(shape, p)
+    stage, held = max(peaks.items(), key=lambda item: sum(item[1].values()))
+    return [
+        exact("training, predicted peak memory", sum(held.values()) / 2**30, "GiB"),
+        *(
+            exact(f"training, predicted {category} at the peak ({stage})", size / 2**30, "GiB")
+            for category, size in held.most_common()
+        ),
+    ]
+
+
+def train(scale: Scale) -> list[Row]:
+    """Seconds per step, tokens per second, memory, and the error of the replay in half precision.
+
+    Raises:
+        Skipped: see `require`.
+    """
+    require()
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.enable_grad():
         return _train(scale, Path(folder))
 
 
 def _train(scale: Scale, folder: Path) -> list[Row]:
-    from training import CELL, base_model, questions, settings, small_shape
+    from training import CELL, base_model, questions
 
     from sf.progress import progress
-    from sf.sections import Runtime
     from sf.training.run import assemble
 
-    cells, completion = (2, 2) if scale.rehearsal else (22, 128)
-    sizes = argparse.Namespace(questions=1, completion=completion, cells=cells)
+    cells, count, p = sizes(scale)
     rows = questions(folder / "media", 8, CELL * cells)
-    shape = small_shape(1) if scale.rehearsal else wide_shape(14)
-    base = base_model(folder / "base", rows, *shape, device=scale.device)
-    count = WARM + scale.train_steps
-    dtype = str(scale.dtype).removeprefix("torch.")
-    p = settings(sizes, count)
-    p = p.model_copy(
-        update={
-            "runtime": Runtime(device=scale.device, dtype=dtype),
-            "train": p.train.model_copy(update={"collapse": None}),
-        }
-    )
+    base = base_model(folder / "base", rows, *shape_of(scale), device=scale.device)
+    free(scale.at)
+    if scale.at.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(scale.at)
     history, times = History(), Times()
     with progress("train", count) as counter:
         trainer = assemble(p, base, rows, folder / "state", history, counter).trainer
