@@ -96,12 +96,11 @@ def decode_steps(scale: Scale) -> dict[str, Callable[[], list[Row]]]:
 
 
 def projection_choices(scale: Scale, rows: int, in_use: LinearTile) -> list[LinearTile]:
-    """The tile in use, then others."""
-    if scale.rehearsal:
+    """The tile in use, then others; several rows have none."""
+    if scale.rehearsal or rows > 1:
         return [in_use]
-    one = ((8, 512, 4, 1), (4, 1024, 4, 1), (2, 2048, 8, 1), (4, 2048, 8, 1), (2, 1024, 4, 1))
-    few = ((16, 128, 2, 5), (32, 128, 4, 4), (64, 128, 4, 3), (32, 64, 4, 6), (16, 256, 2, 4))
-    others = [LinearTile(*tile) for tile in (one if rows == 1 else few)]
+    tiles = ((8, 512, 4), (4, 1024, 4), (2, 2048, 8), (4, 2048, 8), (2, 1024, 4), (8, 1024, 4))
+    others = [LinearTile(*tile) for tile in tiles]
     return [in_use, *(tile for tile in others if tile != in_use)]
 
 
@@ -126,11 +125,11 @@ def projections(scale: Scale, rows: int) -> list[Row]:
             for _ in range(copies)
         ]
         norm = None if name in ("down", "output") else (gain, 1e-6)
-        in_use = linear_tile(rows, inputs, gated, scale.dtype)
+        in_use = linear_tile(inputs, gated)
         variants: dict[str, Callable[[], Any]] = {}
         for tile in projection_choices(scale, rows, in_use):
             note = " (in use)" if tile == in_use else ""
-            label = f"{tile.outputs} x {tile.inputs}, warps {tile.warps}, stages {tile.stages}"
+            label = f"{tile.outputs} x {tile.inputs}, warps {tile.warps}" if rows == 1 else "ours"
             calls = [
                 partial(project, row, held, norm=norm, gated=gated, tile=tile) for held in weights
             ]

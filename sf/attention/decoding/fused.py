@@ -1,4 +1,4 @@
-"""The decoder's layers for new tokens, in seven launches each.
+"""The decoder's layers for new tokens, in few launches: seven each for one row.
 
 transformers' modules take about 45 launches per layer and token: norms, rotary embedding, the cache
 and the gate each read and write a few kilobytes in several kernels. Here each weight is read by one
@@ -30,7 +30,7 @@ _GATE = ("gate_proj", "up_proj", "down_proj")
 
 
 class FusedLayers:
-    """Decoder and head of a model, for at most `linear.MOST_ROWS` rows without autocast.
+    """Decoder and head of a model, without autocast.
 
     Rounding differs from the modules': sums are ordered differently, and a norm is not rounded
     before its product. Use `of`, which returns None for a model with other modules.
@@ -56,11 +56,10 @@ class FusedLayers:
         layers = all(_plain(layer, weight.dtype) for layer in decoder.layers)
         return cls(decoder, head) if fuses and plain and norm and layers else None
 
-    def usable(self, rows: int) -> bool:
-        """Whether the fused layers compute a step of this many rows, at this moment."""
-        from sf.attention.kernels.linear import MOST_ROWS
-
-        return rows <= MOST_ROWS and not torch.is_autocast_enabled(self.head.weight.device.type)
+    @property
+    def usable(self) -> bool:
+        """Whether the modules would compute in their weights' dtype, at this moment."""
+        return not torch.is_autocast_enabled(self.head.weight.device.type)
 
     def logits(
         self, hidden_AX: Tensor, rotary: tuple[Tensor, Tensor], cache: DecodeCache

@@ -206,7 +206,7 @@ class Step:
         position = self.position[:, :active]
         position = position[-3:] if len(position) > 1 else position[0]
         rotary = self.decoder.rotary_emb(hidden, position)
-        if self._fused is not None and self._fused.usable(active):
+        if self._fused is not None and self._fused.usable:
             return self._fused.logits(hidden[:, 0], rotary, cache).float()
         for layer, mask in zip(self.decoder.layers, cache.masks, strict=True):
             hidden = layer(

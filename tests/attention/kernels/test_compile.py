@@ -95,11 +95,10 @@ def compile_all(arch: int, name: str, size: int) -> list[dict[str, Any]]:
     parts += ("first_bias", "second_bias", "third_bias")
     projected = {f"{part}_ptr": f"*{name}" for part in parts} | {"epsilon": "fp32"}
 
-    def projection(rows: int, inputs: int, gated: bool) -> dict[str, Any]:
-        tile = linear.linear_tile(rows, inputs, gated, dtype)
-        few = {"UPCAST": False, "BLOCK_M": padded(rows)}
+    def projection(inputs: int, gated: bool) -> dict[str, Any]:
+        tile = linear.linear_tile(inputs, gated)
         return {
-            **({"NORMED": True} if rows == 1 else few),
+            "NORMED": True,
             "INPUTS": inputs,
             "GATED": gated,
             "BIASED": not gated,
@@ -107,7 +106,7 @@ def compile_all(arch: int, name: str, size: int) -> list[dict[str, Any]]:
             "BLOCK_N": tile.outputs,
             "BLOCK_K": tile.inputs,
             "num_warps": tile.warps,
-            "num_stages": tile.stages,
+            "num_stages": 3,
         }
 
     rotation = {**common, "HEADS": 28, "GROUPS": 4, "num_warps": 1, "num_stages": 1}
@@ -121,10 +120,10 @@ def compile_all(arch: int, name: str, size: int) -> list[dict[str, Any]]:
         (decode._stretches, given, stretch),
         (decode._join, given, {**common, "BLOCK_S": decode._JOINED, **small}),
         *(
-            (kernel, projected, projection(rows, inputs, gated))
-            for kernel, rows in ((linear._one_row, 1), (linear._few_rows, linear.MOST_ROWS))
+            (linear._one_row, projected, projection(inputs, gated))
             for inputs, gated in ((3584, False), (3584, True), (18944, False))
         ),
+        (linear._gate, projected, {"BLOCK": linear._GATED, **small}),
         (linear._normalise, projected, {"INPUTS": 3584, "BLOCK_K": 4096, **small}),
         (rotary._rotate_and_store, turned, rotation),
     ]
@@ -192,7 +191,7 @@ def check(arch: int, dtype: str, size: int, cache: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])
-    assert len(rows) == 16
+    assert len(rows) == 14
     for row in rows:
         assert row["shared"] <= LIMITS[arch], row
         if dtype != "fp32":

@@ -7,11 +7,11 @@ import torch
 from layer_inputs import DEVICE
 from torch.nn.functional import silu
 
-from sf.attention.kernels.linear import MOST_ROWS, LinearTile, project
+from sf.attention.kernels.linear import LinearTile, project
 from sf.errors import ConfigError
 
 EPSILON = 1e-3
-SMALL = {True: LinearTile(8, 32), False: LinearTile(16, 32, 4, 2)}  # by whether there is one row
+SMALL = LinearTile(8, 32)
 
 
 def random(*shape, dtype, seed):
@@ -68,15 +68,15 @@ def close(output, wanted, within):
 )
 def test_results_equal_float64(rows, dtype, within):
     """Sizes that no tile divides; the weights end within blocks."""
-    check_all(rows, 72, (40, 9, 10), dtype, within, SMALL[rows == 1])
+    check_all(rows, 72, (40, 9, 10), dtype, within, SMALL)
 
 
 def test_a_row_of_several_does_not_see_the_others():
     given, weights, biases, gain = inputs(5, 40, (16, 8, 8), torch.float32)
-    together = project(given, weights, biases, norm=(gain, EPSILON), tile=SMALL[False])
+    together = project(given, weights, biases, norm=(gain, EPSILON))
     changed = given.clone()
     changed[1:] = 7.0
-    other = project(changed, weights, biases, norm=(gain, EPSILON), tile=SMALL[False])
+    other = project(changed, weights, biases, norm=(gain, EPSILON))
     assert torch.equal(together[0], other[0])
     assert not torch.equal(together[1], other[1])
 
@@ -84,7 +84,7 @@ def test_a_row_of_several_does_not_see_the_others():
 @pytest.mark.parametrize(
     ("field", "change"),
     [
-        ("rows", lambda rows, weights: (rows.repeat(MOST_ROWS, 1), weights, {})),
+        ("rows", lambda rows, weights: (rows[:0], weights, {})),
         ("rows", lambda rows, weights: (rows.double(), weights, {})),
         ("weights", lambda rows, weights: (rows[:, :8].contiguous(), weights, {})),
         ("weights", lambda rows, weights: (rows, weights, {"gated": True})),
@@ -93,6 +93,14 @@ def test_a_row_of_several_does_not_see_the_others():
         ("biases", lambda rows, weights: (rows, weights, {"biases": [rows[0]] * 3})),
         ("norm", lambda rows, weights: (rows, weights, {"norm": (rows[0, :3], EPSILON)})),
         ("residual", lambda rows, weights: (rows, weights, {"residual": rows})),
+        (
+            "residual",
+            lambda rows, weights: (
+                rows,
+                weights[:1],
+                {"biases": [rows[0, :16].clone()], "residual": rows[:, :16].contiguous()},
+            ),
+        ),
     ],
 )
 def test_mismatched_inputs_are_refused(field, change):
