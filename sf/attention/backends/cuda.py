@@ -22,12 +22,11 @@ from sf.attention.backends.packed import (
     attend_planned,
     attend_rows,
     attend_uniform,
-    pack,
     planned_length,
 )
 from sf.attention.backends.sdpa import SdpaBackend
 from sf.attention.kernels.decode import decode_attention
-from sf.attention.kernels.kept_tokens import gather_tokens, spread_tokens
+from sf.attention.kernels.kept_tokens import gather_ragged, gather_tokens, spread_tokens
 from sf.attention.kernels.probe_scores import probe_mass
 
 __all__ = ["CudaBackend"]
@@ -89,22 +88,23 @@ class CudaBackend(SdpaBackend):
         dropout: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         parts = query_BHLD, key_BGLD, value_BGLD
-        if min(lengths) == index_BW.shape[1] > 0 and not _records_gradient(*parts):
-            return self._prefill_uniform(*parts, index_BW, scaling, dropout)
-        packing = pack(index_BW, lengths, query_BHLD.shape[2])
+        packing = Packing(index_BW, lengths, query_BHLD.shape[2])
+        if packing.width > 0 and not _records_gradient(*parts):
+            run = self._prefill_uniform if packing.uniform else self._prefill_ragged
+            return run(*parts, packing, scaling, dropout)
         query_THD = packing.take(query_BHLD)
         # The cache needs left-padded rows; without padding, the packed rows serve.
         key_BWGD, value_BWGD = (packing.take_padded(part) for part in (key_BGLD, value_BGLD))
         key_TGD, value_TGD = key_BWGD.flatten(0, 1), value_BWGD.flatten(0, 1)
         if packing.uniform:
-            # With gradients; see `_prefill_uniform`.
-            run = attend_planned if self.uniform == "cudnn" else attend_uniform
+            # "auto" is flash here; see the class.
+            attend_alike = attend_planned if self.uniform == "cudnn" else attend_uniform
+            out_THD = attend_alike(query_THD, key_TGD, value_TGD, packing, scaling, dropout)
         else:
             key_TGD, value_TGD = (
                 part.index_select(0, packing.slot_T) for part in (key_TGD, value_TGD)
             )
-            run = attend_packed if self._packs(query_THD, dropout) else attend_rows
-        out_THD = run(query_THD, key_TGD, value_TGD, packing, scaling, dropout)
+            out_THD = self._attend_ragged(query_THD, key_TGD, value_TGD, packing, scaling, dropout)
         return packing.spread(out_THD), key_BWGD.transpose(1, 2), value_BWGD.transpose(1, 2)
 
     def _prefill_uniform(
@@ -112,7 +112,7 @@ class CudaBackend(SdpaBackend):
         query_BHLD: Tensor,
         key_BGLD: Tensor,
         value_BGLD: Tensor,
-        index_BW: Tensor,
+        packing: Packing,
         scaling: float,
         dropout: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,14 +121,48 @@ class CudaBackend(SdpaBackend):
         The room behind a row reaches the next planned length. The causal mask hides it from the
         row's queries, and its output is not read.
         """
-        width = index_BW.shape[1]
+        width = packing.width
         planned = self._plans(query_BHLD, width, dropout)
         room = planned_length(width) if planned else width
-        *parts_BRHD, slot_BL = gather_tokens(query_BHLD, key_BGLD, value_BGLD, index_BW, room)
+        *parts_BRHD, slot_BL = gather_tokens(
+            query_BHLD, key_BGLD, value_BGLD, packing.index_BW, room
+        )
         query, key, value = (part.transpose(1, 2) for part in parts_BRHD)
         out_BHRD = attend(query, key, value, scaling, causal=True, dropout=dropout, plans=planned)
         out_BLHD = spread_tokens(out_BHRD.transpose(1, 2), slot_BL)
         return out_BLHD, key[:, :, :width], value[:, :, :width]
+
+    def _prefill_ragged(
+        self,
+        query_BHLD: Tensor,
+        key_BGLD: Tensor,
+        value_BGLD: Tensor,
+        packing: Packing,
+        scaling: float,
+        dropout: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`prefill` of rows of unequal length, without a gradient."""
+        parts_THD, kept_BWGD, slot_BL = gather_ragged(
+            query_BHLD, key_BGLD, value_BGLD, packing.index_BW, packing.ends_C, sum(packing.lengths)
+        )
+        out_THD = self._attend_ragged(*parts_THD, packing, scaling, dropout)
+        # All rows share the packed buffer.
+        out_BLHD = spread_tokens(out_THD.expand(len(packing.lengths), -1, -1, -1), slot_BL)
+        key_BWGD, value_BWGD = kept_BWGD
+        return out_BLHD, key_BWGD.transpose(1, 2), value_BWGD.transpose(1, 2)
+
+    def _attend_ragged(
+        self,
+        query_THD: Tensor,
+        key_TGD: Tensor,
+        value_TGD: Tensor,
+        packing: Packing,
+        scaling: float,
+        dropout: float,
+    ) -> Tensor:
+        """Causal attention within rows of unequal length; (T, H, D), differentiable."""
+        run = attend_packed if self._packs(query_THD, dropout) else attend_rows
+        return run(query_THD, key_TGD, value_TGD, packing, scaling, dropout)
 
     def _plans(self, query_BHLD: Tensor, width: int, dropout: float) -> bool:
         """Whether cuDNN attends within rows of `width` tokens, without a gradient."""

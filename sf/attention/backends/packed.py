@@ -24,7 +24,6 @@ __all__ = [
     "attend_planned",
     "attend_rows",
     "attend_uniform",
-    "pack",
     "planned_length",
 ]
 
@@ -34,22 +33,33 @@ _PLAN_LENGTHS = 512
 
 @dataclass(frozen=True)
 class Packing:
-    """The origin of the packed tokens.
+    """The packing of each row's last `lengths[row]` entries of `index_BW`.
+
+    Nothing synchronises with the device, since the host knows the lengths.
 
     Attributes:
-        line_BW: int64, row x columns + column of the entries of a left-padded buffer.
-        lengths: packed tokens of each row, on the host; each row's last entries.
+        index_BW: int64, columns of the entries of a left-padded buffer.
+        lengths: packed tokens of each row, on the host.
         columns: of a row in the unpacked tensors.
     """
 
-    line_BW: Tensor
+    index_BW: Tensor
     lengths: list[int]
     columns: int
+
+    @cached_property
+    def line_BW(self) -> Tensor:
+        """int64, row x columns + column of each entry."""
+        rows = len(self.lengths)
+        if rows == 1:
+            return self.index_BW
+        first = torch.arange(0, rows * self.columns, self.columns, device=self.index_BW.device)
+        return self.index_BW + first[:, None]
 
     @property
     def width(self) -> int:
         """W."""
-        return self.line_BW.shape[1]
+        return self.index_BW.shape[1]
 
     @property
     def uniform(self) -> bool:
@@ -64,15 +74,14 @@ class Packing:
     @cached_property
     def slot_T(self) -> Tensor:
         """int64, its index among the B x W entries of a left-padded buffer."""
-        count = self.line_BW.numel()
-        every = torch.arange(count, device=self.line_BW.device)
-        return _last(every.view(self.line_BW.shape), self.lengths)
+        every = torch.arange(self.index_BW.numel(), device=self.index_BW.device)
+        return _last(every.view(self.index_BW.shape), self.lengths)
 
     @cached_property
     def ends_C(self) -> Tensor:
         """int32 (B + 1,), row boundaries in the packed buffer ("cu_seqlens")."""
         ends = torch.tensor(list(accumulate(self.lengths, initial=0)), dtype=torch.int32)
-        return ends.to(self.line_BW.device, non_blocking=True)
+        return ends.to(self.index_BW.device, non_blocking=True)
 
     def take(self, part_BHLD: Tensor) -> Tensor:
         """The packed tokens of an unpacked tensor, (T, H, D); differentiable."""
@@ -89,17 +98,6 @@ class Packing:
         full = out_THD.new_zeros(batch * self.columns, *out_THD.shape[1:])
         full.index_copy_(0, self.place_T, out_THD)
         return full.view(batch, self.columns, *out_THD.shape[1:])
-
-
-def pack(index_BW: Tensor, lengths: list[int], columns: int) -> Packing:
-    """The packing of each row's last `lengths[row]` entries of `index_BW`.
-
-    It does not synchronise with the device, since the host knows the lengths.
-    """
-    if len(lengths) > 1:
-        first = torch.arange(0, len(lengths) * columns, columns, device=index_BW.device)
-        index_BW = index_BW + first[:, None]
-    return Packing(index_BW, lengths, columns)
 
 
 def attend_uniform(

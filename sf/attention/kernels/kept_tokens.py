@@ -3,8 +3,8 @@
 PyTorch's operators need a launch for each of queries, keys and values, a copy for padding, and a
 fill of the whole output before it is written. No gradient is recorded.
 
-Shape suffixes: B rows of the batch, H query heads, G KV heads, L columns, W active columns of a
-row, R room (W and padding), D head size.
+Shape suffixes: B rows of the batch, H query heads, G KV heads, L columns, W active columns of the
+widest row, R room (W and padding), T active columns of all rows, C = B + 1, D head size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sf.attention.kernels.tiles import padded
 
-__all__ = ["gather_tokens", "spread_tokens"]
+__all__ = ["gather_ragged", "gather_tokens", "spread_tokens"]
 
 # Tokens per program; with 128 dimensions in half precision, 16 KiB.
 _TOKENS = 64
@@ -32,7 +32,10 @@ def _gather(
     query_out_ptr: tl.tensor,
     key_out_ptr: tl.tensor,
     value_out_ptr: tl.tensor,
+    key_padded_ptr: tl.tensor,
+    value_padded_ptr: tl.tensor,
     slot_ptr: tl.tensor,
+    ends_ptr: tl.tensor,
     stride_qb: tl.tensor,
     stride_qh: tl.tensor,
     stride_ql: tl.tensor,
@@ -55,8 +58,13 @@ def _gather(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    RAGGED: tl.constexpr,
 ) -> None:
-    """Grid (H + 2 G, R / BLOCK_T, B): one head of one block of tokens."""
+    """Grid (H + 2 G, R / BLOCK_T, B): one head of one block of tokens.
+
+    RAGGED packs each row's last tokens behind those of the row before, and also stores keys and
+    values of all W.
+    """
     head = tl.program_id(0)
     batch = tl.program_id(2).to(tl.int64)
     slot = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -64,17 +72,29 @@ def _gather(
     entry = tl.minimum(slot, width - 1)
     column = tl.load(index_ptr + batch * stride_ib + entry * stride_iw).to(tl.int64)
     place = tl.arange(0, BLOCK_D)
-    inside = (slot < room)[:, None] & (place < HEAD_DIM)[None, :]
-    line = (batch * room + slot)[:, None]
+    within = (place < HEAD_DIM)[None, :]
+    inside = (slot < room)[:, None] & within
+    padded_line = (batch * room + slot)[:, None]
+    line = padded_line
+    stored = inside
+    if RAGGED:
+        end = tl.load(ends_ptr + batch + 1)
+        row_slot = slot + end - width
+        line = row_slot[:, None].to(tl.int64)
+        stored = inside & (row_slot >= tl.load(ends_ptr + batch))[:, None]
     if head < HEADS:
         start = query_ptr + batch * stride_qb + head.to(tl.int64) * stride_qh
         part = tl.load(
             start + column[:, None] * stride_ql + place[None, :] * stride_qd, mask=inside, other=0.0
         )
         out = query_out_ptr + (line * HEADS + head) * HEAD_DIM + place[None, :]
-        tl.store(out, part, mask=inside)
+        tl.store(out, part, mask=stored)
         if head == 0:
-            tl.store(slot_ptr + batch * length + column, slot, mask=slot < width)
+            if RAGGED:
+                real = (slot < width) & (row_slot >= tl.load(ends_ptr + batch))
+                tl.store(slot_ptr + batch * length + column, row_slot, mask=real)
+            else:
+                tl.store(slot_ptr + batch * length + column, slot, mask=slot < width)
     elif head < HEADS + GROUPS:
         group = head - HEADS
         start = key_ptr + batch * stride_kb + group.to(tl.int64) * stride_kg
@@ -82,7 +102,10 @@ def _gather(
             start + column[:, None] * stride_kl + place[None, :] * stride_kd, mask=inside, other=0.0
         )
         out = key_out_ptr + (line * GROUPS + group) * HEAD_DIM + place[None, :]
-        tl.store(out, part, mask=inside)
+        tl.store(out, part, mask=stored)
+        if RAGGED:
+            out = key_padded_ptr + (padded_line * GROUPS + group) * HEAD_DIM + place[None, :]
+            tl.store(out, part, mask=inside)
     else:
         group = head - HEADS - GROUPS
         start = value_ptr + batch * stride_vb + group.to(tl.int64) * stride_vg
@@ -90,7 +113,10 @@ def _gather(
             start + column[:, None] * stride_vl + place[None, :] * stride_vd, mask=inside, other=0.0
         )
         out = value_out_ptr + (line * GROUPS + group) * HEAD_DIM + place[None, :]
-        tl.store(out, part, mask=inside)
+        tl.store(out, part, mask=stored)
+        if RAGGED:
+            out = value_padded_ptr + (padded_line * GROUPS + group) * HEAD_DIM + place[None, :]
+            tl.store(out, part, mask=inside)
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -141,19 +167,67 @@ def gather_tokens(
         Query (B, R, H, D), key and value (B, R, G, D), contiguous, and slot_BL, int32: the place
         of each column among the W of its row, or -1. No gradient.
     """
+    batch, heads, _, size = query_BHLD.shape
+    query = query_BHLD.new_empty(batch, room, heads, size)
+    key, value = (query.new_empty(batch, room, key_BGLD.shape[1], size) for _ in range(2))
+    parts = query_BHLD, key_BGLD, value_BGLD
+    slot = _launch(*parts, index_BW, (query, key, value), (key, value), room, None)
+    return query, key, value, slot
+
+
+@torch.no_grad()
+def gather_ragged(
+    query_BHLD: Tensor,
+    key_BGLD: Tensor,
+    value_BGLD: Tensor,
+    index_BW: Tensor,
+    ends_C: Tensor,
+    total: int,
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
+    """Each row's last indexed columns, one row behind the other.
+
+    Args:
+        query_BHLD, key_BGLD, value_BGLD, index_BW: see `gather_tokens`.
+        ends_C: int32, where the rows end in the packed buffer, from 0 on ("cu_seqlens").
+        total: T.
+
+    Returns:
+        Packed query (T, H, D), key and value (T, G, D); key and value of all indexed columns
+        (B, W, G, D); and slot_BL, int32: the packed place of each column, or -1. No gradient.
+    """
+    batch, heads, _, size = query_BHLD.shape
+    groups, width = key_BGLD.shape[1], index_BW.shape[1]
+    query = query_BHLD.new_empty(total, heads, size)
+    key, value = (query.new_empty(total, groups, size) for _ in range(2))
+    whole = query.new_empty(batch, width, groups, size), query.new_empty(batch, width, groups, size)
+    parts = query_BHLD, key_BGLD, value_BGLD
+    slot = _launch(*parts, index_BW, (query, key, value), whole, width, ends_C)
+    return (query, key, value), whole, slot
+
+
+def _launch(
+    query_BHLD: Tensor,
+    key_BGLD: Tensor,
+    value_BGLD: Tensor,
+    index_BW: Tensor,
+    out: tuple[Tensor, Tensor, Tensor],
+    whole: tuple[Tensor, Tensor],
+    room: int,
+    ends_C: Tensor | None,
+) -> Tensor:
+    """Fill the outputs; returns slot_BL."""
     batch, heads, length, size = query_BHLD.shape
     groups, width = key_BGLD.shape[1], index_BW.shape[1]
-    query = query_BHLD.new_empty(batch, room, heads, size)
-    key, value = (query.new_empty(batch, room, groups, size) for _ in range(2))
-    slot = torch.full((batch, length), -1, dtype=torch.int32, device=query.device)
+    slot = torch.full((batch, length), -1, dtype=torch.int32, device=query_BHLD.device)
     strides = (*query_BHLD.stride(), *key_BGLD.stride(), *value_BGLD.stride(), *index_BW.stride())
-    with torch.cuda.device_of(query):
+    with torch.cuda.device_of(slot):
         _gather[(heads + 2 * groups, triton.cdiv(room, _TOKENS), batch)](
-            query_BHLD, key_BGLD, value_BGLD, index_BW, query, key, value, slot, *strides,
-            width, room, length, HEADS=heads, GROUPS=groups, HEAD_DIM=size, BLOCK_D=padded(size),
-            BLOCK_T=_TOKENS,
+            query_BHLD, key_BGLD, value_BGLD, index_BW, *out, *whole, slot,
+            slot if ends_C is None else ends_C, *strides, width, room, length,
+            HEADS=heads, GROUPS=groups, HEAD_DIM=size, BLOCK_D=padded(size), BLOCK_T=_TOKENS,
+            RAGGED=ends_C is not None,
         )  # fmt: skip
-    return query, key, value, slot
+    return slot
 
 
 @torch.no_grad()

@@ -125,7 +125,7 @@ def test_a_named_kernel_is_used_at_every_length(planned):
 
 @pytest.mark.parametrize("uniform", ["flash", "cudnn"])
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("lengths", [[6, 6, 6], [4], [12]])
+@pytest.mark.parametrize("lengths", [[6, 6, 6], [4], [12], [5, 9, 3], [0, 3], [12, 2]])
 def test_prefill_without_gradients_is_the_same(planned, uniform, transposed, lengths):
     """The gathering kernels copy what PyTorch's operators copy."""
     parts = layer_tensors(len(lengths), 12, 6, 2, 16, torch.float32, transposed)
@@ -144,7 +144,7 @@ def test_prefill_without_gradients_is_the_same(planned, uniform, transposed, len
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("uniform", ["auto", "flash", "cudnn"])
-@pytest.mark.parametrize("lengths", [[640, 640], [8193]])
+@pytest.mark.parametrize("lengths", [[640, 640], [8193], [70, 8193, 0]])
 def test_prefill_without_gradients_on_the_device(uniform, lengths):
     dtype = torch.bfloat16
     parts = layer_tensors(len(lengths), 9000, 7, 1, 128, dtype)

@@ -8,16 +8,16 @@ from layer_inputs import DEVICE, draw
 
 from sf.attention.backends import packed
 from sf.attention.backends.packed import (
+    Packing,
     attend_planned,
     attend_rows,
     attend_uniform,
-    pack,
 )
 
 
 def example():
     """Two rows of three columns: the first keeps column 2, the second 0 and 2."""
-    return pack(torch.tensor([[1, 2], [0, 2]], device=DEVICE), [1, 2], 3)
+    return Packing(torch.tensor([[1, 2], [0, 2]], device=DEVICE), [1, 2], 3)
 
 
 def test_places_and_ends():
@@ -44,12 +44,12 @@ def test_take_and_spread_undo_each_other(transposed):
 
 def test_one_row_of_any_layout_is_not_copied_whole():
     part = draw([5], 5, 2, 8, torch.float32, 2, transposed=False)
-    packing = pack(torch.tensor([[1, 4]], device=DEVICE), [2], 5)
+    packing = Packing(torch.tensor([[1, 4]], device=DEVICE), [2], 5)
     assert torch.equal(packing.take(part), part[0, :, [1, 4]].transpose(0, 1))
 
 
 def test_an_empty_row_takes_no_room():
-    packing = pack(torch.tensor([[0, 1], [1, 2]], device=DEVICE), [0, 2], 3)
+    packing = Packing(torch.tensor([[0, 1], [1, 2]], device=DEVICE), [0, 2], 3)
     assert packing.place_T.tolist() == [4, 5]
     assert packing.ends_C.tolist() == [0, 0, 2]
 
@@ -64,7 +64,7 @@ def test_padded_rows_are_the_indexed_columns():
 def test_rows_and_one_call_agree():
     """With equal lengths, a call per row and one for all give the same attention and gradients."""
     index = torch.tensor([[0, 2, 5, 6], [1, 2, 3, 7]], device=DEVICE)
-    packing = pack(index, [4, 4], 8)
+    packing = Packing(index, [4, 4], 8)
     parts = [
         packing.take(draw([8, 8], 8, heads, 16, torch.float32, heads)).requires_grad_()
         for heads in (6, 2, 2)
@@ -85,7 +85,7 @@ def test_rows_and_one_call_agree():
 def test_padding_to_a_planned_length_changes_nothing(width):
     """Zeros after each row: causal queries do not see them, and they get no gradient."""
     index = torch.arange(width, device=DEVICE).expand(2, -1)
-    packing = pack(index, [width, width], width)
+    packing = Packing(index, [width, width], width)
     parts = [
         packing.take(draw([width] * 2, width, heads, 16, torch.float32, heads)).requires_grad_()
         for heads in (6, 2, 2)
@@ -115,7 +115,7 @@ def test_cudnn_sees_few_lengths(monkeypatch):
 
     monkeypatch.setattr(packed, "attend", spy)
     for width in range(480, 640, 4):
-        packing = pack(torch.arange(width, device=DEVICE)[None], [width], width)
+        packing = Packing(torch.arange(width, device=DEVICE)[None], [width], width)
         parts = [torch.zeros(width, heads, 8, device=DEVICE) for heads in (2, 1, 1)]
         attend_planned(*parts, packing, 0.25, 0.0)
     assert lengths == {512, 1024}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from layer_inputs import DEVICE, draw
 
-from sf.attention.kernels.kept_tokens import gather_tokens, spread_tokens
+from sf.attention.kernels.kept_tokens import gather_ragged, gather_tokens, spread_tokens
 
 
 @pytest.mark.gpu
@@ -50,6 +50,25 @@ def test_gathered_tokens_are_the_indexed_columns(dtype, size, transposed):
             assert torch.equal(made[row], part[row].transpose(0, 1)[padded[row]])
     wanted = torch.full((2, 150), -1, dtype=torch.int32, device=DEVICE)
     wanted.scatter_(1, index, torch.arange(90, dtype=torch.int32, device=DEVICE).expand(2, -1))
+    assert torch.equal(slot, wanted)
+
+
+@pytest.mark.parametrize("lengths", [[90, 30], [0, 90], [65, 90], [90, 90]])
+def test_ragged_rows_are_packed_one_behind_the_other(lengths):
+    parts = inputs(torch.float32, 20)
+    index = torch.stack([torch.randperm(150) for _ in range(2)])[:, :90].to(DEVICE)
+    ends = torch.tensor([0, lengths[0], sum(lengths)], dtype=torch.int32, device=DEVICE)
+    packed, whole, slot = gather_ragged(*parts, index, ends, sum(lengths))
+    last = [index[row, 90 - count :] for row, count in enumerate(lengths)]
+    for part, made in zip(parts, packed, strict=True):
+        rows = [part[row].transpose(0, 1)[where] for row, where in enumerate(last)]
+        assert torch.equal(made, torch.cat(rows))
+    for part, made in zip(parts[1:], whole, strict=True):
+        for row in range(2):
+            assert torch.equal(made[row], part[row].transpose(0, 1)[index[row]])
+    wanted = torch.full((2, 150), -1, dtype=torch.int32, device=DEVICE)
+    wanted[0, last[0]] = torch.arange(lengths[0], dtype=torch.int32, device=DEVICE)
+    wanted[1, last[1]] = torch.arange(*ends[1:].tolist(), dtype=torch.int32, device=DEVICE)
     assert torch.equal(slot, wanted)
 
 
