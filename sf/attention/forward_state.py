@@ -225,7 +225,7 @@ def _ordered(active_BL: Tensor, column_1L: Tensor) -> tuple[Tensor, Tensor]:
     """
     until_BL = active_BL.cumsum(-1)
     count_B1 = until_BL[:, -1:]
-    inactive_B1 = active_BL.shape[1] - count_B1
-    rank_BL = torch.where(active_BL, until_BL.add(inactive_B1).sub_(1), column_1L - until_BL)
+    shift_B1 = active_BL.shape[1] - 1 - count_B1
+    rank_BL = torch.where(active_BL, until_BL + shift_B1, column_1L - until_BL)
     order_BL = torch.empty_like(rank_BL).scatter_(1, rank_BL, column_1L.expand_as(rank_BL))
     return order_BL, count_B1[:, 0]

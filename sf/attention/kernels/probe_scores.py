@@ -2,9 +2,9 @@
 
 The scores of heads x probes x length are computed twice in tiles and never stored:
 
-    0. `_pick` copies the probes' queries into one buffer.
     1. `_row_statistics`: per query row and stretch of keys, the largest score and the sum of
-       exponentials; `_merge_statistics` merges a row's stretches into one log-sum-exp.
+       exponentials; `_merge_statistics` merges a row's stretches into one log-sum-exp. The first
+       stretch also copies the probes' queries and columns into buffers for the second pass.
     2. `_key_mass`: per key, the sum of exp(score - log-sum-exp) over the rows that see it.
 
 Every sum has a fixed order, without atomics, so equal inputs give equal bits.
@@ -33,12 +33,16 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @triton.jit
-def _pick(
+def _row_statistics(
     query_ptr: tl.tensor,
     at_ptr: tl.tensor,
     present_ptr: tl.tensor,
+    key_ptr: tl.tensor,
+    valid_ptr: tl.tensor,
     picked_ptr: tl.tensor,
     column_ptr: tl.tensor,
+    peak_ptr: tl.tensor,
+    total_ptr: tl.tensor,
     stride_qb: tl.tensor,
     stride_qh: tl.tensor,
     stride_ql: tl.tensor,
@@ -47,39 +51,6 @@ def _pick(
     stride_cp: tl.tensor,
     stride_pb: tl.tensor,
     stride_pp: tl.tensor,
-    HEADS: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-) -> None:
-    """Grid (P, B): picked (B, P, H, D), and int32 columns (B, P) with -1 for absent probes."""
-    probe = tl.program_id(0)
-    batch = tl.program_id(1).to(tl.int64)
-    at = tl.load(at_ptr + batch * stride_cb + probe * stride_cp).to(tl.int64)
-    present = tl.load(present_ptr + batch * stride_pb + probe * stride_pp)
-    line = batch * tl.num_programs(0) + probe
-    tl.store(column_ptr + line, tl.where(present != 0, at, -1).to(tl.int32))
-    head = tl.arange(0, BLOCK_H)
-    place = tl.arange(0, BLOCK_D)
-    inside = (head < HEADS)[:, None] & (place < HEAD_DIM)[None, :]
-    start = query_ptr + batch * stride_qb + at * stride_ql
-    query = tl.load(
-        start + head.to(tl.int64)[:, None] * stride_qh + place[None, :] * stride_qd,
-        mask=inside,
-        other=0.0,
-    )
-    out = picked_ptr + (line * HEADS + head[:, None]) * HEAD_DIM + place[None, :]
-    tl.store(out, query, mask=inside)
-
-
-@triton.jit
-def _row_statistics(
-    query_ptr: tl.tensor,
-    key_ptr: tl.tensor,
-    column_ptr: tl.tensor,
-    valid_ptr: tl.tensor,
-    peak_ptr: tl.tensor,
-    total_ptr: tl.tensor,
     stride_kb: tl.tensor,
     stride_kg: tl.tensor,
     stride_kl: tl.tensor,
@@ -98,22 +69,37 @@ def _row_statistics(
     BLOCK_N: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> None:
-    """Grid (M / BLOCK_M, S, B * G): peak and total, both (B * G, S, M)."""
+    """Grid (M / BLOCK_M, S, B * G): peak and total, both (B * G, S, M).
+
+    Picked is (B, P, H, D); columns are int32 (B, P), -1 for absent probes.
+    """
     batch = tl.program_id(2) // GROUPS
     group = tl.program_id(2) % GROUPS
     rows = probes * REPEATS
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     used = row < rows
     probe = row // REPEATS
-    column = tl.load(column_ptr + batch * probes + probe, mask=used, other=-1)
+    at_probe = tl.load(
+        at_ptr + batch.to(tl.int64) * stride_cb + probe * stride_cp, mask=used, other=0
+    ).to(tl.int64)
+    present = tl.load(
+        present_ptr + batch.to(tl.int64) * stride_pb + probe * stride_pp, mask=used, other=0
+    )
+    column = tl.where(present != 0, at_probe, -1).to(tl.int32)
     place = tl.arange(0, BLOCK_D)
-    heads = GROUPS * REPEATS
-    line = (batch * probes + probe) * heads + group * REPEATS + row % REPEATS
+    head = group * REPEATS + row % REPEATS
+    start_q = query_ptr + batch.to(tl.int64) * stride_qb + head.to(tl.int64) * stride_qh
+    inside = used[:, None] & (place < HEAD_DIM)[None, :]
     query = tl.load(
-        query_ptr + line[:, None] * HEAD_DIM + place[None, :],
-        mask=used[:, None] & (place < HEAD_DIM)[None, :],
+        (start_q + at_probe * stride_ql)[:, None] + place[None, :] * stride_qd,
+        mask=inside,
         other=0.0,
     )
+    if tl.program_id(1) == 0:
+        line = (batch * probes + probe) * (GROUPS * REPEATS) + head
+        tl.store(picked_ptr + line[:, None] * HEAD_DIM + place[None, :], query, mask=inside)
+        # Every row of a probe stores the same number.
+        tl.store(column_ptr + batch * probes + probe, column, mask=used & (group == 0))
     if UPCAST:
         query = query.to(tl.float32)
     key_base = key_ptr + batch.to(tl.int64) * stride_kb + group.to(tl.int64) * stride_kg
@@ -160,7 +146,7 @@ def _merge_statistics(
     used = row < rows
     peak = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
-    for stretch in range(0, stretches):
+    for stretch in tl.range(0, stretches, num_stages=4):
         at = (tl.program_id(1) * stretches + stretch) * rows + row
         part = tl.load(peak_ptr + at, mask=used, other=float("-inf"))
         share = tl.load(total_ptr + at, mask=used, other=0.0)
@@ -297,13 +283,6 @@ def probe_mass(
     scale = scaling * _LOG2_E
     # Triton launches on the current device, which may differ from the tensors'.
     with torch.cuda.device_of(query_BHLD):
-        _pick[(probes, batch)](
-            query_BHLD, column_BP, present, picked_BPHD, column,
-            *query_BHLD.stride(), *column_BP.stride(), *present.stride(),
-            HEADS=heads, BLOCK_H=triton.next_power_of_2(heads), HEAD_DIM=size,
-            BLOCK_D=padded(size),
-        )  # fmt: skip
-        # Buffers are allocated while the device works on what was launched before.
         stretches = triton.cdiv(length, _STRETCH)
         partial = torch.empty(
             2, batch * groups, stretches, rows, dtype=torch.float32, device=device
@@ -311,9 +290,11 @@ def probe_mass(
         peak, total = partial.unbind()
         grid = (triton.cdiv(rows, tiles.rows), stretches, batch * groups)
         _row_statistics[grid](
-            picked_BPHD, key_BGLD, column, valid, peak, total, *shapes, scale,
+            query_BHLD, column_BP, present, key_BGLD, valid, picked_BPHD, column, peak, total,
+            *query_BHLD.stride(), *column_BP.stride(), *present.stride(), *shapes, scale,
             STRETCH=_STRETCH, **sizes,
         )  # fmt: skip
+        # Other buffers are allocated while the device works.
         merged = torch.empty(batch * groups, rows, dtype=torch.float32, device=device)
         _merge_statistics[(triton.cdiv(rows, 128), batch * groups)](
             peak, total, merged, stretches, rows, BLOCK=128

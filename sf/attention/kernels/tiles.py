@@ -29,6 +29,7 @@ class Tiles:
     stages: int = 2
 
 
+@lru_cache
 def tiles_for(head_dim: int, dtype: torch.dtype, available: int) -> Tiles:
     """The fastest measured tiles that fit `available` bytes of shared memory.
 

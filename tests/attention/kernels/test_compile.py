@@ -113,8 +113,10 @@ def compile_all(arch: int, name: str, size: int) -> list[dict[str, Any]]:
     del rotation["REPEATS"]
     turned = {f"{part}_ptr": f"*{name}" for part in ("projected", "cos", "sin")}
     turned |= pointers | {"entry_ptr": "*i64"}
+    given |= {"at_ptr": "*i64", "present_ptr": "*u8", "picked_ptr": f"*{name}"}
+    first = {"STRETCH": probe_scores._STRETCH, "stride_qd": 1, "stride_cp": 1, "stride_pp": 1}
     work = [
-        (probe_scores._row_statistics, given, {**scores, "STRETCH": probe_scores._STRETCH}),
+        (probe_scores._row_statistics, given, {**scores, **first}),
         (probe_scores._merge_statistics, given, {"BLOCK": 128, **small}),
         (probe_scores._key_mass, given, {**scores, "BLOCK_P": 128}),
         (decode._stretches, given, stretch),
@@ -139,16 +141,14 @@ def compile_all(arch: int, name: str, size: int) -> list[dict[str, Any]]:
     given |= dict.fromkeys(
         ("query_out_ptr", "key_out_ptr", "value_out_ptr", "part_ptr"), f"*{name}"
     )
-    given |= {"slot_ptr": "*i32", "index_ptr": "*i64"}
+    given |= dict.fromkeys(("key_padded_ptr", "value_padded_ptr"), f"*{name}")
+    given |= {"slot_ptr": "*i32", "ends_ptr": "*i32", "index_ptr": "*i64"}
     ones = {"stride_qd": 1, "stride_kd": 1, "stride_vd": 1, "stride_iw": 1}
     spread = {**tokens, "stride_pd": 1}
     spread.pop("GROUPS")
-    given |= {"at_ptr": "*i64", "present_ptr": "*u8", "picked_ptr": f"*{name}"}
-    pick = {**tokens, "BLOCK_H": 32, "stride_qd": 1, "stride_cp": 1, "stride_pp": 1}
-    del pick["GROUPS"], pick["BLOCK_T"]
     work += [
-        (probe_scores._pick, given, pick),
-        (kept_tokens._gather, given, {**tokens, **ones}),
+        (kept_tokens._gather, given, {**tokens, **ones, "RAGGED": False}),
+        (kept_tokens._gather, given, {**tokens, **ones, "RAGGED": True}),
         (kept_tokens._spread, given, spread),
     ]
     rows = []
