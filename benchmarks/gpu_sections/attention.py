@@ -44,12 +44,6 @@ BACKENDS = {
 }
 CUDNN = "SDPA cuDNN"
 SHOWN_KERNELS = 16
-SHARED = (
-    "_prompt",
-    "_places",
-    "_remembered",
-    "full_lengths",
-)  # what the layers of a forward compute once
 
 
 class Layer(nn.Module):
@@ -124,24 +118,33 @@ def quickest(times: Times) -> str:
 
 
 class Prompt:
-    """One prompt's sparse attention in one layer, as often as it is asked for."""
+    """One prompt's sparse attention in one layer, as often as it is asked for.
+
+    The layer is one in the middle of a forward: the forward's state exists, and with it what its
+    layers share; the layer has not run, and its cache is empty.
+    """
 
     def __init__(self, scale: Scale, length: int) -> None:
         self.parts = quantities(scale, 1, length)
         self.valid = torch.ones(1, length, dtype=torch.bool, device=scale.at)
         self.policy, self.scaling = TopK(ratio=RATIO), scale.head_dim**-0.5
-        shared = ForwardState(kind="prefill", policy=self.policy, valid=self.valid)
-        self._shared = {name: getattr(shared, name) for name in SHARED}
+        self._states: dict[int, tuple[Any, ForwardState]] = {}
 
     def plan(self, selector: Any) -> ForwardState:
-        """The state of a forward whose shared parts exist, with an empty cache."""
-        _, key, value = self.parts
-        made = ForwardState(kind="prefill", policy=selector, valid=self.valid)
-        vars(made).update(self._shared)
-        made.cache = prune_in_place(None, 1)
-        made.open_cache(True)
-        made.cache.update(key, value, 0)
-        return made
+        """The state before the layer."""
+        if id(selector) not in self._states:
+            made = ForwardState(kind="prefill", policy=selector, valid=self.valid)
+            made.cache = prune_in_place(None, 1)
+            self._states[id(selector)] = selector, made
+        state = self._states[id(selector)][1]
+        state.kept.clear()
+        state._layout = None
+        cached = state.cache_layer(0)
+        assert cached is not None
+        cached.reset()
+        state.open_cache(True)
+        cached.update(*self.parts[1:])
+        return state
 
     def sparse(self, backend: CudaBackend, selector: Any) -> Any:
         """Selection, attention and the pruned cache."""
