@@ -14,6 +14,7 @@ from workflow.targets import asked_jobs, check_asked
 PARAMS = load_params(Path("params.yaml"))
 JOBS = jobs(PARAMS)
 LOOKING = {"-n", "--dry-run", "--dryrun", "--lint", "--dag", "--rulegraph", "--summary", "--report"}
+GROUPS = {}
 ABSENT = set()
 """Stamps that a run would remove; a dry run uses names for them that do not exist."""
 
@@ -23,6 +24,9 @@ def stamps(paths):
 
 
 if workflow.is_main_process:
+    if config.get("cluster") == "slurm":
+        GROUPS = slurm.group_sizes(sys.argv[1:])
+        slurm.check_groups(GROUPS, JOBS, PARAMS)
     if config.get("cluster") == "slurm" and not LOOKING & set(sys.argv):
         slurm.check(sys.argv)
         slurm.wait_for_jobs(Path.cwd())
@@ -76,6 +80,8 @@ for job in JOBS:
         name:
             job.name
         localrule: job.stage.local
+        group:
+            job.stage.name if job.stage.name in GROUPS else None
         input:
             stamps(job.inputs),
         output:

@@ -8,27 +8,37 @@ submitter would therefore submit everything again while the first jobs still run
 from __future__ import annotations
 
 import getpass
+import io
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sf.config import Resources
+from sf.config import Params, Resources
 from sf.errors import ConfigError, EnvironmentFault
 from sf.slurm_job import JOB, NODE_LIST, NODES, ask, complete_environment
 
+if TYPE_CHECKING:
+    from workflow.jobs import JobSpec
+
 __all__ = [
-    *("Node", "QueuedJob", "check", "end_of", "grow", "jobs_of", "minutes", "node_of_step"),
-    *("on_every_node", "requested", "wait_for_jobs"),
+    *("Node", "QueuedJob", "check", "check_groups", "end_of", "group_sizes", "grow", "jobs_of"),
+    *("minutes", "node_of_step", "on_every_node", "requested", "wait_for_jobs"),
 ]
 
 POLL_SECONDS = 5.0
 LEAST_JOB_AGE = 120
 """Seconds that a finished job must stay visible to squeue: three of the plugin's status checks."""
+_MORE = "..."
+_LISTED = 5
+"""Most jobs that Snakemake lists in the name of a group."""
+_LONGEST_NAME = 255
+"""Bytes of a file name; the plugin names a folder after each group."""
 _PORTS = range(15_000, 30_000)  # below the ephemeral ports
 GROWTH = 0.5
 """Increase of memory and time per retry, as a share of the first attempt's."""
@@ -41,12 +51,33 @@ class QueuedJob:
     Attributes:
         id: Slurm's id.
         state: "RUNNING", "PENDING", …
-        rule: name of the study's job.
+        rule: name of the study's job, or of a group of jobs of one stage: the stage and at most
+            five jobs in alphabetical order, and "..." if there are more, joined by "_".
     """
 
     id: str
     state: str
     rule: str
+
+    def may_contain(self, name: str, stage: str, names: Iterable[str]) -> bool:
+        """Whether it is a group with a job, or may be one because its rule omits some names.
+
+        Args:
+            name: of the job.
+            stage: of the job.
+            names: of all jobs of the stage.
+        """
+        left = self.rule.removeprefix(f"{stage}_")
+        if left == self.rule:
+            return False
+        last = ""
+        longest_first = sorted(names, key=len, reverse=True)
+        while left and left != _MORE:
+            last = next((n for n in longest_first if f"{left}_".startswith(f"{n}_")), "")
+            if last in ("", name):
+                return last == name
+            left = left[len(last) + 1 :]
+        return left == _MORE and name > last
 
 
 @dataclass(frozen=True)
@@ -76,6 +107,7 @@ def requested(given: Resources) -> dict[str, Any]:
         "gpu": given.all_gpus,
         "nodes": given.nodes,
         "cpus_per_task": given.cpus,  # `threads` is cut to the submitting machine's cores
+        "slot": 1,  # the profile gives each Slurm job one: the jobs of a group run in turn
     }
     if given.nodes > 1:
         # For the plugin this is an MPI job, which starts its own steps, one per node. With `tasks`
@@ -166,6 +198,54 @@ def check(arguments: Sequence[str]) -> None:
             "have accounting enabled or MinJobAge raised to 300, and omit "
             "--slurm-status-command sacct",
         )
+
+
+def group_sizes(arguments: Sequence[str]) -> dict[str, int]:
+    """The most jobs of a stage in one Slurm job: `group-components` of the profile or command line.
+
+    Snakemake tells a workflow only after it has read the Snakefile.
+
+    Args:
+        arguments: Snakemake's command line, without its name.
+    """
+    from snakemake.cli import parse_args
+
+    with redirect_stderr(io.StringIO()):  # names the profiles again
+        _, given = parse_args(list(arguments))
+    return dict(given.group_components)
+
+
+def check_groups(sizes: Mapping[str, int], specs: Iterable[JobSpec], params: Params) -> None:
+    """Refuse groups of jobs that could not be submitted.
+
+    Args:
+        sizes: Snakemake's `group-components`: stage -> most jobs in one Slurm job.
+        specs: all jobs of the study.
+        params: of the study.
+
+    Raises:
+        ConfigError: a name is no stage of the study, or the stage's jobs cannot be grouped.
+    """
+    names: dict[str, list[str]] = {}
+    stages = {job.stage.name: job.stage for job in specs}
+    for job in specs:
+        names.setdefault(job.stage.name, []).append(job.name)
+    for name, size in sizes.items():
+        field = f"group-components.{name}"
+        if name not in names:
+            remedy = f"choose among: {', '.join(names)}"
+            raise ConfigError(field, size, "is no stage of this study", remedy)
+        if stages[name].local:
+            rule = "is of a stage that runs where the study is started"
+            raise ConfigError(field, size, rule, "remove it")
+        if params.resources_of(stages[name].run)[1].nodes > 1:
+            raise ConfigError(field, size, "is of a stage that runs on several nodes", "remove it")
+        members = sorted(names[name], key=len)[-size:]
+        listed = [*members[-_LISTED:], *([_MORE] if len(members) > _LISTED else [])]
+        folder = "_".join(["group", name, *listed])
+        if len(folder.encode()) > _LONGEST_NAME:
+            rule = f"gives groups names of up to {len(folder.encode())} bytes"
+            raise ConfigError(field, size, f"{rule}, and {_LONGEST_NAME} are possible", "lower it")
 
 
 def _value(arguments: Sequence[str], option: str) -> str | None:

@@ -95,7 +95,7 @@ class JobStatus:
 
     def _attempt(self) -> list[str]:
         """The running process, or the end of the last attempt, with the log's last line."""
-        lines = [f"Slurm job {job.id}: {job.state}" for job in self.slurm_jobs]
+        lines = [f"Slurm job {job.id}{self._of(job)}: {job.state}" for job in self.slurm_jobs]
         if self.status not in ("running", "failed", "stopped"):
             return lines
         if self.attempt is not None:
@@ -105,9 +105,13 @@ class JobStatus:
         last = log_tail(log_file(self.job))
         return [*lines, f"{log_file(self.job)}: {last}"] if last else lines
 
+    def _of(self, queued: slurm.QueuedJob) -> str:
+        return "" if queued.rule == self.job.name else f" of several {self.job.stage.name} jobs"
+
 
 def study_status(specs: Iterable[JobSpec]) -> list[JobStatus]:
     """The status of each job, in the study's order; runs nothing and writes only caches."""
+    specs = list(specs)
     reader, queued = _Inputs(), _queued()
     listed: list[JobStatus] = []
     failing: dict[str, str] = {}
@@ -116,6 +120,11 @@ def study_status(specs: Iterable[JobSpec]) -> list[JobStatus]:
         waits_for = tuple(failing[stamp] for stamp in job.inputs if stamp in failing)
         status: Status = "stale" if state.status == "holds" and waits_for else state.status
         jobs = tuple(entry for entry in queued if entry.rule == job.name)
+        if not jobs and status != "holds" and not waits_for:  # a job that a group may contain
+            names = [spec.name for spec in specs if spec.stage == job.stage]
+            jobs = tuple(
+                entry for entry in queued if entry.may_contain(job.name, job.stage.name, names)
+            )
         attempt = last_attempt(work_folder(Path(job.output)))
         status = _progress(job, status, attempt, jobs)
         if status != "holds":
@@ -129,7 +138,8 @@ def _progress(
     job: JobSpec, status: Status, attempt: Attempt | None, jobs: tuple[slurm.QueuedJob, ...]
 ) -> Status:
     """The status of a result, or of the job if its result is not valid."""
-    if _is_locked(Path(job.output)) or any(entry.state == "RUNNING" for entry in jobs):
+    own = [entry for entry in jobs if entry.rule == job.name]  # a group's jobs run in turn
+    if _is_locked(Path(job.output)) or any(entry.state == "RUNNING" for entry in own):
         return "running"
     if status == "holds":
         return status

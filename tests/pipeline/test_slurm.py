@@ -26,12 +26,15 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 from test_launch import job, params, study, weights
 
-from sf.config import Resources
-from sf.errors import EnvironmentFault
+from sf.attempts import last_attempt
+from sf.config import Params, Resources
+from sf.errors import ConfigError, EnvironmentFault
 from sf.layout import work_folder
+from sf.scales import scale_values
 from sf.training.checkpoints import SEAL
 from sf.validation import validated
 from workflow import slurm
+from workflow.jobs import jobs
 
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
@@ -113,11 +116,18 @@ def test_only_jobs_of_this_checkout_are_waited_for(monkeypatch: pytest.MonkeyPat
     assert slurm.jobs_of(Path("/a")) == [slurm.QueuedJob("1", "RUNNING", "prepare")]
 
 
+PROFILE = (ROOT / "slurm/profile.yaml").read_text()
+
+
+def uncommented(profile: str) -> str:
+    return re.sub("(?m)^# (?= |def|group)", "", profile)
+
+
 def test_what_a_cluster_wants_is_uncommented_in_one_place() -> None:
-    """Each commented line of the profile is a setting that the Slurm plugin knows."""
-    text = (ROOT / "slurm/profile.yaml").read_text()
-    before, after = (YAML(typ="safe").load(t) for t in (text, re.sub("(?m)^# (?= |def)", "", text)))
+    """Each commented line of the profile is a setting that the Slurm plugin or Snakemake knows."""
+    before, after = (YAML(typ="safe").load(text) for text in (PROFILE, uncommented(PROFILE)))
     given = after.pop("default-resources")
+    assert after.pop("group-components") == {"previews": 8}
     assert after == before
     assert set(given) == {"slurm_account", "slurm_partition", "qos", "gpu_model", "slurm_extra"}
     plugin = find_spec("snakemake_executor_plugin_slurm")
@@ -126,6 +136,62 @@ def test_what_a_cluster_wants_is_uncommented_in_one_place() -> None:
     source = "".join(path.read_text() for path in Path(plugin.origin).parent.glob("*.py"))
     for name in given:
         assert re.search(rf"[\"'.]{name}\b", source), name
+
+
+def test_groups_come_from_the_profile_and_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/profile.yaml").write_text(uncommented(PROFILE))
+    monkeypatch.chdir(tmp_path)
+    words = ["--cores", "all", "--profile", "slurm", "previews__mme"]
+    assert slurm.group_sizes(words) == {"previews": 8}
+    assert slurm.group_sizes([*words, "--group-components", "table=3"]) == {"table": 3}
+    assert capsys.readouterr() == ("", "")
+    (tmp_path / "slurm/profile.yaml").write_text(PROFILE)
+    assert slurm.group_sizes(words) == {}
+
+
+def test_a_job_is_found_in_the_group_that_has_it() -> None:
+    names = [f"previews__{suite}" for suite in ("a", "a_b", "b", "c", "d", "e", "f")]
+
+    def of(rule: str) -> list[str]:
+        queued = slurm.QueuedJob("1", "PENDING", rule)
+        return [name for name in names if queued.may_contain(name, "previews", names)]
+
+    assert of("previews_previews__a_b_previews__c") == ["previews__a_b", "previews__c"]
+    assert of("previews_previews__a") == ["previews__a"]
+    # Snakemake lists the first five by name: what comes later may be in the group.
+    listed = "_".join(["previews", *names[:5], "..."])
+    assert of(listed) == names
+    assert of(listed.replace("previews__a_previews__a_b_", "previews__a_")) == [
+        *("previews__a", "previews__b", "previews__c", "previews__d", "previews__e", "previews__f")
+    ]
+    for other in ("previews__a", "table_table1_table2", "evaluate_base_previews__a"):
+        assert of(other) == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "problem"),
+    [
+        ({"previews": 14}, None),
+        ({"previews": 2, "preview": 2}, "group-components.preview = 2. is no stage of this study"),
+        ({"fetch_rows": 2}, "runs where the study is started"),
+        ({"train": 2}, "runs on several nodes"),
+        ({"evaluate_base": 5}, "names of up to 3.. bytes, and 255 are possible"),
+        ({"evaluate_base": 3}, None),
+    ],
+)
+def test_only_what_can_be_grouped_is(sizes: dict[str, int], problem: str | None) -> None:
+    given = scale_values("paper")
+    given["resources"]["train"]["nodes"] = 2
+    study_params = validated(Params, given)
+    specs = jobs(study_params)
+    if problem is None:
+        slurm.check_groups(sizes, specs, study_params)
+    else:
+        with pytest.raises(ConfigError, match=problem):
+            slurm.check_groups(sizes, specs, study_params)
 
 
 # Under a real Slurm
@@ -261,6 +327,44 @@ def test_a_study_survives_what_happens_on_a_cluster(checkout: Path) -> None:
     wait_until(result.is_file)
     assert set(result.read_text().split()) == {told}
     assert "report: done" in read(checkout / "limited.log")
+
+
+@real
+@pytest.mark.timeout(1200)
+def test_short_jobs_share_a_slurm_job(checkout: Path) -> None:
+    """One after another, with the CPUs and the memory of one job and the time of all."""
+    profile = checkout / "slurm/profile.yaml"
+    grouped = uncommented(PROFILE).partition("default-resources:")[0]
+    profile.write_text(grouped)
+    params = checkout / "params.yaml"
+    text = params.read_text()
+    params.write_text(re.sub(r"suites: \[all\]", "suites: [mme, mmstar]", text))
+    before = len(queue())
+    targets = ["previews__mme", "previews__mmstar"]
+    process = submit(checkout, *targets)
+    try:
+        assert process.wait(timeout=1100) == 0, read(checkout / "submitter.log")[-4000:]
+    finally:
+        profile.write_text(PROFILE)
+        params.write_text(text)
+    jobs_now = sorted(queue(), key=lambda line: int(line[0]))[before:]
+    assert len(jobs_now) == 2, (jobs_now, read(checkout / "submitter.log")[-6000:])
+    alone, group = jobs_now
+    assert (alone[2], group[2]) == ("rule_benchmarks", f"rule_previews_{'_'.join(targets)}")
+    assert group[3:5] == alone[3:5]
+    limits = [
+        subprocess.check_output(
+            ["squeue", "--noheader", "--states=all", "--jobs", job[0], "--format=%l"], text=True
+        ).strip()
+        for job in (alone, group)
+    ]
+    assert limits == ["30:00", "1:00:00"]
+    outputs = [checkout / f"results/smoke/previews/{suite}" for suite in ("mme", "mmstar")]
+    attempts = [last_attempt(work_folder(output)) for output in outputs]
+    first, second = sorted(filter(None, attempts), key=lambda attempt: attempt.began)
+    assert first.outcome == second.outcome == "done"
+    assert first.ended is not None
+    assert first.ended <= second.began
 
 
 @real

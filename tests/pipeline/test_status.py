@@ -155,6 +155,8 @@ ATTEMPT = Attempt("node7", 12, "31", 1.0)
          ["Slurm job 31: RUNNING", "node7", "log: the last line"]),
         (None, [QueuedJob("32", "PENDING", "report")], "queued", ["Slurm job 32: PENDING"]),
         (None, [QueuedJob("33", "PENDING", "prepare")], "missing", []),
+        (None, [QueuedJob("34", "RUNNING", "report_report")], "queued",
+         ["Slurm job 34 of several report jobs: RUNNING"]),
     ],
 )  # fmt: skip
 def test_a_job_without_a_result_says_what_became_of_it(
