@@ -26,7 +26,9 @@ class PrunedLayer(CacheLayerMixin):
     Rows that kept fewer tokens are padded on the left; `prompt_valid` marks their entries. Entry
     W + t is logical column P + t for every row.
 
-    `crop` removes entries after the prompt only: dropped tokens cannot be restored.
+    `crop` removes entries after the prompt, and the prompt's last token, which every selection
+    keeps: assisted decoding lets an assistant read it again. Earlier tokens it does not remove, for
+    a token read again is kept in every layer.
     """
 
     is_croppable = False
@@ -46,6 +48,7 @@ class PrunedLayer(CacheLayerMixin):
         self.kept_width = 0
         self.appended = 0
         self.prompt_valid: Tensor | None = None
+        self._prompt_end: Tensor | bool = False
         self.active = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -78,6 +81,7 @@ class PrunedLayer(CacheLayerMixin):
         prompt_width: int,
         appended: int,
         prompt_valid_BW: Tensor | None,
+        prompt_end_B: Tensor | bool = True,
     ) -> None:
         """Store the kept entries of a prefill.
 
@@ -86,12 +90,13 @@ class PrunedLayer(CacheLayerMixin):
             prompt_width: logical columns of the prompt.
             appended: completion tokens that were part of the same forward.
             prompt_valid_BW: False on padding entries; None when all rows kept equally many.
+            prompt_end_B: bool, whether the prompt's last column is valid, so its last entry.
         """
         self._key_buffer, self._value_buffer = key_BGKD, value_BGKD
         self.keys, self.values = key_BGKD, value_BGKD
         self.prompt_width, self.appended = prompt_width, appended
         self.kept_width = key_BGKD.shape[-2] - appended
-        self.prompt_valid = prompt_valid_BW
+        self.prompt_valid, self._prompt_end = prompt_valid_BW, prompt_end_B
         self.is_initialized = True
 
     def _append(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,16 +149,23 @@ class PrunedLayer(CacheLayerMixin):
         """Remove the last `-tokens_to_remove` entries.
 
         Raises:
-            ConfigError: the count is positive, or reaches into the pruned prompt.
+            ConfigError: the count is positive, or reaches into the prompt beyond its last token.
         """
-        if tokens_to_remove > 0 or -tokens_to_remove > self.appended:
+        most = self.appended + bool(torch.as_tensor(self._prompt_end).all())
+        if tokens_to_remove > 0 or -tokens_to_remove > most:
             raise ConfigError(
                 "tokens_to_remove",
                 tokens_to_remove,
-                f"a pruned cache can drop its last {self.appended} entries, given as a negative",
+                f"a pruned cache can drop its last {most} entries, given as a negative",
                 "start from a new cache",
             )
         self.appended += tokens_to_remove
+        if self.appended < 0:
+            self.appended = 0
+            self.prompt_width, self.kept_width = self.prompt_width - 1, self.kept_width - 1
+            if self.prompt_valid is not None:
+                self.prompt_valid = self.prompt_valid[:, :-1]
+            self._prompt_end = False  # the entry that is now the last may be of any column
         if self.is_initialized:
             self._show(self.kept_width + self.appended)
 

@@ -119,7 +119,7 @@ def _prefill(
         # Every row keeps everything: nothing to gather, nothing to prune.
         out, weights = dense()
         if cached is not None:
-            cached.commit(key, value, width, state.tail, None)
+            cached.commit(key, value, width, state.tail, None, state.valid[:, -1])
         return out, weights
     if layout.full:
         out, weights = dense()
@@ -138,7 +138,7 @@ def _prefill(
             place = torch.arange(count, device=key.device)
             real = place >= count - layout.count[:, None]
             real = real[:, : count - state.tail]
-        cached.commit(kept_key, kept_value, width, state.tail, real)
+        cached.commit(kept_key, kept_value, width, state.tail, real, state.valid[:, -1])
     return out, weights
 
 

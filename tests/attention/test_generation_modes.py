@@ -78,6 +78,23 @@ def test_assisted_decoding_equals_plain_decoding(how):
     assert (trace.kv_lengths - lengths).abs().max() <= 5  # rejected candidates at the end
 
 
+@pytest.mark.parametrize("drafted", [1, 4])
+def test_an_assistant_under_a_method_of_its_own(drafted):
+    """When the first draft is rejected whole, transformers lets it read the prompt's end again."""
+    model, assistant = text_model(), text_model(1)
+    assistant.generation_config.num_assistant_tokens = drafted
+    assistant.generation_config.assistant_confidence_threshold = 0
+    ids = torch.randint(3, 20, (1, 40), generator=torch.Generator().manual_seed(0))
+    asked = {"max_new_tokens": 12, "do_sample": False}
+    with sparsify(model, TopP(p=0.7)), sparsify(assistant, TopP(p=0.7)) as trace:
+        plain, draft = model.generate(ids, **asked), assistant.generate(ids, **asked)
+        assert plain[0, 40] != draft[0, 40]
+        helped = model.generate(ids, assistant_model=assistant, **asked)
+    assert torch.equal(plain, helped)
+    assert trace.kept[0].shape[1] == 40
+    assert not trace.kept[0].all()
+
+
 def test_chunked_prefill_is_refused(model, inputs):
     with sparsify(model, SPARSE), pytest.raises(ConfigError, match="prefill_chunk_size"):
         generate(model, inputs, prefill_chunk_size=8)

@@ -44,16 +44,55 @@ def test_decoding_writes_in_place_and_copies_the_cache_a_few_times_only():
     assert cache.keys[1, 0, :5, 0].tolist() == [5, 6, 7, 8, 9]
 
 
-def test_what_follows_the_prompt_can_be_cropped_the_prompt_cannot():
+def test_what_follows_the_prompt_and_its_last_token_can_be_cropped():
     cache = layer()
     cache.update(torch.ones(2, 1, 3, 1), torch.ones(2, 1, 3, 1))
     cache.crop(-2)
     assert cache.get_seq_length() == 10
     cache.update(torch.full((2, 1, 1, 1), 7.0), torch.full((2, 1, 1, 1), 7.0))
     assert cache.keys[0, 0, 5:, 0].tolist() == [1, 7]
-    for count in (-3, 1):
-        with pytest.raises(ConfigError, match="its last 2 entries"):
+    for count in (-4, 1):
+        with pytest.raises(ConfigError, match="its last 3 entries"):
             cache.crop(count)
+    cache.crop(-3)
+    assert cache.get_seq_length() == cache.prompt_width == 8
+    assert cache.keys[:, 0, :, 0].tolist() == [[0, 1, 2, 3], [5, 6, 7, 8]]
+    cache.crop(0)
+    with pytest.raises(ConfigError, match="its last 0 entries"):
+        cache.crop(-1)  # of the dropped tokens before it nothing is known
+
+
+def test_the_last_token_of_a_prompt_padded_on_the_right_is_not_the_last_column():
+    cache = PrunedLayer()
+    cache.active = True
+    key = torch.zeros(2, 1, 4, 1)
+    cache.update(key, key)
+    cache.commit(key, key, 9, 0, None, torch.tensor([True, False]))
+    with pytest.raises(ConfigError, match="its last 0 entries"):
+        cache.crop(-1)
+
+
+def test_the_last_prompt_token_read_again_changes_nothing():
+    """Rows of different lengths, so that the prompt's mask shrinks with it."""
+    model = text_model()
+    inputs = batch([prompt("text", 20, 3), prompt("text", 13, 4)])
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    width = ids.shape[1]
+    more = torch.full((2, 2), 5)
+    ids, mask = torch.cat([ids, more], 1), torch.cat([mask, torch.ones_like(more)], 1)
+    place = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad(), sparsify(model, TopP(p=[0.5, 0.9])):
+        logits = []
+        for again in (0, 1):
+            cache = DynamicCache()
+            first = slice(0, width)
+            model(ids[:, first], mask[:, first], place[:, first], past_key_values=cache)
+            assert cache.layers[0].prompt_valid is not None
+            cache.crop(-again)
+            rest = slice(width - again, width + 2)
+            read = model(ids[:, rest], mask, place[:, rest], past_key_values=cache)
+            logits.append(read.logits[:, -2:])
+    assert (logits[0] - logits[1]).abs().max() <= 1e-5
 
 
 def test_rows_are_moved_repeated_and_selected():
