@@ -95,7 +95,8 @@ class Call:
         """From the decoder's arguments, before its forward.
 
         Raises:
-            ConfigError: no inputs, or another mask than a padding mask over all columns.
+            ConfigError: no inputs, a static cache's mask, or another one that is not a padding mask
+                over all columns.
         """
         inputs = kwargs.get("inputs_embeds")
         inputs = kwargs.get("input_ids") if inputs is None else inputs
@@ -107,6 +108,10 @@ class Call:
         if mask is None:
             return cls(batch, length, past, inputs.device, None, cache)
         if not isinstance(mask, Tensor) or mask.shape != (batch, past + length):
+            if isinstance(cache, Cache) and cache.is_compileable:  # it made the mask
+                rule = "its mask does not say which columns are padding"
+                remedy = "use the default cache"
+                raise ConfigError("past_key_values", type(cache).__name__, rule, remedy)
             raise ConfigError(
                 "attention_mask",
                 tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__,

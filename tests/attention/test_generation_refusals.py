@@ -201,3 +201,15 @@ def test_a_static_cache_has_no_known_padding(model, row):
         if trace.valid is None:
             with pytest.raises(ConfigError, match="2D padding mask"):
                 _ = trace.token_ratio
+
+
+@pytest.mark.parametrize("how", ["cache_implementation", "past_key_values"])
+def test_a_static_cache_is_named_where_every_layer_is_called(model, row, how):
+    """transformers makes another mask for it, which the user did not pass."""
+    given = {how: "static" if how == "cache_implementation" else static(model)}
+    with sparsify(model, DENSE, skip_dropped=False):
+        with pytest.raises(ConfigError, match=r"past_key_values = 'StaticCache'.*default cache"):
+            model.generate(**row, max_new_tokens=2, do_sample=False, **given)
+        mask = torch.ones(1, 1, 24, 24, dtype=torch.bool).tril()
+        with pytest.raises(ConfigError, match="attention_mask"):
+            model(row["input_ids"], attention_mask=mask)
