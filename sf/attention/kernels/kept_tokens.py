@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sf.attention.kernels.tiles import padded
+from sf.attention.kernels.tiles import blocks, padded
 
 __all__ = ["gather_ragged", "gather_tokens", "spread_tokens"]
 
@@ -221,7 +221,7 @@ def _launch(
     slot = torch.full((batch, length), -1, dtype=torch.int32, device=query_BHLD.device)
     strides = (*query_BHLD.stride(), *key_BGLD.stride(), *value_BGLD.stride(), *index_BW.stride())
     with torch.cuda.device_of(slot):
-        _gather[(heads + 2 * groups, triton.cdiv(room, _TOKENS), batch)](
+        _gather[(heads + 2 * groups, blocks(room, _TOKENS), batch)](
             query_BHLD, key_BGLD, value_BGLD, index_BW, *out, *whole, slot,
             slot if ends_C is None else ends_C, *strides, width, room, length,
             HEADS=heads, GROUPS=groups, HEAD_DIM=size, BLOCK_D=padded(size), BLOCK_T=_TOKENS,
@@ -245,7 +245,7 @@ def spread_tokens(part_BRHD: Tensor, slot_BL: Tensor) -> Tensor:
     heads, size = part_BRHD.shape[2:]
     out = part_BRHD.new_empty(batch, length, heads, size)
     with torch.cuda.device_of(out):
-        _spread[(heads, triton.cdiv(length, _TOKENS), batch)](
+        _spread[(heads, blocks(length, _TOKENS), batch)](
             part_BRHD, slot_BL, out, *part_BRHD.stride(), length,
             HEADS=heads, HEAD_DIM=size, BLOCK_D=padded(size), BLOCK_T=_TOKENS,
         )  # fmt: skip

@@ -20,7 +20,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sf.attention.kernels.tiles import Tiles, padded, shared_memory, tiles_for
+from sf.attention.kernels.tiles import (
+    Tiles,
+    blocks,
+    padded,
+    power_of_two,
+    shared_memory,
+    tiles_for,
+)
 from sf.errors import ConfigError
 
 __all__ = ["probe_mass"]
@@ -283,12 +290,11 @@ def probe_mass(
     scale = scaling * _LOG2_E
     # Triton launches on the current device, which may differ from the tensors'.
     with torch.cuda.device_of(query_BHLD):
-        stretches = triton.cdiv(length, _STRETCH)
-        partial = torch.empty(
-            2, batch * groups, stretches, rows, dtype=torch.float32, device=device
-        )
-        peak, total = partial.unbind()
-        grid = (triton.cdiv(rows, tiles.rows), stretches, batch * groups)
+        stretches = blocks(length, _STRETCH)
+        statistics = batch * groups, stretches, rows
+        peak = torch.empty(statistics, dtype=torch.float32, device=device)
+        total = torch.empty(statistics, dtype=torch.float32, device=device)
+        grid = (blocks(rows, tiles.rows), stretches, batch * groups)
         _row_statistics[grid](
             query_BHLD, column_BP, present, key_BGLD, valid, picked_BPHD, column, peak, total,
             *query_BHLD.stride(), *column_BP.stride(), *present.stride(), *shapes, scale,
@@ -296,13 +302,13 @@ def probe_mass(
         )  # fmt: skip
         # Other buffers are allocated while the device works.
         merged = torch.empty(batch * groups, rows, dtype=torch.float32, device=device)
-        _merge_statistics[(triton.cdiv(rows, 128), batch * groups)](
+        _merge_statistics[(blocks(rows, 128), batch * groups)](
             peak, total, merged, stretches, rows, BLOCK=128
         )
         mass_BGL = torch.empty(batch, groups, length, dtype=torch.float32, device=device)
-        _key_mass[(triton.cdiv(length, tiles.keys), batch * groups)](
+        _key_mass[(blocks(length, tiles.keys), batch * groups)](
             picked_BPHD, key_BGLD, column, valid, merged, mass_BGL, *shapes, scale,
-            BLOCK_P=triton.next_power_of_2(probes), **sizes,
+            BLOCK_P=power_of_two(probes), **sizes,
         )  # fmt: skip
     return mass_BGL.sum(1)
 

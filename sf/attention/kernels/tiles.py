@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 import triton
 
-__all__ = ["Tiles", "padded", "shared_memory", "tiles_for"]
+__all__ = ["Tiles", "blocks", "padded", "power_of_two", "shared_memory", "tiles_for"]
 
 _RESERVED_BYTES = 4096
 
@@ -52,8 +51,20 @@ def tiles_for(head_dim: int, dtype: torch.dtype, available: int) -> Tiles:
 
 def padded(size: int) -> int:
     """The smallest tile extent of at least `size`: a power of two, at least 16."""
-    power: Any = triton.next_power_of_2(size)
-    return max(16, int(power))
+    return max(16, power_of_two(size))
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two of at least `size`, which is at least 1.
+
+    Triton's own function takes several microseconds, while the device waits for the launch.
+    """
+    return 1 << (size - 1).bit_length()
+
+
+def blocks(size: int, block: int) -> int:
+    """How many blocks cover `size`."""
+    return -(-size // block)
 
 
 def shared_memory(device: torch.device) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
 
-from sf.attention.kernels.tiles import Tiles, tiles_for
+from sf.attention.kernels.tiles import Tiles, blocks, padded, power_of_two, tiles_for
 
 KIB = 1024
 HOPPER, AMPERE, CONSUMER, SMALL = (kib * KIB for kib in (227, 163, 99, 64))
@@ -33,3 +34,11 @@ def test_tiles_shrink_with_shared_memory(head_dim, dtype, available, rows):
     width = 1 << (head_dim - 1).bit_length()
     operands = (tiles.rows + tiles.stages * tiles.keys) * width * dtype.itemsize
     assert operands <= available - 4 * KIB
+
+
+def test_extents_are_triton_s():
+    for size in (*range(1, 70), 127, 128, 129, 1 << 20):
+        assert power_of_two(size) == triton.next_power_of_2(size)
+        assert padded(size) == max(16, triton.next_power_of_2(size))
+        for block in (1, 7, 64):
+            assert blocks(size, block) == triton.cdiv(size, block)
