@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sf.errors import ConfigError
 
-__all__ = ["Choice", "Greedy", "Rules", "Sampled"]
+__all__ = ["Choice", "Greedy", "Rules", "Sampled", "mask_of"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,18 @@ class Choice(ABC):
         """Discard the tokens that were chosen since the call of `written`."""
 
 
+def mask_of(tokens: Sequence[int], vocabulary: int, device: torch.device) -> Tensor | None:
+    """bool (V,), True at `tokens`; None without any.
+
+    A recorded step fills through it: assigning to a list of indices would copy them from the host.
+    """
+    if not tokens:
+        return None
+    mask = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+    mask[list(tokens)] = True
+    return mask
+
+
 class Greedy(Choice):
     """The most likely token, with transformers' processors in their order.
 
@@ -84,10 +96,7 @@ class Greedy(Choice):
         self, rules: Rules, vocabulary: int, device: torch.device, seen_BL: Tensor | None = None
     ) -> None:
         self.rules, self.vocabulary, self.device = rules, vocabulary, device
-        self._forbidden = None
-        if rules.forbidden:
-            self._forbidden = torch.zeros(vocabulary, dtype=torch.bool, device=device)
-            self._forbidden[list(rules.forbidden)] = True
+        self._forbidden = mask_of(rules.forbidden, vocabulary, device)
         self.seen: Tensor | None = None
         if rules.repetition_penalty != 1.0:
             if seen_BL is None:
@@ -159,6 +168,7 @@ class Sampled(Choice):
         truncate: Sequence[Callable[[Any, Tensor], Tensor]] = (),
     ) -> None:
         self.temperature, self.forbidden = temperature, list(forbidden)
+        self._forbidden = mask_of(self.forbidden, vocabulary, device)
         self.truncate = truncate
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self.noise = torch.ones(len(seeds), vocabulary, device=device)
@@ -184,13 +194,12 @@ class Sampled(Choice):
 
     def __call__(self, logits_AV: Tensor) -> tuple[Tensor, Tensor]:
         every = torch.log_softmax(logits_AV.float() / self.temperature, dim=-1)
+        scores = every
+        if self._forbidden is not None:
+            scores = scores.masked_fill(self._forbidden, float("-inf"))
+        for truncate in self.truncate:
+            scores = truncate(None, scores)
         noisy = every - self.noise[: len(every)].log()
-        noisy[:, self.forbidden] = float("-inf")
-        if self.truncate:
-            scores = every.clone()
-            scores[:, self.forbidden] = float("-inf")
-            for truncate in self.truncate:
-                scores = truncate(None, scores)
-            noisy = noisy.masked_fill(scores.isneginf(), float("-inf"))
+        noisy = noisy.masked_fill(scores.isneginf(), float("-inf"))
         sampled = noisy.argmax(-1, keepdim=True)
         return sampled, every.gather(1, sampled)

@@ -27,6 +27,7 @@ def model():
 def sampled(model, rows, *, keep=False):
     """Prompts of some rows, each under its own p, to be answered with its own seed."""
     inputs = batch([prompt("image" if row % 2 else "video", LENGTHS[row], row) for row in rows])
+    inputs = {name: part.to(model.device) for name, part in inputs.items()}
     places = []
     hook = model.get_decoder().register_forward_pre_hook(
         lambda module, args, kwargs: places.append(kwargs["position_ids"][..., -1:]),
@@ -51,8 +52,8 @@ def sampled(model, rows, *, keep=False):
     )
 
 
-def answers(model, groups, slots):
-    loop = DecodeLoop(model, slots, max(LIMITS), RULES)
+def answers(model, groups, slots, graph=None):
+    loop = DecodeLoop(model, slots, max(LIMITS), RULES, graph=graph)
     waiting = [Waiting(len(rows), partial(sampled, model, rows)) for rows in groups]
     return loop.answer(waiting)
 
@@ -81,6 +82,17 @@ def test_answers_do_not_depend_on_company(model, alone, groups, slots):
     for row, values in zip(order, logps, strict=True):
         assert values == pytest.approx(alone[row].logps[0], abs=1e-4)
     assert len({tuple(ids) for ids in tokens}) == len(tokens)
+
+
+@pytest.mark.gpu
+def test_recorded_samples_are_those_of_plain_calls(monkeypatch):
+    """A recording refuses any copy from the host, as sampling once made."""
+    monkeypatch.setattr(loop_module, "_FIRST_STEPS", 2)
+    moved = build("qwen2_5_vl").to("cuda")
+    groups = [[2, 0], [4, 1, 3], [6], [5]]
+    recorded, plain = (answers(moved, groups, 4, graph) for graph in (True, False))
+    for ours, right in zip(recorded, plain, strict=True):
+        assert ours.tokens == right.tokens
 
 
 class OnDevice(DecodeLoop):

@@ -15,6 +15,9 @@ from sf import TopP
 from sf.attention.backends.cuda import CudaBackend
 from sf.attention.decoding import prefill
 from sf.attention.decoding import step as step_module
+from sf.attention.decoding.choice import Greedy, Rules, Sampled
+from sf.attention.decoding.per_row import PerRow, RowRules
+from sf.training.sampling import truncations
 
 # Operators that hand a value to the host, or whose result's shape depends on values.
 WAITS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
@@ -108,6 +111,63 @@ def test_addresses_stay(loop):
     loop.restart()
     loop.advance(2)
     assert places() == before
+
+
+class FromTheHost(TorchDispatchMode):
+    """Refuses tensors that neither existed before nor are results: made of the host's numbers.
+
+    A number that fills a tensor is an argument of its kernel, and no copy.
+    """
+
+    def __init__(self, known):
+        super().__init__()
+        self.known = [part.untyped_storage() for part in known]
+        self.addresses = {storage.data_ptr() for storage in self.known}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        aten = torch.ops.aten
+        for part in tensors((args, kwargs)):
+            number = part.dim() == 0 and func in (aten.lift_fresh.default, aten.fill_.Tensor)
+            address = part.untyped_storage().data_ptr()
+            assert number or address in self.addresses, f"{func} reads numbers of the host"
+        out = func(*args, **(kwargs or {}))
+        for part in tensors(out) if func is not aten.lift_fresh.default else []:
+            self.known.append(part.untyped_storage())  # alive, so that no address returns
+            self.addresses.add(part.untyped_storage().data_ptr())
+        return out
+
+
+def tensors(tree):
+    leaves = torch.utils._pytree.tree_leaves(tree)
+    return [part for part in leaves if isinstance(part, torch.Tensor)]
+
+
+CHOICES = {
+    "greedy": lambda device: Greedy(
+        Rules(forbidden=(3,), repetition_penalty=1.2), 96, device, torch.ones(2, 1).long()
+    ),
+    "sampled": lambda device: Sampled(0.8, [3, 4], [1, 2], 96, device, truncations(5, 0.9, 0.1)),
+    "per row": lambda device: PerRow(
+        [RowRules(), RowRules(temperature=0.7, top_p=0.8, seed=1)],
+        torch.zeros(2, 96, dtype=torch.bool),
+        [3, 4],
+    ),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
+def test_a_step_copies_nothing_from_the_host(choice):
+    """A recording on CUDA refuses such a copy."""
+    model = build("qwen2_5_vl")
+    inputs = batch([prompt("image", 9, 1), prompt("text", 20, 3)])
+    step = prefill(model, inputs, TopP(p=0.6), forced=True).loop(3).step
+    step.choice = choice(torch.device("cpu"))
+    step.logps = torch.zeros(step.written.shape)
+    owners = [vars(owner) for owner in (step, step.cache, step.choice)]
+    known = [*model.parameters(), *model.buffers(), *tensors(owners)]
+    with FromTheHost(known) as record:
+        step()
+    assert len(record.known) > len(known) + 100
 
 
 def test_with_the_device_kernel(monkeypatch):
