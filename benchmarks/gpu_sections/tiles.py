@@ -125,7 +125,7 @@ def projections(scale: Scale, rows: int) -> list[Row]:
             for _ in range(copies)
         ]
         norm = None if name in ("down", "output") else (gain, 1e-6)
-        in_use = linear_tile(inputs, gated)
+        in_use = linear_tile(inputs, norm is not None, gated)
         variants: dict[str, Callable[[], Any]] = {}
         for tile in projection_choices(scale, rows, in_use):
             note = " (in use)" if tile == in_use else ""

@@ -30,7 +30,7 @@ __all__ = ["LinearTile", "linear_tile", "project"]
 _MOST_WEIGHTS = 3
 # Elements per program of the gate.
 _GATED = 1024
-# From here on, too few outputs share a device unless many inputs are read at once.
+# From here on, rows are long enough to occupy a program with two outputs.
 _LONG_INPUTS = 8192
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -49,14 +49,14 @@ class LinearTile:
     warps: int = 4
 
 
-def linear_tile(inputs: int, gated: bool) -> LinearTile:
+def linear_tile(inputs: int, normed: bool, gated: bool) -> LinearTile:
     """The tile in use: the fastest one on an H100 for the shapes of Qwen2.5-VL-7B in bfloat16.
 
     Args:
-        inputs: K. gated: two weights are read per output.
+        inputs: K. normed: each program computes the norm, too. gated: two weights per output.
     """
-    if inputs >= _LONG_INPUTS:
-        return LinearTile(2, 2048, 8)
+    if not normed:
+        return LinearTile(2 if inputs >= _LONG_INPUTS else 4, 2048, 8)
     return LinearTile(4, 1024) if gated else LinearTile(8, 512)
 
 
@@ -243,7 +243,7 @@ def project(
         with torch.cuda.device_of(rows_MK):
             return _several(rows_MK, weights, biases, norm, gated, residual, out)
     if tile is None:
-        tile = linear_tile(inputs, gated)
+        tile = linear_tile(inputs, norm is not None, gated)
     blocks = sum(triton.cdiv(size, tile.outputs) for size in (sizes[:1] if gated else sizes))
     absent = _MOST_WEIGHTS - len(weights)
     # The kernel needs pointers in any case; absent ones are not read.

@@ -95,14 +95,14 @@ def compile_all(arch: int, name: str, size: int) -> list[dict[str, Any]]:
     parts += ("first_bias", "second_bias", "third_bias")
     projected = {f"{part}_ptr": f"*{name}" for part in parts} | {"epsilon": "fp32"}
 
-    def projection(inputs: int, gated: bool) -> dict[str, Any]:
-        tile = linear.linear_tile(inputs, gated)
+    def projection(inputs: int, normed: bool, gated: bool) -> dict[str, Any]:
+        tile = linear.linear_tile(inputs, normed, gated)
         return {
-            "NORMED": True,
+            "NORMED": normed,
             "INPUTS": inputs,
             "GATED": gated,
-            "BIASED": not gated,
-            "ADDED": False,
+            "BIASED": normed and not gated,
+            "ADDED": not normed,
             "BLOCK_N": tile.outputs,
             "BLOCK_K": tile.inputs,
             "num_warps": tile.warps,
@@ -122,8 +122,11 @@ def compile_all(arch: int, name: str, size: int) -> list[dict[str, Any]]:
         (decode._stretches, given, stretch),
         (decode._join, given, {**common, "BLOCK_S": decode._JOINED, **small}),
         *(
-            (linear._one_row, projected, projection(inputs, gated))
-            for inputs, gated in ((3584, False), (3584, True), (18944, False))
+            (linear._one_row, projected, projection(*shape))
+            for shape in (
+                *((3584, True, False), (3584, True, True)),
+                *((3584, False, False), (18944, False, False)),
+            )
         ),
         (linear._gate, projected, {"BLOCK": linear._GATED, **small}),
         (linear._normalise, projected, {"INPUTS": 3584, "BLOCK_K": 4096, **small}),
@@ -191,7 +194,7 @@ def check(arch: int, dtype: str, size: int, cache: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])
-    assert len(rows) == 14
+    assert len(rows) == 15
     for row in rows:
         assert row["shared"] <= LIMITS[arch], row
         if dtype != "fp32":
