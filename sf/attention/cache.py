@@ -48,7 +48,7 @@ class PrunedLayer(CacheLayerMixin):
         self.kept_width = 0
         self.appended = 0
         self.prompt_valid: Tensor | None = None
-        self._prompt_end: Tensor | bool = False
+        self._prompt_end: Tensor | None = None
         self.active = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -81,7 +81,7 @@ class PrunedLayer(CacheLayerMixin):
         prompt_width: int,
         appended: int,
         prompt_valid_BW: Tensor | None,
-        prompt_end_B: Tensor | bool = True,
+        prompt_end_B: Tensor | None = None,
     ) -> None:
         """Store the kept entries of a prefill.
 
@@ -90,13 +90,18 @@ class PrunedLayer(CacheLayerMixin):
             prompt_width: logical columns of the prompt.
             appended: completion tokens that were part of the same forward.
             prompt_valid_BW: False on padding entries; None when all rows kept equally many.
-            prompt_end_B: bool, whether the prompt's last column is valid, so its last entry.
+            prompt_end_B: False where the prompt's last column is padding; None: nowhere.
         """
         self._key_buffer, self._value_buffer = key_BGKD, value_BGKD
         self.keys, self.values = key_BGKD, value_BGKD
         self.prompt_width, self.appended = prompt_width, appended
         self.kept_width = key_BGKD.shape[-2] - appended
-        self.prompt_valid, self._prompt_end = prompt_valid_BW, prompt_end_B
+        self.prompt_valid = prompt_valid_BW
+        self._prompt_end = (
+            torch.ones(key_BGKD.shape[0], dtype=torch.bool)
+            if prompt_end_B is None
+            else prompt_end_B
+        )
         self.is_initialized = True
 
     def _append(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +156,7 @@ class PrunedLayer(CacheLayerMixin):
         Raises:
             ConfigError: the count is positive, or reaches into the prompt beyond its last token.
         """
-        most = self.appended + bool(torch.as_tensor(self._prompt_end).all())
+        most = self.appended + (self._prompt_end is not None)
         if tokens_to_remove > 0 or -tokens_to_remove > most:
             raise ConfigError(
                 "tokens_to_remove",
@@ -162,12 +167,26 @@ class PrunedLayer(CacheLayerMixin):
         self.appended += tokens_to_remove
         if self.appended < 0:
             self.appended = 0
-            self.prompt_width, self.kept_width = self.prompt_width - 1, self.kept_width - 1
-            if self.prompt_valid is not None:
-                self.prompt_valid = self.prompt_valid[:, :-1]
-            self._prompt_end = False  # the entry that is now the last may be of any column
+            self._crop_prompt()
         if self.is_initialized:
             self._show(self.kept_width + self.appended)
+
+    def _crop_prompt(self) -> None:
+        """Remove the prompt's last column: an entry of each row in which it is not padding."""
+        assert self.keys is not None
+        assert self._prompt_end is not None
+        end, self._prompt_end = self._prompt_end, None  # the column of the entry before is unknown
+        self.prompt_width -= 1
+        if bool(end.all()):
+            self.kept_width -= 1
+            if self.prompt_valid is not None:
+                self.prompt_valid = self.prompt_valid[:, :-1]
+            return
+        if self.prompt_valid is None:
+            shape = self.keys.shape[0], self.kept_width
+            self.prompt_valid = torch.ones(shape, dtype=torch.bool, device=self.keys.device)
+        last = self.prompt_valid[:, -1:] & ~end.to(self.prompt_valid.device)[:, None]
+        self.prompt_valid = torch.cat([self.prompt_valid[:, :-1], last], dim=-1)
 
     def _take_rows(self, rows: Tensor) -> None:
         """Replace the rows by those at `rows`, including reserved space."""
@@ -184,6 +203,8 @@ class PrunedLayer(CacheLayerMixin):
         self._key_buffer, self._value_buffer = moved
         if self.prompt_valid is not None:
             self.prompt_valid = self.prompt_valid[rows.to(self.prompt_valid.device)]
+        if self._prompt_end is not None:
+            self._prompt_end = self._prompt_end[rows.to(self._prompt_end.device)]
         self._show(total)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:

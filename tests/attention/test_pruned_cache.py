@@ -62,21 +62,29 @@ def test_what_follows_the_prompt_and_its_last_token_can_be_cropped():
         cache.crop(-1)  # of the dropped tokens before it nothing is known
 
 
-def test_the_last_token_of_a_prompt_padded_on_the_right_is_not_the_last_column():
+@pytest.mark.parametrize("ends", [[True, False], [False, False]])
+def test_a_last_column_of_padding_has_no_entry(ends):
     cache = PrunedLayer()
     cache.active = True
-    key = torch.zeros(2, 1, 4, 1)
+    key = torch.arange(8.0).view(2, 1, 4, 1)
     cache.update(key, key)
-    cache.commit(key, key, 9, 0, None, torch.tensor([True, False]))
-    with pytest.raises(ConfigError, match="its last 0 entries"):
-        cache.crop(-1)
+    cache.commit(key, key, 9, 0, None, torch.tensor(ends))
+    cache.reorder_cache(torch.tensor([1, 0]))
+    cache.crop(-1)
+    assert cache.get_seq_length() == 8
+    assert cache.prompt_valid.sum(-1).tolist() == [4 - end for end in reversed(ends)]
+    assert cache.prompt_valid[:, :3].all()
+    assert cache.keys[:, 0, :, 0].tolist() == [[4, 5, 6, 7], [0, 1, 2, 3]]
 
 
-def test_the_last_prompt_token_read_again_changes_nothing():
-    """Rows of different lengths, so that the prompt's mask shrinks with it."""
+@pytest.mark.parametrize("padded", ["left", "right"])
+def test_the_last_prompt_token_read_again_changes_nothing(padded):
+    """Rows of different lengths: an entry fewer, or one that nothing may see."""
     model = text_model()
     inputs = batch([prompt("text", 20, 3), prompt("text", 13, 4)])
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    if padded == "right":
+        mask = mask.flip(-1)
     width = ids.shape[1]
     more = torch.full((2, 2), 5)
     ids, mask = torch.cat([ids, more], 1), torch.cat([mask, torch.ones_like(more)], 1)
