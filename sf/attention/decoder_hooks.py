@@ -316,12 +316,16 @@ class _Settings(dict[str, Any]):
 class Watch(DecoderHooks[SomeTrace]):
     """The model's own attention; the trace counts every prompt token in every layer.
 
-    A prompt whose mask is not a 2D padding mask (that of a static cache, for instance) runs, but
-    its length is unknown and the trace is empty.
+    A prompt with a static cache, or with a mask that is not a 2D padding mask, runs, but its length
+    is unknown and the trace is empty.
     """
 
     def after(self, kwargs: dict[str, Any], output: Any) -> None:
         cache = getattr(output, "past_key_values", None)
+        if isinstance(cache, Cache) and cache.is_compileable:
+            # Its length is a tensor: reading it would break torch.compile's graph of a step.
+            self.trace.record(None, [], 0)
+            return
         embeds: Any = kwargs.get("inputs_embeds")
         inputs: Any = kwargs.get("input_ids") if embeds is None else embeds
         batch, length = inputs.shape[:2]

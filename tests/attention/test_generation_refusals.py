@@ -7,7 +7,13 @@ import copy
 import pytest
 import torch
 from tiny_models import generate, prompt, text_model
-from transformers import DynamicCache, GenerationConfig, Qwen2ForCausalLM, StaticCache
+from transformers import (
+    CompileConfig,
+    DynamicCache,
+    GenerationConfig,
+    Qwen2ForCausalLM,
+    StaticCache,
+)
 
 from sf import TopP, sparsify
 from sf.attention.blocks import MobaAttention, Replacement
@@ -213,3 +219,17 @@ def test_a_static_cache_is_named_where_every_layer_is_called(model, row, how):
         mask = torch.ones(1, 1, 24, 24, dtype=torch.bool).tril()
         with pytest.raises(ConfigError, match="attention_mask"):
             model(row["input_ids"], attention_mask=mask)
+
+
+def test_a_compiled_step_on_a_static_cache_stays_one_graph(row):
+    """Hooks that read the cache's length would break it: `fullgraph` refuses that."""
+    settings = CompileConfig(fullgraph=True, backend="eager")
+    settings._compile_all_devices = True  # not only on GPUs
+    given = {"cache_implementation": "static", "compile_config": settings, "max_new_tokens": 3}
+    plain = text_model().generate(**row, do_sample=False, max_new_tokens=3)
+    model = text_model()
+    with sparsify(model, DENSE):
+        compiled = model.generate(**row, do_sample=False, **given)
+    assert torch.equal(plain, compiled)
+    assert model._compiled_call is not None
+    torch._dynamo.reset()
