@@ -9,13 +9,22 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from random_kills import ENGINES, copy_checkout, environment, run_with_kills, tables
+from random_kills import (
+    ENGINES,
+    copy_checkout,
+    environment,
+    one_per_stage,
+    run_with_kills,
+    tables,
+    use_smoke,
+)
 from ruamel.yaml import YAML
 
 from sf.result_key.imports import LOOKS, RUNNER, module_file, stage_code
@@ -70,9 +79,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = copy_checkout(tmp_path_factory.mktemp("checkout") / "é ü's x")
     (folder / "imported").mkdir()
     (folder / "imported/sitecustomize.py").write_text(WATCH)
-    run(folder, "sf", "use", "smoke", "--force")
-    drop_model(folder, "tiny-qwen2-vl")
-    run(folder, "sf", "plan")  # brings dvc.yaml up to the models that are left
+    use_smoke(folder)
     return folder
 
 
@@ -118,13 +125,14 @@ def set_value(folder: Path, dotted: str, value: object) -> str:
 
 def test_snakemake_survives_kills_in_every_stage_and_finishes(checkout: Path) -> None:
     """DVC's undisturbed run, below, must write the same tables."""
-    specs = jobs(load_params(checkout / "params.yaml"))
-    first = {spec.stage.run: spec.output for spec in reversed(specs)}
-    chosen = [spec.output for spec in specs if spec.output in first.values()]
-    assert len(chosen) == len(first) == 10
-    lines = run_with_kills(checkout, ENGINES["snakemake"], chosen, 6.0, random.Random(0))
-    # Two jobs run at once: one may end while the other's kill is due, and then has no kill.
-    assert len(lines) >= 8, lines
+    chosen = one_per_stage(checkout)
+    assert len(chosen) == 10
+    signals = (signal.SIGKILL, signal.SIGTERM)
+    kills = run_with_kills(
+        checkout, ENGINES["snakemake"], chosen, 6.0, random.Random(0), signals=signals
+    )
+    # Two jobs run at once: one may end while the other's kill is due.
+    assert len({output for kill in kills for output in kill.outputs}) >= 8, kills
     for job in jobs(load_params(checkout / "params.yaml")):
         assert (checkout / job.stamp).is_file(), job.name
     assert (checkout / "reports/smoke/index.html").is_file()
@@ -259,14 +267,6 @@ def test_dvc_alone_does_the_whole_study_and_snakemake_adopts_it(checkout: Path) 
     assert second.keys() == first.keys()
     for name, table in first.items():
         pd.testing.assert_frame_equal(table, second[name])
-
-
-def drop_model(folder: Path, name: str) -> None:
-    path, yaml = folder / "params.yaml", YAML()
-    params = yaml.load(path.read_text())
-    del params["base"][name]
-    with path.open("w") as stream:
-        yaml.dump(params, stream)
 
 
 @pytest.mark.slow
