@@ -42,8 +42,7 @@ if workflow.is_main_process:
 
 # `sf` is in the folder of the Python that runs Snakemake, also in jobs on other nodes.
 BIN = shlex.quote(str(Path(sys.executable).parent)).replace("{", "{{").replace("}", "}}")
-# The shell and tee ignore the signals that tell a stage to write its checkpoint.
-shell.prefix(f"set -euo pipefail; trap '' USR1 TERM; export PATH={BIN}:$PATH; ")
+shell.prefix(f"set -euo pipefail; export PATH={BIN}:$PATH; ")
 
 
 # Slurm jobs leave their metrics for MLflow in files (`sf.mlflow_store.is_left_to_submitter`).
@@ -96,6 +95,7 @@ for job in JOBS:
         threads: given.cpus
         resources:
             **slurm.requested(given),
-        shell:
+        shell:  # the shell and tee outlive the signals that tell a stage to write its checkpoint
+            "trap '' USR1 TERM; "
             "if [ -s {log} ]; then mv {log} {log}.$(date -r {log} +%Y%m%dT%H%M%S); fi; "
-            "{params.launch} {params.cmd} 2>&1 | tee {log}"
+            "(trap - USR1 TERM; exec {params.launch} {params.cmd}) 2>&1 | tee {log}"

@@ -32,7 +32,8 @@ from workflow.jobs import jobs, load_params
 
 ROOT = Path(__file__).parent.parent.parent
 WATCH = """
-import atexit, ipaddress, os, socket, sys
+import atexit, ipaddress, os, signal, socket, sys
+ignored = signal.SIG_IGN in map(signal.getsignal, (signal.SIGTERM, signal.SIGUSR1))
 connect, resolve = socket.socket.connect, socket.getaddrinfo
 def check(host):
     try:
@@ -53,6 +54,8 @@ def resolve_here(host, *rest, **options):
 socket.socket.connect, socket.getaddrinfo = connect_here, resolve_here
 def record():
     if sys.argv[1:2] == ["run"]:
+        if ignored:
+            open("imported/ignored", "w").close()
         names = sorted(name for name in sys.modules if name.split(".")[0] == "sf")
         with open(f"imported/{sys.argv[2]}.{os.getpid()}", "w") as stream:
             stream.write("\\n".join(names))
@@ -163,6 +166,11 @@ def test_a_stage_imports_only_what_its_key_holds(checkout: Path) -> None:
 
 def test_no_job_used_the_network(checkout: Path) -> None:
     assert not (checkout / "imported/asked").exists()
+
+
+def test_no_job_ignores_signals_before_it_listens(checkout: Path) -> None:
+    """Its shell and `tee` do. A signal in the first seconds would be lost: the job would go on."""
+    assert not (checkout / "imported/ignored").exists()
 
 
 def test_a_second_call_has_nothing_to_do(checkout: Path) -> None:
