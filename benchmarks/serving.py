@@ -70,6 +70,10 @@ def throughput(engine: Engine, prompts: list[Any], clients: int, tokens: int) ->
     return made[0] / (time.perf_counter() - began)
 
 
+def named(clients: int) -> str:
+    return f"{clients} client{'s' if clients > 1 else ''}"
+
+
 def rows(clients: int, arguments: argparse.Namespace, model: Any) -> list[Row]:
     """Tokens per second of both sides at one concurrency, and their ratio."""
     count = clients * arguments.rounds
@@ -86,7 +90,7 @@ def rows(clients: int, arguments: argparse.Namespace, model: Any) -> list[Row]:
             rates[name].append(throughput(engines[name], prompts, clients, arguments.tokens))
     for engine in engines.values():
         engine.stop()
-    label = f"{clients} clients, {arguments.length} tokens"
+    label = f"{named(clients)}, {arguments.length} tokens"
     pairs = zip(rates["sparse"], rates["full"], strict=True)
     gains = interval([sparse / full for sparse, full in pairs])
     return [
@@ -111,7 +115,7 @@ def main() -> None:
     head = f"cpu, {arguments.threads} threads, {arguments.repeats} repeats"
     report = Report(head, arguments.json)
     for clients in arguments.concurrency:
-        report.begin(f"{clients} clients")
+        report.begin(named(clients))
         report.add(rows(clients, arguments, model))
     report.end()
 
