@@ -29,8 +29,10 @@ DRAWN = {
     "decode_memory_gib": r"memory (\d+) (dense|sparse)",
     "kv_gib": r"KV (\d+) (dense|sparse)",
     "token_ms": r"token (\d+) (dense|sparse)",
+    "throughput_gain": r"throughput (\d+), (equal batch|own batch), sparse over dense",
 }
-SECTIONS = {"prefill_ms": "prefill"}  # the layer's rows have the same names
+# Of other sections than "model"; the layer's prefill rows have the same names as the model's.
+SECTIONS = {"prefill_ms": "prefill", "throughput_gain": "throughput"}
 # README's lines: title, target, section, pattern of a row's name, form of the value.
 SHOWN = (
     ("prefill attention with selection over the quickest dense kernel, 65,536 tokens", "≥ 8 \u00d7",

@@ -26,6 +26,10 @@ PANELS = (  # metric, title, axis label
 )
 LENGTHS = (16384, 32768, 65536, 131072, 200_000)
 SIDES = {"dense": "full", "sparse": "sparsity_forcing"}
+BATCHES = {
+    "equal batch": "both at the largest batch of full caches",
+    "own batch": "each at its largest batch",
+}
 
 
 def measured_on_gpus() -> pd.DataFrame:
@@ -46,6 +50,12 @@ def gpu_section(table: pd.DataFrame, folder: Path) -> Section:
         f"{published.at_200k('decode_speedup')[0]:g} times, KV memory full / sparse "
         f"{published.at_200k('memory_ratio')[0]:g}."
     ]
+    for line in table[table["metric"] == "throughput_gain"].to_dict("records"):
+        text.append(
+            f"{line['device']}: decode throughput at {line['length']:,} tokens "
+            f"{line['value']:.2f} times that of full attention, {BATCHES[line['side']]} "
+            f"(commit {str(line['commit'])[:8]}, {line['date']})."
+        )
     pictures = []
     if table.empty:
         text.append("Not measured: this copy contains no GPU figures.")
