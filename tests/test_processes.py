@@ -23,7 +23,9 @@ def refused(number: int) -> int:
 @pytest.mark.parametrize("count", [0, 1, 2, 7])
 def test_results_are_in_the_items_order(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2})
-    results = map_processes(described, range(count))
+    finished: list[int] = []
+    results = map_processes(described, range(count), finished.append)
+    assert sorted(finished) == list(range(count))
     assert [number for number, _ in results] == list(range(count))
     assert (os.getpid() in {process for _, process in results}) == (count == 1)
 

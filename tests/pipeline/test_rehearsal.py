@@ -153,7 +153,7 @@ def test_a_study_without_a_fault_passes() -> None:
     [
         ("resources/train/hours", 3, r"resources\.train\.hours = 3.* too short .*2,000 steps"),
         ("resources/train/gpus", 3, r"questions_per_step = 2.* divide over 3 ranks"),
-        ("evaluate/batch", 512, r"evaluate\.batch = 512\. does not fit.*at least .* KV cache"),
+        ("evaluate/batch", 512, r"evaluate\.batch = 512\. does not fit.*at least .*KV cache"),
         ("resources/train/mem_gib", 8, r"resources\.train\.mem_gib = 8\. is too little"),
         ("train/sharding", "fsdp", r"train\.sharding = 'fsdp'.*divides weights over several"),
         ("objectives/moba", {"objective": "moba", "token_ratio": None, "top_k": 64},

@@ -122,7 +122,7 @@ def _largest(listed: Sequence[JobNeed]) -> list[JobNeed]:
 
 def _fault(each: JobNeed, gpu_gib: float) -> ConfigError:
     need, job = each.largest, each.job
-    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in need.bytes.items() if size)
+    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in need.bytes.most_common() if size)
     rule = (
         f"does not fit: {job.name} needs {_about(each, need.total)} on each GPU in "
         f"{need.part} ({parts}), and a GPU has {gpu_gib:g}"

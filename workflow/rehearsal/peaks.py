@@ -15,6 +15,7 @@ from sf.baselines.registry import BLOCKS, TRAINED
 from sf.baselines.resolve import resolve_record
 from sf.errors import ConfigError
 from sf.jobs import stage_module
+from sf.processes import map_processes
 from sf.progress import progress
 from sf.rehearsal.answering_peak import answering_peaks
 from sf.rehearsal.depth import by_depth
@@ -50,37 +51,28 @@ def with_peaks(
         specs: the jobs of the study.
         shapes: of the base models.
     """
-    trainings = [each for each in listed if each.job.stage.run == "train"]
-    known: dict[str, tuple[Need, ...]] = {}
-    result: list[JobNeed] = []
     answered = {
         model: [each for each in _attentions(model, specs) if each.runs(shape)]
         for model, shape in shapes.items()
     }
-    count = len(trainings) + sum(len(each) for each in answered.values())
-    with progress("peak memory", count) as counter, _quiet():
-        for each in listed:
-            if each.job.stage.run == "train":
-                p = validated(stage_module("train").Parameters, each.job.parameters)
-                ranks, shape = each.given.processes, shapes[p.model]
-                key = f"{ranks} {p.model_dump_json(exclude={'seed', 'row'})}"
-                if shape is not None and _runs(shape) and _divides(p, ranks):
-                    if key not in known:
-                        known[key] = _needs(_peaks(shape, p, ranks))
-                    each = replace(each, needs=known[key], least=False)
-                result.append(each)
-                counter.advance(note=each.job.name)
-                continue
-            result.append(each)
-            if each.job.stage.run != "evaluate":
-                continue
+    runs: dict[str, _Run] = {}
+    planned: list[tuple[JobNeed, _Run | None]] = []
+    for each in listed:
+        if each.job.stage.run == "train":
+            planned.append((each, _training(each, shapes, runs)))
+            continue
+        planned.append((each, None))
+        if each.job.stage.run == "evaluate":
             model = str(each.job.parameters["model"])
-            for answering in answered[model]:
-                shape = shapes[model]
-                assert shape is not None
-                result.append(_batch(each, shape, answering))
-                counter.advance(note=answering.job.name)
-    return result
+            planned += [_batch(each, shapes[model], answering) for answering in answered[model]]
+    each_once = list(dict.fromkeys(run for _, run in planned if run is not None))
+    with progress("peak memory", len(each_once)) as counter:
+        found = map_processes(_needs, each_once, lambda run: counter.advance(note=run.name))
+    needs = dict(zip(each_once, found, strict=True))
+    return [
+        each if run is None else replace(each, needs=needs[run], least=False)
+        for each, run in planned
+    ]
 
 
 def without_peaks(
@@ -142,20 +134,66 @@ def _attentions(model: str, specs: Sequence[JobSpec]) -> list[_Answering]:
     return [_Answering(*each) for each in methods.items()]
 
 
-def _batch(least: JobNeed, shape: ModelShape, answering: _Answering) -> JobNeed:
-    """The needs of one evaluation.
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What is run on shapes: a training's step, or a batch of an evaluation.
+
+    Attributes:
+        name: of the job.
+        shape: of the model.
+        p: of the training, on `ranks` processes; or None.
+        answering: what to evaluate, and `new_tokens` of an answer; or None.
+    """
+
+    name: str
+    shape: ModelShape
+    p: RunParameters | None = None
+    ranks: int = 1
+    answering: _Answering | None = None
+    new_tokens: int = 0
+
+
+def _training(
+    each: JobNeed, shapes: Mapping[str, ModelShape | None], runs: dict[str, _Run]
+) -> _Run | None:
+    """The run of a training, that of an equal one in `runs`, or None for a lower bound."""
+    p = validated(stage_module("train").Parameters, each.job.parameters)
+    ranks, shape = each.given.processes, shapes[p.model]
+    if shape is None or not _runs(shape) or not _divides(p, ranks):
+        return None
+    key = f"{ranks} {p.model_dump_json(exclude={'seed', 'row'})}"
+    return runs.setdefault(key, _Run(each.job.name, shape, p=p, ranks=ranks))
+
+
+def _batch(least: JobNeed, shape: ModelShape | None, answering: _Answering) -> tuple[JobNeed, _Run]:
+    """The job of one evaluation, and its run.
 
     Args:
         least: of the model's evaluations.
         shape: of the model.
         answering: what to evaluate.
     """
-    p = validated(stage_module("evaluate").Parameters, answering.job.parameters)
-    peaks = answering_peaks(
-        shape, p.runtime.dtype, p.vision, p.evaluate.batch, least.new_tokens, answering.method
-    )
-    needs = tuple(Need(stage, bytes_, "evaluate.batch") for stage, bytes_ in peaks.items())
-    return replace(least, job=answering.job, needs=needs, least=False)
+    assert shape is not None
+    name = answering.job.name
+    run = _Run(name, shape, answering=answering, new_tokens=least.new_tokens)
+    return replace(least, job=answering.job), run
+
+
+def _needs(run: _Run) -> tuple[Need, ...]:
+    """The peaks of a run."""
+    with _quiet():
+        if run.p is not None:
+            peaks = _peaks(run.shape, run.p, run.ranks)
+            per_step, per_forward = "train.questions_per_step", "train.rollouts_per_forward"
+            return tuple(
+                Need(stage, bytes_, per_step if stage == SAMPLING else per_forward)
+                for stage, bytes_ in peaks.items()
+            )
+        assert run.answering is not None
+        p = validated(stage_module("evaluate").Parameters, run.answering.job.parameters)
+        batch, method = p.evaluate.batch, run.answering.method
+        peaks = answering_peaks(run.shape, p.runtime.dtype, p.vision, batch, run.new_tokens, method)
+        return tuple(Need(stage, bytes_, "evaluate.batch") for stage, bytes_ in peaks.items())
 
 
 @contextmanager
@@ -185,11 +223,3 @@ def _divides(p: RunParameters, ranks: int) -> bool:
 
 def _peaks(shape: ModelShape, p: RunParameters, ranks: int) -> Peaks:
     return by_depth(lambda each: training_peaks(each, p, ranks), shape)
-
-
-def _needs(peaks: Peaks) -> tuple[Need, ...]:
-    per_step, per_forward = "train.questions_per_step", "train.rollouts_per_forward"
-    return tuple(
-        Need(stage, bytes_, per_step if stage == SAMPLING else per_forward)
-        for stage, bytes_ in peaks.items()
-    )

@@ -236,7 +236,7 @@ def _memory_table(needs: Sequence[JobNeed]) -> Iterator[Table | str]:
 
 def _categories(need: Need) -> str:
     """The categories that are not zero to two decimals, in GiB."""
-    shown = {name: f"{size / GIB:,.2f}" for name, size in need.bytes.items()}
+    shown = {name: f"{size / GIB:,.2f}" for name, size in need.bytes.most_common()}
     return ", ".join(f"{name} {text}" for name, text in shown.items() if text != "0.00")
 
 
