@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -56,30 +54,6 @@ def test_a_cut_last_line_is_dropped_and_then_replaced(tmp_path: Path, tail: byte
         assert lines(path) == [{"step": 1}, {"step": 2}]
     append_json_lines(path, [{"step": 3}])
     assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n{"step": 3}\n'
-
-
-NUMBERS = st.one_of(
-    st.integers(-(2**70), 2**70),
-    st.floats(),
-    st.sampled_from([2**63, 2**64 - 1, 2**64, -(2**63) - 1]),
-)
-VALUES = st.recursive(
-    st.one_of(
-        st.none(), st.booleans(), NUMBERS, st.text(st.characters(codec=None, exclude_categories=()))
-    ),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@given(st.dictionaries(st.text(), VALUES, max_size=4))
-def test_any_value_is_read_as_the_standard_library_reads_it(record: dict[str, object]) -> None:
-    """Also NaN, integers beyond 64 bits and numbers with many digits."""
-    line = json_line(record)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a.jsonl"
-        path.write_text(line, encoding="utf-8")
-        assert repr(list(read_json_lines(path))) == repr([json.loads(line)])
 
 
 def test_a_cut_only_line_and_a_cut_long_line(tmp_path: Path) -> None:

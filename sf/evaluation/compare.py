@@ -6,6 +6,7 @@ for both at once. Units and categories are those of `sf.evaluation.aggregate`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ from sf.evaluation.aggregate import benchmark_draws, benchmark_score, unit_value
 from sf.evaluation.benchmarks import BENCHMARKS, EXTRA, Benchmark
 from sf.evaluation.intervals import DRAWS, interval
 from sf.evaluation.scoring import SampleScore
-from sf.json_lines import read_json_lines
 
 __all__ = ["Evaluation", "Paired", "holm", "paired", "paired_table"]
 
@@ -134,18 +134,19 @@ class Evaluation:
         path = folder / "samples.jsonl"
         if not path.is_file():
             raise DataError("evaluation", str(folder), "has no samples.jsonl", "run the evaluation")
-        for line in read_json_lines(path):
-            score = SampleScore(
-                value=line["score"],
-                group=line["group"],
-                unit=line["unit"],
-                counted=line["counted"],
-                matched=line["matched"],
-            )
-            benchmark, task = line["benchmark"], line["task"]
-            asked = self._asked.setdefault(benchmark, {})
-            asked.setdefault(task, []).append(line["source"])
-            self._scores.setdefault(benchmark, {}).setdefault(task, []).append(score)
+        with path.open(encoding="utf-8") as stream:
+            for line in map(json.loads, stream):
+                score = SampleScore(
+                    value=line["score"],
+                    group=line["group"],
+                    unit=line["unit"],
+                    counted=line["counted"],
+                    matched=line["matched"],
+                )
+                benchmark, task = line["benchmark"], line["task"]
+                asked = self._asked.setdefault(benchmark, {})
+                asked.setdefault(task, []).append(line["source"])
+                self._scores.setdefault(benchmark, {}).setdefault(task, []).append(score)
 
     def benchmarks(self) -> list[Benchmark]:
         """Its benchmarks, in the tables' order."""
