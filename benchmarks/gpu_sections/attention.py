@@ -21,7 +21,7 @@ from table import Row, exact, interval
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from gpu_sections.measure import Times, by_kernel, gain, recorded, rows_of, timed
+from gpu_sections.measure import Times, by_kernel, gain, kernel_rows, rows_of, timed, timed_graphs
 from gpu_sections.scale import RATIO, Scale
 from sf.attention.backends import using_backend
 from sf.attention.backends.cuda import CudaBackend
@@ -31,7 +31,7 @@ from sf.attention.layer import sparse_attention
 from sf.profiling.dense import OWN, accepted, candidates
 from sf.selection import FixedMask, Probes, TopK
 
-__all__ = ["quantities", "steps", "without_plans"]
+__all__ = ["caches", "quantities", "steps", "without_plans"]
 
 PREFILL_TARGETS = {65536: 8.0, 131072: 10.0}
 DECODE_TARGET = 3.5
@@ -43,7 +43,6 @@ BACKENDS = {
     "sparse, cuDNN": CudaBackend(uniform="cudnn"),
 }
 CUDNN = "SDPA cuDNN"
-SHOWN_KERNELS = 16
 
 
 class Layer(nn.Module):
@@ -84,6 +83,14 @@ def quantities(scale: Scale, rows: int, length: int) -> tuple[Tensor, Tensor, Te
         return torch.randn(shape, dtype=scale.dtype, device=scale.at).transpose(1, 2)
 
     return part(scale.heads), part(scale.groups), part(scale.groups)
+
+
+def caches(scale: Scale, entries: int) -> list[list[Tensor]]:
+    """Several random caches of one row: key and value (1, G, entries, D)."""
+    return [
+        [part.contiguous() for part in quantities(scale, 1, entries)[1:]]
+        for _ in range(scale.caches)
+    ]
 
 
 def dense_calls(
@@ -161,16 +168,7 @@ def kernels(scale: Scale, length: int) -> list[Row]:
     """Where a layer's time goes: the kernels of the default path, without gaps between them."""
     prompt = Prompt(scale, length)
     spent = by_kernel(partial(prompt.sparse, BACKENDS["sparse"], prompt.policy), scale.at)
-    label = f"prefill {length} sparse,"
-    rows = [
-        Row(f"{label} kernel {name[:80]}", taken, None, None, f"ms in {launches:g} launches")
-        for name, taken, launches in spent[:SHOWN_KERNELS]
-    ]
-    return [
-        *rows,
-        exact(f"{label} all kernels", sum(each[1] for each in spent), "ms"),
-        exact(f"{label} launches", sum(each[2] for each in spent), "a layer"),
-    ]
+    return kernel_rows(spent, f"prefill {length} sparse,", "a layer")
 
 
 def prefill(scale: Scale, length: int, cudnn: bool = True) -> list[Row]:
@@ -231,27 +229,20 @@ def decode(scale: Scale) -> list[Row]:
     backend, scaling = BACKENDS["sparse"], scale.head_dim**-0.5
     count = round(RATIO * scale.decode)
     query = quantities(scale, 1, 1)[0]
-    whole = [
-        [part.contiguous() for part in quantities(scale, 1, scale.decode)[1:]]
-        for _ in range(scale.caches)
-    ]
+    whole = caches(scale, scale.decode)
     pruned = [[part[:, :, :count].contiguous() for part in pair] for pair in whole]
     mask = (torch.arange(count, device=scale.at) >= 3)[None, None, None]
 
-    def ours(pairs: list[list[Tensor]], seen: Tensor | None) -> Callable[[], Any]:
-        calls = [partial(backend.decode, query, *pair, seen, scaling) for pair in pairs]
-        return recorded(calls, scale.at)
+    def ours(pairs: list[list[Tensor]], seen: Tensor | None) -> list[Callable[[], Any]]:
+        return [partial(backend.decode, query, *pair, seen, scaling) for pair in pairs]
 
     dense = [dense_calls(scale, (query, *pair)) for pair in whole]
-    variants = {name: recorded([calls[name] for calls in dense], scale.at) for name in dense[0]} | {
+    variants = {name: [calls[name] for calls in dense] for name in dense[0]} | {
         "dense, our kernel": ours(whole, None),
         "sparse": ours(pruned, None),
         "sparse, padded row": ours(pruned, mask),
     }
-    spent_by_name = timed(variants, scale)
-    times = {
-        name: [taken / scale.caches for taken in spent] for name, spent in spent_by_name.items()
-    }
+    times = timed_graphs(variants, scale)
     label = f"decode {scale.decode}"
     read = 2 * count * scale.groups * scale.head_dim * scale.dtype.itemsize
     rate = [read / taken / 1e9 for taken in times["sparse"]]

@@ -40,7 +40,7 @@ def run(scale: Scale, folder: Path) -> list[Row]:
     spread = [] if find_spec("xdist") is None or scale.rehearsal else ["-n", str(PROCESSES)]
     command = [
         *(sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", *spread),
-        *("-W", "ignore", *(f"tests/attention/{name}" for name in FOLDERS)),
+        *("--no-header", "-W", "ignore", *(f"tests/attention/{name}" for name in FOLDERS)),
     ]
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     log = folder / LOG
@@ -58,7 +58,12 @@ def run(scale: Scale, folder: Path) -> list[Row]:
             cut = False
         except subprocess.TimeoutExpired:
             cut = True
-    return counts(log.read_text(encoding="utf-8"), cut)
+    words = log.read_text(encoding="utf-8")
+    # It is committed, and must not name the machine's folders.
+    words = words.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
+    words = words.replace(sys.executable, "python")
+    log.write_text(words, encoding="utf-8")
+    return counts(words, cut)
 
 
 def counts(words: str, cut: bool) -> list[Row]:

@@ -7,14 +7,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from table import Row, interval
+from table import Row, exact, interval
 
 from gpu_sections.scale import Scale
 from sf.profiling.clock import Clock
 
-__all__ = ["Skipped", "Times", "by_kernel", "gain", "recorded", "rows_of", "timed"]
+__all__ = [
+    *("Skipped", "Spent", "Times", "by_kernel", "gain", "kernel_rows", "recorded", "rows_of"),
+    *("timed", "timed_graphs"),
+]
 
+SHOWN_KERNELS = 20
 Times = dict[str, list[float]]
+Spent = list[tuple[str, float, float]]
+"""Name, milliseconds and launches of each kernel, the longest first."""
 
 
 class Skipped(Exception):
@@ -41,12 +47,21 @@ def timed(
     return times
 
 
-def by_kernel(
-    call: Callable[[], Any], device: torch.device, calls: int = 4
-) -> list[tuple[str, float, float]]:
-    """Name, milliseconds and launches of each kernel in one call, the longest first.
+def timed_graphs(variants: Mapping[str, list[Callable[[], Any]]], scale: Scale) -> Times:
+    """Milliseconds of one call of each variant, whose calls are recorded as one graph.
 
-    On a CPU, of each operator.
+    For calls that take less time than their launch; on copies of their inputs, so that these are
+    read from memory.
+    """
+    graphs = {name: recorded(calls, scale.at) for name, calls in variants.items()}
+    return {
+        name: [taken / len(variants[name]) for taken in each]
+        for name, each in timed(graphs, scale).items()
+    }
+
+
+def by_kernel(call: Callable[[], Any], device: torch.device, calls: int = 4) -> Spent:
+    """What one call spends, on a CPU by operator.
 
     Raises:
         Skipped: the profiler saw nothing.
@@ -71,6 +86,18 @@ def by_kernel(
     if not spent:
         raise Skipped("the profiler saw no kernel on this device")
     return spent
+
+
+def kernel_rows(spent: Spent, label: str, per: str) -> list[Row]:
+    """The longest kernels, and the sums of all."""
+    return [
+        *(
+            Row(f"{label} kernel {name[:80]}", ms, None, None, f"ms {per} in {launches:g} launches")
+            for name, ms, launches in spent[:SHOWN_KERNELS]
+        ),
+        exact(f"{label} all kernels", sum(each[1] for each in spent), f"ms {per}"),
+        exact(f"{label} launches", sum(each[2] for each in spent), per),
+    ]
 
 
 def rows_of(times: Times, label: str) -> list[Row]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from table import Row, exact, interval
 
-from gpu_sections.measure import Skipped
+from gpu_sections.measure import by_kernel, kernel_rows
 from gpu_sections.scale import RATIO, Scale
 from sf.attention.backends import using_backend
 from sf.attention.backends.cuda import CudaBackend
@@ -31,7 +31,6 @@ __all__ = ["built", "engine_steps", "profile_steps", "steps", "throughput_steps"
 
 FLOOR_TARGET, THROUGHPUT_TARGET, KV_TARGET = 1.2, 3.3, 0.27
 MARGIN_BYTES = 4 << 30
-SHOWN_KERNELS = 20
 GIB = 2.0**30
 SIDES = {"dense": 1.0, "sparse": RATIO}
 
@@ -242,33 +241,6 @@ def throughput(scale: Scale) -> list[Row]:
 
 def kernels(scale: Scale, length: int) -> list[Row]:
     """Time and launches of each kernel in a recorded sparse step; on a CPU, of each operator."""
-    from torch.profiler import ProfilerActivity, profile
-
     loop = loop_of(scale, length, "sparse", 1)
-    loop.advance(1)
-    cuda = scale.at.type == "cuda"
-    activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
-    counted = min(8, scale.tokens - 1)
-    with profile(activities=[activity]) as record:
-        loop.advance(counted)
-        Clock(scale.at).synchronize()
-    events = [
-        (
-            (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3 / counted,
-            event.count / counted,
-            event.key,
-        )
-        for event in record.key_averages()
-    ]
-    events = sorted((each for each in events if each[0] > 0), reverse=True)
-    if not events:
-        raise Skipped("the profiler saw no kernel on this device")
-    label = f"token {length} sparse, kernel"
-    rows = [
-        Row(f"{label} {name[:80]}", ms, None, None, f"ms a token in {launches:g} launches")
-        for ms, launches, name in events[:SHOWN_KERNELS]
-    ]
-    total, launches = sum(each[0] for each in events), sum(each[1] for each in events)
-    rows.append(exact(f"token {length} sparse, all kernels", total, "ms a token"))
-    rows.append(exact(f"token {length} sparse, launches", launches, "a token"))
-    return rows
+    spent = by_kernel(lambda: loop.advance(1), scale.at, min(8, scale.tokens - 1))
+    return kernel_rows(spent, f"token {length} sparse,", "a token")

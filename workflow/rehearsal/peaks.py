@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from transformers.utils import logging
 
@@ -67,7 +68,7 @@ def with_peaks(
             planned += [_batch(each, shapes[model], answering) for answering in answered[model]]
     each_once = list(dict.fromkeys(run for _, run in planned if run is not None))
     with progress("peak memory", len(each_once)) as counter:
-        found = map_processes(_needs, each_once, lambda run: counter.advance(note=run.name))
+        found = map_processes(_Run.needs, each_once, lambda run: counter.advance(note=run.name))
     needs = dict(zip(each_once, found, strict=True))
     return [
         each if run is None else replace(each, needs=needs[run], least=False)
@@ -140,17 +141,19 @@ class _Run:
 
     Attributes:
         name: of the job.
-        shape: of the model.
-        p: of the training, on `ranks` processes; or None.
-        answering: what to evaluate, and `new_tokens` of an answer; or None.
+        peaks: runs it; can be pickled.
+        batch: the parameter that sets a stage's batch size, by stage; "" for the others.
     """
 
     name: str
-    shape: ModelShape
-    p: RunParameters | None = None
-    ranks: int = 1
-    answering: _Answering | None = None
-    new_tokens: int = 0
+    peaks: Callable[[], Peaks]
+    batch: Mapping[str, str]
+
+    def needs(self) -> tuple[Need, ...]:
+        with _quiet():
+            peaks = self.peaks()
+        batch = self.batch
+        return tuple(Need(*each, batch.get(each[0], batch[""])) for each in peaks.items())
 
 
 def _training(
@@ -162,7 +165,8 @@ def _training(
     if shape is None or not _runs(shape) or not _divides(p, ranks):
         return None
     key = f"{ranks} {p.model_dump_json(exclude={'seed', 'row'})}"
-    return runs.setdefault(key, _Run(each.job.name, shape, p=p, ranks=ranks))
+    batch = {SAMPLING: "train.questions_per_step", "": "train.rollouts_per_forward"}
+    return runs.setdefault(key, _Run(each.job.name, partial(_peaks, shape, p, ranks), batch))
 
 
 def _batch(least: JobNeed, shape: ModelShape | None, answering: _Answering) -> tuple[JobNeed, _Run]:
@@ -174,26 +178,10 @@ def _batch(least: JobNeed, shape: ModelShape | None, answering: _Answering) -> t
         answering: what to evaluate.
     """
     assert shape is not None
-    name = answering.job.name
-    run = _Run(name, shape, answering=answering, new_tokens=least.new_tokens)
-    return replace(least, job=answering.job), run
-
-
-def _needs(run: _Run) -> tuple[Need, ...]:
-    """The peaks of a run."""
-    with _quiet():
-        if run.p is not None:
-            peaks = _peaks(run.shape, run.p, run.ranks)
-            per_step, per_forward = "train.questions_per_step", "train.rollouts_per_forward"
-            return tuple(
-                Need(stage, bytes_, per_step if stage == SAMPLING else per_forward)
-                for stage, bytes_ in peaks.items()
-            )
-        assert run.answering is not None
-        p = validated(stage_module("evaluate").Parameters, run.answering.job.parameters)
-        batch, method = p.evaluate.batch, run.answering.method
-        peaks = answering_peaks(run.shape, p.runtime.dtype, p.vision, batch, run.new_tokens, method)
-        return tuple(Need(stage, bytes_, "evaluate.batch") for stage, bytes_ in peaks.items())
+    p = validated(stage_module("evaluate").Parameters, answering.job.parameters)
+    given = p.runtime.dtype, p.vision, p.evaluate.batch, least.new_tokens, answering.method
+    run = partial(answering_peaks, shape, *given)
+    return replace(least, job=answering.job), _Run(answering.job.name, run, {"": "evaluate.batch"})
 
 
 @contextmanager

@@ -55,9 +55,10 @@ class CudaBackend(SdpaBackend):
 
     Measured on an H100 (28 heads, 4 KV heads, head size 128, bfloat16): cuDNN takes 3.2 instead of
     5.8 ms for 16,384 kept tokens and 11.9 instead of 21.2 ms for 32,768; a plan takes 44 ms, which
-    18 and 5 layers repay. The gain falls with the square of the length: about 0.6 ms at 8,192
-    tokens; at 3,900, padding takes it back. PyTorch's flash kernel was written for the A100, so
-    "auto" asks for Hopper. With gradients "auto" keeps flash: cuDNN's backward is not measured.
+    18 and 5 layers repay. At 3,900 tokens cuDNN gained nothing. Between, the gain should fall with
+    the square of the length, to 0.6 ms at 8,192 tokens (computed, not measured). PyTorch's flash
+    kernel was written for the A100, so "auto" asks for Hopper. With gradients "auto" keeps flash:
+    cuDNN's backward is not measured.
     """
 
     ragged: Literal["packed", "rows"] = "packed"
@@ -90,31 +91,25 @@ class CudaBackend(SdpaBackend):
         parts = query_BHLD, key_BGLD, value_BGLD
         packing = Packing(index_BW, lengths, query_BHLD.shape[2])
         if packing.width > 0 and not _records_gradient(*parts):
-            run = self._prefill_uniform if packing.uniform else self._prefill_ragged
-            return run(*parts, packing, scaling, dropout)
+            prefill = self._prefill_uniform if packing.uniform else self._prefill_ragged
+            return prefill(parts, packing, scaling, dropout)
         query_THD = packing.take(query_BHLD)
         # The cache needs left-padded rows; without padding, the packed rows serve.
         key_BWGD, value_BWGD = (packing.take_padded(part) for part in (key_BGLD, value_BGLD))
         key_TGD, value_TGD = key_BWGD.flatten(0, 1), value_BWGD.flatten(0, 1)
         if packing.uniform:
             # "auto" is flash here; see the class.
-            attend_alike = attend_planned if self.uniform == "cudnn" else attend_uniform
-            out_THD = attend_alike(query_THD, key_TGD, value_TGD, packing, scaling, dropout)
+            run: Any = attend_planned if self.uniform == "cudnn" else attend_uniform
         else:
             key_TGD, value_TGD = (
                 part.index_select(0, packing.slot_T) for part in (key_TGD, value_TGD)
             )
-            out_THD = self._attend_ragged(query_THD, key_TGD, value_TGD, packing, scaling, dropout)
+            run = self._attend_ragged(query_THD, dropout)
+        out_THD = run(query_THD, key_TGD, value_TGD, packing, scaling, dropout)
         return packing.spread(out_THD), key_BWGD.transpose(1, 2), value_BWGD.transpose(1, 2)
 
     def _prefill_uniform(
-        self,
-        query_BHLD: Tensor,
-        key_BGLD: Tensor,
-        value_BGLD: Tensor,
-        packing: Packing,
-        scaling: float,
-        dropout: float,
+        self, parts: tuple[Tensor, Tensor, Tensor], packing: Packing, scaling: float, dropout: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`prefill` of rows of equal length, without a gradient.
 
@@ -122,47 +117,31 @@ class CudaBackend(SdpaBackend):
         row's queries, and its output is not read.
         """
         width = packing.width
-        planned = self._plans(query_BHLD, width, dropout)
+        planned = self._plans(parts[0], width, dropout)
         room = planned_length(width) if planned else width
-        *parts_BRHD, slot_BL = gather_tokens(
-            query_BHLD, key_BGLD, value_BGLD, packing.index_BW, room
-        )
+        *parts_BRHD, slot_BL = gather_tokens(*parts, packing.index_BW, room)
         query, key, value = (part.transpose(1, 2) for part in parts_BRHD)
         out_BHRD = attend(query, key, value, scaling, causal=True, dropout=dropout, plans=planned)
         out_BLHD = spread_tokens(out_BHRD.transpose(1, 2), slot_BL)
         return out_BLHD, key[:, :, :width], value[:, :, :width]
 
     def _prefill_ragged(
-        self,
-        query_BHLD: Tensor,
-        key_BGLD: Tensor,
-        value_BGLD: Tensor,
-        packing: Packing,
-        scaling: float,
-        dropout: float,
+        self, parts: tuple[Tensor, Tensor, Tensor], packing: Packing, scaling: float, dropout: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`prefill` of rows of unequal length, without a gradient."""
         parts_THD, kept_BWGD, slot_BL = gather_ragged(
-            query_BHLD, key_BGLD, value_BGLD, packing.index_BW, packing.ends_C, sum(packing.lengths)
+            *parts, packing.index_BW, packing.ends_C, sum(packing.lengths)
         )
-        out_THD = self._attend_ragged(*parts_THD, packing, scaling, dropout)
+        run = self._attend_ragged(parts_THD[0], dropout)
+        out_THD = run(*parts_THD, packing, scaling, dropout)
         # All rows share the packed buffer.
         out_BLHD = spread_tokens(out_THD.expand(len(packing.lengths), -1, -1, -1), slot_BL)
         key_BWGD, value_BWGD = kept_BWGD
         return out_BLHD, key_BWGD.transpose(1, 2), value_BWGD.transpose(1, 2)
 
-    def _attend_ragged(
-        self,
-        query_THD: Tensor,
-        key_TGD: Tensor,
-        value_TGD: Tensor,
-        packing: Packing,
-        scaling: float,
-        dropout: float,
-    ) -> Tensor:
-        """Causal attention within rows of unequal length; (T, H, D), differentiable."""
-        run = attend_packed if self._packs(query_THD, dropout) else attend_rows
-        return run(query_THD, key_TGD, value_TGD, packing, scaling, dropout)
+    def _attend_ragged(self, query_THD: Tensor, dropout: float) -> Any:
+        """The causal attention within rows of unequal length, differentiable."""
+        return attend_packed if self._packs(query_THD, dropout) else attend_rows
 
     def _plans(self, query_BHLD: Tensor, width: int, dropout: float) -> bool:
         """Whether cuDNN attends within rows of `width` tokens, without a gradient."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sf.errors import ConfigError
 
-__all__ = ["Choice", "Greedy", "Rules", "Sampled", "mask_of"]
+__all__ = ["Choice", "Forbidden", "Greedy", "Rules", "Sampled"]
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,21 @@ class Choice(ABC):
         """Discard the tokens that were chosen since the call of `written`."""
 
 
-def mask_of(tokens: Sequence[int], vocabulary: int, device: torch.device) -> Tensor | None:
-    """bool (V,), True at `tokens`; None without any.
+class Forbidden:
+    """Tokens that are never chosen.
 
-    A recorded step fills through it: assigning to a list of indices would copy them from the host.
+    A mask on the device: a recorded step could not assign to a list of indices, which are copied
+    from the host.
     """
-    if not tokens:
-        return None
-    mask = torch.zeros(vocabulary, dtype=torch.bool, device=device)
-    mask[list(tokens)] = True
-    return mask
+
+    def __init__(self, tokens: Sequence[int], vocabulary: int, device: torch.device) -> None:
+        self.tokens = list(tokens)
+        self._mask_V = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+        self._mask_V[self.tokens] = True
+
+    def exclude(self, scores_AV: Tensor) -> Tensor:
+        """Scores with -inf at the tokens."""
+        return scores_AV.masked_fill(self._mask_V, float("-inf")) if self.tokens else scores_AV
 
 
 class Greedy(Choice):
@@ -96,7 +101,7 @@ class Greedy(Choice):
         self, rules: Rules, vocabulary: int, device: torch.device, seen_BL: Tensor | None = None
     ) -> None:
         self.rules, self.vocabulary, self.device = rules, vocabulary, device
-        self._forbidden = mask_of(rules.forbidden, vocabulary, device)
+        self._forbidden = Forbidden(rules.forbidden, vocabulary, device)
         self.seen: Tensor | None = None
         if rules.repetition_penalty != 1.0:
             if seen_BL is None:
@@ -121,9 +126,7 @@ class Greedy(Choice):
         if self.seen is not None:
             harder = torch.where(logits_AV < 0, logits_AV * penalty, logits_AV / penalty)
             logits_AV = torch.where(self.seen[:active], harder, logits_AV)
-        if self._forbidden is not None:
-            logits_AV = logits_AV.masked_fill(self._forbidden, float("-inf"))
-        chosen = logits_AV.argmax(-1, keepdim=True)
+        chosen = self._forbidden.exclude(logits_AV).argmax(-1, keepdim=True)
         if self.seen is not None:
             self.seen[:active].scatter_(1, chosen, True)
         return chosen, None
@@ -167,16 +170,15 @@ class Sampled(Choice):
         device: torch.device,
         truncate: Sequence[Callable[[Any, Tensor], Tensor]] = (),
     ) -> None:
-        self.temperature, self.forbidden = temperature, list(forbidden)
-        self._forbidden = mask_of(self.forbidden, vocabulary, device)
-        self.truncate = truncate
+        self.temperature, self.truncate = temperature, truncate
+        self._forbidden = Forbidden(forbidden, vocabulary, device)
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self.noise = torch.ones(len(seeds), vocabulary, device=device)
 
     def empty(self, slots: int) -> Sampled:
         shape = self.noise.shape[1], self.noise.device
         zeros = [0] * slots
-        return Sampled(self.temperature, self.forbidden, zeros, *shape, self.truncate)
+        return Sampled(self.temperature, self._forbidden.tokens, zeros, *shape, self.truncate)
 
     def put(self, slots: Sequence[int], other: Sampled, rows: Sequence[int]) -> None:
         for slot, row in zip(slots, rows, strict=True):
@@ -194,9 +196,7 @@ class Sampled(Choice):
 
     def __call__(self, logits_AV: Tensor) -> tuple[Tensor, Tensor]:
         every = torch.log_softmax(logits_AV.float() / self.temperature, dim=-1)
-        scores = every
-        if self._forbidden is not None:
-            scores = scores.masked_fill(self._forbidden, float("-inf"))
+        scores = self._forbidden.exclude(every)
         for truncate in self.truncate:
             scores = truncate(None, scores)
         noisy = every - self.noise[: len(every)].log()

@@ -49,12 +49,20 @@ class FusedLayers:
         This is so for adapters, quantised or hooked modules, other activations, mixed dtypes and
         sliding windows, and where the backend does not fuse.
         """
-        weight = head.weight
-        fuses = backend_for(weight.device).fuses and weight.dtype in _DTYPES
-        plain = type(head) is nn.Linear and _unhooked(head) and head.bias is None
-        norm = _unhooked(decoder.norm) and weight.is_contiguous()
-        layers = all(_plain(layer, weight.dtype) for layer in decoder.layers)
-        return cls(decoder, head) if fuses and plain and norm and layers else None
+        fits = (
+            type(head) is nn.Linear
+            and head.bias is None
+            and backend_for(head.weight.device).fuses
+            and _unhooked(head)
+            and _is_norm(decoder.norm)
+            and all(_plain(layer) for layer in decoder.layers)
+            and head.weight.dtype in _DTYPES
+            and all(
+                part.dtype == head.weight.dtype and part.is_contiguous()
+                for part in (*decoder.parameters(), head.weight)
+            )
+        )
+        return cls(decoder, head) if fits else None
 
     @property
     def usable(self) -> bool:
@@ -118,7 +126,7 @@ def _per_row(part: Tensor, decoder: Any) -> Tensor:
     return part[:, 0].contiguous()
 
 
-def _plain(layer: Any, dtype: torch.dtype) -> bool:
+def _plain(layer: Any) -> bool:
     """Whether a layer consists of the modules whose work the kernels do."""
     if type(layer) not in LAYERS:
         return False
@@ -128,16 +136,23 @@ def _plain(layer: Any, dtype: torch.dtype) -> bool:
     if not all(type(each) is nn.Linear for each in linear):
         return False
     biased = [each.bias is not None for each in linear]
-    weights = [each.weight for each in linear]
     activation = getattr(mlp, "act_fn", None)
     return (
         all(_unhooked(module) for module in layer.modules())
+        and _is_norm(layer.input_layernorm)
+        and _is_norm(layer.post_attention_layernorm)
         and biased[0] == biased[1] == biased[2]
         and not any(biased[3:])
-        and all(weight.dtype == dtype and weight.is_contiguous() for weight in weights)
         and isinstance(activation, (nn.SiLU, type(ACT2FN["silu"])))
         and attention.sliding_window is None
     )
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether it is the RMSNorm of the families of `LAYERS`, with the weight as a factor."""
+    kind = type(module)
+    family = kind.__module__.startswith("transformers.models.qwen2")
+    return family and kind.__name__.endswith("RMSNorm") and _unhooked(module)
 
 
 def _unhooked(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sf.attention.decoding.choice import Choice, mask_of
+from sf.attention.decoding.choice import Choice, Forbidden
 
 __all__ = ["PerRow", "RowRules"]
 
@@ -47,8 +47,8 @@ class PerRow(Choice):
         self, rules: Sequence[RowRules], seen_SV: Tensor, forbidden: Sequence[int] = ()
     ) -> None:
         device = seen_SV.device
-        self.seen, self.forbidden = seen_SV, list(forbidden)
-        self._forbidden = mask_of(self.forbidden, seen_SV.shape[1], device)
+        self.seen = seen_SV
+        self._forbidden = Forbidden(forbidden, seen_SV.shape[1], device)
         self.generators = [torch.Generator(device).manual_seed(rule.seed) for rule in rules]
         self.temperature = self._column([rule.temperature for rule in rules], device)
         self.top_p = self._column([rule.top_p for rule in rules], device)
@@ -62,7 +62,7 @@ class PerRow(Choice):
 
     def empty(self, slots: int) -> PerRow:
         seen = self.seen.new_zeros(slots, self.seen.shape[1])
-        return PerRow([RowRules()] * slots, seen, self.forbidden)
+        return PerRow([RowRules()] * slots, seen, self._forbidden.tokens)
 
     def put(self, slots: Sequence[int], other: PerRow, rows: Sequence[int]) -> None:
         to, of = list(slots), list(rows)
@@ -82,8 +82,7 @@ class PerRow(Choice):
         seen, penalty = self.seen[:active], self.penalty[:active]
         harder = torch.where(logits_AV < 0, logits_AV * penalty, logits_AV / penalty)
         logits_AV = torch.where(seen, harder, logits_AV)
-        if self._forbidden is not None:
-            logits_AV = logits_AV.masked_fill(self._forbidden, float("-inf"))
+        logits_AV = self._forbidden.exclude(logits_AV)
         chosen = logits_AV.argmax(-1, keepdim=True)
         # A recorded step contains all kernels, independent of the current rows' rules.
         if logits_AV.is_cuda or any(self._sampled[:active]):

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sf.attention.kernels.tiles import padded, shared_memory
+from sf.attention.kernels.tiles import blocks, padded, shared_memory
 from sf.errors import ConfigError
 
 __all__ = ["DecodeTile", "decode_attention", "decode_tile"]
@@ -200,7 +200,7 @@ def decode_attention(
     repeats = heads // groups
     if tile is None:
         tile = decode_tile(size, query_BHD.dtype, shared_memory(device), entries)
-    count = triton.cdiv(entries, tile.stretch)
+    count = blocks(entries, tile.stretch)
     peak = torch.empty(batch * groups, count, repeats, dtype=torch.float32, device=device)
     total = torch.empty_like(peak)
     part = torch.empty(*peak.shape, size, dtype=torch.float32, device=device)

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sf.attention.kernels.tiles import padded
+from sf.attention.kernels.tiles import blocks, padded
 from sf.errors import ConfigError
 
 __all__ = ["LinearTile", "linear_tile", "project"]
@@ -239,58 +239,40 @@ def project(
     sizes = [len(weight) for weight in weights]
     width = sizes[0] if gated else sum(sizes)
     out = torch.empty(count, width, dtype=rows_MK.dtype, device=rows_MK.device)
-    if count > 1:
-        with torch.cuda.device_of(rows_MK):
-            return _several(rows_MK, weights, biases, norm, gated, residual, out)
-    if tile is None:
-        tile = linear_tile(inputs, norm is not None, gated)
-    blocks = sum(triton.cdiv(size, tile.outputs) for size in (sizes[:1] if gated else sizes))
-    absent = _MOST_WEIGHTS - len(weights)
-    # The kernel needs pointers in any case; absent ones are not read.
-    held = [*weights, *[weights[0]] * absent]
-    shifts = [out] * _MOST_WEIGHTS if biases is None else [*biases, *[out] * absent]
-    gain, epsilon = (rows_MK, 0.0) if norm is None else norm
     with torch.cuda.device_of(rows_MK):
-        _one_row[(blocks,)](
-            rows_MK, gain, *held, *shifts, out if residual is None else residual, out,
-            *sizes, *[0] * absent, epsilon,
-            INPUTS=inputs, NORMED=norm is not None, GATED=gated, BIASED=biases is not None,
-            ADDED=residual is not None, BLOCK_N=tile.outputs, BLOCK_K=tile.inputs,
-            num_warps=tile.warps,
-        )  # fmt: skip
-    return out
-
-
-def _several(
-    rows_MK: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor] | None,
-    norm: tuple[Tensor, float] | None,
-    gated: bool,
-    residual: Tensor | None,
-    out: Tensor,
-) -> Tensor:
-    """The vendor's products, with one launch for a norm and one for a gate."""
-    count, inputs = rows_MK.shape
-    if norm is not None:
-        normed_MK = torch.empty_like(rows_MK)
-        _normalise[(count,)](
-            rows_MK, norm[0], normed_MK, norm[1], INPUTS=inputs, BLOCK_K=padded(inputs)
-        )
-        rows_MK = normed_MK
-    if gated:
-        first, second = (torch.mm(rows_MK, weight.T) for weight in weights)
-        _gate[(triton.cdiv(out.numel(), _GATED),)](first, second, out, out.numel(), BLOCK=_GATED)
-        return out
-    parts = out.split([len(weight) for weight in weights], dim=1)
-    added: Sequence[Tensor] | None = biases
-    if residual is not None:
-        added = residual.split([len(weight) for weight in weights], dim=1)
-    for at, (weight, part) in enumerate(zip(weights, parts, strict=True)):
-        if added is None:
-            torch.mm(rows_MK, weight.T, out=part)
-        else:
-            torch.addmm(added[at], rows_MK, weight.T, out=part)
+        if count == 1:
+            tile = tile or linear_tile(inputs, norm is not None, gated)
+            absent = _MOST_WEIGHTS - len(weights)
+            # The kernel needs pointers in any case; absent ones are not read.
+            held = [*weights, *[weights[0]] * absent]
+            shifts = [out] * _MOST_WEIGHTS if biases is None else [*biases, *[out] * absent]
+            gain, epsilon = (rows_MK, 0.0) if norm is None else norm
+            programs = sum(blocks(size, tile.outputs) for size in (sizes[:1] if gated else sizes))
+            _one_row[(programs,)](
+                rows_MK, gain, *held, *shifts, out if residual is None else residual, out,
+                *sizes, *[0] * absent, epsilon,
+                INPUTS=inputs, NORMED=norm is not None, GATED=gated, BIASED=biases is not None,
+                ADDED=residual is not None, BLOCK_N=tile.outputs, BLOCK_K=tile.inputs,
+                num_warps=tile.warps,
+            )  # fmt: skip
+            return out
+        if norm is not None:
+            normed_MK = torch.empty_like(rows_MK)
+            _normalise[(count,)](
+                rows_MK, norm[0], normed_MK, norm[1], INPUTS=inputs, BLOCK_K=padded(inputs)
+            )
+            rows_MK = normed_MK
+        if gated:
+            first, second = (torch.mm(rows_MK, weight.T) for weight in weights)
+            grid = (blocks(out.numel(), _GATED),)
+            _gate[grid](first, second, out, out.numel(), BLOCK=_GATED)
+            return out
+        added = biases if residual is None else residual.split(sizes, dim=1)
+        for at, (weight, part) in enumerate(zip(weights, out.split(sizes, dim=1), strict=True)):
+            if added is None:
+                torch.mm(rows_MK, weight.T, out=part)
+            else:
+                torch.addmm(added[at], rows_MK, weight.T, out=part)
     return out
 
 

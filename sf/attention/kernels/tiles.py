@@ -36,8 +36,8 @@ def tiles_for(head_dim: int, dtype: torch.dtype, available: int) -> Tiles:
     has 227 KiB on an H100 or H200, 163 KiB on an A100, and 99 KiB or 64 KiB on smaller GPUs.
 
     Measured on an H100 (65,536 tokens, 28 heads, 4 KV heads, head size 128, bfloat16): 64 x 64
-    takes 0.59 ms, 128 x 128 with 8 warps 0.72 to 0.75 ms although it reads the keys half as often,
-    because fewer programs fit a multiprocessor. Other devices are not measured.
+    takes 0.59 ms, 128 x 128 with 8 warps 0.72 to 0.75 ms although it reads the keys half as often.
+    Other devices are not measured.
     """
     row_bytes = padded(head_dim) * dtype.itemsize
     for tiles in (Tiles(64, 64, 4, 2), Tiles(32, 32, 4, 2)):
@@ -57,7 +57,7 @@ def padded(size: int) -> int:
 def power_of_two(size: int) -> int:
     """The smallest power of two of at least `size`, which is at least 1.
 
-    Triton's own function takes several microseconds, while the device waits for the launch.
+    Triton's own function is slower on the host, while the device waits for the launch.
     """
     return 1 << (size - 1).bit_length()
 

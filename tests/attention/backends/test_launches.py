@@ -1,8 +1,4 @@
-"""How many operations one layer asks the device for: each is a launch, which a GPU waits for.
-
-Counted on a CPU through PyTorch's dispatcher; a kernel of Triton counts once. Some operators, such
-as a sort, launch several kernels, so that these are lower bounds.
-"""
+"""How many operations one layer of a prefill asks the device for."""
 
 from __future__ import annotations
 
@@ -11,9 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from launches import launched
 from layer_inputs import DEVICE, draw
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from triton.runtime.interpreter import GridExecutor
 
 from sf import TopK, TopP
 from sf.attention.backends import using_backend
@@ -24,37 +19,7 @@ from sf.attention.layer import sparse_attention
 from sf.selection import Probes
 
 PROBES = Probes(recent=3, spread=4)
-ALLOCATES = ("empty", "new_empty", "empty_like", "empty_strided", "detach")
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="counts through the interpreter")
-
-
-class Launches(TorchDispatchMode):
-    """Names of the operations that are neither views nor allocations."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func._schema.name.removeprefix("aten::")
-        if not func.is_view and name not in ALLOCATES:
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture
-def kernels(monkeypatch):
-    """Names of the Triton kernels that ran; the interpreter's own operations do not count."""
-    names = []
-    run = GridExecutor.__call__
-
-    def call(self, *args, **kwargs):
-        names.append(self.fn.__name__)
-        with _disable_current_modes():
-            return run(self, *args, **kwargs)
-
-    monkeypatch.setattr(GridExecutor, "__call__", call)
-    return names
 
 
 @pytest.fixture
@@ -98,15 +63,14 @@ def layer_of(policy, backend, rows, length):
     ("policy", "most"),
     [(TopK(ratio=0.25, probes=PROBES), 17), (TopP(p=0.5, probes=PROBES), 24)],
 )
-def test_launches_of_a_layer(kernels, waits, uniform, policy, most):
+def test_launches_of_a_layer(waits, uniform, policy, most):
     run = layer_of(policy, CudaBackend(uniform=uniform), 1, 90)
-    kernels.clear()
     waits.clear()
-    with Launches() as launched:
+    with launched() as counted:
         run()
-    assert Counter(kernels) == Counter(
+    assert Counter(counted.kernels) == Counter(
         ["_row_statistics", "_merge_statistics", "_key_mass", "_gather", "_spread"]
     )
-    assert len(launched.names) <= most, launched.names
+    assert len(counted.names) <= most, counted.names
     assert waits == ["tolist"]
-    assert not {"_local_scalar_dense", "nonzero", "is_nonzero"} & set(launched.names)
+    assert not {"_local_scalar_dense", "nonzero", "is_nonzero"} & set(counted.names)

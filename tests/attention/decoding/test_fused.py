@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from launches import launched
 from peft import LoraConfig, get_peft_model
 from tiny_models import batch, build, prompt
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from sf import TopP
-from sf.attention.backends import using_backend
+from sf.attention.backends import cuda, using_backend
 from sf.attention.backends.cuda import CudaBackend
 from sf.attention.decoding import fused, prefill
-from sf.attention.kernels import linear
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VISUAL = (90, 91, 92, 93)
@@ -74,18 +74,27 @@ def test_logits_and_cache_equal_the_modules(family, rows):
         torch.testing.assert_close(held, right, rtol=1e-4, atol=1e-4)
 
 
-def test_a_layer_takes_seven_launches(monkeypatch):
-    """Projections, rotation, attention's two, output, gate, down; no operator of torch between."""
-    loop = started("qwen2_5_vl", 1, True)
-    calls = []
-    monkeypatch.setattr(linear, "project", counted(linear.project, calls))
-    logits_of(loop, True)
-    layers, head = 3, 1
-    assert len(calls) == 3 * (4 * layers + head)
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="counts through the interpreter")
+@pytest.mark.parametrize(("rows", "kernels", "operators"), [(1, 7, 0), (3, 6, 7)])
+def test_launches_of_a_layer(rows, kernels, operators, monkeypatch):
+    """One row: projections, rotation, attention's two, output, gate with up, down. Several rows:
+    two norms, rotation, attention's two and the gate, with seven of the vendor's products."""
+    monkeypatch.setattr(cuda, "_LEAST_ENTRIES", 0)
+    layers = [launches_of(depth, rows) for depth in (1, 3)]
+    one, three = layers
+    assert len(three.kernels) - len(one.kernels) == 2 * kernels
+    assert len(three.names) - len(one.names) == 2 * operators
 
 
-def counted(function, calls):
-    return lambda *given, **options: calls.append(1) or function(*given, **options)
+def launches_of(depth, rows):
+    """What a step launches with this many layers."""
+    loop = started("qwen2_5_vl", rows, True)
+    step = loop.step
+    step.decoder.layers = step.decoder.layers[:depth]
+    step.cache.masks = step.cache.masks[:depth]
+    with using_backend(CudaBackend()), torch.inference_mode(), launched() as counted:
+        step._logits()
+    return counted
 
 
 def test_autocast_runs_the_modules():
@@ -122,10 +131,25 @@ def mixed(model):
     return model
 
 
+def exact_norm(model):
+    """Norms are often kept in float32."""
+    model.half().get_decoder().layers[2].input_layernorm.float()
+    return model
+
+
+def other_norm(model):
+    norm = torch.nn.RMSNorm(48)
+    norm.variance_epsilon = 1e-6
+    model.get_decoder().layers[1].post_attention_layernorm = norm
+    return model
+
+
 @pytest.mark.parametrize(
     "change",
-    [hooked, replaced, adapted, activated, mixed, lambda model: model.double()],
-    ids=["hooked", "replaced", "adapted", "activated", "mixed", "float64"],
+    [
+        *(hooked, replaced, adapted, activated, mixed, exact_norm, other_norm),
+        lambda model: model.double(),
+    ],
 )
 def test_other_modules_run_themselves(change):
     model = change(build("qwen2_5_vl"))

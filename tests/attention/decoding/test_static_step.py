@@ -163,7 +163,7 @@ def test_a_step_copies_nothing_from_the_host(choice):
     step = prefill(model, inputs, TopP(p=0.6), forced=True).loop(3).step
     step.choice = choice(torch.device("cpu"))
     step.logps = torch.zeros(step.written.shape)
-    owners = [vars(owner) for owner in (step, step.cache, step.choice)]
+    owners = [vars(each) for each in (step, step.cache, step.choice, step.choice._forbidden)]
     known = [*model.parameters(), *model.buffers(), *tensors(owners)]
     with FromTheHost(known) as record:
         step()
