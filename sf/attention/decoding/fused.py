@@ -1,6 +1,6 @@
 """The decoder's layers for new tokens, in few launches: seven each for one row.
 
-transformers' modules take about 45 launches per layer and token: norms, rotary embedding, the cache
+transformers' modules take some 45 launches per layer and token: norms, rotary embedding, the cache
 and the gate each read and write a few kilobytes in several kernels. Here each weight is read by one
 kernel that does its neighbours' work too (`sf.attention.kernels.linear`).
 

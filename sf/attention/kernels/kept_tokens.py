@@ -83,12 +83,10 @@ def _gather(
         line = row_slot[:, None].to(tl.int64)
         stored = inside & (row_slot >= tl.load(ends_ptr + batch))[:, None]
     if head < HEADS:
-        start = query_ptr + batch * stride_qb + head.to(tl.int64) * stride_qh
-        part = tl.load(
-            start + column[:, None] * stride_ql + place[None, :] * stride_qd, mask=inside, other=0.0
-        )
-        out = query_out_ptr + (line * HEADS + head) * HEAD_DIM + place[None, :]
-        tl.store(out, part, mask=stored)
+        _move(
+            query_ptr, query_out_ptr, query_out_ptr, batch, head, stride_qb, stride_qh, stride_ql,
+            stride_qd, column, place, line, padded_line, inside, stored, HEADS, HEAD_DIM, False,
+        )  # fmt: skip
         if head == 0:
             if RAGGED:
                 real = (slot < width) & (row_slot >= tl.load(ends_ptr + batch))
@@ -96,27 +94,49 @@ def _gather(
             else:
                 tl.store(slot_ptr + batch * length + column, slot, mask=slot < width)
     elif head < HEADS + GROUPS:
-        group = head - HEADS
-        start = key_ptr + batch * stride_kb + group.to(tl.int64) * stride_kg
-        part = tl.load(
-            start + column[:, None] * stride_kl + place[None, :] * stride_kd, mask=inside, other=0.0
-        )
-        out = key_out_ptr + (line * GROUPS + group) * HEAD_DIM + place[None, :]
-        tl.store(out, part, mask=stored)
-        if RAGGED:
-            out = key_padded_ptr + (padded_line * GROUPS + group) * HEAD_DIM + place[None, :]
-            tl.store(out, part, mask=inside)
+        _move(
+            key_ptr, key_out_ptr, key_padded_ptr, batch, head - HEADS, stride_kb, stride_kg,
+            stride_kl, stride_kd, column, place, line, padded_line, inside, stored, GROUPS,
+            HEAD_DIM, RAGGED,
+        )  # fmt: skip
     else:
-        group = head - HEADS - GROUPS
-        start = value_ptr + batch * stride_vb + group.to(tl.int64) * stride_vg
-        part = tl.load(
-            start + column[:, None] * stride_vl + place[None, :] * stride_vd, mask=inside, other=0.0
-        )
-        out = value_out_ptr + (line * GROUPS + group) * HEAD_DIM + place[None, :]
-        tl.store(out, part, mask=stored)
-        if RAGGED:
-            out = value_padded_ptr + (padded_line * GROUPS + group) * HEAD_DIM + place[None, :]
-            tl.store(out, part, mask=inside)
+        _move(
+            value_ptr, value_out_ptr, value_padded_ptr, batch, head - HEADS - GROUPS, stride_vb,
+            stride_vg, stride_vl, stride_vd, column, place, line, padded_line, inside, stored,
+            GROUPS, HEAD_DIM, RAGGED,
+        )  # fmt: skip
+
+
+@triton.jit
+def _move(
+    part_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    padded_ptr: tl.tensor,
+    batch: tl.tensor,
+    head: tl.tensor,
+    stride_b: tl.tensor,
+    stride_h: tl.tensor,
+    stride_l: tl.tensor,
+    stride_d: tl.tensor,
+    column: tl.tensor,
+    place: tl.tensor,
+    line: tl.tensor,
+    padded_line: tl.tensor,
+    inside: tl.tensor,
+    stored: tl.tensor,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+) -> None:
+    """Copy columns of one head to their lines, and to those of a padded buffer."""
+    start = part_ptr + batch * stride_b + head.to(tl.int64) * stride_h
+    part = tl.load(
+        start + column[:, None] * stride_l + place[None, :] * stride_d, mask=inside, other=0.0
+    )
+    tl.store(out_ptr + (line * HEADS + head) * HEAD_DIM + place[None, :], part, mask=stored)
+    if PADDED:
+        out = padded_ptr + (padded_line * HEADS + head) * HEAD_DIM + place[None, :]
+        tl.store(out, part, mask=inside)
 
 
 @triton.jit(do_not_specialize=["length"])
