@@ -1,7 +1,7 @@
 """Removal of the environment's secrets from everything a process and its children write.
 
-`RedactedStream` sees what Python prints, also to a terminal, and knows secrets that this process has
-added to its environment. Libraries in C and child processes write to the file
+`RedactedStream` sees what Python prints, also to a terminal, and knows secrets that this process
+has added to its environment. Libraries in C and child processes write to the file
 descriptors 1 and 2 directly. Here these become pipes to a process of their own, which redacts and
 passes on what it reads. It must be a process: a thread would need the interpreter's lock, which a
 library may hold while it waits for the full pipe. Terminals are left as they are, because programs

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -35,7 +34,8 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sf.layout import STAMP  # noqa: E402
+from sf.attempts import last_attempt  # noqa: E402
+from sf.layout import STAMP, work_folder  # noqa: E402
 from workflow.jobs import jobs, load_params  # noqa: E402
 
 BIN = Path(sys.executable).parent
@@ -113,14 +113,10 @@ def environment() -> dict[str, str]:
     return {**kept, "PATH": path, "PYTHONPATH": ".:imported", "OMP_NUM_THREADS": "1"}
 
 
-def last_attempt(folder: Path, output: str) -> tuple[float, bool]:
-    """When the last attempt at a job began (0 before any), and whether it ended by itself."""
-    path = folder / Path(output).parent / f".{Path(output).name}.work" / "attempt.json"
-    try:
-        attempt = json.loads(path.read_text())
-        return float(attempt["began"]), attempt["ended"] is not None
-    except (OSError, ValueError):
-        return 0.0, True
+def began(folder: Path, output: str) -> float:
+    """When the last attempt at a job began; 0 before any."""
+    attempt = last_attempt(work_folder(folder / output))
+    return 0.0 if attempt is None else attempt.began
 
 
 def kill_all(process: subprocess.Popen[bytes], number: signal.Signals, slurm: bool) -> int:
@@ -186,7 +182,7 @@ def run_with_kills(
     done: list[Kill] = []
     every, left = outputs_of(folder), list(outputs)
     while left:
-        before = {output: last_attempt(folder, output)[0] for output in every}
+        before = {output: began(folder, output) for output in every}
         with (folder / "engine.log").open("ab") as log:
             process = subprocess.Popen(
                 [BIN / command[0], *command[1:]],
@@ -220,8 +216,8 @@ def run_with_kills(
 
 def _runs(folder: Path, output: str, before: float) -> bool:
     """Whether a job began after an earlier attempt at `before` and has not ended."""
-    began, ended = last_attempt(folder, output)
-    return began != before and not ended
+    attempt = last_attempt(work_folder(folder / output))
+    return attempt is not None and attempt.began != before and attempt.ended is None
 
 
 def _first_begun(
@@ -231,7 +227,7 @@ def _first_begun(
     deadline = time.monotonic() + LONGEST_WAIT
     while process.poll() is None:
         for output, moment in before.items():
-            if last_attempt(folder, output)[0] != moment:
+            if began(folder, output) != moment:
                 return output
         assert time.monotonic() < deadline, f"none of {', '.join(before)} was begun"
         time.sleep(0.05)
@@ -273,8 +269,8 @@ def drawn(folder: Path, rng: random.Random, number: int, among: Sequence[str]) -
     if number <= 0 or not specs:
         return []
     sizes = Counter(job.stage.run for job in specs)
-    weights = [1 / sizes[job.stage.run] for job in specs]
-    return [job.output for job in rng.choices(specs, weights, k=number)]
+    shares = [1 / sizes[job.stage.run] for job in specs]
+    return [job.output for job in rng.choices(specs, shares, k=number)]
 
 
 def differences(folder: Path, whole: Path) -> list[str]:

@@ -165,11 +165,13 @@ def test_a_stage_imports_only_what_its_key_holds(checkout: Path) -> None:
 
 
 def test_no_job_used_the_network(checkout: Path) -> None:
+    assert [*(checkout / "imported").glob("*.[0-9]*")], "no job has run and been watched"
     assert not (checkout / "imported/asked").exists()
 
 
 def test_no_job_ignores_signals_before_it_listens(checkout: Path) -> None:
     """Its shell and `tee` do. A signal in the first seconds would be lost: the job would go on."""
+    assert [*(checkout / "imported").glob("*.[0-9]*")], "no job has run and been watched"
     assert not (checkout / "imported/ignored").exists()
 
 
